@@ -1,0 +1,165 @@
+"""Every type that crosses a process boundary on the bus, in one file.
+
+Promises: no pickle and no code on the wire; token ids, log-probs, masks and versions travel as raw little-endian
+buffers whose dtype is named here; every message names its schema by its tag, and an unknown tag is refused.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+SCHEMA_VERSION = 1
+
+
+class Message(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
+    """Base of all messages: msgpack arrays, tagged by type name on the wire."""
+
+
+class Sample(Message, tag="sample"):
+    """One response of a prompt group. All buffers have one entry for each response token.
+
+    tokens: ``<i4`` token ids. logprobs: ``<f4`` behaviour log-probs (what the engine reported for the token it sampled).
+    loss_mask: ``u1``, 1 where the policy wrote the token. versions: ``<i4`` weight version that sampled the token.
+    """
+
+    index: int
+    tokens: bytes
+    logprobs: bytes
+    loss_mask: bytes
+    versions: bytes
+    reward: float
+    finish_reason: str  # "stop" | "length" | "abort"
+    text: str = ""
+    reward_parts: dict[str, float] = {}
+
+
+class Group(Message, tag="group"):
+    """One prompt and its ``n_samples_per_prompt`` responses: the unit the bus carries and the ledger counts."""
+
+    group_id: str
+    prompt_tokens: bytes  # <i4
+    samples: tuple[Sample, ...]
+    worker: str
+    started: float  # seconds since the epoch, when generation began
+    finished: float
+    label: str | None = None
+
+
+class Ticket(Message, tag="ticket"):
+    """The right to generate one group, given by admission. Its id is ``epoch-index-attempt``."""
+
+    group_id: str
+    prompt_tokens: bytes  # <i4
+    sampling_seed: int  # the seed of sample i of this group is sampling_seed + i
+    prompt: str = ""
+    label: str | None = None
+    metadata: dict[str, Any] = {}
+
+
+class ReadyGroup(Message, tag="ready"):
+    """What the ledger and the policies know of a published group; the payload stays behind ``payload_key``."""
+
+    group_id: str
+    payload_key: str
+    oldest_version: int
+    newest_version: int
+    n_tokens: int  # response tokens of all samples
+    published: float
+
+
+class Batch(Message, tag="batch"):
+    """The write-ahead record of one optimizer step: which groups step ``step`` (1-based) trains on, in order."""
+
+    step: int
+    group_ids: tuple[str, ...]
+    payload_keys: tuple[str, ...]
+
+
+class Snapshot(Message, tag="snapshot"):
+    """Learner to broadcaster: the weights of ``version`` lie in ``path`` as a Hugging Face directory (safetensors)."""
+
+    version: int
+    incarnation: int
+    path: str
+
+
+class EngineUp(Message, tag="engine_up"):
+    """Engine to broadcaster: this engine answers, with these weights, and wants to be brought to the current version."""
+
+    engine: str
+    url: str
+    incarnation: int  # a restarted engine comes with a new one
+    version: int
+
+
+class EngineServes(Message, tag="engine_serves"):
+    """Broadcaster to router and dealer: the engine confirmed that it serves ``version``."""
+
+    engine: str
+    url: str
+    incarnation: int
+    version: int
+
+
+class EngineDown(Message, tag="engine_down"):
+    """Whoever notices that an engine is gone."""
+
+    engine: str
+    incarnation: int
+    reason: str
+
+
+class Control(Message, tag="control"):
+    """Supervisor to everybody: ``stop`` is the only command; ``roles`` limits it (empty means all)."""
+
+    command: str
+    roles: tuple[str, ...] = ()
+    reason: str = ""
+
+
+class Event(Message, tag="event"):
+    """Something that happened once, for the run's record."""
+
+    actor: str
+    kind: str
+    time: float
+    data: dict[str, Any] = {}
+
+
+class Metrics(Message, tag="metrics"):
+    """Numbers at a step (the learner's version) from one actor."""
+
+    actor: str
+    step: int
+    time: float
+    values: dict[str, float]
+
+
+class Heartbeat(Message, tag="heartbeat"):
+    """Last sign of life of an actor, and what it waits for (empty: busy)."""
+
+    actor: str
+    role: str
+    pid: int
+    time: float
+    waits_for: str = ""
+    waits_since: float = 0.0
+
+
+AnyMessage = (
+    Sample
+    | Group
+    | Ticket
+    | ReadyGroup
+    | Batch
+    | Snapshot
+    | EngineUp
+    | EngineServes
+    | EngineDown
+    | Control
+    | Event
+    | Metrics
+    | Heartbeat
+)
