@@ -17,7 +17,7 @@ class Message(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
     """Base of all messages: msgpack arrays, tagged by type name on the wire."""
 
 
-class Sample(Message, tag="sample"):
+class Sample(Message, tag="sample", frozen=True):
     """One response of a prompt group. All buffers have one entry for each response token.
 
     tokens: ``<i4`` token ids. logprobs: ``<f4`` behaviour log-probs (what the engine reported for the token it sampled).
@@ -35,7 +35,7 @@ class Sample(Message, tag="sample"):
     reward_parts: dict[str, float] = {}
 
 
-class Group(Message, tag="group"):
+class Group(Message, tag="group", frozen=True):
     """One prompt and its ``n_samples_per_prompt`` responses: the unit the bus carries and the ledger counts."""
 
     group_id: str
@@ -47,7 +47,7 @@ class Group(Message, tag="group"):
     label: str | None = None
 
 
-class Ticket(Message, tag="ticket"):
+class Ticket(Message, tag="ticket", frozen=True):
     """The right to generate one group, given by admission. Its id is ``epoch-index-attempt``."""
 
     group_id: str
@@ -58,7 +58,7 @@ class Ticket(Message, tag="ticket"):
     metadata: dict[str, Any] = {}
 
 
-class ReadyGroup(Message, tag="ready"):
+class ReadyGroup(Message, tag="ready", frozen=True):
     """What the ledger and the policies know of a published group; the payload stays behind ``payload_key``."""
 
     group_id: str
@@ -69,7 +69,7 @@ class ReadyGroup(Message, tag="ready"):
     published: float
 
 
-class Batch(Message, tag="batch"):
+class Batch(Message, tag="batch", frozen=True):
     """The write-ahead record of one optimizer step: which groups step ``step`` (1-based) trains on, in order."""
 
     step: int
@@ -77,7 +77,7 @@ class Batch(Message, tag="batch"):
     payload_keys: tuple[str, ...]
 
 
-class Snapshot(Message, tag="snapshot"):
+class Snapshot(Message, tag="snapshot", frozen=True):
     """Learner to broadcaster: the weights of ``version`` lie in ``path`` as a Hugging Face directory (safetensors)."""
 
     version: int
@@ -85,7 +85,7 @@ class Snapshot(Message, tag="snapshot"):
     path: str
 
 
-class EngineUp(Message, tag="engine_up"):
+class EngineUp(Message, tag="engine_up", frozen=True):
     """Engine to broadcaster: this engine answers, with these weights, and wants to be brought to the current version."""
 
     engine: str
@@ -94,7 +94,7 @@ class EngineUp(Message, tag="engine_up"):
     version: int
 
 
-class EngineServes(Message, tag="engine_serves"):
+class EngineServes(Message, tag="engine_serves", frozen=True):
     """Broadcaster to router and dealer: the engine confirmed that it serves ``version``."""
 
     engine: str
@@ -103,7 +103,7 @@ class EngineServes(Message, tag="engine_serves"):
     version: int
 
 
-class EngineDown(Message, tag="engine_down"):
+class EngineDown(Message, tag="engine_down", frozen=True):
     """Whoever notices that an engine is gone."""
 
     engine: str
@@ -111,7 +111,7 @@ class EngineDown(Message, tag="engine_down"):
     reason: str
 
 
-class Control(Message, tag="control"):
+class Control(Message, tag="control", frozen=True):
     """Supervisor to everybody: ``stop`` is the only command; ``roles`` limits it (empty means all)."""
 
     command: str
@@ -119,7 +119,7 @@ class Control(Message, tag="control"):
     reason: str = ""
 
 
-class Event(Message, tag="event"):
+class Event(Message, tag="event", frozen=True):
     """Something that happened once, for the run's record."""
 
     actor: str
@@ -128,7 +128,7 @@ class Event(Message, tag="event"):
     data: dict[str, Any] = {}
 
 
-class Metrics(Message, tag="metrics"):
+class Metrics(Message, tag="metrics", frozen=True):
     """Numbers at a step (the learner's version) from one actor."""
 
     actor: str
@@ -137,7 +137,7 @@ class Metrics(Message, tag="metrics"):
     values: dict[str, float]
 
 
-class Heartbeat(Message, tag="heartbeat"):
+class Heartbeat(Message, tag="heartbeat", frozen=True):
     """Last sign of life of an actor, and what it waits for (empty: busy)."""
 
     actor: str

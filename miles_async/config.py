@@ -22,7 +22,7 @@ class Section(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=T
     """Base of the sections: unknown keys are refused."""
 
 
-class Run(Section):
+class Run(Section, frozen=True):
     num_steps: PositiveInt = 100  # optimizer steps of the whole run
     seed: CountInt = 1  # model made locally, sampling, shuffling
     target_reward: float | None = None  # stop when the mean reward of the last 5 steps reaches this
@@ -30,14 +30,14 @@ class Run(Section):
     stop_timeout_s: PositiveFloat = 30.0  # an orderly stop takes no longer
 
 
-class Model(Section):
+class Model(Section, frozen=True):
     hf_checkpoint: str  # a Hugging Face directory, or "builtin:NAME" for a tiny one made from run.seed
     # what the engine and the learner compute in; fp32 weights are kept by the optimizer
     dtype: Literal["float32", "bfloat16"] = "float32"
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
 
-class Data(Section):
+class Data(Section, frozen=True):
     prompt_data: str  # JSONL file, or "builtin:NAME"
     input_key: str = "input"
     label_key: str | None = "label"
@@ -47,7 +47,7 @@ class Data(Section):
     rollout_max_prompt_len: PositiveInt | None = None  # tokens; longer prompts are left out at load
 
 
-class Rollout(Section):
+class Rollout(Section, frozen=True):
     rollout_batch_size: PositiveInt = 32  # prompt groups of one optimizer step
     n_samples_per_prompt: PositiveInt = 8
     rollout_max_response_len: PositiveInt = 128  # tokens
@@ -62,18 +62,18 @@ class Rollout(Section):
     lease_s: PositiveFloat = 30.0  # a ticket of a worker silent for so long goes to another one
 
 
-class Reward(Section):
+class Reward(Section, frozen=True):
     rm_type: str = "graded_match"  # a built-in name, or a dotted path to ``async def reward(sample) -> float``
     timeout_s: PositiveFloat = 10.0  # for each call; past it the group is dropped with its reason
     num_processes: PositiveInt = 1  # grading processes of each worker, for graders that hold the CPU
 
 
-class Staleness(Section):
+class Staleness(Section, frozen=True):
     policy: Literal["fifo", "drop"] = "fifo"
     max_lag: CountInt = 2  # versions; 0 is the synchronous loop
 
 
-class Algorithm(Section):
+class Algorithm(Section, frozen=True):
     advantage_estimator: Literal["grpo"] = "grpo"
     grpo_std_normalization: bool = True
     eps_clip: PositiveFloat = 0.2
@@ -87,7 +87,7 @@ class Algorithm(Section):
     loss_aggregation: Literal["token", "sample"] = "token"  # mean over all tokens, or mean of per-sample means
 
 
-class Learner(Section):
+class Learner(Section, frozen=True):
     num_ranks: PositiveInt = 1  # data-parallel
     lr: PositiveFloat = 1e-6
     min_lr: CountFloat = 0.0
@@ -104,13 +104,13 @@ class Learner(Section):
     grad_reduce_timeout_s: PositiveFloat = 300.0
 
 
-class Checkpoint(Section):
+class Checkpoint(Section, frozen=True):
     save_interval: PositiveInt = 50  # steps
     keep: PositiveInt = 2
     save_hf: bool = True  # a Hugging Face export at the end
 
 
-class Engine(Section):
+class Engine(Section, frozen=True):
     kind: Literal["embedded", "sglang", "external"] = "embedded"
     num_engines: PositiveInt = 2
     urls: list[str] = []  # of engine.kind = "external"
@@ -120,7 +120,7 @@ class Engine(Section):
     start_timeout_s: PositiveFloat = 180.0
 
 
-class Weights(Section):
+class Weights(Section, frozen=True):
     transport: Literal["collective", "disk"] = "collective"
     backend: Literal["auto", "gloo", "nccl"] = "auto"
     bucket_mb: PositiveInt = 256
@@ -131,7 +131,7 @@ class Weights(Section):
     snapshot_dir: str | None = None  # None: memory (/dev/shm) where it has room, else the run directory
 
 
-class Router(Section):
+class Router(Section, frozen=True):
     host: str = "127.0.0.1"
     port: Annotated[int, Meta(ge=0, le=65535)] = 0  # 0: any free one
     health_interval_s: PositiveFloat = 5.0
@@ -139,18 +139,18 @@ class Router(Section):
     max_retries: CountInt = 3
 
 
-class Bus(Section):
+class Bus(Section, frozen=True):
     url: str | None = None  # None: a server of our own in the run directory
     appendfsync: Literal["everysec", "always", "no"] = "everysec"
 
 
-class Monitor(Section):
+class Monitor(Section, frozen=True):
     tensorboard: bool = True
     live: Literal["auto", "on", "off"] = "auto"
     heartbeat_s: PositiveFloat = 1.0
 
 
-class Topology(Section):
+class Topology(Section, frozen=True):
     """Dotted paths of the actor classes, so that any role can be replaced without a patch."""
 
     dealer: str = "actors.dealer.Dealer"
@@ -161,7 +161,7 @@ class Topology(Section):
     router: str = "actors.router.Router"
 
 
-class RunConfig(Section):
+class RunConfig(Section, frozen=True):
     model: Model
     data: Data
     run: Run = Run()

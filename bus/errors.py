@@ -1,0 +1,13 @@
+"""What the bus raises."""
+
+
+class BusError(RuntimeError):
+    """Base of the bus's errors."""
+
+
+class NoRedisError(BusError):
+    """No Redis server can be found, started or reached; the message says what to install or set."""
+
+
+class LedgerError(BusError):
+    """A transition that the ledger refuses; the message names the group or step and its state."""

@@ -1,0 +1,216 @@
+"""The ledger: which group is where, at every moment, and the only way to move it.
+
+    admit        claim          publish       batch(step)       commit(step)
+   ───────► waiting ──► in flight ──► ready ──────► batched ──────────► trained
+               ▲            │           │ drop(reason)
+               └─ release ──┘           └───────► dropped
+
+Promises (design invariants 1, 2 and 7):
+
+- dealt = waiting + in_flight + ready + batched + trained + dropped, always: a transition is one atomic Redis script.
+- Every transition can be repeated: a retry after a lost answer changes nothing.
+- A group is published only under its valid lease: a worker that was given up cannot publish late.
+- ``batch`` records a step's groups before the step trains on them; a step has one record, for ever.
+- Payloads leave only when ``commit`` says that a durable checkpoint contains their step, or with a recorded drop.
+- Admission bounds what is open; no stream is ever trimmed to make room.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import redis.exceptions
+
+from bus.client import READ_BLOCK_MS, Bus
+from bus.codec import CodecError, decode, encode
+from bus.errors import LedgerError
+from bus.messages import Batch, Group, ReadyGroup, Ticket
+
+_SCRIPTS = Path(__file__).parent / "scripts"
+_GROUP = "rollout"
+
+
+class OpenGroups(msgspec.Struct, frozen=True):
+    """One consistent view of what is open (waiting, in flight or ready)."""
+
+    last_step: int  # batches recorded so far
+    next_position: int  # prompts dealt so far
+    order: tuple[str, ...]  # ids in the order they were dealt
+    states: tuple[str, ...]  # "w", "f" or "r", aligned with ``order``
+
+
+class ClaimedTicket(msgspec.Struct, frozen=True):
+    """A ticket and the stream entry it came in, whose idle time the lease renews."""
+
+    ticket: Ticket
+    entry_id: bytes
+
+
+def _load(bus: Bus) -> dict[str, Any]:
+    prelude = (_SCRIPTS / "prelude.lua").read_text()
+    names = ("admit", "claim", "publish", "release", "drop", "batch", "commit", "open")
+    return {n: bus.redis.register_script(prelude + (_SCRIPTS / f"{n}.lua").read_text()) for n in names}
+
+
+class Ledger:
+    """The ledger of one run; any process may hold one."""
+
+    def __init__(self, bus: Bus) -> None:
+        self.bus = bus
+        self._scripts = _load(bus)
+
+    async def _run(self, script: str, *args: Any) -> Any:
+        try:
+            return await self._scripts[script](keys=[self.bus.prefix], args=args)
+        except redis.exceptions.ResponseError as error:
+            raise LedgerError(f"{script}: {error}") from None
+
+    async def prepare(self) -> None:
+        """Create the consumer group of the rollout workers. Can be repeated."""
+        try:
+            await self.bus.redis.xgroup_create(self.bus.key("tickets"), _GROUP, id="0", mkstream=True)
+        except redis.exceptions.ResponseError as error:
+            if "BUSYGROUP" not in str(error):
+                raise
+
+    # the dealer
+
+    async def admit(self, tickets: Sequence[Ticket], *, limit: int, position: int) -> tuple[int, int]:
+        """Deal ``tickets``, the prompts from ``position`` on, while fewer than ``limit`` groups are open.
+
+        Returns how many were dealt and the next position. A ``position`` that is not the ledger's deals nothing.
+        """
+        flat: list[Any] = []
+        for ticket in tickets:
+            flat += (ticket.group_id, encode(ticket))
+        admitted, next_position = await self._run("admit", limit, position, *flat)
+        return int(admitted), int(next_position)
+
+    async def open_groups(self) -> OpenGroups:
+        last_step, next_position, order, states = await self._run("open")
+        return OpenGroups(
+            int(last_step),
+            int(next_position),
+            tuple(gid.decode() for gid in order),
+            tuple(state.decode() for state in states),
+        )
+
+    # rollout workers
+
+    async def next_tickets(self, worker: str, lease: str, count: int, lease_ms: int) -> list[ClaimedTicket]:
+        """Up to ``count`` tickets, claimed under ``lease``: those of workers silent for ``lease_ms``, then new ones."""
+        key = self.bus.key("tickets")
+        reclaimed = await self.bus.redis.xautoclaim(key, _GROUP, worker, lease_ms, start_id="0-0", count=count)
+        entries = [(i, fields) for i, fields in reclaimed[1] if fields]  # 6.2 answers nil for deleted entries
+        if len(entries) < count:
+            answer = await self.bus.redis.xreadgroup(
+                _GROUP, worker, {key: ">"}, count=count - len(entries), block=None if entries else READ_BLOCK_MS
+            )
+            entries += answer[0][1] if answer else []
+        claimed = []
+        for entry_id, fields in entries:
+            if not await self._run("claim", fields[b"g"], lease):
+                await self.bus.redis.xack(key, _GROUP, entry_id)
+                continue
+            claimed.append(ClaimedTicket(decode(fields[b"m"], Ticket), entry_id))
+        return claimed
+
+    async def renew(self, worker: str, entries: Sequence[bytes]) -> None:
+        """The lease goes on: reset the idle time of ``entries``."""
+        if entries:
+            await self.bus.redis.xclaim(self.bus.key("tickets"), _GROUP, worker, 0, list(entries), justid=True)
+
+    async def publish(self, group: Group, lease: str, oldest_version: int, newest_version: int, when: float) -> bool:
+        """Make ``group`` ready. False: the lease is not valid any more, and nothing was published."""
+        payload_key = self.bus.key(f"payload:{group.group_id}:{lease}")
+        ready = ReadyGroup(
+            group_id=group.group_id,
+            payload_key=payload_key,
+            oldest_version=oldest_version,
+            newest_version=newest_version,
+            n_tokens=sum(len(sample.tokens) // 4 for sample in group.samples),
+            published=when,
+        )
+        # the payload stays outside Lua, which would copy it several times
+        await self.bus.redis.set(payload_key, encode(group))
+        return bool(await self._run("publish", group.group_id, lease, payload_key, encode(ready)))
+
+    async def release(self, lease: str = "") -> int:
+        """In-flight groups of ``lease`` (all of them where it is empty) wait again. Returns how many."""
+        return int(await self._run("release", lease))
+
+    async def drop(self, group_id: str, reason: str, lease: str = "") -> bool:
+        """The group will not be trained. False: it is batched, trained or dropped already, or the lease is void."""
+        return bool(await self._run("drop", group_id, reason, lease))
+
+    # the learner
+
+    async def ready_groups(self, last_id: str, *, block_ms: int = READ_BLOCK_MS) -> tuple[list[ReadyGroup], str]:
+        """Groups published after ``last_id`` ("0" for all that no commit has removed) and the id to go on from."""
+        return await self.bus.read("samples", ReadyGroup, last_id, block_ms=block_ms)
+
+    async def batch(self, step: int, groups: Sequence[ReadyGroup]) -> Batch:
+        """Record that ``step`` trains on ``groups``, and return the record: an earlier one if there is one.
+
+        Raises LedgerError: ``step`` is not the next, or a group is not ready.
+        """
+        record = Batch(
+            step=step,
+            group_ids=tuple(g.group_id for g in groups),
+            payload_keys=tuple(g.payload_key for g in groups),
+        )
+        done = await self._run("batch", step, encode(record), *record.group_ids)
+        if done == 1:
+            return record
+        earlier = await self.recorded_batch(step) if done == 2 else None
+        if earlier is None:
+            raise LedgerError(f"batch of step {step}: it is not the next step, or one of its groups is not ready")
+        return earlier
+
+    async def recorded_batch(self, step: int, *, block_ms: int = 0) -> Batch | None:
+        """The record of ``step``, waiting up to ``block_ms`` for it; None if there is none (yet), or it is committed."""
+        last = f"{step}-0"
+        answer = await self.bus.redis.xread({self.bus.key("batches"): last}, count=1, block=block_ms or None)
+        if not answer:
+            return None
+        entry_id, fields = answer[0][1][0]
+        return decode(fields[b"m"], Batch) if entry_id == f"{step}-1".encode() else None
+
+    async def payloads(self, keys: Sequence[str]) -> list[Group]:
+        """The published groups behind ``keys``. Raises LedgerError naming one that is missing or damaged."""
+        groups = []
+        for key, value in zip(keys, await self.bus.redis.mget(list(keys)) if keys else [], strict=True):
+            if value is None:
+                raise LedgerError(f"the payload {key} is missing")
+            try:
+                groups.append(decode(value, Group))
+            except CodecError as error:
+                raise LedgerError(f"the payload {key} is damaged: {error}") from None
+        return groups
+
+    async def commit(self, step: int) -> int:
+        """A durable checkpoint contains ``step``. Returns how many groups are trained by it. Can be repeated."""
+        return int(await self._run("commit", step))
+
+    # everybody
+
+    async def counts(self) -> dict[str, int]:
+        """dealt, waiting, in_flight, ready, batched, trained, dropped, and ``dropped:REASON`` for each reason."""
+        table = await self.bus.redis.hgetall(self.bus.key("l:count"))
+        counts = {name.decode(): int(value) for name, value in table.items()}
+        names = ("dealt", "waiting", "in_flight", "ready", "batched", "trained", "dropped")
+        return {**dict.fromkeys(names, 0), **counts}
+
+    async def steps(self) -> tuple[int, int]:
+        """The last step that has a batch, and the last one that is committed."""
+        last, committed = await self.bus.redis.hmget(self.bus.key("l:meta"), "last_step", "committed_step")
+        return int(last or 0), int(committed or 0)
+
+
+def balanced(counts: dict[str, int]) -> bool:
+    """Whether invariant 1 holds in ``counts``."""
+    places = ("waiting", "in_flight", "ready", "batched", "trained", "dropped")
+    return counts["dealt"] == sum(counts[place] for place in places)

@@ -1,0 +1,21 @@
+-- admit: deal tickets while fewer than ARGV[1] groups are open, starting at prompt position ARGV[2].
+-- ARGV[3..]: group id, ticket, group id, ticket, ... Returns {admitted, next position}.
+-- The position is the fence: a dealer that is behind (a retry, a second dealer) deals nothing twice.
+local limit, start = tonumber(ARGV[1]), tonumber(ARGV[2])
+local position = number(META, 'next_position')
+if start ~= position then return { 0, position } end
+local open = number(COUNT, 'waiting') + number(COUNT, 'in_flight') + number(COUNT, 'ready')
+local admitted = 0
+for i = 3, #ARGV, 2 do
+  if open + admitted >= limit then break end
+  local gid = ARGV[i]
+  local entry = redis.call('XADD', TICKETS, '*', 'g', gid, 'm', ARGV[i + 1])
+  redis.call('HSET', TICKET, gid, entry)
+  redis.call('HSET', STATE, gid, 'w')
+  redis.call('ZADD', ORDER, redis.call('HINCRBY', META, 'sequence', 1), gid)
+  admitted = admitted + 1
+end
+redis.call('HINCRBY', COUNT, 'dealt', admitted)
+redis.call('HINCRBY', COUNT, 'waiting', admitted)
+redis.call('HINCRBY', META, 'next_position', admitted)
+return { admitted, position + admitted }

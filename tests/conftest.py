@@ -1,0 +1,42 @@
+"""What several test files share: a real Redis server, a bus on it, tiny checkpoints."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import pytest
+
+from bus import Bus, connect
+from bus.server import RedisServer
+
+_run_ids = itertools.count()
+
+
+@pytest.fixture(scope="session")
+def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    server = RedisServer(tmp_path_factory.mktemp("redis"))
+    yield server.start()
+    server.stop()
+
+
+@pytest.fixture
+async def bus(redis_url: str) -> AsyncIterator[Bus]:
+    """A bus with a prefix of its own on the session's Redis."""
+    bus = await connect(redis_url, f"test-{next(_run_ids)}")
+    yield bus
+    await bus.close()
+
+
+@pytest.fixture(scope="session")
+def digits_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The quickstart's 75k-parameter Qwen3 checkpoint, seed 1."""
+    from miles_async.builtin import make_model
+
+    directory = tmp_path_factory.mktemp("digits")
+    make_model("digits", directory, seed=1)
+    return directory

@@ -1,0 +1,206 @@
+"""The ledger on a real Redis: every group is in one place, whatever is repeated, late or interleaved."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from bus import Bus, Ledger, LedgerError, balanced, connect
+from bus.messages import Group, ReadyGroup, Ticket
+
+
+def ticket(position: int) -> Ticket:
+    return Ticket(group_id=f"0-{position}-0", prompt_tokens=b"\1\0\0\0", sampling_seed=position)
+
+
+def group(group_id: str, worker: str = "w") -> Group:
+    return Group(group_id=group_id, prompt_tokens=b"", samples=(), worker=worker, started=0.0, finished=0.0)
+
+
+async def deal(ledger: Ledger, n: int, start: int = 0) -> None:
+    await ledger.prepare()
+    assert await ledger.admit([ticket(start + i) for i in range(n)], limit=10**6, position=start) == (n, start + n)
+
+
+async def make_ready(ledger: Ledger, n: int, lease: str = "w/1") -> list[ReadyGroup]:
+    before, _ = await ledger.ready_groups("0", block_ms=0)
+    for claimed in await ledger.next_tickets("w", lease, n, 60_000):
+        assert await ledger.publish(group(claimed.ticket.group_id), lease, 0, 0, 0.0)
+    ready, _ = await ledger.ready_groups("0", block_ms=0)
+    return ready[len(before) :]
+
+
+async def test_admission_stops_at_the_limit_and_deals_no_position_twice(bus: Bus) -> None:
+    ledger = Ledger(bus)
+    tickets = [ticket(i) for i in range(10)]
+    assert await ledger.admit(tickets, limit=6, position=0) == (6, 6)
+    assert await ledger.admit(tickets, limit=20, position=0) == (0, 6)  # the retry of a lost answer
+    assert await ledger.admit(tickets[6:], limit=6, position=6) == (0, 6)
+    assert (await ledger.counts())["dealt"] == 6
+
+
+async def test_racing_dealers_never_pass_the_bound(bus: Bus) -> None:
+    ledger = Ledger(bus)
+
+    async def race() -> None:
+        position = 0
+        for _ in range(30):
+            _, position = await ledger.admit([ticket(position + i) for i in range(7)], limit=50, position=position)
+
+    await asyncio.gather(*(race() for _ in range(6)))
+    counts = await ledger.counts()
+    assert counts["dealt"] == counts["waiting"] == 50
+    assert len(set((await ledger.open_groups()).order)) == 50
+
+
+async def test_a_publication_is_idempotent_and_a_given_up_worker_cannot_publish(bus: Bus) -> None:
+    ledger = Ledger(bus)
+    await deal(ledger, 1)
+    (claimed,) = await ledger.next_tickets("slow", "slow/1", 1, 60_000)
+    await asyncio.sleep(0.02)  # the lease below is 10 ms
+    (again,) = await ledger.next_tickets("other", "other/1", 1, 10)
+    assert again.ticket == claimed.ticket
+    gid = claimed.ticket.group_id
+    assert not await ledger.publish(group(gid), "slow/1", 0, 0, 0.0)
+    assert await ledger.publish(group(gid), "other/1", 0, 0, 0.0)
+    assert await ledger.publish(group(gid), "other/1", 0, 0, 0.0)
+    assert not await ledger.publish(group(gid), "slow/1", 0, 0, 0.0)
+    ready, _ = await ledger.ready_groups("0", block_ms=0)
+    assert [r.group_id for r in ready] == [gid]
+    assert len(await bus.redis.keys(bus.key("payload:*"))) == 1
+
+
+async def test_a_renewed_lease_is_not_taken_over(bus: Bus) -> None:
+    ledger = Ledger(bus)
+    await deal(ledger, 1)
+    (claimed,) = await ledger.next_tickets("w", "w/1", 1, 60_000)
+    for _ in range(4):
+        await asyncio.sleep(0.05)
+        await ledger.renew("w", [claimed.entry_id])
+        assert await ledger.next_tickets("other", "other/1", 1, 100) == []
+
+
+async def test_released_groups_are_dealt_again_with_the_same_ticket(bus: Bus) -> None:
+    ledger = Ledger(bus)
+    await deal(ledger, 3)
+    first = await ledger.next_tickets("w", "w/1", 2, 60_000)
+    assert await ledger.release("w/1") == 2
+    again = await ledger.next_tickets("x", "x/1", 3, 60_000)
+    assert sorted(c.ticket.group_id for c in again) == ["0-0-0", "0-1-0", "0-2-0"]
+    assert not await ledger.publish(group(first[0].ticket.group_id), "w/1", 0, 0, 0.0)
+
+
+async def test_a_step_has_one_record_for_ever(bus: Bus) -> None:
+    ledger = Ledger(bus)
+    await deal(ledger, 4)
+    ready = await make_ready(ledger, 4)
+    first = await ledger.batch(1, ready[:2])
+    assert await ledger.batch(1, ready[2:]) == first  # a learner that lost the answer, or restarted
+    assert await ledger.recorded_batch(1) == first
+    assert await ledger.recorded_batch(2) is None
+    with pytest.raises(LedgerError, match="step 3"):
+        await ledger.batch(3, ready[2:])
+    with pytest.raises(LedgerError, match="step 2"):
+        await ledger.batch(2, ready[:2])  # batched already
+
+
+async def test_payloads_stay_until_a_checkpoint_contains_their_step(bus: Bus) -> None:
+    ledger = Ledger(bus)
+    await deal(ledger, 4)
+    ready = await make_ready(ledger, 4)
+    record = await ledger.batch(1, ready[:2])
+    assert len(await ledger.payloads(record.payload_keys)) == 2
+    assert await ledger.commit(1) == 2
+    assert await ledger.commit(1) == 0
+    with pytest.raises(LedgerError, match="missing"):
+        await ledger.payloads(record.payload_keys)
+    counts = await ledger.counts()
+    assert (counts["trained"], counts["ready"], counts["batched"]) == (2, 2, 0)
+    with pytest.raises(LedgerError, match="commit of step 2"):
+        await ledger.commit(2)
+
+
+async def test_a_drop_is_recorded_with_its_reason_and_never_touches_a_batch(bus: Bus) -> None:
+    ledger = Ledger(bus)
+    await deal(ledger, 4)
+    ready = await make_ready(ledger, 2)
+    await ledger.batch(1, ready[:1])
+    assert not await ledger.drop(ready[0].group_id, "stale")
+    assert await ledger.drop(ready[1].group_id, "stale")
+    assert not await ledger.drop(ready[1].group_id, "stale")
+    (claimed,) = await ledger.next_tickets("w", "w/2", 1, 60_000)
+    assert not await ledger.drop(claimed.ticket.group_id, "reward_error", "w/1")  # not its lease
+    assert await ledger.drop(claimed.ticket.group_id, "reward_error", "w/2")
+    counts = await ledger.counts()
+    assert (counts["dropped"], counts["dropped:stale"], counts["dropped:reward_error"]) == (2, 1, 1)
+    assert balanced(counts)
+
+
+async def test_a_damaged_payload_is_named_instead_of_trained(bus: Bus) -> None:
+    ledger = Ledger(bus)
+    await deal(ledger, 1)
+    (ready,) = await make_ready(ledger, 1)
+    await bus.redis.set(ready.payload_key, b"\1garbage")
+    with pytest.raises(LedgerError, match=r"0-0-0.*damaged"):
+        await ledger.payloads([ready.payload_key])
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(seed=st.integers(0, 2**32))
+async def test_the_ledger_balances_after_any_interleaving(redis_url: str, seed: int) -> None:
+    """Three clients make random transitions at once, repeat some, and lose leases; no group is lost or trained twice."""
+    rng = random.Random(seed)
+    bus = await connect(redis_url, f"interleaving-{seed}-{rng.random()}")
+    ledger = Ledger(bus)
+    await ledger.prepare()
+    trained: list[str] = []
+    leases: dict[str, list[str]] = {}
+
+    async def client(name: str) -> None:
+        lease = f"{name}/1"
+        for _ in range(25):
+            match rng.choice(["admit", "claim", "publish", "publish", "drop", "release", "batch", "batch", "commit"]):
+                case "admit":
+                    position = (await ledger.open_groups()).next_position
+                    await ledger.admit([ticket(position + i) for i in range(3)], limit=12, position=position)
+                case "claim":
+                    open_now = await ledger.open_groups()
+                    if "w" in open_now.states:
+                        for c in await ledger.next_tickets(name, lease, 2, rng.choice([0, 60_000])):
+                            leases.setdefault(lease, []).append(c.ticket.group_id)
+                case "publish" if leases.get(lease):
+                    gid = rng.choice(leases[lease])
+                    for _ in range(rng.choice([1, 2])):
+                        await ledger.publish(group(gid), lease, 0, 0, 0.0)
+                case "drop" if (open_now := await ledger.open_groups()).order:
+                    await ledger.drop(rng.choice(open_now.order), "test")
+                case "release":
+                    await ledger.release(lease)
+                case "batch":
+                    step = (await ledger.steps())[0] + 1
+                    states = await ledger.open_groups()
+                    waiting = {g for g, s in zip(states.order, states.states, strict=True) if s == "r"}
+                    ready, _ = await ledger.ready_groups("0", block_ms=0)
+                    chosen = [r for r in ready if r.group_id in waiting][:2]
+                    if chosen:
+                        try:
+                            record = await ledger.batch(step, chosen)
+                            if record.group_ids == tuple(r.group_id for r in chosen):
+                                trained.extend(record.group_ids)
+                        except LedgerError:
+                            pass  # another client was first
+                case "commit":
+                    await ledger.commit((await ledger.steps())[0])
+            assert balanced(await ledger.counts())
+
+    await asyncio.gather(*(client(name) for name in "abc"))
+    counts = await ledger.counts()
+    states = await ledger.open_groups()
+    for letter, name in (("w", "waiting"), ("f", "in_flight"), ("r", "ready")):
+        assert states.states.count(letter) == counts[name]
+    assert len(set(trained)) == counts["batched"] + counts["trained"]
+    await bus.close()
