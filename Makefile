@@ -1,0 +1,46 @@
+# make quickstart   train the example run on this machine's CPU, in an environment of its own
+# make test         every test, the contract suite against the real SGLang server included
+# make test-sglang  that suite alone
+# make lint         ruff, pyright, the direction of imports
+# make clean        forget the environment and what tools left; runs/ stays
+#
+# PYTHON=python3.12 picks the interpreter, VENV=.venv-312 the environment's place.
+
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: quickstart test test-sglang lint clean
+
+quickstart: $(VENV)/.quickstart-installed
+	$(BIN)/miles-async launch examples/quickstart.toml
+
+test: $(VENV)/.test-installed
+	$(BIN)/python -m pytest
+
+test-sglang: $(VENV)/.test-installed
+	ENGINE=sglang $(BIN)/python -m pytest -m sglang
+
+lint: $(VENV)/.test-installed
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/lint-imports
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if v >= (3, 11) else f"Python {v[0]}.{v[1]} is too old: make PYTHON=python3.11, or newer")'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.quickstart-installed: requirements/quickstart.txt requirements/nodeps.txt requirements/constraints.txt requirements/install.sh pyproject.toml | $(BIN)/python
+	PYTHON=$(BIN)/python requirements/install.sh quickstart
+	@touch $@
+
+$(VENV)/.test-installed: requirements/test.txt requirements/test-nodeps.txt $(VENV)/.quickstart-installed
+	PYTHON=$(BIN)/python requirements/install.sh test
+	@touch $@

@@ -1,0 +1,224 @@
+"""Broadcaster: brings the learner's newest weights to every engine while the others keep generating.
+
+    Learner ──Snapshot──► Broadcaster ══ NCCL / gloo ══► engines        reads  "weights": Snapshot, EngineUp, EngineDown
+    engine hosts ──EngineUp──►  │                                       writes "weights": EngineServes, EngineDown;
+                                └──EngineServes──► router, dealer              the ledger of versions; metrics
+
+Invariants: a version is announced only after the engine confirmed it; an engine that comes late or comes back is brought
+to the newest version before anybody sends it work; a dead engine is reported and costs the others nothing; the learner
+is in no collective, so nothing here can hold it up; killed at any point, this actor starts again from the stream (it
+then updates every engine, since what an engine was doing when its sender died is not known).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from pathlib import Path
+
+import aiohttp
+
+from actors.runtime.context import ActorContext
+from bus.messages import EngineDown, EngineServes, EngineUp, Message, Snapshot
+from miles_async.engine_client import EngineClient, EngineError
+from miles_async.weights.fleet import Fleet, Member, next_wave, wave_partition
+from miles_async.weights.group import Receiver, WeightGroups, choose_backend
+from miles_async.weights.push import PushReport, Update, prepare, push
+from miles_async.weights.snapshot import SnapshotError
+
+READ_BLOCK_MS = 500
+PROBE_TIMEOUT_S = 5.0
+
+
+class Broadcaster:
+    """The actor: one task folds the stream into the fleet, the other updates wave after wave."""
+
+    role = "broadcaster"
+
+    def __init__(self, ctx: ActorContext) -> None:
+        self.ctx = ctx
+        self.config = ctx.config.weights
+        self.fleet = Fleet()
+        self.groups = WeightGroups(choose_backend(ctx.config))
+        self._news = asyncio.Event()
+        self._update: Update | None = None
+
+    async def run(self) -> None:
+        connector = aiohttp.TCPConnector(limit=0)
+        async with aiohttp.ClientSession(connector=connector) as self.session:
+            cursor = await self._read_history()
+            try:
+                async with asyncio.TaskGroup() as tasks:
+                    duties = [tasks.create_task(d) for d in (self._follow(cursor), self._update_all(), self._revive())]
+                    await self.ctx.stop.wait()
+                    for duty in duties:
+                        duty.cancel()
+            finally:
+                await self.groups.close()
+
+    # what the stream says
+
+    async def _read_history(self) -> str:
+        """Fold what was said before this process began; forget engines of that time that do not answer any more."""
+        cursor, messages = "0", [Message()]
+        while messages:
+            messages, cursor = await self.ctx.bus.read("weights", (Snapshot, EngineUp, EngineDown), cursor, block_ms=1)
+            for message in messages:
+                self.fleet.fold(message)
+        await asyncio.gather(*(self._forget_if_gone(member) for member in list(self.fleet.members.values())))
+        for name, engine in (await self.ctx.bus.engines()).items():
+            if engine.state in ("serving", "updating"):
+                self.fleet.assume_serving(name, engine.incarnation, engine.version)
+        return cursor
+
+    async def _forget_if_gone(self, member: Member) -> None:
+        try:
+            await self._client(member).model_info(timeout=PROBE_TIMEOUT_S)
+        except EngineError as error:
+            self.ctx.log.info("forgotten, from before: %s", error)
+            self.fleet.members.pop(member.name, None)
+
+    async def _follow(self, cursor: str) -> None:
+        kinds = (Snapshot, EngineUp, EngineDown)
+        while True:
+            messages, cursor = await self.ctx.bus.read("weights", kinds, cursor, block_ms=READ_BLOCK_MS)
+            for message in messages:
+                self.fleet.fold(message)
+                if isinstance(message, EngineUp):
+                    await self._write_ledger(message.engine, "starting")
+                elif isinstance(message, EngineDown):
+                    await self._write_ledger(message.engine, "down")
+            if messages:
+                self._news.set()
+
+    async def _revive(self) -> None:
+        """An engine that was reported gone and answers after all is brought back like a new one."""
+        while True:
+            await asyncio.sleep(self.ctx.config.router.health_interval_s)
+            for member in [m for m in self.fleet.members.values() if m.down]:
+                try:
+                    await self._client(member).model_info(timeout=PROBE_TIMEOUT_S)
+                except EngineError:
+                    continue
+                if member.down and self.fleet.members.get(member.name) is member:
+                    await self.ctx.event("engine_back", engine=member.name)
+                    member.come_back()
+                    self._news.set()
+
+    # what the engines get
+
+    async def _update_all(self) -> None:
+        """One wave after the other, always to the newest version there is."""
+        while True:
+            wave = next_wave(self.fleet, self.config.update_waves)
+            if not wave:
+                self._news.clear()
+                whom = "a snapshot of the learner" if self.fleet.newest is None or self.fleet.members else "an engine"
+                with self.ctx.waiting(whom):
+                    await self._news.wait()
+                continue
+            await self._update_wave(wave)
+
+    async def _update_wave(self, wave: list[Member]) -> None:
+        snapshot = self.fleet.newest
+        assert snapshot is not None, "next_wave gives nothing without a snapshot"
+        wave = await self._announce_current(wave, snapshot)
+        update = await self._load(snapshot) if wave else None
+        if update is None:
+            return
+        for member in wave:
+            await self._write_ledger(member.name, "updating")
+        receivers = [await self._receiver(member) for member in wave]
+        waves = [[await self._receiver(m) for m in w] for w in wave_partition(self.fleet, self.config.update_waves)]
+        self.groups.keep_only([receivers, *waves])
+        with self.ctx.waiting(f"engines {', '.join(m.name for m in wave)} to take version {snapshot.version}"):
+            report = await push(receivers, update, self.groups, self.config)
+        for member in wave:
+            if member.name in report.failed:
+                await self._announce_down(member, report.failed[member.name])
+            else:
+                await self._announce(member, snapshot)
+        await self._report(report)
+
+    async def _announce_current(self, wave: list[Member], snapshot: Snapshot) -> list[Member]:
+        """Announce the engines that came with the right weights; give back the others.
+
+        Only version 0 is right by its number alone: it is the checkpoint that engines load. A later number may have
+        been made by another incarnation of the learner.
+        """
+        others: list[Member] = []
+        for member in wave:
+            serves = None
+            if snapshot.version == member.version == 0 and member.fresh:
+                try:
+                    serves = (await self._client(member).model_info(timeout=PROBE_TIMEOUT_S)).get("weight_version")
+                except EngineError as error:
+                    await self._announce_down(member, str(error))
+                    continue
+            if serves == "0":
+                await self._announce(member, snapshot)
+            else:
+                others.append(member)
+        return others
+
+    async def _load(self, snapshot: Snapshot) -> Update | None:
+        """The newest weights in buckets, or None if the snapshot is gone (the learner has a newer one by now)."""
+        if self._update is None or (self._update.version, str(self._update.path)) != (snapshot.version, snapshot.path):
+            self._update = None
+            try:
+                self._update = await prepare(Path(snapshot.path), snapshot.version, self.config.bucket_mb)
+            except SnapshotError as error:
+                await self.ctx.event("snapshot_gone", version=snapshot.version, cause=str(error))
+                if self.fleet.newest is snapshot:
+                    self.fleet.newest = None
+        return self._update
+
+    def _client(self, member: Member) -> EngineClient:
+        return EngineClient(member.url, self.session, name=member.name)
+
+    async def _receiver(self, member: Member) -> Receiver:
+        """The engine as a member of groups; its tensor-parallel size is asked once."""
+        client = self._client(member)
+        if member.ranks is None:
+            try:
+                member.ranks = int((await client.server_info(timeout=PROBE_TIMEOUT_S)).get("tp_size") or 1)
+            except EngineError:
+                return Receiver(member.name, client, 1)  # the push will find out what is wrong with it
+        return Receiver(member.name, client, member.ranks)
+
+    # what the others hear
+
+    async def _announce(self, member: Member, snapshot: Snapshot) -> None:
+        if self.fleet.members.get(member.name) is not member or member.down:
+            return  # it went away, or was started again, meanwhile
+        member.serve(snapshot)
+        await self._write_ledger(member.name, "serving")
+        await self.ctx.bus.publish(
+            "weights",
+            EngineServes(engine=member.name, url=member.url, incarnation=member.incarnation, version=snapshot.version),
+        )
+
+    async def _announce_down(self, member: Member, why: str) -> None:
+        await self.ctx.event("engine_down", engine=member.name, cause=why)
+        if self.fleet.members.get(member.name) is member:
+            member.down = True
+            await self._write_ledger(member.name, "down")
+        down = EngineDown(engine=member.name, incarnation=member.incarnation, reason=why)
+        await self.ctx.bus.publish("weights", down)
+
+    async def _write_ledger(self, name: str, state: str) -> None:
+        member = self.fleet.members.get(name)
+        if member is not None:
+            await self.ctx.bus.set_engine(name, member.url, member.incarnation, member.version, state)
+
+    async def _report(self, report: PushReport) -> None:
+        newest = self.fleet.newest.version if self.fleet.newest is not None else report.version
+        lags = [newest - m.version for m in self.fleet.members.values() if m.served is not None and not m.down]
+        values = {
+            "weights/update_s": report.seconds,
+            "weights/bytes": float(report.n_bytes * len(report.served)),
+            "weights/failed_engines": float(len(report.failed)),
+            "weights/publish_lag": float(max(lags, default=math.nan)),
+            **{f"weights/paused_s/{name}": seconds for name, seconds in report.paused_s.items()},
+        }
+        await self.ctx.metrics(report.version, {key: value for key, value in values.items() if not math.isnan(value)})

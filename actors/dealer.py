@@ -1,0 +1,101 @@
+"""The dealer: gives out the right to generate.
+
+Consumes: the prompts, the ledger, the versions that engines serve. Publishes: tickets.
+
+Keeps: admission is the only back-pressure (invariant 7), and it is what makes the staleness bound hold: the policy says how
+many more groups may start, a pure function of the ledger and the engines. The prompt position is the ledger's, so that a
+restarted dealer deals nothing twice and skips nothing (invariant 1). It alone decides the sampling seed of every sample:
+the same run deals the same tickets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from actors.runtime.context import ActorContext
+from bus import Ledger
+from bus.client import Topic
+from bus.codec import TOKENS, pack
+from bus.messages import Ticket
+from miles_async.data import Prompt, load_prompts, order
+from miles_async.staleness import StalenessState, make_policy
+from miles_async.tokenizer import Tokenizer
+
+MAX_TICKETS_AT_ONCE = 256
+SEED_SPACE = 2**31 - 1  # what SGLang takes as a sampling_seed
+
+
+class Dealer:
+    role = "dealer"
+
+    def __init__(self, ctx: ActorContext) -> None:
+        self.ctx = ctx
+        self.ledger = Ledger(ctx.bus)
+        self.policy = make_policy(ctx.config.staleness)
+        tokenizer = Tokenizer(ctx.model_path)
+        self.prompts = load_prompts(ctx.config, tokenizer)
+        self._orders: dict[int, tuple[int, ...]] = {}  # of the epoch being dealt
+
+    async def run(self) -> None:
+        cursors: dict[Topic, str] = {"weights": "0", "batches": "0"}
+        while not self.ctx.stop.is_set():
+            whom = await self._deal()
+            with self.ctx.waiting(whom):
+                await self.ctx.bus.wait_for_news(cursors)
+
+    async def _deal(self) -> str:
+        """Admit all that may start now; returns whom the next admission waits for."""
+        while True:
+            state = await self._state()
+            if state is None:
+                return "an engine to serve"
+            allowed = min(self.policy.admit(state), MAX_TICKETS_AT_ONCE)
+            if allowed <= 0:
+                return self._whom(state)
+            tickets = list(self._tickets(self._position, allowed))
+            await self.ledger.admit(tickets, limit=state.open_groups + allowed, position=self._position)
+
+    async def _state(self) -> StalenessState | None:
+        engines = (await self.ctx.bus.engines()).values()
+        serving = [engine.version for engine in engines if engine.state in ("serving", "updating")]
+        if not serving:
+            return None
+        now = await self.ledger.open_groups()
+        self._position = now.next_position
+        return StalenessState(
+            batched_steps=now.last_step,
+            open_groups=len(now.order),
+            batch_size=self.ctx.config.rollout.rollout_batch_size,
+            serving_version=min(serving),
+            total_steps=self.ctx.config.run.num_steps,
+        )
+
+    def _whom(self, state: StalenessState) -> str:
+        if state.serving_version < state.batched_steps:
+            return f"engines to serve version {state.batched_steps} (serving {state.serving_version})"
+        return f"the learner to take step {state.batched_steps + 1}"
+
+    def _prompt(self, position: int) -> tuple[int, Prompt]:
+        epoch, place = divmod(position, len(self.prompts))
+        if epoch not in self._orders:
+            shuffle, seed = self.ctx.config.data.rollout_shuffle, self.ctx.config.run.seed
+            self._orders = {epoch: order(len(self.prompts), seed, epoch, shuffle)}
+        return epoch, self.prompts[self._orders[epoch][place]]
+
+    def _tickets(self, position: int, count: int) -> Iterator[Ticket]:
+        n = self.ctx.config.rollout.n_samples_per_prompt
+        for p in range(position, position + count):
+            epoch, prompt = self._prompt(p)
+            yield Ticket(
+                group_id=f"{epoch}-{prompt.index}-0",
+                prompt_tokens=pack(prompt.tokens, TOKENS),
+                sampling_seed=sampling_seed(self.ctx.config.run.seed, p, n),
+                prompt=prompt.text,
+                label=prompt.label,
+                metadata=prompt.metadata,
+            )
+
+
+def sampling_seed(run_seed: int, position: int, n_samples: int) -> int:
+    """The seed of the first sample of the group at ``position``; sample i has this plus i. No two samples share one."""
+    return (run_seed * 1_000_003 + position * n_samples) % SEED_SPACE

@@ -1,0 +1,198 @@
+"""The learner: turns batches of groups into weight versions. One process for each data-parallel rank.
+
+Consumes: ready groups (rank 0 decides which), batches (all ranks). Publishes: batches, snapshots, metrics.
+
+    ready groups ──► rank 0: evict the stale, select ──► batch(step) ──► every rank: fetch its share ──► train ──► v + 1
+                                                         (write-ahead)                                   │
+                     checkpoint every save_interval steps, then commit(step) ◄──────────────────────────┤
+                     snapshot of version v ◄─────────────────────────────────────────────────────────────┘
+
+Keeps: a batch is recorded before it is trained on, and payloads stay until a durable checkpoint contains their step, so
+that a learner that restarts from checkpoint c replays c+1…k exactly (invariant 2). No token older than ``max_lag`` is
+trained, measured against this learner's own version (invariant 3). It never waits for engines: the broadcaster takes
+the snapshot.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from actors.runtime.compute import ComputeThread
+from actors.runtime.context import ActorContext
+from bus import Ledger
+from bus.client import READ_BLOCK_MS
+from bus.messages import Batch, Control, Group, ReadyGroup, Snapshot
+from miles_async.staleness import make_policy
+from miles_async.train.checkpoint import latest
+from miles_async.weights.snapshot import choose_root, write_snapshot
+
+REWARD_WINDOW = 5  # steps that target_reward looks at
+
+
+class Learner:
+    role = "learner"
+
+    def __init__(self, ctx: ActorContext) -> None:
+        self.ctx, self.config = ctx, ctx.config
+        self.ledger = Ledger(ctx.bus)
+        self.policy = make_policy(ctx.config.staleness)
+        self.rank, self.world = ctx.index, ctx.config.learner.num_ranks
+        self.checkpoints = ctx.run_dir / "checkpoints"
+        self.ready: dict[str, ReadyGroup] = {}
+        self.samples_cursor = self.control_cursor = "0"
+        self.rewards: deque[float] = deque(maxlen=REWARD_WINDOW)
+        self.last_saved = -1
+        self.waited_s = 0.0
+
+    async def run(self) -> None:
+        async with ComputeThread("learner-compute") as self.compute:
+            await self._build()
+            await self._publish_snapshot()
+            while not self._finished() and (batch := await self._next_batch()) is not None:
+                await self._step(batch)
+                if self.trainer.version % self.config.checkpoint.save_interval == 0:
+                    await self._checkpoint()
+            if self.trainer.version > self.last_saved:
+                await self._checkpoint()
+            if self.config.checkpoint.save_hf:
+                await self.compute(self.trainer.save_hf, self.ctx.run_dir / "hf")
+            await self.compute(self.trainer.close)
+        if self.rank == 0:
+            await self.ctx.event("learner_done", version=self.trainer.version, finished=self._finished())
+
+    async def _build(self) -> None:
+        from miles_async.train.trainer import MegatronTrainer  # heavy: only here
+
+        rendezvous = self.ctx.run_dir / f"rendezvous-{self.ctx.incarnation}"
+        build = partial(MegatronTrainer, rank=self.rank, world_size=self.world, init_method=f"file://{rendezvous}")
+        with self.ctx.waiting("the model to be built"):
+            self.trainer = await self.compute(build, self.config, self.ctx.model_path)
+        if (directory := latest(self.checkpoints)) is not None:
+            extra = await self.compute(self.trainer.load_checkpoint, directory)
+            self.rewards.extend(extra["rewards"])
+            self.last_saved = self.trainer.version
+            if self.rank == 0:
+                # the checkpoint was durable; the launch may have ended before the ledger heard of it
+                await self.ledger.commit(self.trainer.version)
+                await self.ctx.event("resumed", version=self.trainer.version)
+        elif (await self.ledger.steps())[1] > 0:
+            raise RuntimeError("the ledger has committed steps, but there is no checkpoint in the run directory")
+        if (last := (await self.ledger.steps())[0]) < self.trainer.version:
+            raise RuntimeError(f"the ledger ends at step {last}, the checkpoint is of step {self.trainer.version}")
+        await self.ctx.event("learner_ready", version=self.trainer.version, rank=self.rank)
+
+    def _finished(self) -> bool:
+        target = self.config.run.target_reward
+        reached = target is not None and len(self.rewards) == REWARD_WINDOW and _mean(self.rewards) >= target
+        return reached or self.trainer.version >= self.config.run.num_steps
+
+    # batches
+
+    async def _next_batch(self) -> Batch | None:
+        """The record of the next step: an earlier one (replay), or a new one decided by rank 0. None: stop here."""
+        started = time.monotonic()
+        step = self.trainer.version + 1
+        try:
+            with self.ctx.waiting(f"groups for step {step}" if self.rank == 0 else f"rank 0 to batch step {step}"):
+                if (recorded := await self.ledger.recorded_batch(step)) is not None:
+                    return recorded
+                return await (self._decide(step) if self.rank == 0 else self._await_record(step))
+        finally:
+            self.waited_s = time.monotonic() - started
+
+    async def _decide(self, step: int) -> Batch | None:
+        while not self.ctx.stop.is_set():
+            groups, self.samples_cursor = await self.ledger.ready_groups(self.samples_cursor)
+            self.ready.update((group.group_id, group) for group in groups)
+            now = await self.ledger.open_groups()
+            is_ready = {g for g, state in zip(now.order, now.states, strict=True) if state == "r"}
+            self.ready = {g: group for g, group in self.ready.items() if g in is_ready}  # in order of publication
+            evicted = await self._evict()
+            open_order = [g for g in now.order if g not in evicted]
+            size = self.config.rollout.rollout_batch_size
+            chosen = self.policy.select(list(self.ready.values()), open_order, self.trainer.version, size)
+            if chosen:
+                return await self.ledger.batch(step, [self.ready[group_id] for group_id in chosen])
+        await self.ctx.bus.publish("control", Control(command="learner_stop", roles=("learner",), reason=str(step)))
+        return None
+
+    async def _evict(self) -> set[str]:
+        """Drop what has grown too old; returns the ids."""
+        version = self.trainer.version
+        evicted = self.policy.evict(list(self.ready.values()), version)
+        for group_id, reason in evicted:
+            await self.ledger.drop(group_id, reason)
+            await self.ctx.event("dropped", group=group_id, reason=reason, detail=f"ready at version {version}")
+            del self.ready[group_id]
+        return {group_id for group_id, _ in evicted}
+
+    async def _await_record(self, step: int) -> Batch | None:
+        """On other ranks than 0: the record, or None once rank 0 has said that ``step`` will not be taken."""
+        while True:
+            if (recorded := await self.ledger.recorded_batch(step, block_ms=READ_BLOCK_MS)) is not None:
+                return recorded
+            controls, self.control_cursor = await self.ctx.bus.read("control", Control, self.control_cursor)
+            if any(c.command == "learner_stop" and int(c.reason) <= step for c in controls):
+                return None
+
+    def _share(self, batch: Batch) -> Sequence[str]:
+        size = len(batch.payload_keys) // self.world
+        return batch.payload_keys[self.rank * size : (self.rank + 1) * size]
+
+    # steps
+
+    async def _step(self, batch: Batch) -> None:
+        started = time.monotonic()
+        groups = await self.ledger.payloads(self._share(batch))
+        metrics: dict[str, float] = await self.compute(self._train, groups)
+        self.rewards.append(metrics["raw_reward"])
+        if self.trainer.version % self.config.weights.update_interval == 0:
+            await self._publish_snapshot()
+        if self.rank == 0:
+            step_s = time.monotonic() - started
+            perf = {"perf/train_time": step_s, "perf/train_wait_time": self.waited_s}
+            await self.ctx.metrics(batch.step, metrics | perf | {"perf/step_time": step_s + self.waited_s})
+
+    def _train(self, groups: list[Group]) -> dict[str, float]:
+        return self.trainer.step(groups)
+
+    async def _publish_snapshot(self) -> None:
+        """Hand the weights to the broadcaster, and go on."""
+        version = self.trainer.version
+        path = await self.compute(self._write_snapshot, version)
+        if self.rank == 0:
+            await self.ctx.bus.publish(
+                "weights", Snapshot(version=version, incarnation=self.ctx.incarnation, path=str(path))
+            )
+
+    def _write_snapshot(self, version: int) -> Path | None:
+        tensors = self.trainer.export()  # collective: every rank takes part, rank 0 has the result
+        if self.rank != 0:
+            return None
+        root = choose_root(self.config, self.ctx.run_dir, sum(t.nbytes for t in tensors.values()))
+        return write_snapshot(root, version, self.ctx.incarnation, tensors, self.ctx.model_path)
+
+    async def _checkpoint(self) -> None:
+        """Save, and only then let the ledger forget what the checkpoint contains."""
+        version = self.trainer.version
+        extra: dict[str, Any] = {
+            "version": version,
+            "incarnation": self.ctx.incarnation,
+            "rewards": list(self.rewards),
+            "next_position": (await self.ledger.open_groups()).next_position,
+        }
+        with self.ctx.waiting(f"checkpoint {version} to be written"):
+            await self.compute(self.trainer.save_checkpoint, self.checkpoints, extra)
+        self.last_saved = version
+        if self.rank == 0:
+            await self.ledger.commit(version)
+            await self.ctx.event("checkpoint", version=version)
+
+
+def _mean(values: Sequence[float] | deque[float]) -> float:
+    return sum(values) / len(values)

@@ -1,0 +1,139 @@
+"""The rollout worker: turns tickets into scored prompt groups.
+
+Consumes: tickets (claimed under a lease that it renews while it works). Publishes: groups, as the ledger's ``ready``.
+
+Keeps: a group is published once, whole, with the version that sampled every token (invariant 5), or dropped with its
+reason; a worker that dies or stops leaves its tickets to the others (invariant 1). It never re-tokenises what was sampled.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import aiohttp
+import msgspec
+
+from actors.runtime.context import ActorContext
+from bus import Ledger
+from bus.codec import TOKENS, unpack
+from bus.ledger import ClaimedTicket
+from bus.messages import Group, Sample, Ticket
+from miles_async.engine_client import EngineClient, EngineError
+from miles_async.rewards import Grader, RewardError, RewardSample
+from miles_async.rollout.generate import AbortedError, AnswerError, generate_group
+from miles_async.tokenizer import Tokenizer
+
+TICKETS_AT_ONCE = 4  # a read takes few, so that the tickets of a small batch spread over the workers
+
+
+class RolloutWorker:
+    role = "rollout"
+
+    def __init__(self, ctx: ActorContext) -> None:
+        self.ctx = ctx
+        self.ledger = Ledger(ctx.bus)
+        self.lease = f"{ctx.name}/{ctx.incarnation}"
+        self.tokenizer = Tokenizer(ctx.model_path)
+        self.in_flight: dict[asyncio.Task[None], ClaimedTicket] = {}
+
+    async def run(self) -> None:
+        config = self.ctx.config
+        await self.ledger.release(self.lease)  # what a former life of this worker held
+        with self.ctx.waiting("the router's address"):
+            url = await self.ctx.bus.address("router", deadline_s=config.engine.start_timeout_s)
+        connector = aiohttp.TCPConnector(limit=0)
+        async with aiohttp.ClientSession(connector=connector) as session, Grader.from_config(config.reward) as grader:
+            self.client, self.grader = EngineClient(url, session), grader
+            renewal = asyncio.create_task(self._renew())
+            try:
+                await self._work()
+            finally:
+                renewal.cancel()
+                for task in self.in_flight:
+                    task.cancel()
+                await asyncio.gather(renewal, *self.in_flight, return_exceptions=True)
+                await self.ledger.release(self.lease)
+
+    async def _work(self) -> None:
+        limit = self.ctx.config.rollout.max_groups_in_flight
+        lease_ms = int(self.ctx.config.rollout.lease_s * 1000)
+        while not self.ctx.stop.is_set():
+            if (free := limit - len(self.in_flight)) <= 0:
+                with self.ctx.waiting("engines to finish a group"):
+                    await asyncio.wait(self.in_flight, return_when=asyncio.FIRST_COMPLETED)
+            elif self.in_flight:
+                await self._take(min(free, TICKETS_AT_ONCE), lease_ms)
+            else:
+                with self.ctx.waiting("the dealer for a ticket"):
+                    await self._take(min(free, TICKETS_AT_ONCE), lease_ms)
+            for task in [t for t in self.in_flight if t.done()]:
+                del self.in_flight[task]
+                task.result()
+
+    async def _take(self, count: int, lease_ms: int) -> None:
+        for claimed in await self.ledger.next_tickets(self.ctx.name, self.lease, count, lease_ms):
+            self.in_flight[asyncio.create_task(self._rollout(claimed.ticket))] = claimed
+
+    async def _renew(self) -> None:
+        while True:
+            await asyncio.sleep(self.ctx.config.rollout.lease_s / 4)
+            await self.ledger.renew(self.ctx.name, [claimed.entry_id for claimed in self.in_flight.values()])
+
+    async def _rollout(self, ticket: Ticket) -> None:
+        """One group, from its ticket to its publication or its recorded drop."""
+        started = time.time()
+        try:
+            samples = await generate_group(ticket, self.ctx.config.rollout, self.client, self.tokenizer)
+            samples = await self._score_all(ticket, samples)
+        except (EngineError, AnswerError) as error:
+            await self._drop(ticket, "generate_error", str(error))
+        except AbortedError as error:
+            await self._drop(ticket, "aborted", str(error))
+        except RewardError as error:
+            await self._drop(ticket, error.reason, str(error))
+        else:
+            await self._publish(ticket, tuple(samples), started)
+
+    async def _score_all(self, ticket: Ticket, samples: list[Sample]) -> list[Sample]:
+        scored = await asyncio.gather(*(self._score(ticket, sample) for sample in samples), return_exceptions=True)
+        for result in scored:
+            if isinstance(result, BaseException):
+                raise result
+        return [result for result in scored if isinstance(result, Sample)]
+
+    async def _score(self, ticket: Ticket, sample: Sample) -> Sample:
+        reward = await self.grader.grade(
+            RewardSample(
+                prompt=ticket.prompt,
+                response=sample.text,
+                tokens=unpack(sample.tokens, TOKENS).tolist(),
+                label=ticket.label,
+                metadata=ticket.metadata,
+                finish_reason=sample.finish_reason,
+                group_id=ticket.group_id,
+                index=sample.index,
+            )
+        )
+        return msgspec.structs.replace(sample, reward=reward)
+
+    async def _publish(self, ticket: Ticket, samples: tuple[Sample, ...], started: float) -> None:
+        now = time.time()
+        group = Group(
+            group_id=ticket.group_id,
+            prompt_tokens=ticket.prompt_tokens,
+            samples=samples,
+            worker=self.ctx.name,
+            started=started,
+            finished=now,
+            label=ticket.label,
+        )
+        versions = [unpack(sample.versions, TOKENS) for sample in samples if sample.versions]
+        oldest = min((int(v.min()) for v in versions), default=0)
+        newest = max((int(v.max()) for v in versions), default=0)
+        if not await self.ledger.publish(group, self.lease, oldest, newest, now):
+            await self.ctx.event("late_publication_refused", group=ticket.group_id)
+
+    async def _drop(self, ticket: Ticket, reason: str, detail: str) -> None:
+        if await self.ledger.drop(ticket.group_id, reason, self.lease):
+            await self.ctx.event("dropped", group=ticket.group_id, reason=reason, detail=detail[:500])

@@ -1,0 +1,177 @@
+"""Router: one URL for the whole fleet. Requests go to the engine with the fewest of them in flight.
+
+    rollout workers ──HTTP──► Router ──HTTP──► engines            reads  "weights": EngineServes, EngineDown; the ledger
+                                │                                 writes "weights": EngineDown; metrics; its address
+                                └── metrics ──► bus
+
+Invariants: an engine gets requests only after the broadcaster announced the version that it serves, and none after
+somebody reported it gone; the router holds no state that a restart could lose (it reads the ledger again).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import socket
+from collections.abc import Iterator
+
+import uvicorn
+
+from actors.runtime.context import ActorContext
+from bus.messages import EngineDown, EngineServes
+from miles_async.config import ConfigError
+from miles_async.config import Router as RouterConfig
+from miles_async.router_app import Worker, create_app
+from miles_async.router_health import HealthChecker
+from miles_async.routing import LeastInflight
+
+REPORT_INTERVAL_S = 1.0
+LEDGER_INTERVAL_S = 0.25  # how soon the router notices that an engine is paused and prefers another one
+BACKLOG = 4096
+
+
+class Router:
+    """The actor. The web application it serves is ``miles_async.router_app``."""
+
+    role = "router"
+
+    def __init__(self, ctx: ActorContext) -> None:
+        self.ctx = ctx
+        config = ctx.config
+        self.policy = LeastInflight()
+        self.app = create_app(
+            self.policy,
+            wait_s=config.engine.start_timeout_s,
+            request_timeout_s=config.rollout.request_timeout_s,
+            max_retries=config.router.max_retries,
+            on_dead=self._report_death,
+        )
+        self._updating: set[str] = set()
+        self._deaths: asyncio.Queue[EngineDown] = asyncio.Queue()
+
+    async def run(self) -> None:
+        ctx, config = self.ctx, self.ctx.config.router
+        listener = bind(config)
+        host, port = listener.getsockname()[:2]
+        health = HealthChecker(
+            self.app,
+            interval_s=config.health_interval_s,
+            max_failures=config.health_failures,
+            is_updating=self._updating.__contains__,
+        )
+        server = _Server(_server_config(self.app))
+        duties = (self._follow(), self._read_ledger(), self._report(), self._publish_deaths(), health.run(ctx.stop))
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                serving = tasks.create_task(server.serve(sockets=[listener]))
+                helpers = [tasks.create_task(duty) for duty in duties]
+                await ctx.bus.set_address("router", f"http://{host}:{port}")
+                stopped = tasks.create_task(ctx.stop.wait())
+                await asyncio.wait((serving, stopped), return_when=asyncio.FIRST_COMPLETED)
+                server.should_exit = True
+                await serving
+                for task in (*helpers, stopped):
+                    task.cancel()
+        finally:
+            for name in list(self.app.workers):
+                self.app.remove(name)
+            listener.close()
+
+    async def _follow(self) -> None:
+        """Engines join and leave. At the start the ledger says who serves; the stream says it again, in order."""
+        ctx = self.ctx
+        for name, engine in (await ctx.bus.engines()).items():
+            if engine.state in ("serving", "updating"):
+                self._join(name, engine.url, engine.version, engine.incarnation)
+        async for message in ctx.bus.follow("weights", (EngineServes, EngineDown), stop=ctx.stop, from_start=False):
+            if isinstance(message, EngineServes):
+                self._join(message.engine, message.url, message.version, message.incarnation)
+            else:
+                worker = self.app.workers.get(message.engine)
+                if worker is not None and message.incarnation >= worker.incarnation:
+                    ctx.log.info("engine %s leaves: %s", message.engine, message.reason)
+                    self.app.remove(message.engine)
+
+    def _join(self, name: str, url: str, version: int, incarnation: int) -> None:
+        known = self.app.workers.get(name)
+        if known is None or known.incarnation <= incarnation:
+            self._updating.discard(name)
+            self.app.add(name, url, version, incarnation)
+
+    async def _read_ledger(self) -> None:
+        """Prefer engines that are not being updated at the moment."""
+        while True:
+            engines = await self.ctx.bus.engines()
+            now = {name for name, engine in engines.items() if engine.state == "updating"}
+            for name in now ^ self._updating:
+                worker = self.app.workers.get(name)
+                if worker is not None and not worker.trouble:
+                    self.policy.set_state(name, "updating" if name in now else "up")
+            self._updating.clear()
+            self._updating.update(now)
+            await asyncio.sleep(LEDGER_INTERVAL_S)
+
+    async def _report(self) -> None:
+        """Each second: how much of it every engine had work, and what is in flight."""
+        seen: dict[Worker, tuple[float, int]] = {}
+        before = self.app.clock()
+        while True:
+            await asyncio.sleep(REPORT_INTERVAL_S)
+            now = self.app.clock()
+            workers = list(self.app.workers.values())
+            values: dict[str, float] = {"router/failovers": self.app.failovers}
+            for worker in workers:
+                busy, answered = worker.busy_seconds(now), worker.answered
+                old_busy, old_answered = seen.get(worker, (0.0, 0))
+                values[f"engine_busy/{worker.name}"] = (busy - old_busy) / (now - before)
+                values[f"engine_requests_per_s/{worker.name}"] = (answered - old_answered) / (now - before)
+                seen[worker] = (busy, answered)
+            values["router/inflight"] = sum(worker.inflight for worker in workers)
+            values["router/engines_up"] = sum(not worker.trouble for worker in workers)
+            seen = {worker: seen[worker] for worker in workers}
+            before = now
+            await self.ctx.metrics(max((worker.version for worker in workers), default=0), values)
+
+    def _report_death(self, worker: Worker, why: str) -> None:
+        self._deaths.put_nowait(EngineDown(engine=worker.name, incarnation=worker.incarnation, reason=why))
+
+    async def _publish_deaths(self) -> None:
+        while True:
+            down = await self._deaths.get()
+            self.ctx.log.warning("engine %s is given up: %s", down.engine, down.reason)
+            await self.ctx.bus.publish("weights", down)
+
+
+class _Server(uvicorn.Server):
+    """A server that leaves the signals to the actor's runtime."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def _server_config(app: object) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,  # type: ignore[arg-type]
+        http="httptools",
+        ws="none",
+        lifespan="off",
+        access_log=False,
+        log_level="warning",
+        backlog=BACKLOG,
+        timeout_keep_alive=75,
+        timeout_graceful_shutdown=1,
+        server_header=False,
+        date_header=False,
+    )
+
+
+def bind(config: RouterConfig) -> socket.socket:
+    """The listening socket of ``router.host`` and ``router.port``. Raises ConfigError, one line, if it cannot be had."""
+    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+    try:
+        return socket.create_server((config.host, config.port), family=family, backlog=BACKLOG)
+    except OSError as error:
+        hint = "another program listens there; 0 takes any free port" if error.errno == errno.EADDRINUSE else error
+        raise ConfigError(f"router.host = {config.host!r}, router.port = {config.port}: {hint}") from None

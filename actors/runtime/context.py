@@ -1,0 +1,128 @@
+"""What every actor is given, and all that it knows of the run: the bus, the configuration, when to stop.
+
+An actor is a class with ``role``, ``__init__(self, ctx)`` and ``async def run(self)``, which returns when its work is done
+or soon after ``ctx.stop`` is set. Promises: the actor's heartbeat tells whom it waits for and since when; a stop asked
+for over the bus or by SIGTERM sets ``ctx.stop``; nothing here knows the supervisor.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from bus import Bus, connect
+from bus.messages import Control, Event, Heartbeat, Metrics
+from miles_async.config import RunConfig
+
+
+class Actor(Protocol):
+    """One long-running role."""
+
+    role: str
+
+    def __init__(self, ctx: ActorContext) -> None: ...
+
+    async def run(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class ActorSpec:
+    """What a process needs to become an actor."""
+
+    name: str
+    role: str
+    index: int
+    path: str  # dotted path of the class
+    config: RunConfig
+    run_dir: Path
+    model_path: str
+    bus_url: str
+    run_id: str
+    incarnation: int  # of the whole run: 1 for the first launch, +1 for each resume
+
+
+class ActorContext:
+    """The surroundings of one actor. Make it with :func:`open_context`."""
+
+    def __init__(self, spec: ActorSpec, bus: Bus) -> None:
+        self.spec = spec
+        self.bus = bus
+        self.name, self.role, self.index = spec.name, spec.role, spec.index
+        self.config, self.run_dir, self.model_path = spec.config, spec.run_dir, spec.model_path
+        self.incarnation = spec.incarnation
+        self.stop = asyncio.Event()
+        self.log = logging.getLogger(spec.name)
+        self._waits: dict[int, tuple[str, float]] = {}
+        self._wait_ids = itertools.count()
+
+    async def event(self, kind: str, **data: Any) -> None:
+        """Record something that happened once."""
+        self.log.info("%s %s", kind, data)
+        await self.bus.publish("events", Event(actor=self.name, kind=kind, time=time.time(), data=data))
+
+    async def metrics(self, step: int, values: dict[str, float]) -> None:
+        """Publish numbers at ``step`` (the learner's version)."""
+        await self.bus.publish("metrics", Metrics(actor=self.name, step=step, time=time.time(), values=values))
+
+    @contextmanager
+    def waiting(self, whom: str) -> Iterator[None]:
+        """While inside, the heartbeat says that this actor waits for ``whom``."""
+        wait = next(self._wait_ids)
+        self._waits[wait] = (whom, time.time())
+        try:
+            yield
+        finally:
+            del self._waits[wait]
+
+    def heartbeat(self) -> Heartbeat:
+        whom, since = min(self._waits.values(), key=lambda wait: wait[1], default=("", 0.0))
+        return Heartbeat(
+            actor=self.name, role=self.role, pid=os.getpid(), time=time.time(), waits_for=whom, waits_since=since
+        )
+
+    async def beat(self) -> None:
+        """Send heartbeats until cancelled."""
+        while True:
+            await self.bus.beat(self.heartbeat())
+            await asyncio.sleep(self.config.monitor.heartbeat_s)
+
+    async def obey(self) -> None:
+        """Set ``stop`` when the bus says so; until cancelled."""
+        async for control in self.bus.follow("control", Control, stop=self.stop):
+            if control.command == "stop" and (not control.roles or self.role in control.roles):
+                self.log.info("asked to stop: %s", control.reason)
+                self.stop.set()
+
+
+async def run_actor(spec: ActorSpec, make: Callable[[ActorContext], Actor]) -> None:
+    """Connect, make the actor, and run it to its end beside its heartbeat. Raises what the actor or its bus raises."""
+    bus = await connect(spec.bus_url, spec.run_id)
+    ctx = ActorContext(spec, bus)
+    asyncio.get_running_loop().add_signal_handler(15, ctx.stop.set)
+    work = asyncio.create_task(make(ctx).run(), name=spec.name)
+    helpers = [asyncio.create_task(ctx.beat()), asyncio.create_task(ctx.obey())]
+    try:
+        # "obey" ends by itself once it has set the stop; a helper that fails takes the actor with it
+        pending: set[asyncio.Task[None]] = {work, *helpers}
+        while work in pending:
+            done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+    except BaseException as error:
+        if not isinstance(error, asyncio.CancelledError):
+            cause = f"{type(error).__name__}: {error}".split("\n")[0]
+            await asyncio.wait_for(ctx.event("died", cause=cause), 2.0)
+        raise
+    finally:
+        for task in (work, *helpers):
+            task.cancel()
+        await asyncio.gather(work, *helpers, return_exceptions=True)
+        await bus.close()

@@ -1,0 +1,82 @@
+"""The run directory as the supervisor uses it: identity, incarnation, inputs made locally, one supervisor at a time.
+
+Promises: a run keeps its id for ever and counts its launches; a directory in which a launch is alive is refused.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from miles_async.builtin import is_builtin, make_model
+from miles_async.config import RunConfig
+
+STATE_FILE = "supervisor.json"  # who runs this, and where its bus is: what `miles-async status` reads
+
+
+class RunInUseError(RuntimeError):
+    """A launch is alive in the run directory."""
+
+
+class RunHome:
+    """The run directory ``path``."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.state: dict[str, Any] = {}
+
+    def enter(self) -> bool:
+        """Take the directory for this launch; True if it holds an earlier launch. Raises RunInUseError."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        file = self.path / STATE_FILE
+        earlier = json.loads(file.read_text()) if file.exists() else None
+        if earlier and _alive(earlier):
+            raise RunInUseError(f"{self.path} is in use by a launch that is alive (pid {earlier['pid']})")
+        incarnation = earlier["incarnation"] + 1 if earlier else 1
+        run_id = earlier["run_id"] if earlier else f"{self.path.name}-{os.urandom(4).hex()}"
+        self.state = {"run_id": run_id, "incarnation": incarnation, "pid": os.getpid(), "started": time.time()}
+        self.state["process_started"] = psutil.Process().create_time()
+        self._write()
+        return earlier is not None
+
+    def announce(self, bus_url: str) -> None:
+        self.state["bus_url"] = bus_url
+        self._write()
+
+    def leave(self) -> None:
+        self.state |= {"pid": None, "bus_url": None}
+        self._write()
+
+    def _write(self) -> None:
+        file = self.path / STATE_FILE
+        temporary = file.with_suffix(".tmp")
+        temporary.write_text(json.dumps(self.state))
+        temporary.replace(file)
+
+    def model_path(self, config: RunConfig) -> Path:
+        """Where the model's directory is, or will be made."""
+        name = config.model.hf_checkpoint
+        return self.path / "inputs" / "model" if is_builtin(name) else Path(name)
+
+
+def make_inputs(name: str, directory: Path, seed: int) -> None:
+    """Make a built-in model once; a launch that was interrupted while making it makes it again."""
+    if (directory / "config.json").exists():
+        return
+    temporary = directory.with_name(f"{directory.name}.{os.getpid()}")
+    temporary.mkdir(parents=True)
+    make_model(name, temporary, seed)
+    temporary.replace(directory)
+
+
+def _alive(state: dict[str, Any]) -> bool:
+    """Whether the process of an earlier launch still runs (and its pid was not given to another)."""
+    try:
+        return bool(state.get("pid")) and psutil.Process(state["pid"]).create_time() == state["process_started"]
+    except psutil.Error:
+        return False

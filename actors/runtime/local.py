@@ -1,0 +1,131 @@
+"""Actors as processes of this machine, forked from a server that has imported the heavy libraries once.
+
+Promises: an actor process writes to its own log, does not hear the terminal's Ctrl-C, dies when the launch dies (also by
+kill -9), and its end is seen at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import logging
+import multiprocessing
+import os
+import signal
+import sys
+from collections.abc import Callable
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+from actors.runtime.context import ActorSpec, run_actor
+from bus.server import die_with_parent
+
+# imported once in the fork server: what engines, workers and the learner need anyway; none of it touches CUDA
+PRELOAD = [
+    "torch",
+    "uvloop",
+    "aiohttp",
+    "fastapi",
+    "uvicorn",
+    "safetensors.torch",
+    "redis.asyncio",
+    "actors.dealer",
+    "actors.rollout",
+    "actors.router",
+    "actors.engine",
+    "actors.broadcaster",
+]
+
+
+def log_path(run_dir: Path, name: str) -> Path:
+    return run_dir / "logs" / f"{name}.log"
+
+
+def load_class(path: str) -> type:
+    """The class behind a dotted path. Raises ImportError naming the path."""
+    module, _, name = path.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ValueError, AttributeError) as error:
+        raise ImportError(f"no class at {path!r}: {error}") from None
+
+
+def _become(spec: ActorSpec) -> None:
+    """The body of an actor process."""
+    die_with_parent(signal.SIGKILL)()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the supervisor's, which stops us in order
+    log = open(log_path(spec.run_dir, spec.name), "a", buffering=1)  # noqa: SIM115
+    os.dup2(log.fileno(), 1)
+    os.dup2(log.fileno(), 2)
+    sys.stdout = sys.stderr = log
+    logging.basicConfig(stream=log, level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
+    logging.getLogger("asyncio").setLevel(logging.WARNING)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    import uvloop
+
+    try:
+        uvloop.run(run_actor(spec, load_class(spec.path)))
+    except Exception:
+        logging.getLogger(spec.name).exception("died")
+        sys.exit(1)
+
+
+class LocalRuntime:
+    """Starts actor processes and tells when they end."""
+
+    def __init__(self) -> None:
+        os.environ.setdefault("OMP_NUM_THREADS", "1")  # inherited by the fork server, before torch is imported there
+        self._context = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload(PRELOAD)
+        self._processes: dict[str, BaseProcess] = {}
+
+    def warm_up(self) -> None:
+        """Begin to import, while the launch does other things."""
+        from multiprocessing import forkserver
+
+        forkserver.ensure_running()
+
+    def start(self, spec: ActorSpec) -> None:
+        log_path(spec.run_dir, spec.name).parent.mkdir(parents=True, exist_ok=True)
+        process = self._context.Process(target=_become, args=(spec,), name=spec.name, daemon=False)
+        process.start()
+        self._processes[spec.name] = process
+
+    async def call(self, function: Callable[..., None], *args: Any) -> None:
+        """Run ``function`` in a process of its own. Raises RuntimeError if it fails there."""
+        process = self._context.Process(target=function, args=args, name=function.__name__)
+        process.start()
+        self._processes[process.name] = process
+        code = await self.ended(process.name)
+        del self._processes[process.name]
+        if code != 0:
+            raise RuntimeError(f"{function.__name__}{args} failed (exit code {code}); its error is above")
+
+    def pid(self, name: str) -> int | None:
+        return self._processes[name].pid
+
+    def running(self) -> list[str]:
+        return [name for name, process in self._processes.items() if process.exitcode is None]
+
+    async def ended(self, name: str) -> int:
+        """Wait for the end of ``name``; returns its exit code (negative: the signal)."""
+        process = self._processes[name]
+        loop = asyncio.get_running_loop()
+        done = asyncio.Event()
+        loop.add_reader(process.sentinel, done.set)
+        try:
+            while process.exitcode is None:
+                await done.wait()
+        finally:
+            loop.remove_reader(process.sentinel)
+        return process.exitcode
+
+    def terminate(self, name: str, signum: int) -> None:
+        process = self._processes[name]
+        if process.exitcode is None and process.pid is not None:
+            os.kill(process.pid, signum)
+
+    def join(self) -> None:
+        for process in self._processes.values():
+            process.join()

@@ -1,0 +1,127 @@
+"""What the supervisor sees of a run over the bus: it feeds the monitor and notices trouble.
+
+Promises: every metric and event reaches the monitor once; a run in which nothing moves for ``watchdog_s`` says so by itself,
+with who waits for whom; a run whose groups are all dropped fails with the reason of the drops.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+from bus import Bus, Ledger
+from bus.messages import Event, Heartbeat, Metrics
+from miles_async.config import RunConfig
+from miles_async.monitor.monitor import Monitor
+
+LOOK_S = 1.0  # how often heartbeats and the ledger are looked at
+BATCHES_OF_DROPS = 4  # so many batches dropped in a row, and nothing published: give up
+
+
+class Watch:
+    """Follows one run until :meth:`close`."""
+
+    def __init__(self, bus: Bus, ledger: Ledger, monitor: Monitor, config: RunConfig) -> None:
+        self.bus, self.ledger, self.monitor, self.config = bus, ledger, monitor, config
+        self._metrics_cursor = self._events_cursor = "0"
+        self._deaths: dict[str, str] = {}
+        self._last_drop = ""
+        self._trouble: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._progress: tuple[Any, ...] = ()
+        self._progress_at = time.monotonic()
+        self._stall_told = False
+        self._kept, self._dropped_then = -1, 0
+        self._tasks = [asyncio.create_task(self._pump()), asyncio.create_task(self._look())]
+
+    async def trouble(self) -> str:
+        """Wait for a reason to end the run."""
+        return await asyncio.shield(self._trouble)
+
+    async def cause_of_death(self, name: str, code: int) -> str:
+        """Why ``name`` ended with ``code``: what it said itself, or the signal."""
+        await self._read_events(block_ms=0)
+        how = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
+        return f"{name}: {self._deaths.get(name, how)}"
+
+    async def close(self) -> None:
+        """Take in what is still on the bus, then stop."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        while await self._read_metrics(block_ms=0) or await self._read_events(block_ms=0):
+            pass
+        await self._look_once()
+
+    async def _pump(self) -> None:
+        async def forever(read: Any) -> None:
+            while True:
+                await read(block_ms=500)
+
+        await asyncio.gather(forever(self._read_metrics), forever(self._read_events))
+
+    async def _read_metrics(self, block_ms: int) -> int:
+        messages, cursor = await self.bus.read("metrics", Metrics, self._metrics_cursor, block_ms=block_ms)
+        for message in messages:
+            self.monitor.on_metrics(message)
+        if cursor != self._metrics_cursor:
+            self._metrics_cursor = cursor
+            await self.bus.trim("metrics", cursor)
+        return len(messages)
+
+    async def _read_events(self, block_ms: int) -> int:
+        messages, cursor = await self.bus.read("events", Event, self._events_cursor, block_ms=block_ms)
+        for message in messages:
+            self._note(message)
+            self.monitor.on_event(message)
+        if cursor != self._events_cursor:
+            self._events_cursor = cursor
+            await self.bus.trim("events", cursor)
+        return len(messages)
+
+    def _note(self, event: Event) -> None:
+        if event.kind == "died":
+            self._deaths[event.actor] = str(event.data.get("cause", ""))
+        elif event.kind == "dropped":
+            self._last_drop = f"{event.data.get('reason')}: {event.data.get('detail')}"
+
+    async def _look(self) -> None:
+        while True:
+            await asyncio.sleep(LOOK_S)
+            await self._look_once()
+
+    async def _look_once(self) -> None:
+        heartbeats, counts = await self.bus.heartbeats(), await self.ledger.counts()
+        self.monitor.on_heartbeats(heartbeats)
+        self.monitor.on_ledger(counts)
+        self._check_drops(counts)
+        self._check_progress(heartbeats, counts)
+
+    def _check_drops(self, counts: dict[str, int]) -> None:
+        kept = counts["ready"] + counts["batched"] + counts["trained"]
+        if kept != self._kept:
+            self._kept, self._dropped_then = kept, counts["dropped"]
+        lost = counts["dropped"] - self._dropped_then
+        if lost >= BATCHES_OF_DROPS * self.config.rollout.rollout_batch_size and not self._trouble.done():
+            self._trouble.set_result(f"the last {lost} groups were all dropped; the last one: {self._last_drop}")
+
+    def _check_progress(self, heartbeats: list[Heartbeat], counts: dict[str, int]) -> None:
+        progress = (*sorted(counts.items()), self._metrics_cursor)
+        now = time.monotonic()
+        if progress != self._progress:
+            self._progress, self._progress_at, self._stall_told = progress, now, False
+        elif now - self._progress_at > self.config.run.watchdog_s and not self._stall_told:
+            self._stall_told = True
+            data = {"seconds": round(now - self._progress_at), "waits": who_waits(heartbeats, time.time())}
+            self.monitor.on_event(Event(actor="supervisor", kind="stalled", time=time.time(), data=data))
+
+
+def who_waits(heartbeats: list[Heartbeat], now: float) -> dict[str, str]:
+    """Actor -> whom it waits for and since when, or that it is silent."""
+    waits = {}
+    for beat in sorted(heartbeats, key=lambda beat: beat.actor):
+        if now - beat.time > 10:
+            waits[beat.actor] = f"silent for {now - beat.time:.0f} s"
+        elif beat.waits_for:
+            waits[beat.actor] = f"waits for {beat.waits_for} for {now - beat.waits_since:.0f} s"
+    return waits

@@ -1,0 +1,269 @@
+"""The command line: ``miles-async launch | status | bench | doctor``.
+
+Promises: whatever the user got wrong is one line on standard error and exit code 2; with ``--json`` standard output
+holds one JSON document and nothing else; importing this file costs no torch. Exit codes:
+
+====  =====================================================
+0     it worked
+1     a run failed, or a check of ``doctor``: the cause is the last line on standard error
+2     bad input: the command line, the configuration, a file
+3     no Redis can be found, started or reached
+130   interrupted; the run has a checkpoint, the same command with ``--run-dir`` goes on from it
+====  =====================================================
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import importlib
+import importlib.util
+import json
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from miles_async.config import RunConfig
+
+OK, FAILED, BAD_INPUT, NO_REDIS, INTERRUPTED = 0, 1, 2, 3, 130
+
+SUPERVISOR = "actors.runtime.supervisor.Supervisor"  # by name: nothing of miles_async imports an actor
+
+app = typer.Typer(
+    name="miles-async",
+    help="Asynchronous reinforcement learning of language models.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
+
+
+@app.command()
+def launch(
+    config_file: Annotated[Path, typer.Argument(metavar="RUN.TOML", help="The run's configuration.")],
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override one key; can be repeated.")
+    ] = None,
+    run_dir: Annotated[
+        Path | None, typer.Option(help="Where the run lives; one that has a run goes on with it. [runs/NAME-TIME]")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything, print the result, start nothing.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train: start the processes of a run, watch them, and stop them in order."""
+    directory = run_dir or default_run_dir(config_file)
+    with clear_errors(directory):
+        from miles_async.config_load import load
+
+        config = load(config_file, overrides or [])
+        check_topology(config, load=dry_run)
+        if dry_run:
+            check_data(config)
+            _print_config(config, directory, as_json)
+            return
+        code = _run(config, directory, as_json)
+    raise typer.Exit(code)
+
+
+@app.command()
+def status(
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="A run's directory.")], as_json: AsJson = False
+) -> None:
+    """Say how a run does: who is busy or waits for whom, the ledger, the versions; or its summary, if it has ended."""
+    with clear_errors():
+        from miles_async.monitor import status as status_of
+
+        found = status_of.status(run_dir)
+        _print(found, status_of.show(found, time.time()), as_json)
+
+
+@app.command()
+def bench(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A file benchmarks/bench_NAME.py of the checkout.")],
+    as_json: AsJson = False,
+) -> None:
+    """Run one benchmark and print its figures as JSON."""
+    with clear_errors():
+        result = find_benchmark(name).run()
+        print(json.dumps(result, indent=None if as_json else 2))
+
+
+@app.command()
+def doctor(as_json: AsJson = False) -> None:
+    """Look whether this machine has what a run needs."""
+    with clear_errors():
+        import msgspec
+
+        from miles_async import doctor as checks
+
+        findings = checks.examine()
+        _print([msgspec.to_builtins(finding) for finding in findings], checks.show(findings), as_json)
+    if any(finding.state == "fail" for finding in findings):
+        raise typer.Exit(FAILED)
+
+
+def main() -> None:
+    """The program. Ends with one of the exit codes of this file's head."""
+    app()
+
+
+def default_run_dir(config_file: Path) -> Path:
+    """``runs/<name of the file>-<date and time>``."""
+    return Path("runs") / f"{config_file.stem}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+def check_topology(config: RunConfig, *, load: bool) -> None:
+    """Refuse an actor that is not there. Raises ConfigError naming the key and what is wrong with its path.
+
+    ``load``: import the class as well, which takes the seconds that torch takes; else only its module is looked for.
+    """
+    from miles_async.config import ConfigError
+
+    for role in config.topology.__struct_fields__:
+        path = getattr(config.topology, role)
+        module = path.rpartition(".")[0]
+        try:
+            if load:
+                resolve(path)
+            elif not module or importlib.util.find_spec(module) is None:
+                raise ImportError(f"no module {module}" if module else "expected a dotted path, module.Class")
+        except ImportError as error:
+            raise ConfigError(f'topology.{role} = "{path}": {error}') from None
+
+
+def check_data(config: RunConfig) -> None:
+    """Read the tokenizer and every prompt, as the dealer will. Raises DataError or TokenizerError."""
+    import tempfile
+
+    from miles_async import builtin
+    from miles_async.data import load_prompts
+    from miles_async.tokenizer import Tokenizer
+
+    model = config.model.hf_checkpoint
+    with tempfile.TemporaryDirectory() as made:
+        if builtin.is_builtin(model):
+            builtin.make_model(model, Path(made), config.run.seed)
+            model = made
+        load_prompts(config, Tokenizer(model))
+
+
+def resolve(path: str) -> Any:
+    """What the dotted path ``module.name`` names. Raises ImportError saying which part is missing."""
+    module, _, name = path.rpartition(".")
+    if not module:
+        raise ImportError("expected a dotted path, module.Class")
+    loaded = importlib.import_module(module)
+    if not hasattr(loaded, name):
+        raise ImportError(f"module {module} has no {name}{_nearest(name, dir(loaded))}")
+    return getattr(loaded, name)
+
+
+def find_benchmark(name: str) -> Any:
+    """The module ``benchmarks.bench_<name>``. Raises ConfigError with the nearest name."""
+    from miles_async.config import ConfigError
+
+    root = Path(__file__).resolve().parent.parent
+    names = sorted(path.stem.removeprefix("bench_") for path in (root / "benchmarks").glob("bench_*.py"))
+    if not names:
+        raise ConfigError(f"no benchmarks beside {root / 'miles_async'}: they are in the checkout, not in the package")
+    if name not in names:
+        raise ConfigError(f'no benchmark "{name}"{_nearest(name, names)} (there are: {", ".join(names)})')
+    if str(root) not in sys.path:
+        sys.path.insert(0, str(root))
+    return importlib.import_module(f"benchmarks.bench_{name}")
+
+
+@contextlib.contextmanager
+def clear_errors(run_dir: Path | None = None) -> Iterator[None]:
+    """Turn what goes wrong inside into one line and its exit code; a surprise leaves its traceback in ``run_dir``."""
+    from bus.errors import NoRedisError
+
+    try:
+        yield
+    except (typer.Exit, typer.Abort):
+        raise
+    except KeyboardInterrupt:
+        _fail(INTERRUPTED, "interrupted")
+    except NoRedisError as error:
+        _fail(NO_REDIS, str(error))
+    except Exception as error:
+        if _is_bad_input(error):
+            _fail(BAD_INPUT, str(error))
+        _fail(FAILED, _surprise(error, run_dir))
+
+
+def _is_bad_input(error: Exception) -> bool:
+    """Our own ValueErrors (ConfigError, DataError) speak of what the user gave; so does a path that is of no use."""
+    unusable = isinstance(error, PermissionError | NotADirectoryError | FileExistsError)
+    return unusable or (_is_ours(error) and isinstance(error, ValueError))
+
+
+def _is_ours(error: Exception) -> bool:
+    return type(error).__module__.partition(".")[0] in ("bus", "miles_async", "actors")
+
+
+def _surprise(error: Exception, run_dir: Path | None) -> str:
+    if _is_ours(error) or isinstance(error, TimeoutError):
+        return str(error)
+    cause = f"{type(error).__name__}: {error}".replace("\n", " ")
+    if run_dir is not None and run_dir.is_dir():
+        log = run_dir / "launch-error.log"
+        log.write_text(traceback.format_exc())
+        return f"{cause} (see {log})"
+    traceback.print_exc()
+    return cause
+
+
+def _fail(code: int, message: str) -> None:
+    print(f"miles-async: {message}", file=sys.stderr)
+    raise typer.Exit(code) from None
+
+
+def _run(config: RunConfig, directory: Path, as_json: bool) -> int:
+    from miles_async.monitor import Monitor
+    from miles_async.monitor.summary import describe
+
+    monitor = Monitor(stream=sys.stderr if as_json else sys.stdout)
+    code = int(resolve(SUPERVISOR)(config, directory, monitor).run())
+    summary = monitor.summary
+    if summary is not None:
+        _print(summary, f"{describe(summary)}\nfiles    {directory}", as_json)
+        for trouble in summary["troubles"]:
+            print(f"miles-async: {trouble}", file=sys.stderr)
+    if code != OK:
+        reason = (summary or {}).get("reason") or f"the run ended with code {code}; see {directory}"
+        print(f"miles-async: {reason}", file=sys.stderr)
+    return code
+
+
+def _print_config(config: RunConfig, directory: Path, as_json: bool) -> None:
+    import msgspec
+
+    from miles_async.config_load import dump
+
+    text = f"{dump(config)}\n# would run in {directory}; nothing was started"
+    _print({"run_dir": str(directory), "config": msgspec.to_builtins(config)}, text, as_json)
+
+
+def _print(document: Any, text: str, as_json: bool) -> None:
+    print(json.dumps(document) if as_json else text)
+
+
+def _nearest(name: str, names: list[str]) -> str:
+    near = difflib.get_close_matches(name, names, 1)
+    return f'; did you mean "{near[0]}"?' if near else ""
+
+
+if __name__ == "__main__":
+    main()

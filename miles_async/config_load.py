@@ -1,0 +1,286 @@
+"""A run's TOML file to a ``RunConfig`` and back.
+
+Promises: whatever is wrong with the file or an override comes back as one ``ConfigError`` line that names the key, its
+value and what is allowed (and the nearest valid name); relative paths mean "beside the TOML file", so the loaded
+configuration means the same in every process; ``dump`` writes TOML that loads back equal.
+
+TOML has no null: the string ``"none"`` stands for it wherever a key may be unset.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+import tomllib
+import types
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import msgspec
+from msgspec import Meta
+
+from miles_async import builtin
+from miles_async.config import ConfigError, RunConfig
+from miles_async.rewards import check_reward, resolve_reward_path
+
+NONE = "none"
+
+
+def load(path: str | Path, overrides: Sequence[str] = (), *, check: bool = True) -> RunConfig:
+    """The configuration in the TOML file ``path``, with ``section.key=value`` overrides on top.
+
+    Relative paths inside are resolved against the file's directory; with ``check``, the files and the reward function
+    named in it are looked for and ``RunConfig.check`` is applied. Raises ConfigError, one line.
+    """
+    path = Path(path)
+    try:
+        text = path.read_bytes().decode("utf-8")
+    except OSError as error:
+        raise ConfigError(f"cannot read configuration {path}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8 at byte {error.start}") from None
+    return parse(text, overrides, source=str(path), base=path.resolve().parent, check=check)
+
+
+def parse(
+    text: str,
+    overrides: Sequence[str] = (),
+    *,
+    source: str = "configuration",
+    base: Path | None = None,
+    check: bool = True,
+) -> RunConfig:
+    """Like :func:`load`, for TOML text; ``base`` is the directory of relative paths (None: the working directory)."""
+    try:
+        table = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{source}: {error}") from None
+    for override in overrides:
+        _apply_override(table, override)
+    config = resolve_paths(_build(table), base or Path.cwd())
+    if check:
+        config.check()
+        check_files(config)
+        check_reward(config.reward.rm_type)
+    return config
+
+
+def dump(config: RunConfig) -> str:
+    """TOML with every key of ``config``; :func:`parse` of it gives an equal configuration."""
+    lines: list[str] = []
+    for section in msgspec.structs.fields(RunConfig):
+        lines += ["", f"[{section.encode_name}]"]
+        values = getattr(config, section.name)
+        for key in msgspec.structs.fields(section.type):
+            value = getattr(values, key.name)
+            if value is None and key.default is None:
+                continue
+            lines.append(f"{key.encode_name} = {_toml(NONE if value is None else value)}")
+    return "\n".join(lines[1:]) + "\n"
+
+
+def resolve_paths(config: RunConfig, base: Path) -> RunConfig:
+    """``config`` with the paths of files and directories (and of a reward in a file beside the TOML) made absolute."""
+    replace = msgspec.structs.replace
+
+    def absolute(value: str) -> str:
+        return value if builtin.is_builtin(value) else str((base / Path(value).expanduser()).resolve())
+
+    weights = config.weights
+    if weights.snapshot_dir is not None:
+        weights = replace(weights, snapshot_dir=absolute(weights.snapshot_dir))
+    return replace(
+        config,
+        model=replace(config.model, hf_checkpoint=absolute(config.model.hf_checkpoint)),
+        data=replace(config.data, prompt_data=absolute(config.data.prompt_data)),
+        reward=replace(config.reward, rm_type=resolve_reward_path(config.reward.rm_type, base)),
+        weights=weights,
+    )
+
+
+def check_files(config: RunConfig) -> None:
+    """Refuse a checkpoint or prompt file that is not there. Raises ConfigError naming key, path and what is missing."""
+    checkpoint, prompts = config.model.hf_checkpoint, config.data.prompt_data
+    if builtin.is_builtin(checkpoint):
+        _check_builtin("model.hf_checkpoint", checkpoint, builtin.MODELS)
+    else:
+        directory = Path(checkpoint)
+        if not directory.is_dir():
+            raise ConfigError(f'model.hf_checkpoint = "{checkpoint}": no such directory')
+        if not (directory / "config.json").is_file():
+            raise ConfigError(f'model.hf_checkpoint = "{checkpoint}": it has no config.json')
+        if not any(directory.glob("*.safetensors")):
+            raise ConfigError(f'model.hf_checkpoint = "{checkpoint}": it has no *.safetensors file')
+    if builtin.is_builtin(prompts):
+        _check_builtin("data.prompt_data", prompts, builtin.PROMPTS)
+    elif not Path(prompts).is_file():
+        raise ConfigError(f'data.prompt_data = "{prompts}": no such file')
+
+
+def _check_builtin(key: str, value: str, names: Iterable[str]) -> None:
+    allowed = list(names)
+    if value not in allowed:
+        raise ConfigError(f'{key} = "{value}": there is no such built-in{_nearest(value, allowed)}; {_one_of(allowed)}')
+
+
+def _build(table: dict[str, Any]) -> RunConfig:
+    """The typed configuration in a TOML table, each key checked by itself so that the error can name it."""
+    sections = {section.encode_name: section for section in msgspec.structs.fields(RunConfig)}
+    built: dict[str, Any] = {}
+    for name, values in table.items():
+        if name not in sections:
+            raise _unknown(name)
+        if not isinstance(values, dict):
+            raise ConfigError(f"{name} = {_show(values)}: expected a table, [{name}]")
+        built[name] = _build_section(name, sections[name].type, values)
+    for name, section in sections.items():
+        if name not in built and section.required:
+            built[name] = _build_section(name, section.type, {})
+    return RunConfig(**built)
+
+
+def _build_section(section: str, kind: Any, values: dict[str, Any]) -> Any:
+    keys = {key.encode_name: key for key in msgspec.structs.fields(kind)}
+    built = {}
+    for name, value in values.items():
+        if name not in keys:
+            raise _unknown(f"{section}.{name}")
+        built[name] = _convert(f"{section}.{name}", keys[name].type, value)
+    for name, key in keys.items():
+        if key.required and name not in built:
+            raise ConfigError(f"{section}.{name} is missing: {_allowed(key.type)}")
+    return kind(**built)
+
+
+def _convert(key: str, kind: Any, value: Any) -> Any:
+    if value == NONE and _optional(kind):
+        return None
+    try:
+        converted = msgspec.convert(value, type=kind, strict=True)
+    except msgspec.ValidationError:
+        choices = [choice for choice in _choices(kind) if isinstance(choice, str)]
+        near = _nearest(value, choices) if isinstance(value, str) else ""
+        raise ConfigError(f"{key} = {_show(value)}: expected {_allowed(kind)}{near}") from None
+    if isinstance(converted, float) and not math.isfinite(converted):
+        raise ConfigError(f"{key} = {converted}: expected {_allowed(kind)}, finite")
+    return converted
+
+
+def _apply_override(table: dict[str, Any], override: str) -> None:
+    """Put ``section.key=value`` into ``table``; a value that is no TOML value is a string (a bare word)."""
+    name, equals, raw = override.partition("=")
+    name, raw = name.strip(), raw.strip()
+    if not equals or not name:
+        raise ConfigError(f"override {override!r}: expected section.key=value")
+    section, dot, key = name.partition(".")
+    kind = _key_types().get(name)
+    if not dot or kind is None:
+        raise _unknown(name)
+    try:
+        parsed = tomllib.loads(f"value = {raw}")
+        value = parsed["value"] if len(parsed) == 1 else raw
+    except tomllib.TOMLDecodeError:
+        value = raw
+    if not isinstance(value, str) and _plain(kind) == {str}:
+        value = raw  # --set data.label_key=2024: the key takes text only
+    values = table.setdefault(section, {})
+    if not isinstance(values, dict):
+        raise ConfigError(f"{section} = {_show(values)}: expected a table, [{section}]")
+    values[key] = value
+
+
+def _key_types() -> dict[str, Any]:
+    return {
+        f"{section.encode_name}.{key.encode_name}": key.type
+        for section in msgspec.structs.fields(RunConfig)
+        for key in msgspec.structs.fields(section.type)
+    }
+
+
+def _unknown(name: str) -> ConfigError:
+    """The error for a key that does not exist, with the nearest of all keys by full name, else by last part."""
+    keys = list(_key_types())
+    sections = [section.encode_name for section in msgspec.structs.fields(RunConfig)]
+    if "." not in name and difflib.get_close_matches(name, sections, 1):
+        return ConfigError(f'unknown section "{name}"{_nearest(name, sections)}')
+    leaf = name.rpartition(".")[2]
+    same_leaf = [key for key in keys if key.rpartition(".")[2] == leaf]
+    near = same_leaf[:1] or difflib.get_close_matches(name, keys, 1)
+    if not near:
+        leaves = {key.rpartition(".")[2]: key for key in keys}
+        near = [leaves[match] for match in difflib.get_close_matches(leaf, list(leaves), 1)]
+    hint = f'; did you mean "{near[0]}"?' if near else f"; sections: {', '.join(sections)}"
+    return ConfigError(f'unknown key "{name}"{hint}')
+
+
+def _nearest(value: str, names: Iterable[str]) -> str:
+    near = difflib.get_close_matches(value, list(names), 1)
+    return f'; did you mean "{near[0]}"?' if near else ""
+
+
+def _one_of(values: Iterable[Any]) -> str:
+    return "one of " + ", ".join(_show(value) for value in values)
+
+
+def _members(kind: Any) -> list[Any]:
+    """The alternatives of an annotation, without None."""
+    if get_origin(kind) in (Union, types.UnionType):
+        return [member for member in get_args(kind) if member is not type(None)]
+    return [kind]
+
+
+def _optional(kind: Any) -> bool:
+    return type(None) in get_args(kind)
+
+
+def _plain(kind: Any) -> set[Any]:
+    return {get_args(m)[0] if get_origin(m) is Annotated else m for m in _members(kind)}
+
+
+def _choices(kind: Any) -> list[Any]:
+    return [choice for member in _members(kind) if get_origin(member) is Literal for choice in get_args(member)]
+
+
+def _allowed(kind: Any) -> str:
+    """What a key takes, in words: the type, its limits, its choices."""
+    texts = []
+    for member in _members(kind):
+        limits: list[str] = []
+        if get_origin(member) is Annotated:
+            member, *notes = get_args(member)
+            for note in notes:
+                if isinstance(note, Meta):
+                    signs = (">=", note.ge), (">", note.gt), ("<=", note.le), ("<", note.lt)
+                    limits += [f"{sign} {limit}" for sign, limit in signs if limit is not None]
+        if get_origin(member) is Literal:
+            texts.append(_one_of(get_args(member)))
+        elif get_origin(member) is list:
+            texts.append({str: "a list of strings", int: "a list of integers"}[get_args(member)[0]])
+        else:
+            words = {int: "an integer", float: "a number", str: "a string", bool: "true or false"}
+            texts.append(" ".join([words[member], " and ".join(limits)]).strip())
+    return " or ".join(texts + ([f'"{NONE}"'] if _optional(kind) else []))
+
+
+def _show(value: Any) -> str:
+    """``value`` as TOML where it is one of our types, else as Python shows it; never longer than a line."""
+    try:
+        text = _toml(value)
+    except TypeError:
+        text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int | float):
+        return repr(value)
+    if isinstance(value, str):
+        # JSON's escapes are TOML's, but for DEL, which TOML wants escaped
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007F")
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(_toml(item) for item in value) + "]"
+    raise TypeError(f"no TOML for {type(value).__name__}")

@@ -1,0 +1,278 @@
+"""Pause, weight updates, versions, checksums: what SGLang's control endpoints do, without HTTP.
+
+Promises: weights change between two tokens, never inside a step; a refused update leaves the weights as they were; each
+method returns SGLang's status code and JSON body for its endpoint.
+
+A tensor's checksum is the first 16 hex digits of the SHA-256 of its raw bytes (row-major, in the engine's dtype), by its
+Hugging Face name; ``per_gpu_checksum`` is the same of the lines ``name:checksum`` in the order of the names.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import msgspec
+import torch
+
+from miles_async.engine.checkpoint import CheckpointError, read_config, read_tensors
+from miles_async.engine.groups import TransferError, in_thread, join_group, leave_group, receive
+from miles_async.engine.model import DenseModel, WeightError
+from miles_async.engine.scheduler import PauseMode, Scheduler
+from miles_async.engine.worker import ComputeThread
+
+Answer = tuple[int, dict[str, Any]]
+
+NOT_FLUSHED = (
+    "Weights were updated, but the cache was not flushed because requests are still running or queued. "
+    "Retract or finish them, then call /flush_cache."
+)
+
+
+class PauseBody(msgspec.Struct):
+    mode: PauseMode = "abort"
+
+
+class AbortBody(msgspec.Struct):
+    rid: str | None = ""
+    abort_all: bool = False
+
+
+class InitGroupBody(msgspec.Struct):
+    master_address: str
+    master_port: int
+    rank_offset: int
+    world_size: int
+    group_name: str = "weight_update_group"
+    backend: str = "nccl"
+
+
+class DestroyGroupBody(msgspec.Struct):
+    group_name: str = "weight_update_group"
+
+
+class UpdateDistributedBody(msgspec.Struct):
+    names: list[str]
+    dtypes: list[str]
+    shapes: list[list[int]]
+    group_name: str = "weight_update_group"
+    flush_cache: bool = True
+    abort_all_requests: bool = False
+    weight_version: str | None = None
+    load_format: str | None = None
+
+
+class UpdateDiskBody(msgspec.Struct):
+    model_path: str
+    load_format: str | None = None
+    flush_cache: bool = True
+    abort_all_requests: bool = False
+    weight_version: str | None = None
+
+
+class VersionBody(msgspec.Struct):
+    new_version: str
+    abort_all_requests: bool = True
+
+
+class CheckerBody(msgspec.Struct):
+    action: str = "checksum"
+
+
+class WeightControl:
+    """The control plane of one engine. ``model_path`` and ``version`` are what /model_info reports."""
+
+    def __init__(
+        self, compute: ComputeThread, model: DenseModel, model_path: str, version: str, abort_all: Callable[[], None]
+    ) -> None:
+        self.model_path = model_path
+        self.version = version
+        self._compute = compute
+        self._model = model
+        self._abort_all = abort_all
+        self._groups: dict[str, Any] = {}
+        self._session = False
+
+    async def begin(self) -> Answer:
+        if self._session:
+            return _failed("a weight-update session is already open; call end_weight_update() first")
+        self._session = True
+        return _done("Success")
+
+    async def end(self) -> Answer:
+        if not self._session:
+            return _failed("no weight-update session is open; call begin_weight_update() first")
+        self._session = False
+        return _done("Success")
+
+    async def init_group(self, body: InitGroupBody) -> Answer:
+        if body.backend not in ("gloo", "nccl") or (body.backend == "nccl" and self._model.device.type != "cuda"):
+            return _failed(
+                f"Failed to initialize custom process group: backend {body.backend!r} on {self._model.device}."
+            )
+        if (old := self._groups.pop(body.group_name, None)) is not None:  # left behind by a sender that is gone
+            await in_thread(lambda: leave_group(old))
+        try:
+            self._groups[body.group_name] = await in_thread(
+                lambda: join_group(
+                    body.master_address,
+                    body.master_port,
+                    rank=body.rank_offset,
+                    world_size=body.world_size,
+                    name=body.group_name,
+                    backend=body.backend,
+                )
+            )
+        except TransferError as error:
+            return _failed(f"Failed to initialize custom process group: {error}.")
+        return _done("Succeeded to initialize custom process group.")
+
+    async def destroy_group(self, body: DestroyGroupBody) -> Answer:
+        group = self._groups.pop(body.group_name, None)
+        if group is None:
+            return _failed("The group to be destroyed does not exist.")
+        await in_thread(lambda: leave_group(group))
+        return _done("Succeeded to destroy custom process group.")
+
+    async def update_from_distributed(self, body: UpdateDistributedBody) -> Answer:
+        if not self._session:
+            return _failed(
+                "update_weights_from_distributed must run between begin_weight_update() and end_weight_update()"
+            )
+        group = self._groups.get(body.group_name)
+        if group is None:
+            return _failed(
+                f"Failed to receive weights: Group {body.group_name} not in {list(self._groups)}. "
+                "Please call `init_weights_update_group` first."
+            )
+        try:
+            specs = _specs(body)
+        except ValueError as error:
+            return _failed(f"Failed to receive weights: {error}")
+        if body.abort_all_requests:
+            self._abort_all()
+        flattened = body.load_format == "flattened_bucket"
+        # gloo moves host memory only
+        device = self._model.device if _backend_of(group) == "nccl" else torch.device("cpu")
+        try:
+            tensors = await in_thread(lambda: receive(group, body.group_name, specs, device, flattened=flattened))
+        except TransferError as error:
+            return _failed(f"Failed to receive weights: {error}")
+        return await self._apply(
+            lambda: tensors,
+            body.weight_version,
+            flush=body.flush_cache,
+            complete=False,
+            message="Succeeded to update parameter online.",
+        )
+
+    async def update_from_disk(self, body: UpdateDiskBody) -> Answer:
+        if body.abort_all_requests:
+            self._abort_all()
+        try:
+            config = read_config(body.model_path)
+            if (config.model_type, config.vocab_size) != (self._model.config.model_type, self._model.config.vocab_size):
+                raise CheckpointError(f"{body.model_path}: another architecture than the one served")
+            tensors = await in_thread(lambda: list(read_tensors(body.model_path)))
+        except (CheckpointError, KeyError, TypeError, ValueError) as error:
+            status, answer = _failed(f"Failed to get weights iterator: {error}.")
+        else:
+            status, answer = await self._apply(
+                lambda: tensors,
+                body.weight_version,
+                flush=body.flush_cache,
+                complete=True,
+                message="Succeeded to update model weights.",
+            )
+        if answer["success"]:
+            self.model_path = body.model_path
+        return status, {**answer, "num_paused_requests": 0}
+
+    async def _apply(
+        self,
+        tensors: Callable[[], Iterable[tuple[str, torch.Tensor]]],
+        version: str | None,
+        *,
+        flush: bool,
+        complete: bool,
+        message: str,
+    ) -> Answer:
+        """Load between two steps, then note the version and flush. A refused flush is a failure after the change."""
+
+        def load(scheduler: Scheduler) -> bool:
+            self._model.load(tensors(), complete=complete)
+            if version is not None:
+                scheduler.set_version(version)
+            return scheduler.flush() if flush else True
+
+        try:
+            flushed = await self._compute.exclusive(load)
+        except WeightError as error:
+            return _failed(f"Failed to update parameter online: {error}.")
+        if not flushed:  # as SGLang: the tokens' spans know the new version, /model_info does not
+            return _failed(NOT_FLUSHED)
+        if version is not None:
+            self.version = version
+            message += f" Weight version updated to {version}."
+        return _done(message)
+
+    async def set_version(self, body: VersionBody) -> Answer:
+        if body.abort_all_requests:
+            self._abort_all()
+        await self._compute.call(lambda scheduler: scheduler.set_version(body.new_version))
+        self.version = body.new_version
+        message = f"Weight version updated to {body.new_version}"
+        return 200, {"success": True, "message": message, "new_version": body.new_version}
+
+    async def check(self, body: CheckerBody) -> Answer:
+        if body.action != "checksum":
+            return _failed(f"action {body.action!r} is not supported by the embedded engine, only 'checksum'")
+        sums = await self._compute.call(lambda _: checksums(self._model.named_tensors()))
+        total = overall_checksum(sums)
+        parallelism = [{"tp_rank": 0, "tp_size": 1, "pp_rank": 0, "pp_size": 1}]
+        rank = {"checksums": sums, "per_gpu_checksum": total, "parallelism_info": parallelism}
+        return 200, {"success": True, "message": "Success", "ranks": [rank], "per_engine_checksum": total}
+
+    def close(self) -> None:
+        """Leave all groups, without waiting for them."""
+        self._groups.clear()
+
+
+def checksums(tensors: dict[str, torch.Tensor]) -> dict[str, str]:
+    """First 16 hex digits of the SHA-256 of each tensor's raw bytes."""
+    sums = {}
+    for name, tensor in tensors.items():
+        raw = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8)
+        sums[name] = hashlib.sha256(raw.numpy().data).hexdigest()[:16]
+    return sums
+
+
+def overall_checksum(sums: dict[str, str]) -> str:
+    """One checksum over all tensors, independent of their order."""
+    lines = "\n".join(f"{name}:{sums[name]}" for name in sorted(sums))
+    return hashlib.sha256(lines.encode()).hexdigest()[:16]
+
+
+def _specs(body: UpdateDistributedBody) -> list[tuple[str, torch.dtype, list[int]]]:
+    specs = []
+    for name, dtype, shape in zip(body.names, body.dtypes, body.shapes, strict=True):
+        kind = getattr(torch, dtype.removeprefix("torch."), None)
+        if not isinstance(kind, torch.dtype) or any(size < 0 for size in shape):
+            raise ValueError(f"{name} cannot have dtype {dtype!r} and shape {shape}")
+        specs.append((name, kind, shape))
+    if not specs:
+        raise ValueError("no tensor is named")
+    return specs
+
+
+def _backend_of(group: Any) -> str:
+    return torch.distributed.get_backend(group)
+
+
+def _done(message: str) -> Answer:
+    return 200, {"success": True, "message": message}
+
+
+def _failed(message: str) -> Answer:
+    return 400, {"success": False, "message": message}

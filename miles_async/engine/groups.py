@@ -1,0 +1,129 @@
+"""The receiving end of the weight transfer: process groups as SGLang forms them, tensors as SGLang receives them.
+
+Promises: joins what ``init_custom_process_group`` of SGLang joins (a TCP store prefixed with the group's name); waits of
+joining and receiving have a deadline; nothing of the model is touched here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+import warnings
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch.distributed import distributed_c10d as c10d
+from torch.distributed.rendezvous import rendezvous
+
+T = TypeVar("T")
+
+# How long to wait for the other ranks. The sender has shorter deadlines of its own; this one only keeps an engine
+# whose sender vanished without closing its connection from waiting for ever.
+GROUP_TIMEOUT_S = 120.0
+
+
+class TransferError(RuntimeError):
+    """Joining or receiving failed; the message names the group."""
+
+
+async def in_thread(function: Callable[[], T]) -> T:
+    """Run a blocking collective in a daemon thread: unlike an executor's, it cannot hold up the exit of the process."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[T] = loop.create_future()
+
+    def settle(value: Any, error: BaseException | None) -> None:
+        if not future.done():
+            future.set_result(value) if error is None else future.set_exception(error)
+
+    def work() -> None:
+        value, error = None, None
+        try:
+            value = function()
+        except Exception as caught:
+            error = caught
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            loop.call_soon_threadsafe(settle, value, error)
+
+    threading.Thread(target=work, name="engine-weights", daemon=True).start()
+    return await future
+
+
+def join_group(address: str, port: int, *, rank: int, world_size: int, name: str, backend: str) -> Any:
+    """Meet the other ranks; blocks until all are there. Raises TransferError."""
+    limit = timedelta(seconds=GROUP_TIMEOUT_S)
+    host = f"[{address}]" if ":" in address else address
+    try:
+        store, rank, world_size = next(rendezvous(f"tcp://{host}:{port}", rank, world_size, timeout=limit))
+        store.set_timeout(limit)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch warns that the helper is called without a default group
+            group_name: Any = name
+            group, _ = c10d._new_process_group_helper(
+                world_size, rank, [], c10d.Backend(backend), c10d.PrefixStore(name, store), group_name, timeout=limit
+            )
+    except (RuntimeError, ValueError, OSError) as error:
+        reason = str(error).partition("\n")[0]
+        raise TransferError(f"rank {rank} could not join group {name} at {host}:{port}: {reason}") from None
+    c10d._world.pg_group_ranks[group] = {index: index for index in range(world_size)}
+    return group
+
+
+def leave_group(group: Any) -> None:
+    """Close this rank's connections."""
+    dist.destroy_process_group(group)
+
+
+def receive(
+    group: Any,
+    name: str,
+    specs: list[tuple[str, torch.dtype, list[int]]],
+    device: torch.device,
+    *,
+    flattened: bool,
+) -> list[tuple[str, torch.Tensor]]:
+    """The tensors that rank 0 broadcasts: one broadcast each, or one uint8 buffer with all of them in order.
+
+    ``specs`` is (name, dtype, shape) in the sender's order. Raises TransferError, also for a buffer in which a tensor
+    is not aligned to its dtype.
+    """
+    try:
+        if flattened:
+            flat = torch.empty(flattened_size(specs), dtype=torch.uint8, device=device)
+            dist.broadcast(flat, src=0, group=group)
+            tensors = unflatten(flat, specs)
+        else:
+            tensors = [(label, torch.empty(shape, dtype=dtype, device=device)) for label, dtype, shape in specs]
+            works = [dist.broadcast(tensor, src=0, group=group, async_op=True) for _, tensor in tensors]
+            for work in works:
+                if work is not None:
+                    work.wait()
+        if device.type == "cuda":  # NCCL's wait orders streams only; the compute thread reads on another one
+            torch.cuda.synchronize(device)
+        return tensors
+    except RuntimeError as error:
+        reason = str(error).partition("\n")[0]
+        raise TransferError(f"receiving from rank 0 of group {name}: {reason}") from None
+
+
+def flattened_size(specs: list[tuple[str, torch.dtype, list[int]]]) -> int:
+    """Bytes of the buffer. Raises TransferError if a tensor would start off its dtype's alignment."""
+    offset = 0
+    for name, dtype, shape in specs:
+        if offset % dtype.itemsize:
+            raise TransferError(f"{name} starts at byte {offset}, not a multiple of {dtype.itemsize} ({dtype})")
+        offset += torch.Size(shape).numel() * dtype.itemsize
+    return offset
+
+
+def unflatten(flat: torch.Tensor, specs: list[tuple[str, torch.dtype, list[int]]]) -> list[tuple[str, torch.Tensor]]:
+    """Views of the tensors in a buffer of :func:`flattened_size` bytes."""
+    tensors, offset = [], 0
+    for name, dtype, shape in specs:
+        size = torch.Size(shape).numel() * dtype.itemsize
+        tensors.append((name, flat[offset : offset + size].view(dtype).reshape(shape)))
+        offset += size
+    return tensors

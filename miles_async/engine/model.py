@@ -1,0 +1,247 @@
+"""A dense Qwen3, Qwen2 or Llama decoder in plain torch, for batched inference only.
+
+Promises: log-probs equal transformers' to float32 rounding; weights are addressed by their Hugging Face names although
+q/k/v and gate/up are stored fused (the names are views of the fused storage); loading checks every shape before it
+writes. Nothing here knows requests, sampling or HTTP.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import torch
+import torch.nn.functional as F
+
+from miles_async.engine.cache import KVCache
+from miles_async.engine.checkpoint import ModelConfig, RopeConfig
+
+
+class WeightError(ValueError):
+    """Tensors that do not belong to this model: unknown name, wrong shape, or missing."""
+
+
+class _Layer:
+    """Storage of one decoder layer. ``[out, in]`` matrices; biases are None where the architecture has none."""
+
+    def __init__(self, config: ModelConfig, dtype: torch.dtype, device: torch.device) -> None:
+        def new(*size: int) -> torch.Tensor:
+            return torch.zeros(size, dtype=dtype, device=device)
+
+        heads = config.num_heads + 2 * config.num_kv_heads
+        wide = config.num_heads * config.head_dim
+        self.input_norm = new(config.hidden_size)
+        self.post_norm = new(config.hidden_size)
+        self.qkv = new(heads * config.head_dim, config.hidden_size)
+        self.qkv_bias = new(heads * config.head_dim) if config.qkv_bias else None
+        # one row for each query head, then one for each key head, so that q and k are normed in one pass
+        self.qk_norm = new(config.num_heads + config.num_kv_heads, config.head_dim) if config.qk_norm else None
+        self.o = new(config.hidden_size, wide)
+        self.o_bias = new(config.hidden_size) if config.o_bias else None
+        self.gate_up = new(2 * config.intermediate_size, config.hidden_size)
+        self.gate_up_bias = new(2 * config.intermediate_size) if config.mlp_bias else None
+        self.down = new(config.hidden_size, config.intermediate_size)
+        self.down_bias = new(config.hidden_size) if config.mlp_bias else None
+
+    def named(self, config: ModelConfig) -> Iterable[tuple[str, torch.Tensor]]:
+        """(name inside the layer, view) of every tensor; ``q_norm``/``k_norm`` views keep their head dimension."""
+        nq, nk, hd = config.num_heads, config.num_kv_heads, config.head_dim
+        yield "input_layernorm.weight", self.input_norm
+        yield "post_attention_layernorm.weight", self.post_norm
+        for part, begin, size in (("q", 0, nq), ("k", nq, nk), ("v", nq + nk, nk)):
+            rows = slice(begin * hd, (begin + size) * hd)
+            yield f"self_attn.{part}_proj.weight", self.qkv[rows]
+            if self.qkv_bias is not None:
+                yield f"self_attn.{part}_proj.bias", self.qkv_bias[rows]
+        if self.qk_norm is not None:
+            yield "self_attn.q_norm.weight", self.qk_norm[:nq]
+            yield "self_attn.k_norm.weight", self.qk_norm[nq:]
+        yield "self_attn.o_proj.weight", self.o
+        if self.o_bias is not None:
+            yield "self_attn.o_proj.bias", self.o_bias
+        for part, rows in (
+            ("gate", slice(0, config.intermediate_size)),
+            ("up", slice(config.intermediate_size, None)),
+        ):
+            yield f"mlp.{part}_proj.weight", self.gate_up[rows]
+            if self.gate_up_bias is not None:
+                yield f"mlp.{part}_proj.bias", self.gate_up_bias[rows]
+        yield "mlp.down_proj.weight", self.down
+        if self.down_bias is not None:
+            yield "mlp.down_proj.bias", self.down_bias
+
+
+class DenseModel:
+    """The decoder. Token ids and positions are int64; hidden states and caches have ``dtype``; logits are float32."""
+
+    def __init__(self, config: ModelConfig, *, dtype: torch.dtype, device: torch.device) -> None:
+        self.config = config
+        self.dtype = dtype
+        self.device = device
+        self.layers = [_Layer(config, dtype, device) for _ in range(config.num_layers)]
+        self.embed = torch.zeros(config.vocab_size, config.hidden_size, dtype=dtype, device=device)
+        self.norm = torch.zeros(config.hidden_size, dtype=dtype, device=device)
+        self.head = self.embed if config.tie_word_embeddings else torch.zeros_like(self.embed)
+        self._scale = 1.0 / math.sqrt(config.head_dim)
+        # the plain product is faster than the fused kernel for float32 on a CPU, the fused one elsewhere (and exact)
+        self._plain_attention = device.type == "cpu" and dtype == torch.float32
+        self._grow_rope(256)
+        self._views: dict[str, torch.Tensor] = {}
+        for name, view in self._named_views():
+            self._views[name] = view
+
+    # -- weights ------------------------------------------------------------------------------------------------
+
+    def _named_views(self) -> Iterable[tuple[str, torch.Tensor]]:
+        yield "model.embed_tokens.weight", self.embed
+        for index, layer in enumerate(self.layers):
+            for name, view in layer.named(self.config):
+                yield f"model.layers.{index}.{name}", view
+        yield "model.norm.weight", self.norm
+        if not self.config.tie_word_embeddings:
+            yield "lm_head.weight", self.head
+
+    def named_tensors(self) -> dict[str, torch.Tensor]:
+        """Hugging Face name to tensor, in checkpoint layout (views, not copies)."""
+        return {name: _as_stored(name, view) for name, view in self._views.items()}
+
+    def load(self, tensors: Iterable[tuple[str, torch.Tensor]], *, complete: bool) -> None:
+        """Copy tensors in by Hugging Face name, converting to the model's dtype and device.
+
+        ``lm_head.weight`` of a tied model and rotary buffers are ignored. Raises WeightError, with nothing written,
+        for an unknown name, another shape, or (``complete``) a tensor that is missing.
+        """
+        accepted: list[tuple[torch.Tensor, torch.Tensor]] = []
+        seen: set[str] = set()
+        for name, tensor in tensors:
+            if name.endswith("rotary_emb.inv_freq") or (name == "lm_head.weight" and self.config.tie_word_embeddings):
+                continue
+            view = self._views.get(name)
+            if view is None:
+                raise WeightError(f"{name} is not a tensor of this {self.config.architecture}")
+            if tensor.shape != _as_stored(name, view).shape:
+                raise WeightError(
+                    f"{name} has shape {list(tensor.shape)}, this model has {list(_as_stored(name, view).shape)}"
+                )
+            accepted.append((view, tensor))
+            seen.add(name)
+        missing = self._views.keys() - seen
+        if complete and missing:
+            raise WeightError(f"{len(missing)} tensors are missing, for example {min(missing)}")
+        with torch.inference_mode():
+            for view, tensor in accepted:
+                view.copy_(tensor)  # a norm of shape [head_dim] is spread over its heads
+
+    # -- forward ------------------------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def prefill(self, ids: torch.Tensor, cache: KVCache, rows: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
+        """Run whole prompts ``[unique, length]`` (right-padded) and store their keys and values.
+
+        Cache row ``rows[i]`` gets those of prompt ``source[i]`` (int64 ``[requests]``), so equal prompts are computed
+        once. Returns the final hidden states ``[unique, length, hidden]``. Causality makes right padding harmless.
+        """
+        cfg = self.config
+        unique, length = ids.shape
+        self._grow_rope(length)
+        cos, sin = self._cos[:length], self._sin[:length]
+        x = F.embedding(ids, self.embed)
+        for index, layer in enumerate(self.layers):
+            q, k, v = self._qkv(layer, x, cos[:, None], sin[:, None])
+            q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # [unique, heads, length, head_dim]
+            cache.keys[index, :, :, :length].index_copy_(0, rows, k.index_select(0, source))
+            cache.values[index, :, :, :length].index_copy_(0, rows, v.index_select(0, source))
+            a = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=cfg.num_heads != cfg.num_kv_heads)
+            x = self._mix(layer, x, a.transpose(1, 2).reshape(unique, length, -1))
+        return F.rms_norm(x, (cfg.hidden_size,), self.norm, cfg.rms_norm_eps)
+
+    @torch.inference_mode()
+    def decode(self, ids: torch.Tensor, positions: torch.Tensor, cache: KVCache, length: int) -> torch.Tensor:
+        """One token for each of the first rows of the cache. ``ids``, ``positions`` ``[rows]``; logits ``[rows, vocab]``.
+
+        The token of row ``i`` is written at ``positions[i]`` and attends to positions ``0..positions[i]``;
+        ``length`` exceeds every position and is at most the cache's.
+        """
+        cfg = self.config
+        n = ids.shape[0]
+        self._grow_rope(length)
+        cos, sin = self._cos[positions, None], self._sin[positions, None]
+        index = cache.decode_index(positions)
+        hidden = torch.arange(length, device=self.device) > positions[:, None]
+        mask = torch.zeros(hidden.shape, dtype=self.dtype, device=self.device).masked_fill_(hidden, float("-inf"))
+        mask = mask[:, None, None]
+        x = F.embedding(ids, self.embed)
+        group = cfg.num_heads // cfg.num_kv_heads
+        for layer_index, layer in enumerate(self.layers):
+            q, k, v = self._qkv(layer, x, cos, sin)
+            cache.flat_keys[layer_index].index_copy_(0, index, k.reshape(-1, cfg.head_dim))
+            cache.flat_values[layer_index].index_copy_(0, index, v.reshape(-1, cfg.head_dim))
+            keys = cache.keys[layer_index, :n, :, :length]
+            values = cache.values[layer_index, :n, :, :length]
+            # the query heads of one kv head stand at the same position: they are its "sequence", no repeat needed
+            q = q.reshape(n, cfg.num_kv_heads, group, cfg.head_dim)
+            if self._plain_attention:
+                weights = torch.matmul(q, keys.transpose(2, 3)).mul_(self._scale).add_(mask).softmax(-1)
+                a = torch.matmul(weights, values)
+            else:
+                a = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask)
+            x = self._mix(layer, x, a.reshape(n, -1))
+        return self.logits(F.rms_norm(x, (cfg.hidden_size,), self.norm, cfg.rms_norm_eps))
+
+    @torch.inference_mode()
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Float32 logits ``[..., vocab]`` of final hidden states ``[..., hidden]``."""
+        return F.linear(hidden, self.head).float()
+
+    def _qkv(
+        self, layer: _Layer, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Rotated queries and keys, and values, each ``[..., heads, head_dim]``."""
+        cfg = self.config
+        nq, nk, hd = cfg.num_heads, cfg.num_kv_heads, cfg.head_dim
+        x = F.rms_norm(x, (cfg.hidden_size,), layer.input_norm, cfg.rms_norm_eps)
+        heads = F.linear(x, layer.qkv, layer.qkv_bias).view(*x.shape[:-1], nq + 2 * nk, hd)
+        qk, v = heads[..., : nq + nk, :], heads[..., nq + nk :, :]
+        if layer.qk_norm is not None:
+            qk = F.rms_norm(qk, (hd,), None, cfg.rms_norm_eps) * layer.qk_norm
+        # rotate_half(x) is x rolled by half a head with its first half negated; the sign lives in the sine table
+        qk = torch.addcmul(qk * cos, qk.roll(hd // 2, -1), sin)
+        return qk[..., :nq, :], qk[..., nq:, :], v
+
+    def _mix(self, layer: _Layer, x: torch.Tensor, attention: torch.Tensor) -> torch.Tensor:
+        """Output projection, residual, gated MLP, residual."""
+        x = x + F.linear(attention, layer.o, layer.o_bias)
+        y = F.rms_norm(x, (self.config.hidden_size,), layer.post_norm, self.config.rms_norm_eps)
+        gate, up = F.linear(y, layer.gate_up, layer.gate_up_bias).chunk(2, -1)
+        return x + F.linear(F.silu(gate).mul_(up), layer.down, layer.down_bias)
+
+    def _grow_rope(self, length: int) -> None:
+        """Cosine and signed sine tables ``[positions, head_dim]`` for at least ``length`` positions."""
+        known = getattr(self, "_cos", None)
+        if known is not None and known.shape[0] >= length:
+            return
+        positions = torch.arange(1 << (length - 1).bit_length(), dtype=torch.float32)
+        angles = torch.outer(positions, inverse_frequencies(self.config.rope, self.config.head_dim))
+        cos, sin = angles.cos(), angles.sin()
+        self._cos = torch.cat((cos, cos), -1).to(self.device, self.dtype)
+        self._sin = torch.cat((-sin, sin), -1).to(self.device, self.dtype)
+
+
+def inverse_frequencies(rope: RopeConfig, head_dim: int) -> torch.Tensor:
+    """Float32 ``[head_dim / 2]`` angular frequencies (RoFormer, section 3.2.2; llama3 scaling as in transformers)."""
+    freqs = 1.0 / rope.theta ** (torch.arange(0, head_dim, 2, dtype=torch.int64).float() / head_dim)
+    if rope.kind == "linear":
+        return freqs / rope.factor
+    if rope.kind != "llama3":
+        return freqs
+    wavelengths = 2 * math.pi / freqs
+    low, high = rope.low_freq_factor, rope.high_freq_factor
+    smooth = (rope.original_max_positions / wavelengths - low) / (high - low)
+    blended = (1 - smooth) * freqs / rope.factor + smooth * freqs
+    scaled = torch.where(wavelengths > rope.original_max_positions / low, freqs / rope.factor, blended)
+    return torch.where(wavelengths < rope.original_max_positions / high, freqs, scaled)
+
+
+def _as_stored(name: str, view: torch.Tensor) -> torch.Tensor:
+    """The checkpoint's tensor of a view: per-head copies of a q/k norm are one vector there."""
+    return view[0] if name.endswith(("q_norm.weight", "k_norm.weight")) else view

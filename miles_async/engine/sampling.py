@@ -1,0 +1,80 @@
+"""Drawing tokens for a whole batch: temperature, top-k, top-p, min-p, and noise that depends on seed and position only.
+
+Promises: pure functions; a row's token depends on its own logits, parameters, seed and position in the response, never on
+its neighbours or its slot; log-probs are of the distribution after temperature and before top-k/top-p/min-p, as SGLang
+reports them by default.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+NO_TOP_K = 1 << 30
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+
+
+class Filters(NamedTuple):
+    """Truncation of the rows that asked for it. ``rows`` int64 ``[m]``; the rest ``[m]``, same order."""
+
+    rows: torch.Tensor
+    top_k: torch.Tensor  # int64, NO_TOP_K for none
+    top_p: torch.Tensor  # float32, 1 for none
+    min_p: torch.Tensor  # float32, 0 for none
+
+
+def uniforms(seeds: npt.NDArray[np.uint64], positions: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+    """One number in (0, 1) for each (seed, position of the token in its response), both ``[n]``.
+
+    splitmix64 (Steele et al. 2014) over both; 32 bits, so that the product with a sum of probabilities never reaches it.
+    """
+    with np.errstate(over="ignore"):
+        x = _mix(_mix(seeds + _GOLDEN) + (positions.astype(np.uint64) + np.uint64(1)) * _GOLDEN)
+    return ((x >> np.uint64(32)).astype(np.float64) + 0.5) * 2.0**-32
+
+
+def sample(
+    logits: torch.Tensor,
+    temperatures: torch.Tensor,
+    noise: torch.Tensor,
+    greedy: torch.Tensor | None,
+    filters: Filters | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Tokens (int64 ``[n]``) and their log-probs (float32 ``[n]``).
+
+    logits: float32 ``[n, vocab]``. temperatures: float32 ``[n]``, above 0 (1 for a greedy row). noise: float64 ``[n]`` of
+    :func:`uniforms`. greedy: bool ``[n]``, rows that take the most likely token, None for no such row.
+    """
+    logprobs = torch.log_softmax(logits / temperatures[:, None], -1)
+    probs = logprobs.exp()
+    if filters is not None:
+        probs.index_copy_(0, filters.rows, truncate(probs[filters.rows], filters))
+    # float64: a float32 running sum over 150k tokens is off by more than a rare token's probability
+    cdf = probs.cumsum(-1, dtype=torch.float64)
+    tokens = torch.searchsorted(cdf, (noise * cdf[:, -1])[:, None], right=True)
+    if greedy is not None:
+        tokens = torch.where(greedy[:, None], logprobs.argmax(-1, keepdim=True), tokens)
+    return tokens[:, 0], logprobs.gather(1, tokens)[:, 0]
+
+
+def truncate(probs: torch.Tensor, filters: Filters) -> torch.Tensor:
+    """``probs`` ``[m, vocab]`` with 0 where top-k, then top-p, then min-p leave a token out; not renormalised.
+
+    A token stays in top-p if the mass of strictly likelier ones is at most p, as in SGLang.
+    """
+    ordered, order = probs.sort(dim=-1, descending=True, stable=True)
+    mass = ordered.cumsum(-1)
+    rank = torch.arange(probs.shape[-1], device=probs.device)
+    out = (rank >= filters.top_k[:, None]) | (mass - ordered > filters.top_p[:, None])
+    out |= ordered < (ordered[:, 0] * filters.min_p)[:, None]
+    return torch.zeros_like(probs).scatter_(-1, order, ordered.masked_fill(out, 0.0))
+
+
+def _mix(x: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))

@@ -1,0 +1,139 @@
+"""The monitor of a run: what the supervisor feeds, in its own event loop, and what writes and shows it.
+
+Promises: no call blocks on a disk or costs more than a redraw of the terminal; the record, the summary and the picture
+cover the whole run, also across resumes; whatever goes wrong while reporting is reported and never ends a run.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, TextIO
+
+import msgspec
+
+from bus.messages import Event, Heartbeat, Metrics
+from miles_async.config import RunConfig
+from miles_async.config_load import dump
+from miles_async.monitor.live import LiveView
+from miles_async.monitor.picture import PICTURE_FILE, draw
+from miles_async.monitor.progress import MONITOR, START, Progress
+from miles_async.monitor.record import EventLine, MetricsLine, RecordWriter, read_events, read_metrics
+from miles_async.monitor.summary import summarize
+
+SUMMARY_FILE = "summary.json"
+CONFIG_FILE = "config.toml"
+
+ANNOUNCED = frozenset({"died", "engine_down"})  # events of actors that are worth a line of their own
+
+
+class Monitor:
+    """One start of one run: :meth:`start`, then any of the ``on_`` methods, then :meth:`finish`."""
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        """``stream``: where the live view goes, standard output if not given."""
+        self._stream = stream or sys.stdout
+        self._progress = Progress(num_steps=0)
+        self._record: RecordWriter | None = None
+        self._view: LiveView | None = None
+        self._run_dir = Path()
+        self.summary: dict[str, Any] | None = None  # what finish returned
+
+    def start(self, config: RunConfig, run_dir: Path, resumed: bool) -> None:
+        """Open the record and the live view. ``resumed``: go on behind what the run directory holds.
+
+        Raises RecordError if the record of a resumed run is damaged, OSError if the directory cannot be written.
+        """
+        self._run_dir = run_dir
+        self._progress = Progress(config.run.num_steps, config.run.target_reward)
+        if resumed:
+            self._progress.replay(read_metrics(run_dir), read_events(run_dir))
+        self._record = RecordWriter(run_dir, tensorboard=config.monitor.tensorboard, keep=resumed)
+        _write(run_dir / CONFIG_FILE, dump(config).encode())
+        self._view = LiveView(self._progress, f"{run_dir}", config.monitor.live, self._stream)
+        self._view.start()
+        number = float(len(self._progress.starts))
+        self.on_metrics(Metrics(actor=MONITOR, step=self._progress.step, time=time.time(), values={START: number}))
+
+    def on_metrics(self, metrics: Metrics) -> None:
+        """One line of ``metrics.jsonl``, one point in TensorBoard."""
+        self._progress.add_metrics(MetricsLine(metrics.actor, metrics.step, metrics.time, dict(metrics.values)))
+        self._keep(metrics)
+
+    def on_event(self, event: Event) -> None:
+        """One line of ``events.jsonl``; what the supervisor says is shown at once."""
+        self._progress.add_event(EventLine(event.actor, event.kind, event.time, event.data))
+        if self._view and (event.actor == "supervisor" or event.kind in ANNOUNCED):
+            details = " ".join(f"{key}={value}" for key, value in event.data.items())
+            self._view.say(f"{event.actor}: {event.kind} {details}".rstrip())
+        self._keep(event)
+
+    def on_heartbeats(self, heartbeats: Iterable[Heartbeat]) -> None:
+        """The last sign of life of every actor; an actor not among them is gone."""
+        self._progress.heartbeats = {beat.actor: beat for beat in heartbeats}
+        self._show()
+
+    def on_ledger(self, counts: Mapping[str, Any]) -> None:
+        """The ledger's counts."""
+        self._progress.ledger = dict(counts)
+        self._show()
+
+    def on_engines(self, versions: Mapping[str, int]) -> None:
+        """The weight version that each engine serves."""
+        self._progress.engine_versions = dict(versions)
+        self._show()
+
+    def finish(self, status: str, ledger: Mapping[str, Any], reason: str = "") -> dict[str, Any]:
+        """Close the record, write ``summary.json`` and the picture, let go of the terminal; returns the summary.
+
+        ``status``: "finished", "stopped" or "failed"; ``reason``: why, in one line. Safe to call twice: the first
+        call counts.
+        """
+        if self.summary is not None:
+            return self.summary
+        self._progress.ledger = dict(ledger)
+        if self._view:
+            self._view.stop()
+        troubles = []
+        if self._record:
+            self._record.close()
+            troubles = [self._record.error] if self._record.error else []
+        self.summary = summarize(self._progress, status, ledger, time.time(), reason)
+        self.summary["run_dir"] = str(self._run_dir)
+        try:
+            draw(self._progress, self._run_dir / PICTURE_FILE, self._title(status))
+        except (ImportError, OSError, ValueError, RuntimeError) as error:
+            troubles.append(f"no picture: {error}")
+        self.summary["troubles"] = troubles
+        try:
+            _write(self._run_dir / SUMMARY_FILE, msgspec.json.format(msgspec.json.encode(self.summary)) + b"\n")
+        except OSError as error:
+            troubles.append(f"no {SUMMARY_FILE}: {error}")
+        return self.summary
+
+    @property
+    def progress(self) -> Progress:
+        """What is known of the run."""
+        return self._progress
+
+    def _keep(self, message: Metrics | Event) -> None:
+        if self._record:
+            self._record.add(message)
+        self._show()
+
+    def _show(self) -> None:
+        if self._view:
+            self._view.update()
+
+    def _title(self, status: str) -> str:
+        return f"{self._run_dir.name}: {status} after {self._progress.step} steps"
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Whole or not at all."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_bytes(content)
+    os.replace(partial, path)

@@ -1,0 +1,133 @@
+"""The summary of a run: one flat structure of figures, from its progress and its ledger.
+
+Promises: rewards, lags and rates are over the whole run, also across resumes; what could not be measured is null, never
+0; ``balanced`` says whether the ledger accounts for every group it dealt.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from miles_async.monitor.progress import Progress, Step, rate, spans
+
+REWARD_WINDOW = 5  # steps
+STATES = ("waiting", "in_flight", "ready", "batched", "trained")
+
+
+def summarize(
+    progress: Progress, status: str, ledger: Mapping[str, Any], now: float, reason: str = ""
+) -> dict[str, Any]:
+    """Figures of a run that has ended.
+
+    ``status``: "finished", "stopped" or "failed". Rates are per second of the time between the first and the last step
+    (of each start), shares are of that same time, ``wall_s`` is the time of all starts, ``startup_s`` is from the
+    last start to the end of its first step.
+    """
+    steps = progress.steps
+    overall = rate(steps)
+    startup = progress.first_step_at[-1] if progress.first_step_at else None
+    counts = ledger_counts(ledger)
+    return {
+        "status": status,
+        "reason": reason,
+        "steps": progress.step,
+        "num_steps": progress.num_steps,
+        "starts": len(progress.starts),
+        "reward_first": mean(step.reward for step in steps[:REWARD_WINDOW]),
+        "reward_last": mean(step.reward for step in steps[-REWARD_WINDOW:]),
+        "max_token_lag": _finite(
+            max((step.max_lag for step in steps if math.isfinite(step.max_lag)), default=math.nan)
+        ),
+        "mean_token_lag": _mean_lag(steps),
+        "n_samples": sum(step.n_samples for step in steps),
+        "n_tokens": sum(step.n_tokens for step in steps),
+        "wall_s": _finite(progress.wall_s(now)),
+        "startup_s": None if startup is None else _finite(startup - progress.starts[-1]),
+        "samples_per_s": _finite(overall.samples_per_s),
+        "tokens_per_s": _finite(overall.tokens_per_s),
+        "learner_busy": _finite(overall.learner_busy),
+        "engine_busy": _engine_busy(progress),
+        "weights_update_s": mean(update for update, _ in progress.updates),
+        "weights_paused_s": mean(paused for _, paused in progress.updates),
+        "events": dict(progress.events),
+        "ledger": counts,
+        "balanced": balanced(counts),
+    }
+
+
+def ledger_counts(ledger: Mapping[str, Any]) -> dict[str, Any]:
+    """The ledger's counts in a fixed order, 0 where it names none, with ``dropped`` by reason.
+
+    Takes what ``Ledger.counts`` returns (``dropped`` a total, ``dropped:REASON`` its parts) and its own result.
+    """
+    dropped = ledger.get("dropped", 0)
+    if isinstance(dropped, Mapping):
+        reasons = {str(reason): int(count) for reason, count in dropped.items()}
+    else:
+        reasons = {key.partition(":")[2]: int(n) for key, n in ledger.items() if key.startswith("dropped:")}
+        unnamed = int(dropped) - sum(reasons.values())
+        if unnamed:
+            reasons["unnamed"] = unnamed
+    return {"dealt": int(ledger.get("dealt", 0)), **{s: int(ledger.get(s, 0)) for s in STATES}, "dropped": reasons}
+
+
+def balanced(counts: Mapping[str, Any]) -> bool:
+    """Whether dealt = waiting + in flight + ready + batched + trained + dropped."""
+    return counts["dealt"] == sum(counts[state] for state in STATES) + sum(counts["dropped"].values())
+
+
+def mean(values: Iterable[float]) -> float | None:
+    """Mean of the finite ones; None if there are none."""
+    finite = [value for value in values if math.isfinite(value)]
+    return round(math.fsum(finite) / len(finite), 6) if finite else None
+
+
+def describe(summary: Mapping[str, Any]) -> str:
+    """The summary for a reader, a few lines."""
+
+    def show(key: str, form: str) -> str:
+        value = summary.get(key)
+        return "-" if value is None else format(value, form)
+
+    ledger = summary["ledger"]  # not known of a run that was killed
+    reason = f": {summary['reason']}" if summary.get("reason") else ""
+    lines = [
+        f"{summary['status']}{reason}",
+        f"steps    {summary['steps']} of {summary['num_steps']} in {show('wall_s', '.1f')} s "
+        f"(first step after {show('startup_s', '.1f')} s)",
+        f"reward   {show('reward_first', '.3f')} -> {show('reward_last', '.3f')}",
+        f"lag      max {show('max_token_lag', '.0f')}, mean {show('mean_token_lag', '.2f')} versions",
+        f"rate     {show('samples_per_s', ',.0f')} samples/s, {show('tokens_per_s', ',.0f')} tokens/s",
+        f"busy     learner {show('learner_busy', '.0%')}, engines {show('engine_busy', '.0%')}",
+        f"ledger   {ledger_line(ledger) if ledger is not None else 'not known'}",
+    ]
+    return "\n".join(lines)
+
+
+def ledger_line(ledger: Mapping[str, Any]) -> str:
+    """``dealt 12 = waiting 1 + … + dropped 2 (too_old 2)``; the sign is ``!=`` where the groups do not add up."""
+    counts = ledger_counts(ledger)
+    dropped = counts["dropped"]
+    why = f" ({', '.join(f'{reason} {count}' for reason, count in sorted(dropped.items()))})" if dropped else ""
+    parts = [f"{state.replace('_', ' ')} {counts[state]}" for state in STATES]
+    sign = "=" if balanced(counts) else "!="
+    return f"dealt {counts['dealt']} {sign} {' + '.join(parts)} + dropped {sum(dropped.values())}{why}"
+
+
+def _engine_busy(progress: Progress) -> float | None:
+    """Mean over engines and over the router's reports between the first and the last step of each start."""
+    windows = [(first.time, last.time) for first, last in spans(progress.steps)]
+    return mean(busy for time, busy in progress.engine_samples if any(begin <= time <= end for begin, end in windows))
+
+
+def _mean_lag(steps: list[Step]) -> float | None:
+    """Mean over all tokens trained on."""
+    known = [step for step in steps if math.isfinite(step.mean_lag)]
+    tokens = sum(step.n_tokens for step in known)
+    return round(sum(step.mean_lag * step.n_tokens for step in known) / tokens, 6) if tokens else None
+
+
+def _finite(value: float) -> float | None:
+    return round(value, 6) if math.isfinite(value) else None

@@ -1,0 +1,1 @@
+"""The mathematics of reinforcement learning: plain functions on tensors, no configuration, no I/O."""

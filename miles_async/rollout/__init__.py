@@ -1,0 +1,1 @@
+"""Rollout functions: from a ticket to unscored samples."""

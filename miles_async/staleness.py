@@ -1,0 +1,142 @@
+"""Staleness policies: how many groups may start, which batch is next, what is too old. Pure: no I/O, no clock.
+
+Promises: no token older than ``max_lag`` versions is ever selected; a policy never waits for something that waits for
+the policy (also at ``max_lag = 0``, which is the synchronous loop).
+
+Terms. Version ``v``: the number of optimizer steps in the weights. Batch ``j`` (0-based) is trained by the learner at
+version ``j`` and makes version ``j + 1``. ``B``: groups in a batch. ``L``: ``max_lag``. ``k``: batches recorded so far.
+``o``: open groups, that is dealt, not dropped, and not yet in a batch. ``s``: the lowest version that a serving engine
+confirmed. Engines only move to newer versions, and one that joins does so at ``s`` or later.
+
+*The bound, derived for fifo.* Batches take groups in dealt order, so the next group dealt has position
+``p = k*B + o`` among those not dropped and is trained in batch ``floor(p/B)``, at that learner version. Its tokens are
+sampled by engines at ``s`` or later, so no token's lag exceeds ``floor(p/B) - s``. Admission starts it only while
+
+    floor(p/B) - L <= s        that is        p < (s + L + 1) * B
+
+hence lag <= L with nothing dropped. A drop (a dead worker's, say) moves later groups to earlier batches, which only
+lowers their lag.
+
+*No deadlock.* Whatever is open finishes. When batch ``k`` lacks groups, the learner has version ``k``; with weights
+pushed at every ``u``-th version, ``s`` becomes at least ``k - u + 1`` by itself, and ``u <= L + 1`` (checked with the
+configuration) makes ``p = k*B + o`` admissible for every ``o < B``: the batch gets its groups. With ``L = 0`` exactly
+the B groups of batch ``k`` start, once version ``k`` is confirmed everywhere: the synchronous loop.
+
+*Drop* admits by the same count but takes groups as they finish, so a slow group may be overtaken and grow too old; it
+is then evicted, which frees its place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from bus.messages import ReadyGroup
+from miles_async.config import Staleness
+
+STALE = "stale"
+
+
+@dataclass(frozen=True, slots=True)
+class StalenessState:
+    """What admission knows. Counts are groups unless their name says otherwise."""
+
+    batched_steps: int  # k: batches recorded, trained or not
+    open_groups: int  # o: waiting + in flight + ready
+    batch_size: int  # B
+    serving_version: int  # s: lowest version confirmed by a serving engine
+    total_steps: int  # batches of the whole run
+
+
+class StalenessPolicy(Protocol):
+    """What a policy decides. ``version`` is always the learner's at the moment it would train the batch in question.
+
+    Admission changes with every batch, every drop and every confirmed version: whoever admits has to look again then.
+    """
+
+    @property
+    def max_lag(self) -> int:
+        """Versions that the oldest token of a trained group may be behind the learner."""
+        ...
+
+    def admit(self, state: StalenessState) -> int:
+        """How many more groups may start now."""
+        ...
+
+    def evict(self, ready: Sequence[ReadyGroup], version: int) -> list[tuple[str, str]]:
+        """``(group id, reason)`` of the ready groups that may no longer be trained; ask before ``select``."""
+        ...
+
+    def select(
+        self, ready: Sequence[ReadyGroup], open_order: Sequence[str], version: int, batch_size: int
+    ) -> tuple[str, ...] | None:
+        """The ids of the next batch in training order, or None to wait.
+
+        ``ready``: in the order of publication. ``open_order``: ids of all open groups (the ready ones too), in dealt
+        order.
+        """
+        ...
+
+
+def lag(group: ReadyGroup, version: int) -> int:
+    """Versions between the learner at ``version`` and the oldest token of ``group``."""
+    return version - group.oldest_version
+
+
+def admissible(state: StalenessState, max_lag: int) -> int:
+    """Groups that may start so that each is within ``max_lag`` when consumed in dealt order (derived above)."""
+    limit = min(state.serving_version + max_lag + 1, state.total_steps) * state.batch_size
+    return max(0, limit - (state.batched_steps * state.batch_size + state.open_groups))
+
+
+def too_old(ready: Sequence[ReadyGroup], version: int, max_lag: int) -> list[tuple[str, str]]:
+    """The ready groups beyond ``max_lag`` at ``version``, with the reason."""
+    return [(group.group_id, STALE) for group in ready if lag(group, version) > max_lag]
+
+
+@dataclass(frozen=True, slots=True)
+class Fifo:
+    """Train in dealt order: nothing is dropped and short responses get no preference; a slow group holds up the rest.
+
+    ``evict`` stays empty while engines keep to the terms above; it catches a recovery that put older weights back.
+    """
+
+    max_lag: int
+
+    def admit(self, state: StalenessState) -> int:
+        return admissible(state, self.max_lag)
+
+    def evict(self, ready: Sequence[ReadyGroup], version: int) -> list[tuple[str, str]]:
+        return too_old(ready, version, self.max_lag)
+
+    def select(
+        self, ready: Sequence[ReadyGroup], open_order: Sequence[str], version: int, batch_size: int
+    ) -> tuple[str, ...] | None:
+        usable = {group.group_id for group in ready if lag(group, version) <= self.max_lag}
+        head = tuple(open_order[:batch_size])
+        return head if len(head) == batch_size and usable.issuperset(head) else None
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """Train in order of publication, drop what grew too old: the learner waits less, long responses are lost more."""
+
+    max_lag: int
+
+    def admit(self, state: StalenessState) -> int:
+        return admissible(state, self.max_lag)
+
+    def evict(self, ready: Sequence[ReadyGroup], version: int) -> list[tuple[str, str]]:
+        return too_old(ready, version, self.max_lag)
+
+    def select(
+        self, ready: Sequence[ReadyGroup], open_order: Sequence[str], version: int, batch_size: int
+    ) -> tuple[str, ...] | None:
+        usable = [group.group_id for group in ready if lag(group, version) <= self.max_lag]
+        return tuple(usable[:batch_size]) if len(usable) >= batch_size else None
+
+
+def make_policy(config: Staleness) -> StalenessPolicy:
+    """The policy that ``config.policy`` names, with its bound."""
+    return {"fifo": Fifo, "drop": Drop}[config.policy](config.max_lag)

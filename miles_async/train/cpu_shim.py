@@ -1,0 +1,63 @@
+"""What megatron-core 0.16 needs to run on a CPU: the few places where it names CUDA without asking.
+
+Promises: nothing happens for a CUDA device; nothing on disk is changed; only dense models with data parallelism (and
+the distributed optimizer) are covered. Two parts:
+
+- :func:`install` points six functions of ``torch.cuda`` at the CPU, for the whole process: the learner's own process.
+- :func:`cuda_means_cpu` rewrites ``device="cuda"``, ``Tensor.cuda()`` and ``Tensor.type()`` in the calling thread and only
+  inside the ``with``: Megatron's model construction, optimizer and checkpoints need it, forward and backward do not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+
+def install(device: torch.device) -> None:
+    """Make megatron-core importable and usable on ``device``; without effect for CUDA, and the second time."""
+    if device.type == "cuda" or getattr(torch.cuda, "_miles_async_on_cpu", False):
+        return
+    torch.cuda._miles_async_on_cpu = True  # pyright: ignore[reportAttributeAccessIssue]
+    generator = torch.default_generator
+
+    def set_state(state: torch.Tensor, device: int = -1, graph_safe: bool = False) -> None:
+        generator.set_state(state)
+
+    # Where Megatron asks for "the current device" it wants a place for a tensor, so a torch.device serves as well as
+    # an index. (param_and_grad_buffer.py, rotary_pos_embedding.py, dist_checkpointing)
+    torch.cuda.current_device = lambda: torch.device("cpu")  # pyright: ignore[reportAttributeAccessIssue]
+    torch.cuda.synchronize = lambda device=None: None  # pyright: ignore[reportAttributeAccessIssue]
+    # The RNG tracker (tensor_parallel/random.py) keeps named CUDA states; on a CPU they live in the default generator.
+    torch.cuda.manual_seed = generator.manual_seed  # pyright: ignore[reportAttributeAccessIssue]
+    torch.cuda.get_rng_state = lambda device="cuda": generator.get_state()
+    torch.cuda.random.get_rng_state = torch.cuda.get_rng_state
+    from megatron.core.tensor_parallel import random as megatron_random
+
+    megatron_random._set_cuda_rng_state = set_state
+
+
+class _CudaMeansCpu(TorchFunctionMode):
+    def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if kwargs:
+            device = kwargs.get("device")
+            if device is not None and str(device).startswith("cuda"):
+                kwargs = {**kwargs, "device": "cpu"}
+        else:
+            kwargs = {}
+        if func is torch.Tensor.cuda:
+            return args[0]
+        result = func(*args, **kwargs)
+        if func is torch.Tensor.type and isinstance(result, str):
+            # optimizer.py and clip_grads.py sort parameters by comparing with "torch.cuda.FloatTensor" and its like
+            return result if result.startswith("torch.cuda.") else result.replace("torch.", "torch.cuda.", 1)
+        return result
+
+
+def cuda_means_cpu(device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """Inside the ``with``, and in this thread only, CUDA means CPU. Without effect for a CUDA device."""
+    return contextlib.nullcontext() if device.type == "cuda" else _CudaMeansCpu()

@@ -1,0 +1,105 @@
+"""The learner's process groups and the few collectives its step needs itself.
+
+Promises: one set of groups for each process; every collective has a deadline, and passing it names the ranks waited for;
+with one rank no collective is entered.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import os
+from collections.abc import Iterator
+
+import torch
+import torch.distributed as dist
+
+
+class RanksSilent(TimeoutError):
+    """Other learner ranks did not arrive at a collective in time, or their process is gone."""
+
+
+class LearnerGroups:
+    """Megatron's parallel state of this process: data parallelism over all ranks. One at a time in a process."""
+
+    def __init__(self, device: torch.device, *, rank: int, world_size: int, init_method: str, timeout_s: float):
+        from megatron.core import parallel_state
+
+        if dist.is_initialized():
+            raise RuntimeError("this process has a torch.distributed group already; close it before the learner starts")
+        if not 0 <= rank < world_size:
+            raise ValueError(f"rank = {rank} must be in 0..{world_size - 1} (world_size = {world_size})")
+        if init_method.startswith(("file://", "tcp://127.0.0.1", "tcp://localhost")):
+            # All ranks are on this machine: do not let gloo resolve its host name, which containers often cannot.
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+        self.rank, self.world_size, self.device = rank, world_size, device
+        self._timeout_s = timeout_s
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        with self.waiting("the start of"):
+            dist.init_process_group(
+                "nccl" if device.type == "cuda" else "gloo",
+                init_method=init_method,
+                rank=rank,
+                world_size=world_size,
+                timeout=datetime.timedelta(seconds=timeout_s),
+            )
+            parallel_state.initialize_model_parallel(
+                distributed_timeout_minutes=max(1, round(timeout_s / 60)),
+            )
+
+    def gather(self, values: list[float]) -> torch.Tensor:
+        """The values of every rank: [world_size, len(values)] float64 on the CPU."""
+        mine = torch.tensor(values, dtype=torch.float64)
+        if self.world_size == 1:
+            return mine[None]
+        mine = mine.to(self.device)
+        rows = [torch.empty_like(mine) for _ in range(self.world_size)]
+        with self.waiting("the batch sizes of"):
+            dist.all_gather(rows, mine)
+        return torch.stack(rows).cpu()
+
+    def sum(self, values: torch.Tensor) -> torch.Tensor:
+        """The sum over ranks of a float64 tensor, in place."""
+        if self.world_size > 1:
+            with self.waiting("the metrics of"):
+                dist.all_reduce(values)
+        return values
+
+    def agree(self, what: str, value: object = None) -> object:
+        """Rank 0's ``value``, on every rank; also a barrier."""
+        if self.world_size == 1:
+            return value
+        box = [value]
+        with self.waiting(f"{what} from rank 0 and"):
+            dist.broadcast_object_list(box, src=0)
+            dist.barrier()
+        return box[0]
+
+    @contextlib.contextmanager
+    def waiting(self, what: str) -> Iterator[None]:
+        """Turn a failed or timed-out collective into RanksSilent, which says who was waited for, for what."""
+        try:
+            yield
+        except (dist.DistBackendError, dist.DistNetworkError, dist.DistStoreError) as error:
+            raise RanksSilent(self._silent(what, error)) from error
+        except RuntimeError as error:  # gloo has no class of its own for a timeout or a lost peer
+            if not any(word in str(error).lower() for word in ("timed out", "timeout", "connection", "gloo")):
+                raise
+            raise RanksSilent(self._silent(what, error)) from error
+
+    def _silent(self, what: str, error: Exception) -> str:
+        others = ", ".join(str(r) for r in range(self.world_size) if r != self.rank) or "none"
+        first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        return (
+            f"learner rank {self.rank} waited for {what} learner ranks {others} "
+            f"(deadline learner.grad_reduce_timeout_s = {self._timeout_s:g} s): {first_line}"
+        )
+
+    def close(self) -> None:
+        """Leave the groups. The process may build new ones afterwards."""
+        from megatron.core import parallel_state
+
+        parallel_state.destroy_model_parallel()
+        if dist.is_initialized():
+            dist.destroy_process_group()

@@ -1,0 +1,42 @@
+"""A Hugging Face directory from exported tensors.
+
+Promises: transformers and SGLang load it as they load the original: same configuration and tokenizer files, weights in
+safetensors; it appears under its name only when it is whole.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import torch
+
+_WEIGHTS = (
+    ".safetensors",
+    ".safetensors.index.json",
+    ".bin",
+    ".bin.index.json",
+    ".pt",
+    ".pth",
+    ".gguf",
+    ".h5",
+    ".msgpack",
+    ".onnx",
+)
+
+
+def save_hf(tensors: dict[str, torch.Tensor], source: Path, directory: Path) -> None:
+    """Write ``tensors`` and every file of ``source`` that holds no weights to ``directory``, replacing what is there."""
+    from huggingface_hub import save_torch_state_dict
+
+    writing = directory.with_name(f".writing-{directory.name}")
+    if writing.exists():
+        shutil.rmtree(writing)
+    writing.mkdir(parents=True)
+    for path in source.iterdir():
+        if path.is_file() and not path.name.endswith(_WEIGHTS):
+            shutil.copy2(path, writing / path.name)
+    save_torch_state_dict(tensors, str(writing))
+    if directory.exists():
+        shutil.rmtree(directory)
+    writing.rename(directory)

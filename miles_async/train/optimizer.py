@@ -1,0 +1,111 @@
+"""Megatron's Adam: built from the configuration, stepped with a given rate, restored from a checkpoint.
+
+Promises: a gradient that is not finite raises before any weight changes; after a restore every parameter has its own
+step count. Where neither TransformerEngine nor Apex is installed Megatron falls back to ``torch.optim.AdamW``, whose state
+its distributed checkpoints do not quite fit; the three repairs for that are here, on the instance, not on the class.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+
+from miles_async import config as cfg
+
+
+class NonFiniteGradient(ArithmeticError):
+    """The gradient of a step is inf or nan; the weights are unchanged."""
+
+
+class LearnerOptimizer:
+    """The Megatron optimizer of one DDP-wrapped model."""
+
+    def __init__(self, config: cfg.Learner, dtype: torch.dtype, model: torch.nn.Module):
+        from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
+
+        settings = OptimizerConfig(
+            optimizer="adam",
+            lr=config.lr,
+            weight_decay=config.weight_decay,
+            adam_beta1=config.adam_beta1,
+            adam_beta2=config.adam_beta2,
+            adam_eps=config.adam_eps,
+            bf16=dtype is torch.bfloat16,
+            params_dtype=dtype,
+            clip_grad=config.clip_grad or math.inf,  # 0 means "do not clip"; Megatron would also stop measuring
+            use_distributed_optimizer=config.use_distributed_optimizer,
+        )
+        self.megatron: Any = get_megatron_optimizer(settings, [model])  # pyright: ignore[reportArgumentType]
+        self._sharded = config.use_distributed_optimizer
+        self._weight_decay = config.weight_decay
+        self._torch_adamw = [part for part in self._parts() if isinstance(part.optimizer, torch.optim.AdamW)]
+        for part in self._torch_adamw:
+            _create_state(part.optimizer)
+            if self._sharded:
+                part._set_main_param_and_optimizer_states = _state_setter(part)
+
+    def _parts(self) -> list[Any]:
+        return list(getattr(self.megatron, "chained_optimizers", [self.megatron]))
+
+    def zero_grad(self) -> None:
+        """Forget the last step's gradients. Besides ``ddp.zero_grad_buffer()``: stepping leaves ``param.grad`` as an alias
+        of the buffer, and the next backward would then count its first micro-batch twice."""
+        self.megatron.zero_grad()
+
+    def step(self, lr: float) -> float:
+        """Clip and apply the gradients in the DDP buffers with rate ``lr``. Returns the norm before clipping.
+
+        Raises NonFiniteGradient with weights and state unchanged. Collective with the distributed optimizer.
+        """
+        for group in self.megatron.param_groups:
+            group["lr"] = lr
+            group["weight_decay"] = self._weight_decay * group.get("wd_mult", 1.0)  # 0 for norms and biases
+        self.megatron.prepare_grads()
+        norm = float(self.megatron.get_grad_norm())
+        if not math.isfinite(norm):
+            raise NonFiniteGradient(f"the gradient norm is {norm}; the weights are unchanged")
+        _, norm, _ = self.megatron.step()
+        return float(norm)
+
+    def sharded_state_dict(self, model_state: dict[str, Any], is_loading: bool) -> dict[str, Any]:
+        """What dist_checkpointing stores, in the form that any other number of ranks can load."""
+        metadata = {"distrib_optim_sharding_type": "fully_reshardable"}
+        kwargs = {"metadata": metadata} if self._sharded else {}
+        return self.megatron.sharded_state_dict(model_state, is_loading=is_loading, **kwargs)
+
+    def load_state_dict(self, state: dict[str, Any], steps: int) -> None:
+        """Restore what :meth:`sharded_state_dict` stored after ``steps`` optimizer steps."""
+        inner = state.get("optimizer", state)
+        if "state" in inner:  # Megatron stores no step count of 0, and AdamW does not load without one
+            inner["state"].setdefault("common_step", torch.tensor(float(steps)))
+        with torch.no_grad():
+            self.megatron.load_state_dict(state)
+        for part in self._torch_adamw:
+            # DistributedOptimizer restores one shared tensor, which would count up once for each parameter.
+            for entry in part.optimizer.state.values():
+                entry["step"] = torch.tensor(float(steps))
+
+
+def _create_state(optimizer: torch.optim.Optimizer) -> None:
+    """Zero state before the first step, so that a checkpoint of version 0 is like any other."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            optimizer.state[parameter].update(
+                step=torch.tensor(0.0), exp_avg=torch.zeros_like(parameter), exp_avg_sq=torch.zeros_like(parameter)
+            )
+
+
+def _state_setter(part: Any) -> Any:
+    """DistributedOptimizer._set_main_param_and_optimizer_states for AdamW, whose state has a ``step`` that is not
+    stored for each parameter (distrib_optimizer.py:939)."""
+
+    def set_state(model_param: torch.nn.Parameter, tensors: dict[str, torch.Tensor]) -> None:
+        group, order = part.model_param_group_index_map[model_param]
+        main = part.optimizer.param_groups[group]["params"][order]
+        for name, target in {"param": main, **part.optimizer.state[main]}.items():
+            if name in tensors:
+                target.copy_(tensors[name])
+
+    return set_state

@@ -1,0 +1,34 @@
+"""The learning rate as a function of the step.
+
+Promises: pure; the same step gives the same rate after any restart, so no scheduler state needs a checkpoint.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+
+def learning_rate(
+    step: int,
+    *,
+    lr: float,
+    min_lr: float = 0.0,
+    warmup_steps: int = 0,
+    decay_steps: int | None = None,
+    decay_style: Literal["linear", "cosine"] = "linear",
+) -> float:
+    """The rate of optimizer step ``step`` (0-based: the version of the weights it changes).
+
+    Warm-up: ``lr * (step + 1) / warmup_steps``. Then from ``lr`` to ``min_lr``, reached at ``decay_steps`` (counted
+    from step 0) and kept; ``decay_steps = None`` keeps ``lr``.
+    """
+    if step < warmup_steps:
+        return lr * (step + 1) / warmup_steps
+    if decay_steps is None:
+        return lr
+    if step >= decay_steps:
+        return min_lr
+    done = (step - warmup_steps) / (decay_steps - warmup_steps)
+    left = 1.0 - done if decay_style == "linear" else 0.5 * (1.0 + math.cos(math.pi * done))
+    return min_lr + (lr - min_lr) * left

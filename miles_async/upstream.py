@@ -1,0 +1,258 @@
+"""A lean keep-alive HTTP/1.1 client for one engine: raw bytes in, raw bytes out, nothing parsed but the framing.
+
+Promises: the body of an answer is handed over as it comes, with back-pressure; a failure says whether the engine can
+have begun to answer (``answered``) and whether it was not even there (``refused``); a connection is reused only after
+its answer was read to the end. One request at a time on a connection, as many connections as requests in flight.
+(A general client costs several times more for each request, and the router's own time is its only product.)
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Iterable
+from urllib.parse import urlsplit
+
+import httptools
+
+CONNECT_TIMEOUT_S = 5.0
+BUFFER_BYTES = 1 << 20  # of an answer not yet taken; more stops the reading until it is
+Header = tuple[bytes, bytes]
+
+
+class UpstreamError(ConnectionError):
+    """No complete answer. ``answered``: some of it came. ``refused``: nobody listens there."""
+
+    def __init__(self, message: str, *, answered: bool = False, refused: bool = False) -> None:
+        super().__init__(message)
+        self.answered = answered
+        self.refused = refused
+
+
+class Abort:
+    """Breaks off the request it was given to: at once, or as soon as that has a connection."""
+
+    def __init__(self) -> None:
+        self.fired = False
+        self._transport: asyncio.Transport | None = None
+
+    def bind(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        if self.fired:
+            transport.abort()
+
+    def fire(self) -> None:
+        self.fired = True
+        if self._transport is not None:
+            self._transport.abort()
+
+
+class _Connection(asyncio.Protocol):
+    """One connection: the receiving half of httptools and a buffer of body chunks."""
+
+    transport: asyncio.Transport
+
+    def __init__(self) -> None:
+        self.closed = False
+        self.reused = False
+        self._waiter: asyncio.Future[None] | None = None
+        self._begin()
+
+    def _begin(self) -> None:
+        self.parser = httptools.HttpResponseParser(self)
+        self.status = 0
+        self.headers: list[Header] = []
+        self.chunks: deque[bytes] = deque()
+        self.buffered = 0
+        self.has_head = self.complete = self.answered = self.keep = self.framed = False
+        self.error: str | None = None
+
+    # asyncio.Protocol
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = transport  # type: ignore[assignment]
+
+    def data_received(self, data: bytes) -> None:
+        if self.complete:  # nobody asked: whatever it is, it must not be taken for the next answer
+            self.transport.abort()
+            return
+        self.answered = True
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserError as error:
+            self.error = f"not an HTTP answer: {error}"
+            self.transport.abort()
+        if self.buffered > BUFFER_BYTES:
+            self.transport.pause_reading()
+        self._wake()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.closed = True
+        if self.has_head and exc is None and not self.framed:
+            self.complete = True  # such a body ends with the connection
+        if not self.complete and self.error is None:
+            self.error = f"connection lost: {exc}" if exc else "connection closed before the answer was complete"
+        self._wake()
+
+    # httptools
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self.headers.append((name.lower(), value))
+
+    def on_headers_complete(self) -> None:
+        self.status = self.parser.get_status_code()
+        if self.status >= 200:  # else an interim answer: the real one follows
+            self.framed = any(name in (b"content-length", b"transfer-encoding") for name, _ in self.headers)
+            self.keep = self.framed and self.parser.should_keep_alive()
+            self.has_head = True
+        else:
+            self.headers = []
+
+    def on_body(self, body: bytes) -> None:
+        self.chunks.append(body)
+        self.buffered += len(body)
+
+    def on_message_complete(self) -> None:
+        self.complete = self.has_head
+
+    # for the pool and the answer
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    async def news(self) -> None:
+        """Wait for more of the answer. Raises UpstreamError if none can come."""
+        if self.error is not None:
+            raise UpstreamError(self.error, answered=self.answered)
+        if self.closed:
+            raise UpstreamError("connection closed", answered=self.answered)
+        self._waiter = asyncio.get_running_loop().create_future()
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+        if self.error is not None and not self.chunks:
+            raise UpstreamError(self.error, answered=self.answered)
+
+    def send(self, data: bytes) -> None:
+        self._begin()
+        self.transport.write(data)
+
+
+class Answer:
+    """The head of an answer, and its body as it comes. End it with :meth:`done`, whatever happened."""
+
+    def __init__(self, pool: Upstream, connection: _Connection) -> None:
+        self._pool = pool
+        self._connection = connection
+        self.status = connection.status
+        self.headers = connection.headers
+
+    @property
+    def complete(self) -> bool:
+        """The whole body is here."""
+        return self._connection.complete
+
+    async def chunk(self) -> bytes:
+        """All that has come since the last call; waits for something; empty at the end. Raises UpstreamError."""
+        connection = self._connection
+        while not connection.chunks:
+            if connection.complete:
+                return b""
+            await connection.news()
+        data = b"".join(connection.chunks) if len(connection.chunks) > 1 else connection.chunks[0]
+        connection.chunks.clear()
+        if connection.buffered > BUFFER_BYTES and not connection.closed:
+            connection.transport.resume_reading()
+        connection.buffered = 0
+        return data
+
+    async def body(self) -> bytes:
+        """The whole body. Raises UpstreamError."""
+        parts: list[bytes] = []
+        while part := await self.chunk():
+            parts.append(part)
+        return b"".join(parts) if len(parts) != 1 else parts[0]
+
+    def done(self) -> None:
+        self._pool.release(self._connection)
+
+
+class Upstream:
+    """The connections to one engine."""
+
+    def __init__(self, url: str) -> None:
+        parts = urlsplit(url)
+        if parts.scheme != "http" or not parts.hostname:
+            raise ValueError(f"the URL of an engine looks like http://host:port, not {url!r}")
+        self.url = url.rstrip("/")
+        self._host, self._port = parts.hostname, parts.port or 80
+        self._host_header = parts.netloc.encode()
+        self._idle: deque[_Connection] = deque()
+        self._busy: set[_Connection] = set()
+
+    async def request(
+        self,
+        method: bytes,
+        target: bytes,
+        headers: Iterable[Header] = (),
+        body: bytes = b"",
+        abort: Abort | None = None,
+    ) -> Answer:
+        """Send a request and wait for the head of its answer. ``headers`` without framing and hop-by-hop ones.
+
+        A connection that the engine closed while it lay idle is replaced; nobody saw that request. Raises UpstreamError.
+        """
+        head = [method, b" ", target, b" HTTP/1.1\r\nhost: ", self._host_header, b"\r\n"]
+        for name, value in headers:
+            head += (name, b": ", value, b"\r\n")
+        head.append(b"content-length: %d\r\n\r\n" % len(body))
+        data = b"".join(head) + body
+        while True:
+            connection = await self._connect()
+            if abort is not None:
+                abort.bind(connection.transport)
+            try:
+                connection.send(data)
+                while not connection.has_head:
+                    await connection.news()
+            except UpstreamError as error:
+                self.release(connection)
+                if connection.reused and not error.answered and not (abort and abort.fired):
+                    continue
+                raise
+            except BaseException:
+                self.release(connection)
+                raise
+            return Answer(self, connection)
+
+    async def _connect(self) -> _Connection:
+        while self._idle:
+            connection = self._idle.pop()
+            if not connection.closed and not connection.transport.is_closing():
+                connection.reused = True
+                self._busy.add(connection)
+                return connection
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                _, connection = await asyncio.get_running_loop().create_connection(_Connection, self._host, self._port)
+        except TimeoutError:
+            raise UpstreamError(f"{self.url}: no connection within {CONNECT_TIMEOUT_S:g} s") from None
+        except OSError as error:
+            raise UpstreamError(f"{self.url}: {error}", refused=isinstance(error, ConnectionRefusedError)) from None
+        self._busy.add(connection)
+        return connection
+
+    def release(self, connection: _Connection) -> None:
+        """Back to the idle ones if its answer was read to the end, else closed (the engine then aborts the request)."""
+        self._busy.discard(connection)
+        if connection.complete and connection.keep and not connection.chunks and not connection.closed:
+            self._idle.append(connection)
+        elif not connection.closed:
+            connection.transport.abort()
+
+    def close(self) -> None:
+        for connection in (*self._idle, *self._busy):
+            connection.transport.abort()
+        self._idle.clear()

@@ -1,0 +1,252 @@
+"""Bring one wave of engines to one version: pause, begin, update, end, continue.
+
+Promises: nothing is converted or packed while an engine is paused; an engine that was paused is let go on whatever
+happens; an engine counts as updated only after ``/model_info`` names the version; an engine that dies costs the others
+nothing but the time to form the group again without it; every phase ends by one deadline.
+
+An engine that holds half of an update and cannot be given the rest must not label tokens with the old version: its
+requests are aborted before it goes on, and it is reported as failed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from miles_async.config import Weights
+from miles_async.engine_client import EngineError
+from miles_async.weights.buckets import Bucket, make_buckets
+from miles_async.weights.group import GroupError, Receiver, WeightGroup, WeightGroups
+from miles_async.weights.snapshot import load_snapshot
+
+RESCUE_TIMEOUT_S = 5.0  # for each call that lets a failed engine go on
+PHASE_SHARE = 0.25  # of the deadline, for one phase: an engine that hangs leaves the others time for a second round
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Update:
+    """A version, ready to send."""
+
+    version: int
+    path: Path
+    buckets: tuple[Bucket, ...]
+
+    @property
+    def n_bytes(self) -> int:
+        return sum(bucket.n_bytes for bucket in self.buckets)
+
+
+@dataclass(frozen=True)
+class PushReport:
+    """What one push did. Seconds are wall clock; ``failed`` maps an engine to why it does not serve the version."""
+
+    version: int
+    n_bytes: int  # sent to each engine
+    seconds: float
+    paused_s: dict[str, float]  # from asking to pause until it was told to go on
+    served: tuple[str, ...]
+    failed: dict[str, str] = field(default_factory=dict)
+
+
+async def prepare(path: Path | str, version: int, bucket_mb: int) -> Update:
+    """Map a snapshot and cut it into buckets. Raises SnapshotError."""
+
+    def load() -> Update:
+        buckets = make_buckets(load_snapshot(path), bucket_mb * 1024 * 1024)
+        for bucket in buckets:
+            bucket.flat[::4096].sum()  # map the pages now, not while the engines are paused
+        return Update(version, Path(path), tuple(buckets))
+
+    return await asyncio.to_thread(load)
+
+
+async def push(receivers: Sequence[Receiver], update: Update, groups: WeightGroups, config: Weights) -> PushReport:
+    """Update ``receivers`` to ``update``. Never raises for an engine's sake: who failed is in the report."""
+    started = time.monotonic()
+    wave = _Wave(receivers, config)
+    send = _from_disk if config.transport == "disk" else _collective
+    try:
+        async with asyncio.timeout(config.timeout_s):
+            await send(wave, update, groups)
+    except TimeoutError:
+        wave.fail_all(
+            f"the update to version {update.version} took longer than weights.timeout_s = {config.timeout_s:g}"
+        )
+    finally:
+        await asyncio.shield(wave.go_on())
+    return PushReport(
+        version=update.version,
+        n_bytes=update.n_bytes,
+        seconds=time.monotonic() - started,
+        paused_s=wave.paused_s,
+        served=tuple(r.name for r in wave.served),
+        failed=wave.failed,
+    )
+
+
+class _Wave:
+    """The engines of one push and what became of them."""
+
+    def __init__(self, receivers: Sequence[Receiver], config: Weights) -> None:
+        self.config = config
+        self.phase_s = config.timeout_s * PHASE_SHARE
+        self.alive = list(receivers)
+        self.served: list[Receiver] = []
+        self.failed: dict[str, str] = {}
+        self.paused_s: dict[str, float] = {}
+        self._paused: dict[str, tuple[Receiver, float]] = {}
+        self._sessions: set[str] = set()
+        self._dirty: set[str] = set()
+
+    def fail(self, name: str, why: str) -> None:
+        self.failed.setdefault(name, why)
+        self.alive = [r for r in self.alive if r.name != name]
+        self.served = [r for r in self.served if r.name != name]
+
+    def fail_all(self, why: str) -> None:
+        for receiver in list(self.alive):
+            if receiver not in self.served:
+                self.fail(receiver.name, why)
+
+    async def each(self, call: Callable[[Receiver], Awaitable[object]]) -> None:
+        """Do ``call`` for all that are alive, at once; those that fail drop out."""
+        members = list(self.alive)
+        answers = await asyncio.gather(*(call(r) for r in members), return_exceptions=True)
+        for receiver, answer in zip(members, answers, strict=True):
+            if isinstance(answer, EngineError):
+                self.fail(receiver.name, str(answer))
+            elif isinstance(answer, BaseException):
+                raise answer
+
+    async def probe(self) -> None:
+        """Drop who does not answer."""
+        await self.each(lambda r: r.client.model_info(timeout=min(RESCUE_TIMEOUT_S, self.phase_s)))
+
+    async def pause(self, *, session: bool) -> None:
+        async def one(receiver: Receiver) -> None:
+            if receiver.name not in self._paused:
+                self._paused[receiver.name] = (receiver, time.monotonic())
+                await receiver.client.pause(self.config.pause_mode, timeout=self.phase_s)
+            if session and receiver.name not in self._sessions and await receiver.client.begin_update(self.phase_s):
+                self._sessions.add(receiver.name)
+
+        await self.each(one)
+
+    def touch(self) -> None:
+        """From here on the weights of those alive may be a mixture."""
+        self._dirty.update(r.name for r in self.alive)
+
+    async def confirm(self, version: int) -> None:
+        """End the sessions and read back the version."""
+
+        async def one(receiver: Receiver) -> None:
+            if receiver.name in self._sessions:
+                self._sessions.discard(receiver.name)
+                await receiver.client.end_update()
+            serves = (await receiver.client.model_info()).get("weight_version")
+            if serves != str(version):
+                raise EngineError(
+                    receiver.name, "/model_info", f"serves version {serves!r} after an update to {version}"
+                )
+
+        await self.each(one)
+        for receiver in self.alive:
+            self._dirty.discard(receiver.name)
+            self.served.append(receiver)
+
+    async def go_on(self) -> None:
+        """Let every paused engine go on, the failed ones emptied of what half an update would corrupt."""
+        await asyncio.gather(*(self._release(receiver, since) for receiver, since in self._paused.values()))
+
+    async def _release(self, receiver: Receiver, since: float) -> None:
+        client, name = receiver.client, receiver.name
+        ok = receiver in self.served
+        steps: list[Callable[[], Awaitable[None]]] = []
+        if name in self._sessions:
+            steps.append(lambda: client.end_update(timeout=RESCUE_TIMEOUT_S))
+        if name in self._dirty:
+            steps.append(lambda: client.abort(abort_all=True, timeout=RESCUE_TIMEOUT_S))
+        steps.append(lambda: client.resume(timeout=self.config.timeout_s if ok else RESCUE_TIMEOUT_S))
+        for step in steps:
+            try:
+                await step()
+            except EngineError as error:
+                _log.debug("letting %s go on: %s", name, error)
+                if ok:  # it has the version but does not generate: of no use to anybody
+                    self.fail(name, str(error))
+                if error.status is None:  # it gave no answer: the next call would not get one either
+                    break
+        self.paused_s[name] = time.monotonic() - since
+
+
+async def _from_disk(wave: _Wave, update: Update, groups: WeightGroups) -> None:
+    """Every engine reads the snapshot directory itself."""
+    config = wave.config
+    await wave.pause(session=False)
+    wave.touch()
+    await wave.each(
+        lambda r: r.client.update_from_disk(
+            str(update.path),
+            version=str(update.version),
+            flush_cache=config.pause_mode != "in_place",
+            timeout=config.timeout_s,
+        )
+    )
+    await wave.confirm(update.version)
+
+
+async def _collective(wave: _Wave, update: Update, groups: WeightGroups) -> None:
+    """Broadcast to all of the wave; after a failure, once more to those that are left.
+
+    A round that fails although everybody still answers is repeated once; then those that refused are out.
+    """
+    spare_rounds = 1
+    await wave.probe()  # an engine that is gone or hangs already should cost the others no pause at all
+    while wave.alive:
+        members = list(wave.alive)
+        group: WeightGroup | None = None
+        try:
+            group = await groups.get(members, wave.phase_s)
+            await wave.pause(session=True)
+            if len(wave.alive) == len(members):
+                wave.touch()
+                await _send(group, wave, update)
+                await wave.confirm(update.version)
+                return
+            groups.discard(group)
+        except GroupError as error:
+            _log.warning("version %d: %s", update.version, error)
+            if group is not None:
+                groups.discard(group)
+            await wave.probe()
+            if len(wave.alive) == len(members):
+                spare_rounds -= 1
+                if spare_rounds < 0:
+                    guilty = [r for r in members if r.name in error.refusals] or members
+                    for receiver in guilty:
+                        wave.fail(receiver.name, str(error.refusals.get(receiver.name, error)))
+
+
+async def _send(group: WeightGroup, wave: _Wave, update: Update) -> None:
+    """All buckets, in order. The last one carries the version and flushes what the old weights cached."""
+    config = wave.config
+    for number, bucket in enumerate(update.buckets, 1):
+        last = number == len(update.buckets)
+        receive: dict[str, Awaitable[None]] = {
+            r.name: r.client.update_from_distributed(
+                names=bucket.names,
+                dtypes=bucket.dtypes,
+                shapes=bucket.shapes,
+                group=group.name,
+                flush_cache=last and config.pause_mode != "in_place",
+                version=str(update.version) if last else None,
+                timeout=wave.phase_s,
+            )
+            for r in wave.alive
+        }
+        await group.broadcast(bucket.flat, receive, wave.phase_s)

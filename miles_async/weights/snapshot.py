@@ -1,0 +1,156 @@
+"""A set of weights on its way from the learner to the engines: a Hugging Face directory named by version.
+
+Promises: a snapshot that can be seen is complete (it is renamed into place as a whole); old ones are removed, but the
+newest few stay, since a broadcaster or an engine may still read them; loading maps the file and copies nothing.
+The tensors lie in the file in the order of ``buckets.by_item_size``, so that buckets are views of it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from miles_async.config import RunConfig
+from miles_async.weights.buckets import by_item_size, dtype_name
+
+WEIGHTS_FILE = "model.safetensors"
+MEMORY_ROOT = Path("/dev/shm")
+KEEP = 2  # snapshots besides the one being written; the mapping of a removed one stays valid
+_NAME = re.compile(r"i(\d+)-v(\d+)")
+_CONFIG_FILES = ("*.json", "*.txt", "*.model", "*.jinja")  # what an engine reads besides the weights
+_INDEX = "*.index.json"
+
+# https://huggingface.co/docs/safetensors (the format): 8 bytes little-endian header length, JSON header, raw tensors.
+_SAFE_NAMES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.bfloat16: "BF16",
+    torch.float16: "F16",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.float8_e5m2: "F8_E5M2",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+_SAFE_DTYPES = {name: dtype for dtype, name in _SAFE_NAMES.items()}
+
+
+class SnapshotError(RuntimeError):
+    """A snapshot is missing or is not one."""
+
+
+def choose_root(config: RunConfig, run_dir: Path, n_bytes: int = 0) -> Path:
+    """Where snapshots go: ``weights.snapshot_dir``, else memory if ``KEEP + 1`` of ``n_bytes`` fit, else the run directory.
+
+    Raises SnapshotError: the directory in memory belongs to somebody else.
+    """
+    if config.weights.snapshot_dir is not None:
+        return Path(config.weights.snapshot_dir)
+    if MEMORY_ROOT.is_dir() and os.access(MEMORY_ROOT, os.W_OK):
+        room = shutil.disk_usage(MEMORY_ROOT).free
+        if room > 1.1 * (KEEP + 1) * n_bytes:
+            mark = hashlib.sha1(str(run_dir.resolve()).encode()).hexdigest()[:12]
+            root = MEMORY_ROOT / f"miles_async-{os.getuid()}-{mark}"
+            root.mkdir(mode=0o700, exist_ok=True)
+            if root.is_symlink() or root.stat().st_uid != os.getuid():
+                raise SnapshotError(f"{root} belongs to another user: set weights.snapshot_dir")
+            return root
+    return run_dir / "snapshots"
+
+
+def write_snapshot(
+    root: Path, version: int, incarnation: int, tensors: Mapping[str, torch.Tensor], config_dir: str
+) -> Path:
+    """Write the HF-named ``tensors`` and the configuration and tokenizer files of ``config_dir``; return the directory.
+
+    A snapshot of the same version and incarnation is replaced. Older ones than the newest ``KEEP`` are removed.
+    """
+    root.mkdir(parents=True, exist_ok=True)
+    final = root / f"i{incarnation:04d}-v{version:08d}"
+    draft = root / f".{final.name}.{os.getpid()}"
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir()
+    try:
+        for pattern in _CONFIG_FILES:
+            for file in Path(config_dir).glob(pattern):
+                if not file.match(_INDEX):  # of a sharded checkpoint: would name files that are not here
+                    shutil.copy(file, draft / file.name)
+        if not (draft / "config.json").is_file():
+            raise SnapshotError(f"{config_dir} has no config.json: not a Hugging Face directory")
+        _write_safetensors(draft / WEIGHTS_FILE, tensors)
+        if final.exists():
+            old = root / f".old.{final.name}.{os.getpid()}"
+            final.rename(old)
+            shutil.rmtree(old, ignore_errors=True)
+        draft.rename(final)
+    except BaseException:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise
+    prune(root, KEEP)
+    return final
+
+
+def prune(root: Path, keep: int) -> None:
+    """Remove all snapshots of ``root`` but the newest ``keep`` (by incarnation, then version)."""
+    found = [(int(m[1]), int(m[2]), path) for path in root.iterdir() if (m := _NAME.fullmatch(path.name))]
+    for _, _, path in sorted(found)[: max(0, len(found) - keep)]:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def load_snapshot(path: Path | str) -> dict[str, torch.Tensor]:
+    """HF name to tensor (CPU, views of the mapped file: read them, do not write). Raises SnapshotError."""
+    file = Path(path) / WEIGHTS_FILE
+    try:
+        size = file.stat().st_size
+        with file.open("rb") as stream:
+            header_size = int.from_bytes(stream.read(8), "little")
+            if header_size > size - 8:
+                raise SnapshotError(f"{file} is cut short or not a safetensors file")
+            header = json.loads(stream.read(header_size))
+    except (OSError, ValueError) as error:
+        raise SnapshotError(f"cannot read {file}: {error}") from None
+    data = torch.from_file(str(file), shared=False, size=size, dtype=torch.uint8)[8 + header_size :]
+    tensors: dict[str, torch.Tensor] = {}
+    for name, entry in header.items():
+        if name != "__metadata__":
+            start, end = entry["data_offsets"]
+            if end > data.numel():
+                raise SnapshotError(f"{file} is cut short: {name} ends at byte {end} of {data.numel()}")
+            tensors[name] = data[start:end].view(_SAFE_DTYPES[entry["dtype"]]).reshape(entry["shape"])
+    return tensors
+
+
+def _write_safetensors(file: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    """One pass over the tensors' own memory. The learner waits for this, so nothing is gathered or copied first."""
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    ordered = by_item_size(tensors)
+    for name, tensor in ordered:
+        if tensor.dtype not in _SAFE_NAMES:
+            raise SnapshotError(f"{name} has dtype {dtype_name(tensor.dtype)}, which safetensors cannot hold")
+        end = offset + tensor.nbytes
+        header[name] = {
+            "dtype": _SAFE_NAMES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [offset, end],
+        }
+        offset = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the data starts aligned
+    with file.open("wb", buffering=0) as stream:
+        stream.write(len(text).to_bytes(8, "little") + text)
+        for _, tensor in ordered:
+            flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+            view = memoryview(flat.numpy().data)
+            while view:  # one write takes at most 2 GiB
+                view = view[stream.write(view) :]

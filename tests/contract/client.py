@@ -1,0 +1,134 @@
+"""The suite's way to talk to an engine: HTTP as it is, with a deadline on everything, and requests watched while they run."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+DEADLINE_S = 60.0
+PROMPT = (5, 6, 7, 8, 9)
+
+
+@dataclass(frozen=True)
+class Answer:
+    status: int
+    body: Any  # JSON, or text
+
+
+class Watched:
+    """A streamed /generate request that runs in the background; ``answer`` is the latest (cumulative) chunk."""
+
+    def __init__(self, engine: Engine, body: dict[str, Any]) -> None:
+        self.answer: dict[str, Any] = {}
+        self.chunks: list[dict[str, Any]] = []
+        self.done_line = False
+        self._news = asyncio.Event()
+        self._task = asyncio.create_task(self._read(engine, body))
+
+    async def _read(self, engine: Engine, body: dict[str, Any]) -> None:
+        try:
+            async with engine.session.post(engine.url + "/generate", json={**body, "stream": True}) as response:
+                assert response.status == 200, await response.text()
+                async for line in response.content:
+                    data = line.removeprefix(b"data: ").strip()
+                    if data == b"[DONE]":
+                        self.done_line = True
+                    elif data:
+                        self.answer = json.loads(data)
+                        self.chunks.append(self.answer)
+                        self._news.set()
+        finally:
+            self._news.set()
+
+    @property
+    def n_tokens(self) -> int:
+        return len(self.answer.get("output_ids", ()))
+
+    async def until_tokens(self, count: int) -> None:
+        """Returns when the response has ``count`` tokens or more. Fails if the request ends before."""
+        async with asyncio.timeout(DEADLINE_S):
+            while self.n_tokens < count:
+                assert not self._task.done(), f"ended after {self.n_tokens} tokens: {self.answer.get('meta_info')}"
+                self._news.clear()
+                await self._news.wait()
+
+    async def finished(self) -> dict[str, Any]:
+        """The last chunk."""
+        async with asyncio.timeout(DEADLINE_S):
+            await self._task
+        return self.answer
+
+    async def disconnect(self) -> None:
+        """Close the connection without reading the rest."""
+        self._task.cancel()
+        await asyncio.wait({self._task}, timeout=DEADLINE_S)
+
+
+class Engine:
+    """A running engine. ``model`` is the checkpoint it was started with, as version ``VERSION``; ``other`` is another one."""
+
+    VERSION = "0"
+
+    def __init__(self, kind: str, url: str, model: Path, other: Path, session: aiohttp.ClientSession) -> None:
+        self.kind = kind
+        self.url = url
+        self.model = model
+        self.other = other
+        self.session = session
+
+    async def call(self, method: str, path: str, body: Any = None) -> Answer:
+        async with self.session.request(
+            method, self.url + path, json=body, timeout=aiohttp.ClientTimeout(total=DEADLINE_S)
+        ) as response:
+            text = await response.text()
+            try:
+                return Answer(response.status, json.loads(text))
+            except ValueError:
+                return Answer(response.status, text)
+
+    async def post(self, path: str, **body: Any) -> Answer:
+        return await self.call("POST", path, body)
+
+    async def ok(self, path: str, **body: Any) -> Any:
+        """POST that has to succeed; its body."""
+        answer = await self.post(path, **body)
+        assert answer.status == 200, f"{path}: {answer}"
+        return answer.body
+
+    async def generate(self, prompt: Sequence[int] = PROMPT, **fields: Any) -> Any:
+        """One /generate call that has to succeed; the other names of its body in ``fields``."""
+        return await self.ok("/generate", input_ids=list(prompt), **fields)
+
+    def watch(self, max_new_tokens: int, rid: str | None = None, **fields: Any) -> Watched:
+        """Start a long request: it ignores the end token and reports log-probs."""
+        body = {
+            "input_ids": list(PROMPT),
+            "sampling_params": {"max_new_tokens": max_new_tokens, "ignore_eos": True},
+            "return_logprob": True,
+            **fields,
+        }
+        return Watched(self, body if rid is None else {**body, "rid": rid})
+
+    async def weight_version(self) -> str:
+        answer = await self.call("GET", "/model_info")
+        assert answer.status == 200
+        return answer.body["weight_version"]
+
+    async def checksums(self) -> dict[str, str]:
+        """Name (the engine's own) to hash, of every tensor."""
+        body = await self.ok("/weights_checker", action="checksum")
+        assert body["success"]
+        return body["ranks"][0]["checksums"]
+
+
+def sampled(answer: dict[str, Any]) -> list[float]:
+    """Log-probs that an answer reports for its own tokens; checks that they belong to these tokens."""
+    entries = answer["meta_info"]["output_token_logprobs"]
+    assert [entry[1] for entry in entries] == answer["output_ids"]
+    return [entry[0] for entry in entries]

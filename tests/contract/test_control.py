@@ -1,0 +1,175 @@
+"""Health, information, abort, pause and continue, flush."""
+
+from __future__ import annotations
+
+import asyncio
+
+import aiohttp
+import pytest
+
+from contract.checkpoint import greedy_tokens, log_probs
+from contract.client import PROMPT, Engine, Watched, sampled
+
+LONG = 3000  # tokens: more than any of these tests waits for
+TOLERANCE = 1e-4
+STILL_S = 0.5  # how long something that must not happen is given to happen
+
+
+async def test_an_idle_engine_is_healthy_and_ready(engine: Engine) -> None:
+    for path in ("/health", "/health_generate", "/ready"):
+        assert (await engine.call("GET", path)).status == 200, path
+
+
+async def test_model_info_names_the_model_and_its_version(engine: Engine) -> None:
+    for path in ("/model_info", "/get_model_info"):
+        info = (await engine.call("GET", path)).body
+        assert info["model_path"] == str(engine.model)
+        assert info["weight_version"] == Engine.VERSION
+        assert info["is_generation"] is True
+
+
+async def test_server_info_says_how_many_ranks_an_engine_has(engine: Engine) -> None:
+    for path in ("/server_info", "/get_server_info"):
+        info = (await engine.call("GET", path)).body
+        assert info["tp_size"] == 1
+        assert info["dp_size"] == 1
+        assert info["version"]
+
+
+async def test_loads_count_what_runs(engine: Engine) -> None:
+    watched = engine.watch(LONG)
+    await watched.until_tokens(50)
+    loads = (await engine.call("GET", "/v1/loads")).body["loads"]
+    assert sum(load["num_running_reqs"] for load in loads) == 1
+
+
+async def test_flushing_an_idle_engine_succeeds_and_a_busy_one_refuses(engine: Engine) -> None:
+    await engine.ok("/flush_cache")
+    watched = engine.watch(LONG)
+    await watched.until_tokens(1)
+    assert (await engine.post("/flush_cache")).status == 400
+
+
+async def test_an_aborted_request_answers_with_what_it_has(engine: Engine) -> None:
+    kept = asyncio.create_task(engine.generate(sampling_params={"max_new_tokens": 60, "ignore_eos": True}))
+    streamed = engine.watch(LONG, "streamed")
+    single = asyncio.create_task(
+        engine.generate(rid="single", sampling_params={"max_new_tokens": LONG, "ignore_eos": True}, return_logprob=True)
+    )
+    await streamed.until_tokens(20)
+    await engine.ok("/abort_request", rid="streamed")
+    await engine.ok("/abort_request", rid="single")
+    for answer in (await streamed.finished(), await single):
+        reason = answer["meta_info"]["finish_reason"]
+        assert reason["type"] == "abort"
+        assert 0 < len(answer["output_ids"]) < LONG
+        assert sampled(answer) == pytest.approx(log_probs(engine.model, PROMPT, answer["output_ids"]), abs=TOLERANCE)
+        assert answer["meta_info"]["weight_versions"][-1]["end"] == len(answer["output_ids"])
+    assert streamed.done_line
+    assert len((await kept)["output_ids"]) == 60
+
+
+async def test_abort_all_ends_every_request(engine: Engine) -> None:
+    running = [engine.watch(LONG) for _ in range(4)]
+    await asyncio.gather(*(watched.until_tokens(1) for watched in running))
+    await engine.ok("/abort_request", abort_all=True)
+    for watched in running:
+        assert (await watched.finished())["meta_info"]["finish_reason"]["type"] == "abort"
+
+
+async def test_aborting_nobody_is_no_error_and_a_prefix_is_nobody(engine: Engine) -> None:
+    watched = engine.watch(80, "prefix-1")
+    await watched.until_tokens(1)
+    await engine.ok("/abort_request", rid="prefix-")
+    await engine.ok("/abort_request", rid="unknown")
+    await engine.ok("/abort_request")
+    assert (await watched.finished())["meta_info"]["finish_reason"]["type"] == "length"
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_a_client_that_goes_away_aborts_its_request(engine: Engine, stream: bool) -> None:
+    """Requests decode in step, so what others generate meanwhile is a clock that cannot run ahead of the lost one."""
+    step = 150
+    if stream:
+        watched = engine.watch(LONG)
+        await watched.until_tokens(1)
+        await watched.disconnect()
+    else:
+        body = {"input_ids": list(PROMPT), "sampling_params": {"max_new_tokens": LONG, "ignore_eos": True}}
+        with pytest.raises(TimeoutError):
+            await engine.session.post(engine.url + "/generate", json=body, timeout=aiohttp.ClientTimeout(total=0.1))
+    for _ in range(LONG // step - 2):
+        await engine.generate(sampling_params={"max_new_tokens": step, "ignore_eos": True})
+        if (await engine.post("/flush_cache")).status == 200:  # refused while anything runs
+            return
+    pytest.fail("the request goes on without its client")
+
+
+async def _blocked(engine: Engine) -> asyncio.Task[dict[str, object]]:
+    """A new request to a paused engine, which must not be answered."""
+    task = asyncio.create_task(engine.generate(sampling_params={"temperature": 0.0, "max_new_tokens": 3}))
+    done, _ = await asyncio.wait({task}, timeout=STILL_S)
+    assert not done, task.result()
+    return task
+
+
+async def _frozen(watched: Watched) -> int:
+    """Tokens of a request that must not get any more."""
+    await asyncio.sleep(STILL_S / 2)  # what was on its way
+    before = watched.n_tokens
+    await asyncio.sleep(STILL_S)
+    assert watched.n_tokens == before
+    return before
+
+
+@pytest.mark.parametrize("mode", ["retract", "in_place"])
+async def test_a_pause_holds_everything_and_continue_lets_it_go_on(engine: Engine, mode: str) -> None:
+    length = 1000 if engine.kind == "embedded" else 300
+    watched = engine.watch(length)
+    await watched.until_tokens(8)
+    await engine.ok("/pause_generation", mode=mode)
+    assert await _frozen(watched) < length
+    waiting = await _blocked(engine)
+    assert (await engine.call("GET", "/ready")).status == 503
+    assert await engine.weight_version() == Engine.VERSION
+    await engine.ok("/continue_generation")
+    assert (await waiting)["output_ids"] == greedy_tokens(engine.model, PROMPT, 3)
+    answer = await watched.finished()
+    assert len(answer["output_ids"]) == length
+    assert sampled(answer) == pytest.approx(log_probs(engine.model, PROMPT, answer["output_ids"]), abs=TOLERANCE)
+    assert answer["meta_info"]["num_retractions"] == (1 if mode == "retract" else 0)
+    assert answer["meta_info"]["weight_versions"] == [{"version": Engine.VERSION, "start": 0, "end": length}]
+
+
+async def test_a_pause_that_aborts_ends_what_runs_and_holds_what_comes(engine: Engine) -> None:
+    watched = engine.watch(LONG)
+    await watched.until_tokens(8)
+    await engine.ok("/pause_generation", mode="abort")
+    answer = await watched.finished()
+    assert answer["meta_info"]["finish_reason"]["type"] == "abort"
+    assert len(answer["output_ids"]) >= 8
+    waiting = await _blocked(engine)
+    await engine.ok("/continue_generation")
+    assert len((await waiting)["output_ids"]) == 3
+
+
+async def test_abort_is_the_default_mode_of_a_pause(engine: Engine) -> None:
+    watched = engine.watch(LONG)
+    await watched.until_tokens(1)
+    await engine.ok("/pause_generation")
+    assert (await watched.finished())["meta_info"]["finish_reason"]["type"] == "abort"
+
+
+async def test_an_unknown_mode_of_pause_is_refused(engine: Engine) -> None:
+    assert (await engine.post("/pause_generation", mode="nope")).status in (400, 422)
+
+
+async def test_a_retracted_request_leaves_nothing_to_flush_and_one_held_in_place_does(engine: Engine) -> None:
+    for mode, status in (("retract", 200), ("in_place", 400)):
+        watched = engine.watch(LONG)
+        await watched.until_tokens(8)
+        await engine.ok("/pause_generation", mode=mode)
+        assert (await engine.post("/flush_cache")).status == status, mode
+        await engine.ok("/abort_request", abort_all=True)
+        await engine.ok("/continue_generation")
+        assert (await watched.finished())["meta_info"]["finish_reason"]["type"] == "abort"

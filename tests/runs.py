@@ -1,0 +1,76 @@
+"""Launching real runs from tests: a small configuration, the command line as a process, and what is left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+# the quickstart's model and task, cut down to seconds
+TINY: dict[str, dict[str, Any]] = {
+    "model": {"hf_checkpoint": "builtin:digits"},
+    "data": {"prompt_data": "builtin:repeat"},
+    "run": {"num_steps": 4, "seed": 3, "stop_timeout_s": 20.0},
+    "rollout": {"rollout_batch_size": 8, "n_samples_per_prompt": 4, "rollout_max_response_len": 10},
+    "learner": {"lr": 1e-3},
+    "checkpoint": {"save_interval": 50, "save_hf": False},
+    "monitor": {"live": "off", "tensorboard": False, "heartbeat_s": 0.2},
+}
+
+
+def write_config(directory: Path, **sections: dict[str, Any]) -> Path:
+    """A TOML file with TINY and ``sections`` laid over it."""
+    lines = []
+    for section in TINY | sections:
+        lines.append(f"[{section}]")
+        merged = {**TINY.get(section, {}), **sections.get(section, {})}
+        lines += [f"{key} = {json.dumps(value)}" for key, value in merged.items()]
+    path = directory / "run.toml"
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def command(config: Path, run_dir: Path, *extra: str) -> list[str]:
+    return [sys.executable, "-m", "miles_async.cli", "launch", str(config), "--run-dir", str(run_dir), *extra]
+
+
+def environment(**extra: str) -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", **extra}
+
+
+def launch(
+    config: Path, run_dir: Path, *extra: str, timeout: float = 180, env: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run to the end; the output is in the result."""
+    return subprocess.run(
+        command(config, run_dir, *extra), capture_output=True, text=True, timeout=timeout, env=env or environment()
+    )
+
+
+def summary(run_dir: Path) -> dict[str, Any]:
+    return json.loads((run_dir / "summary.json").read_text())
+
+
+def metrics(run_dir: Path, actor: str = "learner-0") -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if line.get("actor") == actor]
+
+
+def left_behind(run_dir: Path) -> list[str]:
+    """Processes that still have the run directory in their command line, environment or open files."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.pid == os.getpid():
+                continue
+            mine = any(str(run_dir) in part for part in process.cmdline())
+            if mine or any(file.path.startswith(str(run_dir)) for file in process.open_files()):
+                found.append(f"{process.pid} {' '.join(process.cmdline())[:200]}")
+        except psutil.Error:
+            continue
+    return found

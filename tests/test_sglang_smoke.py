@@ -1,0 +1,101 @@
+"""The real SGLang server, driven by our own driver and weight plane, from start to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import tempfile
+from pathlib import Path
+
+import aiohttp
+import psutil
+import pytest
+from contract.checkpoint import log_probs, make_checkpoint
+from contract.client import PROMPT, Engine, sampled
+from safetensors.torch import load_file
+
+from miles_async.config import Weights
+from miles_async.engine_client import EngineClient
+from miles_async.sglang_server.driver import SglangError, SglangServer
+from miles_async.weights.group import Receiver, WeightGroups
+from miles_async.weights.push import prepare, push
+from miles_async.weights.snapshot import write_snapshot
+
+pytestmark = pytest.mark.sglang
+
+TOLERANCE = 1e-4  # log-probs, float32 against float32
+
+
+def left_behind(session: int) -> list[psutil.Process]:
+    """Processes of a session that have not exited."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if os.getsid(process.pid) == session and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+        except (ProcessLookupError, psutil.NoSuchProcess):
+            continue
+    return found
+
+
+async def test_a_server_starts_generates_takes_weights_in_flight_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
+    shared = set(Path("/dev/shm").iterdir())
+    old, new = make_checkpoint(tmp_path / "old", seed=1), make_checkpoint(tmp_path / "new", seed=2)
+    snapshot = write_snapshot(tmp_path / "snapshots", 7, 0, load_file(new / "model.safetensors"), str(new))
+
+    server = await SglangServer.start(
+        str(old), log_file=tmp_path / "log.txt", device="cpu", weight_version="6", api_key="it's secret"
+    )
+    try:
+        assert server.alive()
+        assert len(left_behind(server.pid)) > 2, "the server's processes share its session"
+        async with aiohttp.ClientSession(headers={"Authorization": "Bearer it's secret"}) as session:
+            async with aiohttp.ClientSession() as stranger, stranger.get(server.url + "/model_info") as answer:
+                assert answer.status == 401
+            engine = Engine("sglang", server.url, old, new, session)
+            running = engine.watch(400)
+            await running.until_tokens(10)
+            groups = WeightGroups("gloo")
+            receiver = Receiver("engine-0", EngineClient(server.url, session, name="engine-0"))
+            report = await push([receiver], await prepare(snapshot, 7, 256), groups, Weights())
+            await groups.close()
+            assert (report.served, report.failed) == (("engine-0",), {})
+            answer = await running.finished()
+            spans = answer["meta_info"]["weight_versions"]
+            assert [span["version"] for span in spans] == ["6", "7"]
+            assert (spans[0]["start"], spans[0]["end"], spans[1]["end"]) == (0, spans[1]["start"], 400)
+            for span, model in zip(spans, (old, new), strict=True):
+                part = slice(span["start"], span["end"])
+                expected = log_probs(model, PROMPT, answer["output_ids"])[part]
+                assert sampled(answer)[part] == pytest.approx(expected, abs=TOLERANCE)
+    finally:
+        await server.stop()
+    assert not server.alive()
+    assert left_behind(server.pid) == []
+    assert list(scratch.iterdir()) == []
+    assert {path for path in set(Path("/dev/shm").iterdir()) - shared if path.name.startswith("sglang_")} == set()
+
+
+async def test_a_server_that_cannot_start_says_why_at_once(tmp_path: Path) -> None:
+    with pytest.raises(SglangError, match=r"exited with status [1-9]\d* before it answered.*(?s:.*)missing"):
+        await SglangServer.start(str(tmp_path / "missing"), log_file=tmp_path / "log.txt", device="cpu")
+
+
+async def test_a_server_that_is_too_slow_or_given_up_leaves_nothing(tmp_path: Path) -> None:
+    model = make_checkpoint(tmp_path / "model", seed=1)
+    before = set(psutil.pids())
+    with pytest.raises(SglangError, match="did not answer /health within 1 s"):
+        await SglangServer.start(str(model), log_file=tmp_path / "log.txt", device="cpu", timeout_s=1.0)
+    start = asyncio.create_task(SglangServer.start(str(model), log_file=tmp_path / "log.txt", device="cpu"))
+    while not (children := psutil.Process().children(recursive=True)):
+        await asyncio.sleep(0.05)
+    start.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await start
+    assert {child.pid for child in children} - before
+    assert not [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
