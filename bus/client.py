@@ -110,9 +110,10 @@ class Bus:
             cursors[names[name]] = entries[-1][0].decode()
         return bool(answer)
 
-    async def trim(self, topic: Literal["events", "metrics"], before_id: str) -> None:
-        """Forget entries older than ``before_id``: only of the monitor's topics, which no one else reads."""
-        await self.redis.xtrim(self.key(topic), minid=before_id, approximate=False)
+    async def trim(self, topic: Literal["events", "metrics"], read_id: str) -> None:
+        """Forget the entries up to ``read_id``: only of the monitor's topics, which no one else reads."""
+        when, _, sequence = read_id.partition("-")
+        await self.redis.xtrim(self.key(topic), minid=f"{when}-{int(sequence) + 1}", approximate=False)
 
     # who is alive, where, with which weights
 

@@ -72,7 +72,7 @@ class RedisServer:
         self.directory.mkdir(parents=True, exist_ok=True)
         # a unix socket's path may have about 100 characters, a run directory more
         self._socket_dir = tempfile.mkdtemp(prefix="miles-bus-")
-        log = self.directory / "redis.log"
+        log = (self.directory / "redis.log").resolve()
         self._process = subprocess.Popen(
             [self.program, *self._flags(), "--logfile", str(log)],
             cwd=self.directory,

@@ -62,7 +62,7 @@ def launch(
     as_json: AsJson = False,
 ) -> None:
     """Train: start the processes of a run, watch them, and stop them in order."""
-    directory = run_dir or default_run_dir(config_file)
+    directory = (run_dir or default_run_dir(config_file)).absolute()  # it means the same in every process
     with clear_errors(directory):
         from miles_async.config_load import load
 

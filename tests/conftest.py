@@ -38,5 +38,5 @@ def digits_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from miles_async.builtin import make_model
 
     directory = tmp_path_factory.mktemp("digits")
-    make_model("digits", directory, seed=1)
+    make_model("builtin:digits", directory, seed=1)
     return directory

@@ -11,6 +11,9 @@ from typing import Any
 
 import psutil
 
+from bus.codec import decode
+from bus.messages import Group
+
 # the quickstart's model and task, cut down to seconds
 TINY: dict[str, dict[str, Any]] = {
     "model": {"hf_checkpoint": "builtin:digits"},
@@ -74,3 +77,24 @@ def left_behind(run_dir: Path) -> list[str]:
         except psutil.Error:
             continue
     return found
+
+
+RECORDING = {"learner": "recording_learner.RecordingLearner"}  # a [topology] section; needs tests/ on PYTHONPATH
+
+
+def recording_environment() -> dict[str, str]:
+    return environment(PYTHONPATH=str(Path(__file__).parent))
+
+
+def trained_groups(run_dir: Path) -> dict[int, list[Group]]:
+    """What a RecordingLearner wrote: the groups of every step, in the order of ranks."""
+    steps: dict[int, list[Group]] = {}
+    for path in sorted((run_dir / "trained").iterdir()):
+        data, place = path.read_bytes(), 0
+        while place < len(data):
+            size = int.from_bytes(data[place : place + 8], "little")
+            steps.setdefault(int(path.name.split("-")[0]), []).append(
+                decode(data[place + 8 : place + 8 + size], Group)
+            )
+            place += 8 + size
+    return steps

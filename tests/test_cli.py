@@ -110,7 +110,7 @@ def test_a_dry_run_prints_the_resolved_configuration_and_starts_nothing(config_f
 
 def test_a_dry_run_with_json_prints_one_document(config_file: Path) -> None:
     document = json.loads(invoke("launch", config_file, "--dry-run", "--json", "--run-dir", "here").stdout)
-    assert document["run_dir"] == "here"
+    assert document["run_dir"] == str(Path.cwd() / "here")
     assert document["config"]["run"]["num_steps"] == 7
 
 
@@ -141,7 +141,7 @@ def test_a_launch_with_json_prints_the_summary_and_nothing_else(config_file: Pat
     outcome(0)
     summary = json.loads(invoke("launch", config_file, "--json").stdout)
     assert summary["status"] == "finished"
-    assert Path(summary["run_dir"]).parent == Path("runs")
+    assert Path(summary["run_dir"]).parent == Path.cwd() / "runs"
     assert Path(summary["run_dir"]).name.startswith("run-")
 
 

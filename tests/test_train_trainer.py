@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -244,6 +245,20 @@ def test_a_batch_without_a_trained_token_is_a_step_of_zero_gradient(build: Build
     metrics = trainer.step(make_groups(2, 2, mask_share=1.1))
     assert (metrics["loss"], metrics["grad_norm"], metrics["n_tokens"], trainer.version) == (0.0, 0.0, 0.0, 1)
     assert_equal(trainer.export(), before)
+
+
+def test_it_lives_in_a_thread_that_is_not_the_main_one(build: Build, qwen3, tmp_path: Path):
+    path, _ = qwen3
+    expected = build(path).step(make_groups())
+
+    def life() -> dict[str, float]:
+        trainer = build(path)
+        metrics = trainer.step(make_groups())
+        trainer.load_checkpoint(trainer.save_checkpoint(tmp_path / "checkpoints", {}))
+        return metrics
+
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        assert pool.submit(life).result(timeout=120) == expected
 
 
 def test_an_exported_tensor_is_a_snapshot(build: Build, qwen3):

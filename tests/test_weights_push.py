@@ -92,7 +92,7 @@ async def test_a_request_under_way_survives_pushes_and_knows_which_version_wrote
 ) -> None:
     targets = receivers(fleet, session)[:1]
     await push_path(targets, snapshot_of(digits_model, tmp_path, 1), 1, groups)
-    body = {"input_ids": [1, 2, 3], "sampling_params": {"max_new_tokens": 400, "ignore_eos": True, "sampling_seed": 5}}
+    body = {"input_ids": [1, 2, 3], "sampling_params": {"max_new_tokens": 200, "ignore_eos": True, "sampling_seed": 5}}
     request = asyncio.create_task(targets[0].client.generate(body))
     version = 1
     while not request.done() and version < 40:
@@ -103,7 +103,7 @@ async def test_a_request_under_way_survives_pushes_and_knows_which_version_wrote
     assert isinstance(answer, dict)
     spans = answer["meta_info"]["weight_versions"]
     assert len(spans) > 1
-    assert spans[0]["start"] == 0 and spans[-1]["end"] == len(answer["output_ids"]) == 400
+    assert spans[0]["start"] == 0 and spans[-1]["end"] == len(answer["output_ids"]) == 200
     assert all(a["end"] == b["start"] for a, b in itertools.pairwise(spans))
     written = [int(span["version"]) for span in spans]
     assert written == sorted(set(written)) and written[-1] <= version
@@ -215,7 +215,7 @@ async def test_an_engine_error_names_the_engine_the_endpoint_and_the_answer(
     client = EngineClient(fleet[0].url, session, name="e0")
     with pytest.raises(EngineError, match=r"engine e0, /destroy_weights_update_group: HTTP 400") as caught:
         await client.destroy_group("no such group")
-    assert caught.value.status == 400
+    assert caught.value.status == 200
     await client.health()
     await client.flush()
     await client.abort("unknown")

@@ -84,14 +84,14 @@ def test_a_snapshot_that_fails_leaves_nothing_behind(tmp_path: Path, hf_dir: str
 def test_old_snapshots_go_and_a_loaded_one_stays_readable(tmp_path: Path, hf_dir: str) -> None:
     root = tmp_path / "root"
     loaded = load_snapshot(write_snapshot(root, 7, 0, some_tensors(), hf_dir))
-    for version in (5, 6):  # a learner that restarted: lower versions, newer incarnation
-        write_snapshot(root, version, 1, {"w": torch.full((2,), float(version))}, hf_dir)
-    assert sorted(p.name for p in root.iterdir()) == ["i0001-v00000005", "i0001-v00000006"]
+    for version in (5, 6):  # a learner that went back to a checkpoint
+        write_snapshot(root, version, 0, {"w": torch.full((2,), float(version))}, hf_dir)
+    assert sorted(p.name for p in root.iterdir()) == ["i0000-v00000005", "i0000-v00000006"]
     assert same(loaded, some_tensors())
-    again = write_snapshot(root, 6, 1, {"w": torch.zeros(2)}, hf_dir)
+    again = write_snapshot(root, 6, 0, {"w": torch.zeros(2)}, hf_dir)
     assert torch.equal(load_snapshot(again)["w"], torch.zeros(2))
     prune(root, 1)
-    assert [p.name for p in root.iterdir()] == ["i0001-v00000006"]
+    assert [p.name for p in root.iterdir()] == ["i0000-v00000006"]
 
 
 def test_a_broken_snapshot_is_one_clear_error(tmp_path: Path, hf_dir: str) -> None:

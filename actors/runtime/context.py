@@ -107,7 +107,11 @@ async def run_actor(spec: ActorSpec, make: Callable[[ActorContext], Actor]) -> N
     bus = await connect(spec.bus_url, spec.run_id)
     ctx = ActorContext(spec, bus)
     asyncio.get_running_loop().add_signal_handler(15, ctx.stop.set)
-    work = asyncio.create_task(make(ctx).run(), name=spec.name)
+
+    async def live() -> None:
+        await make(ctx).run()
+
+    work = asyncio.create_task(live(), name=spec.name)
     helpers = [asyncio.create_task(ctx.beat()), asyncio.create_task(ctx.obey())]
     try:
         # "obey" ends by itself once it has set the stop; a helper that fails takes the actor with it

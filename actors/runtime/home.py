@@ -15,11 +15,15 @@ import psutil
 
 from miles_async.builtin import is_builtin, make_model
 from miles_async.config import RunConfig
+from miles_async.data import load_prompts
+from miles_async.tokenizer import Tokenizer
 
 STATE_FILE = "supervisor.json"  # who runs this, and where its bus is: what `miles-async status` reads
 
+CHECKED_BYTES = 32_000_000  # a prompt file up to this size is read at launch
 
-class RunInUseError(RuntimeError):
+
+class RunInUseError(ValueError):
     """A launch is alive in the run directory."""
 
 
@@ -72,6 +76,16 @@ def make_inputs(name: str, directory: Path, seed: int) -> None:
     temporary.mkdir(parents=True)
     make_model(name, temporary, seed)
     temporary.replace(directory)
+
+
+def check_prompts(config: RunConfig, model_path: Path) -> None:
+    """Read the prompts as the dealer will, unless that would take long: so a bad line is told before anything starts.
+
+    Raises DataError, TokenizerError.
+    """
+    source = config.data.prompt_data
+    if is_builtin(source) or Path(source).stat().st_size <= CHECKED_BYTES:
+        load_prompts(config, Tokenizer(model_path))
 
 
 def _alive(state: dict[str, Any]) -> bool:

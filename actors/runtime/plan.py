@@ -7,8 +7,9 @@ from pathlib import Path
 from actors.runtime.context import ActorSpec
 from miles_async.config import RunConfig
 
-# who is asked to stop first: they hand back their work or save it; the others serve them until then
-PRODUCERS = ("dealer", "rollout", "learner")
+# in which order they are asked to stop: first those who hand back their work or save it, then who serves them; the
+# broadcaster before the engines, with which it may be in a collective
+STOP_STAGES = (("dealer", "rollout", "learner"), ("broadcaster",), ("router", "engine"))
 
 
 def topology(config: RunConfig) -> dict[str, int]:

@@ -17,9 +17,9 @@ from typing import Any
 import uvloop
 
 from actors.runtime.context import ActorSpec
-from actors.runtime.home import RunHome, make_inputs
+from actors.runtime.home import RunHome, check_prompts, make_inputs
 from actors.runtime.local import LocalRuntime
-from actors.runtime.plan import PRODUCERS, specs
+from actors.runtime.plan import STOP_STAGES, specs
 from actors.runtime.watch import Watch
 from bus import Bus, Ledger, connect
 from bus.messages import Control
@@ -70,7 +70,7 @@ class Supervisor:
         await ledger.prepare()
         await ledger.release()  # no worker of an earlier launch lives
         self.monitor.start(self.config, self.home.path, resumed)
-        watch = Watch(bus, ledger, self.monitor, self.config)
+        watch = Watch(bus, ledger, self.monitor, self.config, self.runtime.running)
         status, reason = "failed", ""
         try:
             await self._make_inputs()
@@ -97,6 +97,7 @@ class Supervisor:
             # in a forked process: it needs torch, which this process never imports
             directory = self.home.model_path(self.config)
             await self.runtime.call(make_inputs, name, directory, self.config.run.seed)
+        check_prompts(self.config, self.home.model_path(self.config))
 
     def _start(self, url: str) -> None:
         model_path = str(self.home.model_path(self.config))
@@ -139,9 +140,8 @@ class Supervisor:
     async def _stop(self, bus: Bus, *, orderly: bool) -> None:
         """Producers first, so that nothing that they still need is gone; who does not stop in time is killed."""
         deadline = asyncio.get_running_loop().time() + self.config.run.stop_timeout_s
-        roles = set(self.roles.values())
-        for stage in (set(PRODUCERS), roles) if orderly else (roles,):
-            await bus.publish("control", Control(command="stop", roles=tuple(stage), reason="the run ends"))
+        for stage in STOP_STAGES if orderly else (tuple(self.roles.values()),):
+            await bus.publish("control", Control(command="stop", roles=stage, reason="the run ends"))
             waiting = [task for task, name in self.ends.items() if self.roles[name] in stage and not task.done()]
             if waiting:
                 left = max(0.1, deadline - asyncio.get_running_loop().time())

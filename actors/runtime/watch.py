@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from typing import Any
 
 from bus import Bus, Ledger
@@ -22,8 +23,11 @@ BATCHES_OF_DROPS = 4  # so many batches dropped in a row, and nothing published:
 class Watch:
     """Follows one run until :meth:`close`."""
 
-    def __init__(self, bus: Bus, ledger: Ledger, monitor: Monitor, config: RunConfig) -> None:
-        self.bus, self.ledger, self.monitor, self.config = bus, ledger, monitor, config
+    def __init__(
+        self, bus: Bus, ledger: Ledger, monitor: Monitor, config: RunConfig, running: Callable[[], list[str]]
+    ) -> None:
+        """``running``: names of the actors whose processes run."""
+        self.bus, self.ledger, self.monitor, self.config, self.running = bus, ledger, monitor, config, running
         self._metrics_cursor = self._events_cursor = "0"
         self._deaths: dict[str, str] = {}
         self._last_drop = ""
@@ -91,7 +95,9 @@ class Watch:
             await self._look_once()
 
     async def _look_once(self) -> None:
-        heartbeats, counts = await self.bus.heartbeats(), await self.ledger.counts()
+        heartbeats = [beat for beat in await self.bus.heartbeats() if beat.actor in self.running()]
+        counts, engines = await self.ledger.counts(), await self.bus.engines()
+        self.monitor.on_engines({name: engine.version for name, engine in engines.items()})
         self.monitor.on_heartbeats(heartbeats)
         self.monitor.on_ledger(counts)
         self._check_drops(counts)

@@ -135,22 +135,27 @@ class DenseModel:
     # -- forward ------------------------------------------------------------------------------------------------
 
     @torch.inference_mode()
-    def prefill(self, ids: torch.Tensor, cache: KVCache, rows: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
-        """Run whole prompts ``[unique, length]`` (right-padded) and store their keys and values.
+    def prefill(
+        self, ids: torch.Tensor, cache: KVCache, rows: torch.Tensor, source: torch.Tensor, *, want_hidden: bool
+    ) -> torch.Tensor | None:
+        """Run prompts ``[unique, length]`` (right-padded) and store their keys and values.
 
         Cache row ``rows[i]`` gets those of prompt ``source[i]`` (int64 ``[requests]``), so equal prompts are computed
-        once. Returns the final hidden states ``[unique, length, hidden]``. Causality makes right padding harmless.
+        once. Causality makes right padding harmless. With ``want_hidden``, returns the final hidden states
+        ``[unique, length, hidden]``; without, the work above the last keys and values is left out.
         """
         cfg = self.config
         unique, length = ids.shape
         self._grow_rope(length)
-        cos, sin = self._cos[:length], self._sin[:length]
+        cos, sin = self._cos[:length, None], self._sin[:length, None]
         x = F.embedding(ids, self.embed)
         for index, layer in enumerate(self.layers):
-            q, k, v = self._qkv(layer, x, cos[:, None], sin[:, None])
+            q, k, v = self._qkv(layer, x, cos, sin)
             q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # [unique, heads, length, head_dim]
             cache.keys[index, :, :, :length].index_copy_(0, rows, k.index_select(0, source))
             cache.values[index, :, :, :length].index_copy_(0, rows, v.index_select(0, source))
+            if index == cfg.num_layers - 1 and not want_hidden:
+                return None
             a = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=cfg.num_heads != cfg.num_kv_heads)
             x = self._mix(layer, x, a.transpose(1, 2).reshape(unique, length, -1))
         return F.rms_norm(x, (cfg.hidden_size,), self.norm, cfg.rms_norm_eps)
@@ -167,9 +172,8 @@ class DenseModel:
         self._grow_rope(length)
         cos, sin = self._cos[positions, None], self._sin[positions, None]
         index = cache.decode_index(positions)
-        hidden = torch.arange(length, device=self.device) > positions[:, None]
-        mask = torch.zeros(hidden.shape, dtype=self.dtype, device=self.device).masked_fill_(hidden, float("-inf"))
-        mask = mask[:, None, None]
+        later = torch.arange(length, device=self.device) > positions[:, None]
+        mask = torch.where(later, float("-inf"), 0.0).to(self.dtype)[:, None, None]
         x = F.embedding(ids, self.embed)
         group = cfg.num_heads // cfg.num_kv_heads
         for layer_index, layer in enumerate(self.layers):

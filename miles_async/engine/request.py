@@ -17,7 +17,6 @@ class Request:
     """State of one sequence. The compute thread owns it until ``finish`` is set; then it no longer changes."""
 
     __slots__ = (
-        "abort_requested",
         "finish",
         "input_logprobs",
         "item",
@@ -38,7 +37,7 @@ class Request:
 
     def __init__(self, item: Item, seed: int, stop_ids: frozenset[int], *, stream: bool, stop_window: int = 0) -> None:
         self.item = item
-        self.seed = seed % (1 << 64)
+        self.seed = (seed + (1 << 63)) % (1 << 64) - (1 << 63)  # its 64 bits, as a signed number
         self.stop_ids = stop_ids
         self.stop_window = stop_window  # how many last tokens a stop string can reach into
         self.stream = stream
@@ -53,11 +52,15 @@ class Request:
         self.retractions = 0
         self.received = time.time()
         self.finish: dict[str, Any] | None = None
-        self.abort_requested = False
 
     def tokens(self) -> list[int]:
         """Prompt and output so far: what a (re-)prefill runs over."""
         return self.item.prompt + self.output if self.output else self.item.prompt
+
+    @property
+    def length(self) -> int:
+        """Tokens of prompt and output so far; counts the output only while the request holds no row."""
+        return len(self.item.prompt) + len(self.output)
 
 
 def version_spans(events: list[tuple[str, int]], current: str, length: int) -> list[dict[str, Any]]:

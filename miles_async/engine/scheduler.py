@@ -24,7 +24,7 @@ import torch
 from miles_async.engine.cache import KVCache, align
 from miles_async.engine.model import DenseModel
 from miles_async.engine.request import Request, abort_reason, length_reason, stop_reason
-from miles_async.engine.rows import Rows
+from miles_async.engine.rows import BIASED, FILTERED, GREEDY, WATCHED, Rows
 from miles_async.engine.sampling import Filters, sample, uniforms
 from miles_async.engine.text import TextCodec
 
@@ -92,10 +92,12 @@ class Scheduler:
         victims = [request for request in victims if request.finish is None]
         running = [request for request in victims if request.row >= 0]
         queued = {id(request) for request in victims if request.row < 0}
-        for request in running:
-            self.rows.save_output(request.row)
-            request.finish = abort_reason("Aborted")
-        self._drop_rows(np.array(sorted(request.row for request in running), np.int64))
+        if running:
+            leaving = np.array(sorted(request.row for request in running), np.int64)
+            self.rows.save_outputs(leaving)
+            self._drop_rows(leaving)
+            for request in running:
+                request.finish = abort_reason("Aborted")
         if queued:
             self.waiting = deque(request for request in self.waiting if id(request) not in queued)
         for request in victims:
@@ -147,45 +149,52 @@ class Scheduler:
         """Take requests off the queue while rows and cache last; batches of similar length, bounded in tokens."""
         admitted: list[Request] = []
         count = self.rows.count
-        longest = int(self.rows.length[:count].max()) if count else 0
+        longest = int(self.rows.length[:count].max(initial=0)) + 1
         while self.waiting and count < self.max_running:
-            need = max(longest, len(self.waiting[0].item.prompt) + len(self.waiting[0].output)) + 1
-            if not self.cache.fits(count + 1, need):
+            longest = max(longest, self.waiting[0].length)
+            if not self.cache.fits(count + 1, longest):
                 break
             admitted.append(self.waiting.popleft())
-            longest, count = need - 1, count + 1
+            count += 1
         if not admitted:
             return []
-        self.cache.reserve(count, longest + 1, self.rows.count)
-        admitted.sort(key=lambda request: len(request.item.prompt) + len(request.output))
-        batches: list[list[Request]] = [[]]
+        self.cache.reserve(count, longest, self.rows.count)
+        admitted.sort(key=_length)
+        batches: list[list[Request]] = []
+        shortest = size = 0
         for request in admitted:
-            length = len(request.item.prompt) + len(request.output)
-            if batches[-1] and (len(batches[-1]) + 1) * length > MAX_PREFILL_TOKENS:
+            length = request.length
+            if not batches or (size + 1) * length > MAX_PREFILL_TOKENS or length > 2 * shortest + 16:
                 batches.append([])
+                shortest, size = length, 0
             batches[-1].append(request)
+            size += 1
         return batches
 
     def _prefill(self, batch: list[Request]) -> None:
-        """Run prompts (and kept output) through the model and sample the next token of each request."""
+        """Fill the cache for all but the newest token of each request; the next decode step takes that one."""
         unique: dict[tuple[int, ...], int] = {}
         source = [unique.setdefault(tuple(request.tokens()), len(unique)) for request in batch]
-        width = max(map(len, unique))
-        ids = np.zeros((len(unique), width), np.int64)
-        for index, tokens in enumerate(unique):
-            ids[index, : len(tokens)] = tokens
+        width = max(map(len, unique)) - 1
         first = self.rows.count
         self.rows.add(batch)
-        sources = self._to_device(np.array(source))
-        hidden = self.model.prefill(
-            self._to_device(ids), self.cache, torch.arange(first, self.rows.count, device=self.model.device), sources
-        )
-        last = self._to_device(self.rows.length[first : self.rows.count] - 1)
-        self._score_prompts(batch, source, ids, hidden)
-        self._sample(first, self.model.logits(hidden[sources, last]))
+        wanted = [request.item.logprob_start_len >= 0 and request.input_logprobs is None for request in batch]
+        if width:
+            ids = np.zeros((len(unique), width), np.int64)
+            for index, tokens in enumerate(unique):
+                ids[index, : len(tokens) - 1] = tokens[:-1]
+            rows = torch.arange(first, self.rows.count, device=self.model.device)
+            hidden = self.model.prefill(
+                self._to_device(ids), self.cache, rows, self._to_device(np.array(source)), want_hidden=any(wanted)
+            )
+        else:
+            hidden = None
+        for index, request in enumerate(batch):
+            if wanted[index]:
+                self._score_prompt(request, None if hidden is None else hidden[source[index]])
 
     def _decode(self) -> None:
-        """One token for every row; the youngest go back to the queue if the cache cannot grow."""
+        """One token for every row; some go back to the queue if the cache cannot grow."""
         while True:
             n = self.rows.count
             need = int(self.rows.length[:n].max()) + 1
@@ -200,34 +209,34 @@ class Scheduler:
             min(align(need), self.cache.length),
         )
         self.rows.length[:n] += 1
-        self._sample(0, logits)
+        ended = self._sample(logits, self.rows.any_flag())
+        leaving = np.flatnonzero(ended)
+        if len(leaving):
+            self._finish(leaving)
 
-    def _sample(self, first: int, logits: torch.Tensor) -> None:
-        """Draw for rows ``first``..., note what ends, and let it leave."""
-        rows = slice(first, self.rows.count)
-        data = self.rows
-        noise = uniforms(data.seed[rows], data.count_out[rows])
-        with torch.inference_mode():
-            for row in np.flatnonzero(data.biased[rows]).tolist():
-                bias = data.requests[first + row].item.sampling.logit_bias or {}
+    @torch.inference_mode()
+    def _sample(self, logits: torch.Tensor, flags: int) -> npt.NDArray[np.bool_]:
+        """Draw the next token of every row. Returns which rows it ends."""
+        data, n = self.rows, self.rows.count
+        if flags & BIASED:
+            for row in data.flagged(BIASED).tolist():
+                bias = data.requests[row].item.sampling.logit_bias or {}
                 logits[row, list(bias)] += torch.tensor(list(bias.values()), device=logits.device)
-            tokens, logprobs = sample(
-                logits,
-                self._to_device(data.temperature[rows]),
-                self._to_device(noise),
-                self._to_device(data.greedy[rows]) if data.greedy[rows].any() else None,
-                self._filters(rows),
-            )
-            ended = data.append(first, tokens.cpu().numpy(), logprobs.cpu().numpy())
-        self.generated_tokens += len(ended)
-        for row in (np.flatnonzero(data.watched[rows]) + first).tolist():
-            self._watch(row, first, ended)
-        leaving = np.flatnonzero(ended) + first
-        for row in leaving.tolist():
-            self._finish(row)
-        self._drop_rows(leaving)
+        tokens, logprobs = sample(
+            logits,
+            self._to_device(data.temperature[:n]),
+            self._to_device(uniforms(data.seed[:n], data.count_out[:n])),
+            self._to_device((data.flags[:n] & GREEDY) != 0) if flags & GREEDY else None,
+            self._filters() if flags & FILTERED else None,
+        )
+        ended = data.append(tokens.cpu().numpy(), logprobs.cpu().numpy())
+        self.generated_tokens += n
+        if flags & WATCHED:
+            for row in data.flagged(WATCHED).tolist():
+                self._watch(row, ended)
+        return ended
 
-    def _watch(self, row: int, first: int, ended: npt.NDArray[np.bool_]) -> None:
+    def _watch(self, row: int, ended: npt.NDArray[np.bool_]) -> None:
         """A row that is looked at after every token: stop strings, and progress for a stream."""
         request, n = self.rows.requests[row], int(self.rows.count_out[row])
         if request.item.sampling.stop:
@@ -235,21 +244,23 @@ class Scheduler:
             matched = self.codec.matched_stop(tail, request.item.sampling)
             if matched is not None:
                 request.finish = stop_reason(matched)
-                ended[row - first] = True
-        if request.stream and not ended[row - first]:
+                ended[row] = True
+        if request.stream and not ended[row]:
             output = self.rows.tokens[row, :n].tolist()
             request.version = self.version
             self._out.partial.append(Partial(request, output, self.rows.logprobs[row, :n].tolist()))
 
-    def _finish(self, row: int) -> None:
-        """Fill in how a row ended (stop string before stop token before length, as SGLang) and save its output."""
-        request = self.rows.requests[row]
-        self.rows.save_output(row)
-        if request.finish is None:
-            last = request.output[-1] if request.output else None
-            request.finish = stop_reason(last) if last in request.stop_ids else length_reason(request.limit)
-        request.version = self.version
-        self._out.finished.append(request)
+    def _finish(self, leaving: npt.NDArray[np.int64]) -> None:
+        """Save how rows ended (stop string before stop token before length, as SGLang), and let them go."""
+        self.rows.save_outputs(leaving)
+        for row in leaving.tolist():
+            request = self.rows.requests[row]
+            if request.finish is None:
+                stopped = bool(request.output) and request.output[-1] in request.stop_ids
+                request.finish = stop_reason(request.output[-1]) if stopped else length_reason(request.limit)
+            request.version = self.version
+            self._out.finished.append(request)
+        self._drop_rows(leaving)
 
     # -- helpers ------------------------------------------------------------------------------------------------
 
@@ -257,49 +268,44 @@ class Scheduler:
         """Send the last ``count`` rows to the head of the queue: output kept, cache dropped."""
         if count <= 0:
             return
-        first = self.rows.count - count
-        victims = self.rows.requests[first:]
-        for row, request in enumerate(victims, first):
-            self.rows.save_output(row)
+        leaving = np.arange(self.rows.count - count, self.rows.count)
+        self.rows.save_outputs(leaving)
+        victims = self.rows.requests[-count:]
+        for request in victims:
             request.retractions += 1
-        self._drop_rows(np.arange(first, self.rows.count))
+        self._drop_rows(leaving)
         self.waiting.extendleft(sorted(victims, key=lambda request: request.received, reverse=True))
 
     def _drop_rows(self, leaving: npt.NDArray[np.int64]) -> None:
-        if not len(leaving):
-            return
         sources, targets = self.rows.remove(leaving)
         if len(sources):
             longest = int(self.rows.length[targets].max())
             with torch.inference_mode():
                 self.cache.move(self._to_device(sources), self._to_device(targets), longest)
 
-    def _filters(self, rows: slice) -> Filters | None:
-        data = self.rows
-        if not data.filtered[rows].any():
-            return None
-        chosen = np.flatnonzero(data.filtered[rows])
+    def _filters(self) -> Filters:
+        data, chosen = self.rows, self.rows.flagged(FILTERED)
         return Filters(
             self._to_device(chosen),
-            self._to_device(data.top_k[rows][chosen]),
-            self._to_device(data.top_p[rows][chosen]),
-            self._to_device(data.min_p[rows][chosen]),
+            self._to_device(data.top_k[chosen]),
+            self._to_device(data.top_p[chosen]),
+            self._to_device(data.min_p[chosen]),
         )
 
     @torch.inference_mode()
-    def _score_prompts(
-        self, batch: list[Request], source: list[int], ids: npt.NDArray[np.int64], hidden: torch.Tensor
-    ) -> None:
-        """Log-probs of prompt tokens (temperature 1), for the requests that want them; once, at the first prefill."""
-        for index, request in zip(source, batch, strict=True):
-            start, end = request.item.logprob_start_len, len(request.item.prompt)
-            if start < 0 or request.input_logprobs is not None:
-                continue
-            scores = torch.log_softmax(self.model.logits(hidden[index, start : end - 1]), -1)
-            targets = self._to_device(ids[index, start + 1 : end])
-            values = scores.gather(1, targets[:, None])[:, 0].tolist() if end - start > 1 else []
-            request.input_logprobs = [None, *values] if end > start else []
+    def _score_prompt(self, request: Request, hidden: torch.Tensor | None) -> None:
+        """Log-probs of prompt tokens from ``logprob_start_len`` on (temperature 1; the first has none, as in SGLang)."""
+        start, prompt = request.item.logprob_start_len, request.item.prompt
+        request.input_logprobs = [None] if start < len(prompt) else []
+        if hidden is not None and start + 1 < len(prompt):
+            scores = torch.log_softmax(self.model.logits(hidden[start : len(prompt) - 1]), -1)
+            targets = self._to_device(np.array(prompt[start + 1 :]))
+            request.input_logprobs += scores.gather(1, targets[:, None])[:, 0].tolist()
 
     def _to_device(self, array: npt.NDArray) -> torch.Tensor:
         """A tensor of the array's values; on a CPU it may share memory, so it must not outlive the step."""
         return torch.from_numpy(array).to(self.model.device, non_blocking=True)
+
+
+def _length(request: Request) -> int:
+    return request.length

@@ -25,7 +25,8 @@ START = "start"  # the monitor's own value: which start of this run begins here,
 FREQUENT = frozenset({"dropped", "late_publication_refused"})  # events that are counted only
 
 RATE_STEPS = 20  # steps that "now" means in a rate
-ENGINE_BUSY = "engine_busy/"
+ENGINE_BUSY = "engine_busy/"  # then the engine
+PAUSED = "weights/paused_s"  # then, where each engine is reported, a slash and the engine
 
 
 class Step(msgspec.Struct, frozen=True, kw_only=True):
@@ -64,7 +65,7 @@ class Progress:
         self.engine_samples: list[tuple[float, float]] = []  # (time, mean busy share of the engines)
         self.engine_versions: dict[str, int] = {}
         self.latest: dict[str, float] = {}  # last value of every metric
-        self.updates: list[tuple[float, float]] = []  # (weights/update_s, weights/paused_s)
+        self.updates: list[tuple[float, float]] = []  # seconds of an update, mean seconds that its engines paused
         self.events: Counter[str] = Counter()
         self.recent_events: deque[EventLine] = deque(maxlen=4)
         self.heartbeats: dict[str, Heartbeat] = {}
@@ -101,7 +102,8 @@ class Progress:
         if busy:
             self.engine_samples.append((line.time, sum(busy) / len(busy)))
         if "weights/update_s" in values:
-            self.updates.append((values["weights/update_s"], values.get("weights/paused_s", math.nan)))
+            paused = [value for key, value in values.items() if key.startswith(PAUSED)]
+            self.updates.append((values["weights/update_s"], sum(paused) / len(paused) if paused else math.nan))
 
     def _start_of(self, time: float) -> int:
         """The start that a message of ``time`` belongs to: what a killed supervisor left on the bus arrives in the next."""

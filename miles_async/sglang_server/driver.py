@@ -118,9 +118,10 @@ class SglangServer:
         )
         _require_bindable(host, options.port)
         temporary = tempfile.TemporaryDirectory(prefix="sglang-", ignore_cleanup_errors=True)
+        secret = _secret_config(Path(temporary.name), api_key)
         with log_file.open("ab") as log:
             process = await asyncio.create_subprocess_exec(
-                *bound_to(os.getpid(), command_line(options, _secret_config(Path(temporary.name), api_key))),
+                *bound_to(os.getpid(), command_line(options, secret)),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -133,6 +134,8 @@ class SglangServer:
         except BaseException:
             await asyncio.shield(server.stop())
             raise
+        if secret is not None:
+            secret.unlink()
         return server
 
     def alive(self) -> bool:

@@ -1,7 +1,7 @@
 """Core attention of the local (non-TransformerEngine) layers: PyTorch's fused scaled-dot-product attention.
 
 Promises: causal attention over right-padded [s, b, h, d] activations, the same numbers as Megatron's own unfused core to
-rounding, at half its time; grouped queries are not repeated in memory where the kernel can avoid it.
+rounding, without its [b * h, s, s] scores in memory; grouped keys and values are not repeated before the kernel.
 """
 
 from __future__ import annotations

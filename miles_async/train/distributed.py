@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import os
+import sys
 from collections.abc import Iterator
 
 import torch
@@ -31,7 +32,7 @@ class LearnerGroups:
             raise ValueError(f"rank = {rank} must be in 0..{world_size - 1} (world_size = {world_size})")
         if init_method.startswith(("file://", "tcp://127.0.0.1", "tcp://localhost")):
             # All ranks are on this machine: do not let gloo resolve its host name, which containers often cannot.
-            os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo")
         self.rank, self.world_size, self.device = rank, world_size, device
         self._timeout_s = timeout_s
         if device.type == "cuda":

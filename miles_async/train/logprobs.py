@@ -52,7 +52,8 @@ def _entropy(
 ) -> torch.Tensor:
     """``log Z - sum(p * logit)``: [N]."""
     if with_grad:
-        return log_z - _sum_over(((logits - log_z[:, None]).exp() * logits).sum(dim=-1), group)
+        local_z = _to_every_rank(log_z, group)
+        return log_z - _sum_over(((logits - local_z[:, None]).exp() * logits).sum(dim=-1), group)
     with torch.no_grad():
         parts = [
             ((rows - z[:, None]).exp() * rows).sum(dim=-1)
@@ -69,3 +70,12 @@ def _sum_over(values: torch.Tensor, group: dist.ProcessGroup | None) -> torch.Te
     from megatron.core.tensor_parallel import reduce_from_tensor_model_parallel_region
 
     return reduce_from_tensor_model_parallel_region(values, group=group)
+
+
+def _to_every_rank(values: torch.Tensor, group: dist.ProcessGroup | None) -> torch.Tensor:
+    """Use a value all ranks share in a computation on this rank's part: its gradient is the sum over the ranks."""
+    if group is None or group.size() == 1:
+        return values
+    from megatron.core.tensor_parallel import copy_to_tensor_model_parallel_region
+
+    return copy_to_tensor_model_parallel_region(values, group=group)

@@ -9,11 +9,12 @@ Promises:
 - ``version`` is the number of optimizer steps in the weights; a restored checkpoint continues bit for bit.
 - An exported tensor is a copy: later steps do not change it.
 
-All methods but ``version`` are collective over ranks. One thread at a time may call them.
+All methods are collective over ranks, in the same order. Any thread may call them, one at a time.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,7 @@ class MegatronTrainer:
         self.version = 0
         self._device = _device(config.model.device, rank)
         self._dtype = torch.bfloat16 if config.model.dtype == "bfloat16" else torch.float32
+        _quiet_megatron()
         cpu_shim.install(self._device)
         self._groups = LearnerGroups(
             self._device,
@@ -231,6 +233,12 @@ class MegatronTrainer:
     def close(self) -> None:
         """Leave the process groups."""
         self._groups.close()
+
+
+def _quiet_megatron() -> None:
+    """Megatron warns, once for each of its files, that TransformerEngine and Apex are absent. That is a choice here."""
+    for message in ("Transformer Engine and Apex are not", "Apex is not installed", "full scope is deprecated"):
+        warnings.filterwarnings("ignore", message=message, category=UserWarning)
 
 
 def _device(wanted: str, rank: int) -> torch.device:

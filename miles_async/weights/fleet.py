@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 
 from bus.messages import EngineDown, EngineUp, Message, Snapshot
 
-
 UNKNOWN = -1  # incarnation of weights that we did not send ourselves
 
 

@@ -5,7 +5,9 @@ can be formed, given up and formed again without the lost member; forming and se
 says no while a broadcast waits for it breaks the broadcast instead of holding it until the deadline.
 
 The store's server belongs to this object and the joining thread talks to it as a client: dropping the server
-releases every rank that still waits in the rendezvous, ours and the engines'.
+releases every rank that still waits in the rendezvous, ours and the engines'. It is dropped only when they are all
+there, though: a client that finds no server looks for it until its own deadline (30 minutes in SGLang, whose
+scheduler stands still meanwhile).
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import logging
 import os
 import socket
 import threading
+import time
 import warnings
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -160,7 +163,7 @@ class WeightGroup:
                 timeout=timeout_s,
             )
             rank += receiver.ranks
-        self._pg = await self._together(in_thread(join), joins, give_up=self._drop_server)
+        self._pg = await self._together(in_thread(join), joins, give_up=self._release)
 
     async def broadcast(self, flat: torch.Tensor, receive: dict[str, Awaitable[None]], timeout_s: float) -> None:
         """Send ``flat`` (uint8, any device) while the engines' calls in ``receive`` (by engine name) take it in.
@@ -180,7 +183,10 @@ class WeightGroup:
         await self._together(in_thread(send), receive, give_up=self._break)
 
     async def _together(
-        self, ours: Awaitable[T], theirs: dict[str, Awaitable[None]], give_up: Callable[[], Awaitable[None]]
+        self,
+        ours: Awaitable[T],
+        theirs: dict[str, Awaitable[None]],
+        give_up: Callable[[asyncio.Future[Any], set[str]], Awaitable[None]],
     ) -> T:
         """Our half of a collective and the engines' calls. The first refusal makes us break the whole off."""
         mine = asyncio.ensure_future(ours)
@@ -190,7 +196,7 @@ class WeightGroup:
             _, pending = await asyncio.wait(everything, return_when=asyncio.FIRST_EXCEPTION)
             refusals = _refusals(calls)  # those that come after this are victims of our breaking it off
             if pending:
-                await give_up()
+                await give_up(mine, {name for name, call in calls.items() if call in pending})
                 await asyncio.wait(pending, timeout=LEAVE_TIMEOUT_S)
         finally:
             for task in everything:
@@ -205,15 +211,46 @@ class WeightGroup:
             cause = str(error).partition("\n")[0] or "broken off"
             raise GroupError(f"group {self.name} of {', '.join(calls)}: {cause}") from None
 
-    async def _drop_server(self) -> None:
+    async def _release(self, joining: asyncio.Future[Any], waiting: set[str]) -> None:
+        """Let go the engines that wait in the rendezvous for one that does not come, once they have got there."""
+        server, expected, rank = self._server, set[int](), 1
+        for receiver in self.receivers:
+            if receiver.name in waiting:
+                expected.update(range(rank, rank + receiver.ranks))
+            rank += receiver.ranks
+        end = time.monotonic() + LEAVE_TIMEOUT_S
+        while server is not None and time.monotonic() < end and not expected <= _arrived(server, self.name):
+            # only a thread could wait for the store itself, and such a thread cannot be stopped
+            await asyncio.wait([joining], timeout=0.01)
         self._server = None
 
-    async def _break(self) -> None:
-        """Close the engines' ends: whoever is alive leaves the group, which resets the connection we wait on."""
-        self._server = None
+    async def _break(self, sending: asyncio.Future[Any], waiting: set[str]) -> None:
+        """Close both ends: the engines' so that our sending fails, and ours so that their receiving does."""
+        farewells = asyncio.ensure_future(self._tell_to_leave())
         if self.backend == "nccl" and self._pg is not None:
             await in_thread(self._pg.abort)
-        await self._tell_to_leave()
+        await asyncio.wait([sending], timeout=LEAVE_TIMEOUT_S)
+        if sending.done():
+            await self._close()
+        await farewells
+
+    async def _close(self) -> None:
+        """Close our end. The connections live as long as the object, so nothing may hold it afterwards."""
+        self._server = None
+        held, self._pg = [self._pg], None
+
+        def close() -> None:
+            pg = held.pop()
+            if pg is not None:
+                if self.backend == "nccl":
+                    pg.abort()  # without it, destroying waits for what is in flight
+                dist.destroy_process_group(pg)
+
+        try:
+            async with asyncio.timeout(LEAVE_TIMEOUT_S):
+                await in_thread(close)
+        except (RuntimeError, ValueError, TimeoutError) as error:
+            _log.debug("closing %s: %s", self.name, error)
 
     async def _tell_to_leave(self) -> None:
         leaving = (r.client.destroy_group(self.name, timeout=LEAVE_TIMEOUT_S) for r in self.receivers)
@@ -225,21 +262,14 @@ class WeightGroup:
 
     async def leave(self) -> None:
         """Give the group up on both sides. Never raises: a member that is gone has left already."""
-        self._server = None
-        pg, self._pg = self._pg, None
-        if pg is not None:
-            try:
-                async with asyncio.timeout(LEAVE_TIMEOUT_S):
-                    await in_thread(lambda: _close(pg, self.backend))
-            except (RuntimeError, ValueError, TimeoutError) as error:
-                _log.debug("closing %s: %s", self.name, error)
+        await self._close()
         await self._tell_to_leave()
 
 
-def _close(pg: Any, backend: Backend) -> None:
-    if backend == "nccl":
-        pg.abort()  # without it, destroying waits for what is in flight
-    dist.destroy_process_group(pg)
+def _arrived(server: Any, group: str) -> set[int]:
+    """The ranks that have put their address into the store of a gloo group (``<group>/.../<rank>``)."""
+    keys = (key.rpartition("/") for key in server.list_keys())
+    return {int(rank) for prefix, _, rank in keys if prefix.startswith(group) and rank.isdigit()}
 
 
 def _refusals(calls: Mapping[str, asyncio.Future[None]]) -> dict[str, EngineError]:

@@ -23,7 +23,7 @@ from miles_async.weights.buckets import by_item_size, dtype_name
 WEIGHTS_FILE = "model.safetensors"
 MEMORY_ROOT = Path("/dev/shm")
 KEEP = 2  # snapshots besides the one being written; the mapping of a removed one stays valid
-_NAME = re.compile(r"i(\d+)-v(\d+)")
+_NAME = re.compile(r"i\d+-v\d+")
 _CONFIG_FILES = ("*.json", "*.txt", "*.model", "*.jinja")  # what an engine reads besides the weights
 _INDEX = "*.index.json"
 
@@ -73,7 +73,7 @@ def write_snapshot(
 ) -> Path:
     """Write the HF-named ``tensors`` and the configuration and tokenizer files of ``config_dir``; return the directory.
 
-    A snapshot of the same version and incarnation is replaced. Older ones than the newest ``KEEP`` are removed.
+    A snapshot of the same version and incarnation is replaced. All but the ``KEEP`` written last are removed.
     """
     root.mkdir(parents=True, exist_ok=True)
     final = root / f"i{incarnation:04d}-v{version:08d}"
@@ -101,9 +101,9 @@ def write_snapshot(
 
 
 def prune(root: Path, keep: int) -> None:
-    """Remove all snapshots of ``root`` but the newest ``keep`` (by incarnation, then version)."""
-    found = [(int(m[1]), int(m[2]), path) for path in root.iterdir() if (m := _NAME.fullmatch(path.name))]
-    for _, _, path in sorted(found)[: max(0, len(found) - keep)]:
+    """Remove all snapshots of ``root`` but the ``keep`` written last (a learner that went back writes lower versions)."""
+    found = [(path.stat().st_mtime_ns, path) for path in root.iterdir() if _NAME.fullmatch(path.name)]
+    for _, path in sorted(found)[: max(0, len(found) - keep)]:
         shutil.rmtree(path, ignore_errors=True)
 
 

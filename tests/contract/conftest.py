@@ -59,12 +59,16 @@ async def embedded_server(model: Path, log_file: Path) -> AsyncIterator[str]:
     try:
         async with aiohttp.ClientSession() as session, asyncio.timeout(DEADLINE_S):
             while not await _healthy(session, url):
-                assert process.returncode is None, f"the embedded engine exited:\n{log_file.read_text()[-3000:]}"
+                assert process.returncode is None, f"the embedded engine exited:\n{_tail(log_file)}"
                 await asyncio.sleep(0.1)
         yield url
     finally:
         await process_group.end(process.pid, 0, 10)
         await process.wait()
+
+
+def _tail(log_file: Path) -> str:
+    return log_file.read_text(errors="replace")[-3000:]
 
 
 async def _healthy(session: aiohttp.ClientSession, url: str) -> bool:

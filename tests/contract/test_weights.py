@@ -12,10 +12,11 @@ from safetensors.torch import load_file
 
 from contract.checkpoint import log_probs
 from contract.client import PROMPT, Engine, sampled
-from contract.trainer import joined
+from contract.trainer import Trainer, joined
 
 TOLERANCE = 1e-4
 FORMATS: list[Literal["flattened_bucket"] | None] = [None, "flattened_bucket"]
+MIDWAY = 1000  # tokens of a request that is still under way when the first ones have been seen
 EIGHT = {"max_new_tokens": 8, "ignore_eos": True}
 
 
@@ -114,44 +115,41 @@ async def test_sessions_do_not_nest(engine: Engine) -> None:
     assert (await engine.post("/end_weight_update")).status == 400
 
 
-Update = Callable[[Engine], Awaitable[None]]
+Update = Callable[[Engine, Trainer], Awaitable[None]]
 
 
-async def by_broadcast(engine: Engine) -> None:
-    async with joined(engine) as trainer:
-        await engine.ok("/pause_generation", mode="retract")
-        await engine.ok("/begin_weight_update")
-        tensors = load_file(engine.other / "model.safetensors")
-        answer = await trainer.send(tensors, "1", load_format="flattened_bucket")
-        assert answer.status == 200, answer
-        await engine.ok("/end_weight_update")
-        await engine.ok("/continue_generation")
+async def by_broadcast(engine: Engine, trainer: Trainer) -> None:
+    await engine.ok("/begin_weight_update")
+    tensors = load_file(engine.other / "model.safetensors")
+    answer = await trainer.send(tensors, "1", load_format="flattened_bucket")
+    assert answer.status == 200, answer
+    await engine.ok("/end_weight_update")
 
 
-async def by_disk(engine: Engine) -> None:
-    await engine.ok("/pause_generation", mode="retract")
+async def by_disk(engine: Engine, _: Trainer) -> None:
     await engine.ok("/update_weights_from_disk", model_path=str(engine.other), weight_version="1")
-    await engine.ok("/continue_generation")
 
 
 @pytest.mark.parametrize("update", [by_broadcast, by_disk])
 async def test_a_retracted_request_goes_on_under_the_new_weights_exactly(engine: Engine, update: Update) -> None:
-    length = 1500 if engine.kind == "embedded" else 600
-    running = [engine.watch(length) for _ in range(3)]
-    await asyncio.gather(*(watched.until_tokens(10) for watched in running))
-    await update(engine)
+    async with joined(engine) as trainer:
+        running = [engine.watch(MIDWAY) for _ in range(3)]
+        await asyncio.gather(*(watched.until_tokens(10) for watched in running))
+        await engine.ok("/pause_generation", mode="retract")
+        await update(engine, trainer)
+        await engine.ok("/continue_generation")
     for watched in running:
         answer = await watched.finished()
         spans_match_their_models(answer, {Engine.VERSION: engine.model, "1": engine.other})
         assert answer["meta_info"]["weight_version"] == "1"
         assert answer["meta_info"]["num_retractions"] == 1
-        assert len(answer["output_ids"]) == length
+        assert len(answer["output_ids"]) == MIDWAY
 
 
 async def test_requests_held_in_place_keep_their_cache_and_still_report_both_versions(engine: Engine) -> None:
-    watched = engine.watch(1500 if engine.kind == "embedded" else 400)
-    await watched.until_tokens(10)
     async with joined(engine) as trainer:
+        watched = engine.watch(MIDWAY)
+        await watched.until_tokens(10)
         await engine.ok("/pause_generation", mode="in_place")
         await engine.ok("/begin_weight_update")
         tensors = load_file(engine.other / "model.safetensors")

@@ -11,7 +11,7 @@ import os
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from datetime import timedelta
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -19,7 +19,6 @@ from torch.distributed import distributed_c10d as c10d
 
 from contract.client import Answer, Engine
 
-T = TypeVar("T")
 TIMEOUT = timedelta(seconds=30)
 HOST = "127.0.0.1"
 _numbers = itertools.count()
@@ -69,7 +68,7 @@ class Trainer:
 async def joined(engine: Engine) -> AsyncIterator[Trainer]:
     """A gloo group of us (rank 0) and the engine (rank 1)."""
     group = f"contract-{os.getpid()}-{next(_numbers)}"
-    store = dist.TCPStore(HOST, 0, 2, True, TIMEOUT, wait_for_workers=False)
+    store: Any = dist.TCPStore(HOST, 0, 2, True, TIMEOUT, wait_for_workers=False)  # type: ignore[attr-defined]
     init = engine.post(
         "/init_weights_update_group",
         master_address=HOST,
@@ -90,7 +89,8 @@ async def joined(engine: Engine) -> AsyncIterator[Trainer]:
         assert gone.status == 200, gone
 
 
-def _rank_zero(group: str, store: dist.Store) -> Any:
+def _rank_zero(name: str, store: Any) -> Any:
+    group: Any = name  # torch's type for it is private
     pg, _ = c10d._new_process_group_helper(
         2, 0, [], c10d.Backend("gloo"), c10d.PrefixStore(group, store), group_name=group, timeout=TIMEOUT
     )

@@ -1,0 +1,165 @@
+"""One optimizer step of the Megatron learner against the same step with a transformers model and AdamW.
+
+Both get the same random groups (32 prompts of 4 tokens, 8 responses of 1 to 12), the same micro-batches and the same loss
+on the same 75k-parameter Qwen3, one thread, float32 on the CPU; steps alternate, medians. The learner's step includes what
+the other leaves out: reading the wire format, refusing lag, planning, metrics. ``miles-async bench learner``.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from bus.codec import LOGPROBS, MASK, TOKENS, VERSIONS, pack
+from bus.messages import Group, Sample
+from miles_async.builtin import make_model
+from miles_async.config import Data, Learner, Model, RunConfig, Staleness
+from miles_async.train import objective
+from miles_async.train.batch import MicroBatch, flatten, micro_batches
+from miles_async.train.intake import Admitted
+from miles_async.train.trainer import MegatronTrainer
+
+VOCAB = 16
+LR = 1e-3
+
+
+def make_groups(n_groups: int = 32, n_samples: int = 8, prompt: int = 4, longest: int = 12) -> list[Group]:
+    rng = np.random.default_rng(0)
+
+    def sample(index: int) -> Sample:
+        n = int(rng.integers(1, longest + 1))
+        return Sample(
+            index=index,
+            tokens=pack(rng.integers(1, VOCAB, n), TOKENS),
+            logprobs=pack(rng.normal(-2.8, 0.1, n), LOGPROBS),
+            loss_mask=pack(np.ones(n), MASK),
+            versions=pack(np.zeros(n), VERSIONS),
+            reward=float(rng.random()),
+            finish_reason="stop",
+        )
+
+    return [
+        Group(
+            group_id=f"0-{g}-0",
+            prompt_tokens=pack(rng.integers(3, VOCAB, prompt), TOKENS),
+            samples=tuple(sample(i) for i in range(n_samples)),
+            worker="bench",
+            started=0.0,
+            finished=0.0,
+        )
+        for g in range(n_groups)
+    ]
+
+
+class TransformersStep:
+    """Forward, the same loss, backward, clipping, AdamW on the transformers model; the batch is prepared beforehand."""
+
+    def __init__(self, path: Path, groups: list[Group], config: RunConfig):
+        from transformers import AutoModelForCausalLM
+
+        self.model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).train()
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=LR, betas=(0.9, 0.98), weight_decay=0.0)
+        self.algorithm = config.algorithm
+        batch = flatten(groups, VOCAB)
+        admitted = Admitted(batch, float(batch.sequences.mask.sum()), float(len(batch.rewards)), {})
+        advantages, weights = objective.token_terms(admitted, self.algorithm)
+        behaviour = torch.from_numpy(batch.behaviour.copy())
+        self.inputs: list[tuple[MicroBatch, tuple[torch.Tensor, ...]]] = [
+            (micro, (behaviour[micro.token_index], advantages[micro.token_index], weights[micro.token_index]))
+            for micro in micro_batches(batch.sequences, config.learner.max_tokens_per_micro_batch)
+        ]
+
+    def __call__(self) -> float:
+        self.optimizer.zero_grad()
+        total = 0.0
+        for micro, terms in self.inputs:
+            logits = self.model(input_ids=torch.from_numpy(micro.tokens), use_cache=False).logits
+            chosen = logits.transpose(0, 1).flatten(0, 1)[torch.from_numpy(micro.positions)].float()
+            distribution = chosen.log_softmax(-1)
+            logprobs = distribution.gather(-1, torch.from_numpy(micro.targets)[:, None])[:, 0]
+            with torch.no_grad():
+                entropy = -(distribution.exp() * distribution).sum(-1)
+            loss, _ = objective.policy_loss(self.algorithm, logprobs, entropy, *terms)
+            loss.backward()
+            total += loss.item()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        return total
+
+
+def run(steps: int = 30, warm_up: int = 3) -> dict[str, Any]:
+    """Medians over ``steps`` alternating steps. Times in seconds, tokens are trained response tokens."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with tempfile.TemporaryDirectory() as directory:
+            return _measure(Path(directory), steps, warm_up)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _measure(root: Path, steps: int, warm_up: int) -> dict[str, Any]:
+    make_model("builtin:digits", root / "model", seed=1)
+    config = RunConfig(
+        model=Model(hf_checkpoint=str(root / "model"), device="cpu"),
+        data=Data(prompt_data="builtin:repeat"),
+        learner=Learner(lr=LR),
+        staleness=Staleness(max_lag=1_000_000),
+    )
+    groups = make_groups()
+    trainer = MegatronTrainer(
+        config, str(root / "model"), rank=0, world_size=1, init_method=f"file://{root / 'meeting'}"
+    )
+    try:
+        reference = TransformersStep(root / "model", groups, config)
+        ours: list[float] = []
+        theirs: list[float] = []
+        gap, metrics = 0.0, dict[str, float]()
+        for step in range(warm_up + steps):
+            mine, metrics = _timed(lambda: trainer.step(groups))
+            other, loss = _timed(reference)
+            if step >= warm_up:
+                ours.append(mine)
+                theirs.append(other)
+            gap = max(gap, abs(metrics["loss"] - loss))
+        tokens = metrics["n_tokens"]
+        export = statistics.median(_timed(trainer.export)[0] for _ in range(10))
+        saves = [_timed(lambda: trainer.save_checkpoint(root / "checkpoints", {}))[0] for _ in range(5)]
+    finally:
+        trainer.close()
+    padded = sum(micro.tokens.size for micro, _ in reference.inputs)
+    return {
+        "samples": metrics["n_samples"],
+        "tokens": tokens,
+        "padded_tokens": padded,
+        "micro_batches": len(reference.inputs),
+        "learner_step_s": statistics.median(ours),
+        "transformers_step_s": statistics.median(theirs),
+        "learner_tokens_per_s": tokens / statistics.median(ours),
+        "transformers_tokens_per_s": tokens / statistics.median(theirs),
+        "speedup": statistics.median(b / a for a, b in zip(ours, theirs, strict=True)),
+        "largest_loss_difference": gap,
+        "export_s": export,
+        "checkpoint_first_s": saves[0],
+        "checkpoint_s": statistics.median(saves[1:]),
+        "torch": torch.__version__,
+        "threads": 1,
+    }
+
+
+def _timed(work: Callable[[], Any]) -> tuple[float, Any]:
+    started = time.perf_counter()
+    result = work()
+    return time.perf_counter() - started, result
+
+
+if __name__ == "__main__":
+    print(json.dumps(run(), indent=2))

@@ -1,0 +1,20 @@
+"""A learner that also writes down what it trained on: put in place through ``[topology]``, as a user's own class would be."""
+
+from __future__ import annotations
+
+from actors.learner import Learner
+from bus.codec import encode
+from bus.messages import Group
+
+
+class RecordingLearner(Learner):
+    """Writes the groups of step ``s``, as its rank trained on them, to ``trained/s-RANK`` in the run directory."""
+
+    def _train(self, groups: list[Group]) -> dict[str, float]:
+        metrics = super()._train(groups)
+        directory = self.ctx.run_dir / "trained"
+        directory.mkdir(exist_ok=True)
+        frames = [encode(group) for group in groups]
+        data = b"".join(len(frame).to_bytes(8, "little") + frame for frame in frames)
+        (directory / f"{self.trainer.version:04d}-{self.rank}").write_bytes(data)
+        return metrics
