@@ -49,7 +49,8 @@ class Broadcaster:
             cursor = await self._read_history()
             try:
                 async with asyncio.TaskGroup() as tasks:
-                    duties = [tasks.create_task(d) for d in (self._follow(cursor), self._update_all(), self._revive())]
+                    tasks.create_task(self._follow(cursor))  # ends by itself: a blocking read may swallow a cancel
+                    duties = [tasks.create_task(duty) for duty in (self._update_all(), self._revive())]
                     await self.ctx.stop.wait()
                     for duty in duties:
                         duty.cancel()
@@ -80,7 +81,7 @@ class Broadcaster:
 
     async def _follow(self, cursor: str) -> None:
         kinds = (Snapshot, EngineUp, EngineDown)
-        while True:
+        while not self.ctx.stop.is_set():
             messages, cursor = await self.ctx.bus.read("weights", kinds, cursor, block_ms=READ_BLOCK_MS)
             for message in messages:
                 self.fleet.fold(message)
@@ -93,7 +94,7 @@ class Broadcaster:
 
     async def _revive(self) -> None:
         """An engine that was reported gone and answers after all is brought back like a new one."""
-        while True:
+        while not self.ctx.stop.is_set():
             await asyncio.sleep(self.ctx.config.router.health_interval_s)
             for member in [m for m in self.fleet.members.values() if m.down]:
                 try:
@@ -109,7 +110,7 @@ class Broadcaster:
 
     async def _update_all(self) -> None:
         """One wave after the other, always to the newest version there is."""
-        while True:
+        while not self.ctx.stop.is_set():
             wave = next_wave(self.fleet, self.config.update_waves)
             if not wave:
                 self._news.clear()

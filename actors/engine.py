@@ -11,6 +11,7 @@ has brought it to the current version. ``engine.kind``: ``embedded`` (in this pr
 from __future__ import annotations
 
 import asyncio
+
 import aiohttp
 
 from actors.runtime.context import ActorContext

@@ -15,6 +15,7 @@ import aiohttp
 import msgspec
 
 from actors.runtime.context import ActorContext
+from actors.runtime.tasks import end
 from bus import Ledger
 from bus.codec import TOKENS, unpack
 from bus.ledger import ClaimedTicket
@@ -49,10 +50,7 @@ class RolloutWorker:
             try:
                 await self._work()
             finally:
-                renewal.cancel()
-                for task in self.in_flight:
-                    task.cancel()
-                await asyncio.gather(renewal, *self.in_flight, return_exceptions=True)
+                await end([renewal, *self.in_flight])
                 await self.ledger.release(self.lease)
 
     async def _work(self) -> None:

@@ -26,6 +26,7 @@ from miles_async.router_app import Worker, create_app
 from miles_async.router_health import HealthChecker
 from miles_async.routing import LeastInflight
 
+READ_BLOCK_MS = 500
 REPORT_INTERVAL_S = 1.0
 LEDGER_INTERVAL_S = 0.25  # how soon the router notices that an engine is paused and prefers another one
 BACKLOG = 4096
@@ -79,19 +80,24 @@ class Router:
             listener.close()
 
     async def _follow(self) -> None:
-        """Engines join and leave. At the start the ledger says who serves; the stream says it again, in order."""
-        ctx = self.ctx
-        for name, engine in (await ctx.bus.engines()).items():
+        """Engines join and leave. At the start the ledger says who serves, from then on the stream."""
+        bus, cursor = self.ctx.bus, await self.ctx.bus.last_id("weights")  # first, so that nothing falls in between
+        for name, engine in (await bus.engines()).items():
             if engine.state in ("serving", "updating"):
                 self._join(name, engine.url, engine.version, engine.incarnation)
-        async for message in ctx.bus.follow("weights", (EngineServes, EngineDown), stop=ctx.stop, from_start=False):
-            if isinstance(message, EngineServes):
-                self._join(message.engine, message.url, message.version, message.incarnation)
-            else:
-                worker = self.app.workers.get(message.engine)
-                if worker is not None and message.incarnation >= worker.incarnation:
-                    ctx.log.info("engine %s leaves: %s", message.engine, message.reason)
-                    self.app.remove(message.engine)
+        while not self.ctx.stop.is_set():
+            messages, cursor = await bus.read("weights", (EngineServes, EngineDown), cursor, block_ms=READ_BLOCK_MS)
+            for message in messages:
+                if isinstance(message, EngineServes):
+                    self._join(message.engine, message.url, message.version, message.incarnation)
+                else:
+                    self._leave(message)
+
+    def _leave(self, down: EngineDown) -> None:
+        worker = self.app.workers.get(down.engine)
+        if worker is not None and down.incarnation >= worker.incarnation:
+            self.ctx.log.info("engine %s leaves: %s", down.engine, down.reason)
+            self.app.remove(down.engine)
 
     def _join(self, name: str, url: str, version: int, incarnation: int) -> None:
         known = self.app.workers.get(name)
@@ -101,7 +107,7 @@ class Router:
 
     async def _read_ledger(self) -> None:
         """Prefer engines that are not being updated at the moment."""
-        while True:
+        while not self.ctx.stop.is_set():
             engines = await self.ctx.bus.engines()
             now = {name for name, engine in engines.items() if engine.state == "updating"}
             for name in now ^ self._updating:
@@ -116,7 +122,7 @@ class Router:
         """Each second: how much of it every engine had work, and what is in flight."""
         seen: dict[Worker, tuple[float, int]] = {}
         before = self.app.clock()
-        while True:
+        while not self.ctx.stop.is_set():
             await asyncio.sleep(REPORT_INTERVAL_S)
             now = self.app.clock()
             workers = list(self.app.workers.values())
@@ -137,7 +143,7 @@ class Router:
         self._deaths.put_nowait(EngineDown(engine=worker.name, incarnation=worker.incarnation, reason=why))
 
     async def _publish_deaths(self) -> None:
-        while True:
+        while not self.ctx.stop.is_set():
             down = await self._deaths.get()
             self.ctx.log.warning("engine %s is given up: %s", down.engine, down.reason)
             await self.ctx.bus.publish("weights", down)

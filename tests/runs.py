@@ -51,7 +51,12 @@ def launch(
 ) -> subprocess.CompletedProcess[str]:
     """Run to the end; the output is in the result."""
     return subprocess.run(
-        command(config, run_dir, *extra), capture_output=True, text=True, timeout=timeout, env=env or environment()
+        command(config, run_dir, *extra),
+        capture_output=True,
+        check=False,
+        text=True,
+        timeout=timeout,
+        env=env or environment(),
     )
 
 
@@ -93,8 +98,6 @@ def trained_groups(run_dir: Path) -> dict[int, list[Group]]:
         data, place = path.read_bytes(), 0
         while place < len(data):
             size = int.from_bytes(data[place : place + 8], "little")
-            steps.setdefault(int(path.name.split("-")[0]), []).append(
-                decode(data[place + 8 : place + 8 + size], Group)
-            )
+            steps.setdefault(int(path.name.split("-")[0]), []).append(decode(data[place + 8 : place + 8 + size], Group))
             place += 8 + size
     return steps

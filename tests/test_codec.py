@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import msgspec
 import numpy as np
 import pytest
@@ -42,20 +44,16 @@ def test_a_group_survives_the_wire(group: Group) -> None:
 @given(st.binary(max_size=300))
 def test_arbitrary_bytes_never_do_more_than_raise_codec_error(data: bytes) -> None:
     for head in (b"", b"\1"):
-        try:
+        with contextlib.suppress(CodecError):
             assert isinstance(decode(head + data, Message), Message)
-        except CodecError:
-            pass
 
 
 @given(groups, st.integers(0, 10_000), st.integers(0, 255))
 def test_a_damaged_message_never_does_more_than_raise_codec_error(group: Group, place: int, value: int) -> None:
     data = bytearray(encode(group))
     data[place % len(data)] = value
-    try:
+    with contextlib.suppress(CodecError):
         assert isinstance(decode(bytes(data), Group), Group)
-    except CodecError:
-        pass
 
 
 def test_another_type_schema_or_an_empty_message_is_refused_by_name() -> None:

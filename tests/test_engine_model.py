@@ -14,7 +14,9 @@ from safetensors.torch import load_file, save_file
 
 from miles_async.engine.checkpoint import CheckpointError, read_config
 from miles_async.engine.model import WeightError
+from miles_async.engine.scheduler import Scheduler
 from miles_async.engine.server import load_model
+from miles_async.engine.text import TextCodec
 
 LLAMA3 = {
     "rope_type": "llama3",
@@ -142,3 +144,11 @@ def test_positions_beyond_the_first_tables_are_right(tmp_path: Path) -> None:
     prompt = [i % VOCAB for i in range(CONTEXT - 10)]
     (one,) = run(make_scheduler(tmp_path), [request(prompt, max_new_tokens=9)])
     assert one.logprobs == pytest.approx(hf_logprobs(tmp_path, prompt, one.output), abs=TOLERANCE)
+
+
+def test_bfloat16_stays_close_to_float32(tmp_path: Path) -> None:
+    make_checkpoint(tmp_path, initializer_range=0.1)
+    model = load_model(str(tmp_path), read_config(tmp_path), torch.device("cpu"), "bfloat16")
+    scheduler = Scheduler(model, TextCodec(tmp_path), max_running=8, max_tokens=1 << 14)
+    for one in run(scheduler, [request([i, 5, 9], max_new_tokens=20, sampling_seed=i) for i in range(8)]):
+        assert one.logprobs == pytest.approx(hf_logprobs(tmp_path, one.item.prompt, one.output), abs=0.15)

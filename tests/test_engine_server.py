@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import shutil
 import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -14,7 +15,7 @@ import aiohttp
 import pytest
 import torch
 from engine_support import CONTEXT, VOCAB, make_checkpoint, make_scheduler
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from miles_async.engine import frontend, model
 from miles_async.engine.control import checksums, overall_checksum
@@ -264,6 +265,20 @@ async def test_a_refused_flush_is_a_failed_update_whose_tokens_still_tell_the_tr
     await engine.call("/continue_generation")
     meta = (await running)["meta_info"]
     assert [span["version"] for span in meta["weight_versions"]] == ["0", "1"]
+
+
+async def test_weights_that_are_no_numbers_fail_their_requests_and_not_the_engine(
+    engine: Running, checkpoint: Path, tmp_path: Path
+) -> None:
+    tensors = load_file(checkpoint / "model.safetensors")
+    tensors["model.norm.weight"] = torch.full_like(tensors["model.norm.weight"], torch.nan)
+    shutil.copytree(checkpoint, tmp_path, dirs_exist_ok=True)
+    save_file(tensors, tmp_path / "model.safetensors")
+    await engine.call("/update_weights_from_disk", {"model_path": str(tmp_path), "weight_version": "1"})
+    status, answer = await engine.call("/generate", {"input_ids": [[1], [2]]})
+    assert (status, answer) == (500, {"error": {"message": "weights 1 give no finite probabilities"}})
+    await engine.call("/update_weights_from_disk", {"model_path": str(checkpoint), "weight_version": "2"})
+    assert (await engine.generate())["meta_info"]["weight_version"] == "2"
 
 
 async def test_a_paused_engine_is_healthy_but_not_ready(engine: Running, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -65,16 +65,14 @@ def test_an_asynchronous_run_keeps_the_bound_and_accounts_for_every_group(tmp_pa
         for group in groups:
             for sample in group.samples:
                 lags = step - 1 - unpack(sample.versions, VERSIONS)
-                assert 0 <= lags.min() and lags.max() <= 2
+                assert lags.min() >= 0 and lags.max() <= 2
     assert (run_dir / "run.png").stat().st_size > 1000
     assert (run_dir / "hf" / "config.json").exists()
     assert left_behind(run_dir) == []
 
 
 def test_a_run_stopped_by_ctrl_c_goes_on_at_the_next_step(tmp_path: Path) -> None:
-    config = write_config(
-        tmp_path, run=TINY["run"] | {"num_steps": 400}, staleness={"max_lag": 2}, topology=RECORDING
-    )
+    config = write_config(tmp_path, run=TINY["run"] | {"num_steps": 400}, staleness={"max_lag": 2}, topology=RECORDING)
     run_dir = tmp_path / "run"
     process = subprocess.Popen(
         command(config, run_dir), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=recording_environment()
@@ -156,9 +154,8 @@ def test_an_actor_that_dies_ends_the_run_with_its_name_and_cause(tmp_path: Path)
         command(config, run_dir), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()
     )
     wait_for_step(run_dir, 2, process)
-    status = subprocess.run(
-        [*command(config, run_dir)[:3], "status", str(run_dir), "--json"], capture_output=True, text=True, timeout=30
-    )
+    ask = [*command(config, run_dir)[:3], "status", str(run_dir), "--json"]
+    status = subprocess.run(ask, capture_output=True, text=True, timeout=30, check=True)
     actors = {actor["actor"]: actor for actor in json.loads(status.stdout)["actors"]}
     os.kill(actors["engine-1"]["pid"], signal.SIGKILL)
     _, err = process.communicate(timeout=60)

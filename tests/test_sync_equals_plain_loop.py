@@ -81,7 +81,15 @@ def rollout(model: torch.nn.Module, tokenizer: Tokenizer, config, position: int,
     )
 
 
-def plain_loop(config, directory: Path) -> tuple[list[list[Group]], list[float]]:
+def learner_logprobs(trainer: MegatronTrainer, group: Group) -> list[np.ndarray]:
+    """Megatron's log-probs of the response tokens of each sample."""
+    prompt = unpack(group.prompt_tokens, TOKENS)
+    responses = [unpack(sample.tokens, TOKENS) for sample in group.samples]
+    whole = trainer.log_probs([np.concatenate([prompt, response]) for response in responses], 1.0)
+    return [values[len(prompt) - 1 :] for values in whole]
+
+
+def plain_loop(config, directory: Path) -> tuple[list[list[Group]], list[float], list[list[list[np.ndarray]]]]:
     from transformers import AutoModelForCausalLM
 
     make_model("builtin:digits", directory / "model", config.run.seed)
@@ -89,15 +97,16 @@ def plain_loop(config, directory: Path) -> tuple[list[list[Group]], list[float]]
     model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
     tokenizer = Tokenizer(path)
     trainer = MegatronTrainer(config, path, rank=0, world_size=1, init_method=f"file://{directory}/rendezvous")
-    batches, losses = [], []
+    batches, losses, logprobs = [], [], []
     size = config.rollout.rollout_batch_size
     for step in range(STEPS):
         batch = [rollout(model, tokenizer, config, step * size + i, step) for i in range(size)]
+        logprobs.append([learner_logprobs(trainer, group) for group in batch])
         losses.append(trainer.step(batch)["loss"])
         batches.append(batch)
         model.load_state_dict(trainer.export(), strict=False)
     trainer.close()
-    return batches, losses
+    return batches, losses, logprobs
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +127,7 @@ def test_bound_0_through_all_actors_equals_the_plain_sequential_loop(config_file
     import sys
 
     sys.path.insert(0, str(Path(__file__).parent))  # the topology's class must be importable here, too
-    batches, losses = plain_loop(load(config_file), tmp_path)
+    batches, losses, logprobs = plain_loop(load(config_file), tmp_path)
     trained = trained_groups(tmp_path / "run")
     assert sorted(trained) == list(range(1, STEPS + 1))
     for step, plain in enumerate(batches, 1):
@@ -129,5 +138,9 @@ def test_bound_0_through_all_actors_equals_the_plain_sequential_loop(config_file
                 assert unpack(a.tokens, TOKENS).tolist() == unpack(b.tokens, TOKENS).tolist(), (step, mine.group_id)
                 assert a.versions == b.versions
                 assert a.reward == b.reward
+        # the engine's log-probs are Megatron's, on the same weights
+        for mine, theirs in zip(actors, logprobs[step - 1], strict=True):
+            for sample_of_run, values in zip(mine.samples, theirs, strict=True):
+                np.testing.assert_allclose(unpack(sample_of_run.logprobs, LOGPROBS), values, atol=1e-4)
     run_losses = [line["values"]["loss"] for line in metrics(tmp_path / "run")]
     np.testing.assert_allclose(run_losses, losses, atol=1e-5)

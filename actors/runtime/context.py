@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from actors.runtime.tasks import end
 from bus import Bus, connect
 from bus.messages import Control, Event, Heartbeat, Metrics
 from miles_async.config import RunConfig
@@ -126,7 +127,6 @@ async def run_actor(spec: ActorSpec, make: Callable[[ActorContext], Actor]) -> N
             await asyncio.wait_for(ctx.event("died", cause=cause), 2.0)
         raise
     finally:
-        for task in (work, *helpers):
-            task.cancel()
-        await asyncio.gather(work, *helpers, return_exceptions=True)
+        ctx.stop.set()
+        await end([work, *helpers])
         await bus.close()

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from actors.runtime.tasks import end
 from bus import Bus, Ledger
 from bus.messages import Event, Heartbeat, Metrics
 from miles_async.config import RunConfig
@@ -50,9 +51,7 @@ class Watch:
 
     async def close(self) -> None:
         """Take in what is still on the bus, then stop."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await end(self._tasks)
         while await self._read_metrics(block_ms=0) or await self._read_events(block_ms=0):
             pass
         await self._look_once()

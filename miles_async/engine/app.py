@@ -80,6 +80,8 @@ class EngineApp:
             else:
                 await job.done
                 await _send(send, 200, self._frontend.answer(job))
+        except RequestError as error:
+            await _send(send, error.status, msgspec.json.encode(error.body))
         except EngineStopped as error:
             await _send(send, 500, msgspec.json.encode({"error": {"message": str(error)}}))
         finally:

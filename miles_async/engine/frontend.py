@@ -87,7 +87,10 @@ class Frontend:
         return Request(item, seed, stops, stream=stream, stop_window=window)
 
     def answer(self, job: Job) -> bytes:
-        """The JSON of a finished job."""
+        """The JSON of a finished job. Raises RequestError if the engine ended one of its requests with an error."""
+        for request in job.requests:
+            if request.finish is not None and (status := request.finish.get("status_code")) is not None:
+                raise RequestError(request.finish["message"], status=status)
         answers = [render(request, self.codec) for request in job.requests]
         return _encode(answers if job.is_list else answers[0])
 

@@ -66,20 +66,9 @@ class SamplingParams(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     watermark: dict[str, Any] | None = None
 
 
-_DEFAULT_ONLY = (
-    "frequency_penalty",
-    "presence_penalty",
-    "repetition_penalty",
-    "min_new_tokens",
-    "beam_width",
-    "stop_regex",
-    "json_schema",
-    "regex",
-    "ebnf",
-    "structural_tag",
-    "watermark",
-)
-_DEFAULTS = SamplingParams()
+# from here on a parameter may only have its default
+_FIRST_UNSERVED = SamplingParams.__struct_fields__.index("frequency_penalty")
+_DEFAULT_TAIL = msgspec.structs.astuple(SamplingParams())[_FIRST_UNSERVED:]
 
 
 class Sampling(NamedTuple):
@@ -205,8 +194,11 @@ def expand(
     wants = _spread(request.body.return_logprob, False, count, "return_logprob")
     starts = _spread(request.body.logprob_start_len, -1, count, "logprob_start_len")
     items = []
+    checked_prompt: list[int] | None = None
     for prompt in prompts:
-        limits.check_prompt(prompt)
+        if prompt != checked_prompt:  # a group repeats one prompt
+            limits.check_prompt(prompt)
+            checked_prompt = prompt
     for index in range(count):
         prompt = prompts[index // copies]
         sampling = checked[index // copies if len(checked) > 1 else 0]
@@ -273,10 +265,11 @@ def check_sampling(params: SamplingParams, limits: Limits) -> Sampling:
     seed = params.sampling_seed
     if seed is not None and not -SEED_LIMIT <= seed < SEED_LIMIT:
         raise RequestError(f"sampling_seed must be in [-2**63, 2**63 - 1], got {seed}.")
-    for name in _DEFAULT_ONLY:
-        value = getattr(params, name)
-        if value and value != getattr(_DEFAULTS, name):
-            raise RequestError(f"{name} is not supported by the embedded engine")
+    tail = msgspec.structs.astuple(params)[_FIRST_UNSERVED:]
+    if tail != _DEFAULT_TAIL:
+        for name, value, default in zip(params.__struct_fields__[_FIRST_UNSERVED:], tail, _DEFAULT_TAIL, strict=True):
+            if value and value != default:
+                raise RequestError(f"{name} is not supported by the embedded engine")
     greedy = temperature < 1e-6 or top_k == 1
     return Sampling(
         max_new_tokens=max_new,

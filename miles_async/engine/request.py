@@ -7,6 +7,7 @@ rendered answer has SGLang's fields.
 from __future__ import annotations
 
 import time
+from itertools import repeat
 from typing import Any
 
 from miles_async.engine.protocol import Item
@@ -65,6 +66,8 @@ class Request:
 
 def version_spans(events: list[tuple[str, int]], current: str, length: int) -> list[dict[str, Any]]:
     """SGLang's spans: ``[{version, start, end}]`` over ``length`` output tokens; equal neighbours are one span."""
+    if not events:
+        return [{"version": current, "start": 0, "end": length}] if length else []
     spans: list[dict[str, Any]] = []
     for version, end in (*events, (current, length)):
         end = min(end, length)
@@ -122,11 +125,9 @@ def _render(
         "dp_rank": None,
     }
     if item.return_logprob:
-        start = item.logprob_start_len
-        prompt = item.prompt[start:] if start >= 0 and request.input_logprobs is not None else []
-        meta["input_token_logprobs"] = [
-            (value, token, None) for value, token in zip(request.input_logprobs or (), prompt, strict=True)
-        ]
-        meta["output_token_logprobs"] = [(value, token, None) for value, token in zip(logprobs, output, strict=True)]
+        # zip, not a comprehension: this is the one part of an answer that grows with its tokens
+        prompt = item.prompt[item.logprob_start_len :] if request.input_logprobs else []
+        meta["input_token_logprobs"] = list(zip(request.input_logprobs or (), prompt, repeat(None)))
+        meta["output_token_logprobs"] = list(zip(logprobs, output, repeat(None)))
         meta["output_token_logprobs_length"] = len(output)
     return {"text": codec.answer(output, item.sampling, finish), "output_ids": output, "meta_info": meta}

@@ -56,6 +56,7 @@ def sample(
     # float64: a float32 running sum over 150k tokens is off by more than a rare token's probability
     cdf = probs.cumsum(-1, dtype=torch.float64)
     tokens = torch.searchsorted(cdf, (noise * cdf[:, -1])[:, None], right=True)
+    tokens.clamp_(max=logits.shape[-1] - 1)  # sums that are not a number: the caller sees it from the log-prob
     if greedy is not None:
         tokens = torch.where(greedy[:, None], logprobs.argmax(-1, keepdim=True), tokens)
     return tokens[:, 0], logprobs.gather(1, tokens)[:, 0]

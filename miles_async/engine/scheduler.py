@@ -229,8 +229,14 @@ class Scheduler:
             self._to_device((data.flags[:n] & GREEDY) != 0) if flags & GREEDY else None,
             self._filters() if flags & FILTERED else None,
         )
-        ended = data.append(tokens.cpu().numpy(), logprobs.cpu().numpy())
+        drawn = logprobs.cpu().numpy()
+        ended = data.append(tokens.cpu().numpy(), drawn)
         self.generated_tokens += n
+        if not np.isfinite(drawn).all():  # weights that have diverged: say so, and go on serving
+            for row in np.flatnonzero(~np.isfinite(drawn)).tolist():
+                message = f"weights {self.version} give no finite probabilities"
+                data.requests[row].finish = abort_reason(message, 500)
+                ended[row] = True
         if flags & WATCHED:
             for row in data.flagged(WATCHED).tolist():
                 self._watch(row, ended)

@@ -96,6 +96,7 @@ async def in_thread(function: Callable[[], T]) -> T:
             error = caught
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
             loop.call_soon_threadsafe(settle, value, error)
+        del error  # it holds this frame: the two would keep the group's connections open until garbage is collected
 
     threading.Thread(target=work, name="weight-group", daemon=True).start()
     return await future

@@ -12,6 +12,8 @@ from typing import Any
 import aiohttp
 
 DEADLINE_S = 60.0
+STILL_S = 0.5  # how long something that must not happen is given to happen
+LONG = 3500  # tokens: a request of so many is under way until it is aborted
 PROMPT = (5, 6, 7, 8, 9)
 
 
@@ -57,6 +59,15 @@ class Watched:
                 assert not self._task.done(), f"ended after {self.n_tokens} tokens: {self.answer.get('meta_info')}"
                 self._news.clear()
                 await self._news.wait()
+
+    async def until_still(self) -> int:
+        """Number of tokens once no more of them come: those made before a pause may arrive after it."""
+        async with asyncio.timeout(DEADLINE_S):
+            while True:
+                before = self.n_tokens
+                await asyncio.sleep(STILL_S)
+                if self.n_tokens == before:
+                    return before
 
     async def finished(self) -> dict[str, Any]:
         """The last chunk."""

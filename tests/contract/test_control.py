@@ -9,11 +9,9 @@ import aiohttp
 import pytest
 
 from contract.checkpoint import greedy_tokens, log_probs
-from contract.client import PROMPT, Engine, Watched, sampled
+from contract.client import LONG, PROMPT, STILL_S, Engine, sampled
 
-LONG = 3000  # tokens: more than any of these tests waits for
 TOLERANCE = 1e-4
-STILL_S = 0.5  # how long something that must not happen is given to happen
 
 
 async def test_an_idle_engine_is_healthy_and_ready(engine: Engine) -> None:
@@ -114,32 +112,35 @@ async def _blocked(engine: Engine) -> asyncio.Task[Any]:
     return task
 
 
-async def _frozen(watched: Watched) -> int:
-    """Tokens of a request when no more of them come (those streamed before the pause may come late)."""
-    while True:
-        before = watched.n_tokens
-        await asyncio.sleep(STILL_S)
-        if watched.n_tokens == before:
-            return before
-
-
 @pytest.mark.parametrize("mode", ["retract", "in_place"])
 async def test_a_pause_holds_everything_and_continue_lets_it_go_on(engine: Engine, mode: str) -> None:
-    length = 1000
-    watched = engine.watch(length)
+    watched = engine.watch(LONG, "held")
     await watched.until_tokens(8)
     await engine.ok("/pause_generation", mode=mode)
-    assert await _frozen(watched) < length
+    held = await watched.until_still()
+    assert held < LONG
     waiting = await _blocked(engine)
     assert (await engine.call("GET", "/ready")).status == 503
     assert await engine.weight_version() == Engine.VERSION
     await engine.ok("/continue_generation")
     assert (await waiting)["output_ids"] == greedy_tokens(engine.model, PROMPT, 3)
+    await watched.until_tokens(held + 20)
+    await engine.ok("/abort_request", rid="held")
     answer = await watched.finished()
-    assert len(answer["output_ids"]) == length
-    assert sampled(answer) == pytest.approx(log_probs(engine.model, PROMPT, answer["output_ids"]), abs=TOLERANCE)
-    assert answer["meta_info"]["num_retractions"] == (1 if mode == "retract" else 0)
-    assert answer["meta_info"]["weight_versions"] == [{"version": Engine.VERSION, "start": 0, "end": length}]
+    tokens, meta = answer["output_ids"], answer["meta_info"]
+    assert sampled(answer) == pytest.approx(log_probs(engine.model, PROMPT, tokens), abs=TOLERANCE)
+    assert meta["num_retractions"] == (1 if mode == "retract" else 0)
+    assert meta["weight_versions"] == [{"version": Engine.VERSION, "start": 0, "end": len(tokens)}]
+
+
+async def test_requests_without_an_end_token_run_to_their_length_over_a_pause(engine: Engine) -> None:
+    watched = engine.watch(300)
+    await watched.until_tokens(1)
+    await engine.ok("/pause_generation", mode="retract")
+    await engine.ok("/continue_generation")
+    answer = await watched.finished()
+    assert answer["meta_info"]["finish_reason"] == {"type": "length", "length": 300}
+    assert len(answer["output_ids"]) == 300
 
 
 async def test_a_pause_that_aborts_ends_what_runs_and_holds_what_comes(engine: Engine) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from contract.checkpoint import CONTEXT_LENGTH, VOCAB_SIZE
-from contract.client import PROMPT, Engine
+from contract.client import LONG, PROMPT, Engine
 from contract.differences import differs
 
 ONE = {"max_new_tokens": 1}
@@ -54,7 +54,7 @@ async def test_an_unknown_token_id_is_refused(engine: Engine) -> None:
 
 
 async def test_the_id_of_a_running_request_is_refused_and_free_again_after_it(engine: Engine) -> None:
-    running = engine.watch(3000, "twice")
+    running = engine.watch(LONG, "twice")
     await running.until_tokens(1)
     answer = await engine.post("/generate", rid="twice", input_ids=list(PROMPT), sampling_params=ONE)
     assert answer.status == 400

@@ -11,12 +11,11 @@ import pytest
 from safetensors.torch import load_file
 
 from contract.checkpoint import log_probs
-from contract.client import PROMPT, Engine, sampled
+from contract.client import LONG, PROMPT, Engine, sampled
 from contract.trainer import Trainer, joined
 
 TOLERANCE = 1e-4
 FORMATS: list[Literal["flattened_bucket"] | None] = [None, "flattened_bucket"]
-MIDWAY = 1000  # tokens of a request that is still under way when the first ones have been seen
 EIGHT = {"max_new_tokens": 8, "ignore_eos": True}
 
 
@@ -133,34 +132,41 @@ async def by_disk(engine: Engine, _: Trainer) -> None:
 @pytest.mark.parametrize("update", [by_broadcast, by_disk])
 async def test_a_retracted_request_goes_on_under_the_new_weights_exactly(engine: Engine, update: Update) -> None:
     async with joined(engine) as trainer:
-        running = [engine.watch(MIDWAY) for _ in range(3)]
+        running = [engine.watch(LONG) for _ in range(3)]
         await asyncio.gather(*(watched.until_tokens(10) for watched in running))
         await engine.ok("/pause_generation", mode="retract")
+        held = await asyncio.gather(*(watched.until_still() for watched in running))
         await update(engine, trainer)
         await engine.ok("/continue_generation")
-    for watched in running:
+        await asyncio.gather(*(watched.until_tokens(n + 20) for n, watched in zip(held, running, strict=True)))
+    await engine.ok("/abort_request", abort_all=True)
+    for n, watched in zip(held, running, strict=True):
         answer = await watched.finished()
         spans_match_their_models(answer, {Engine.VERSION: engine.model, "1": engine.other})
         assert answer["meta_info"]["weight_version"] == "1"
         assert answer["meta_info"]["num_retractions"] == 1
-        assert len(answer["output_ids"]) == MIDWAY
+        assert answer["meta_info"]["weight_versions"][0]["end"] == n
 
 
 async def test_requests_held_in_place_keep_their_cache_and_still_report_both_versions(engine: Engine) -> None:
     async with joined(engine) as trainer:
-        watched = engine.watch(MIDWAY)
+        watched = engine.watch(LONG)
         await watched.until_tokens(10)
         await engine.ok("/pause_generation", mode="in_place")
+        held = await watched.until_still()
         await engine.ok("/begin_weight_update")
         tensors = load_file(engine.other / "model.safetensors")
         answer = await trainer.send(tensors, "1", load_format="flattened_bucket", flush_cache=False)
         assert answer.status == 200, answer
         await engine.ok("/end_weight_update")
         await engine.ok("/continue_generation")
+        await watched.until_tokens(held + 20)
+    await engine.ok("/abort_request", abort_all=True)
     finished = await watched.finished()
     first, second = finished["meta_info"]["weight_versions"]
     assert (first["version"], second["version"]) == (Engine.VERSION, "1")
-    assert (first["start"], first["end"], second["end"]) == (0, second["start"], len(finished["output_ids"]))
+    assert (first["start"], first["end"], second["start"]) == (0, held, held)
+    assert second["end"] == len(finished["output_ids"])
     old = slice(0, first["end"])
     expected = log_probs(engine.model, PROMPT, finished["output_ids"])
     assert sampled(finished)[old] == pytest.approx(expected[old], abs=TOLERANCE)
@@ -201,7 +207,7 @@ async def test_a_prefix_from_before_an_update_is_not_reused(engine: Engine) -> N
 
 
 async def test_the_version_can_be_renamed_while_requests_run(engine: Engine) -> None:
-    watched = engine.watch(3000)
+    watched = engine.watch(LONG)
     await watched.until_tokens(1)
     body = await engine.ok("/update_weight_version", new_version="renamed", abort_all_requests=False)
     assert (body["success"], body["new_version"]) == (True, "renamed")

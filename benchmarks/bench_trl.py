@@ -1,0 +1,253 @@
+"""The quickstart side by side with Hugging Face TRL's GRPOTrainer: same model, prompts, reward, batch, loss and rates.
+
+Each repeat has a seed of its own and runs, in turns, ``miles-async launch examples/quickstart.toml`` (target 0.9, no live
+view, otherwise as it is: bus, checkpoints and TensorBoard included) and ``trl_grpo.py`` with one thread of torch and with
+two. Time counts from the start of the process to the step whose 5-step mean reward reaches 0.9; rates count from the
+first step on. Medians over the repeats; against the faster one of TRL's. ``miles-async bench trl``.
+
+TRL has an environment of its own, see ``requirements/bench.txt``; TRL_PYTHON names its interpreter.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from miles_async import builtin
+from miles_async.config import ConfigError, RunConfig
+from miles_async.config_load import load
+from miles_async.data import prompt_at
+from miles_async.monitor.record import read_events, read_metrics
+from miles_async.train.schedule import learning_rate
+
+ROOT = Path(__file__).resolve().parent.parent
+EXAMPLE = ROOT / "examples" / "quickstart.toml"
+TARGET = 0.9
+WINDOW = 5  # steps
+TRL_THREADS = (1, 2)
+RUN_TIMEOUT_S = 600.0
+STOP_TIMEOUT_S = 60.0
+HOW_TO_INSTALL = (
+    "python3.11 -m venv .venv-trl && PYTHON=.venv-trl/bin/python requirements/install.sh torch && "
+    ".venv-trl/bin/pip install -c requirements/constraints.txt -r requirements/bench.txt"
+)
+
+
+def run(repeats: int = 3, first_seed: int = 1, trl_python: str | None = None) -> dict[str, Any]:
+    """Figures of both sides; times in seconds. Raises ConfigError where TRL is not installed.
+
+    A side that did not reach the target in a repeat has ``wall_s`` null there; its median is over those that did.
+    """
+    python = trl_python or os.environ.get("TRL_PYTHON") or str(ROOT / ".venv-trl" / "bin" / "python")
+    version = trl_version(python)
+    runs: dict[str, list[dict[str, Any]]] = {"miles_async": []} | {_trl(n): [] for n in TRL_THREADS}
+    for index in range(repeats):
+        seed = first_seed + index
+        sides = list(runs) if index % 2 == 0 else list(runs)[::-1]
+        for side in sides:
+            with tempfile.TemporaryDirectory() as directory:
+                root = Path(directory)
+                if side == "miles_async":
+                    result = run_ours(root, seed)
+                else:
+                    result = run_trl(root, seed, python, int(side.removeprefix("trl_threads_")))
+            runs[side].append(result | {"seed": seed, "load_before": _load()})
+            print(side, json.dumps(runs[side][-1]), file=sys.stderr)
+    medians = {side: _medians(results) for side, results in runs.items()}
+    theirs = min((_trl(n) for n in TRL_THREADS), key=lambda side: medians[side].get("wall_s", float("inf")))
+    return {
+        "medians": medians,
+        "trl": theirs,
+        # above 1: miles-async is faster
+        "wall_ratio": _ratio(medians[theirs].get("wall_s"), medians["miles_async"].get("wall_s")),
+        "samples_per_s_ratio": _ratio(
+            medians["miles_async"].get("samples_per_s"), medians[theirs].get("samples_per_s")
+        ),
+        "reached": {side: sum(result["wall_s"] is not None for result in results) for side, results in runs.items()},
+        "repeats": repeats,
+        "target_reward": TARGET,
+        "runs": runs,
+        "trl_version": version,
+        "cores": os.cpu_count(),
+    }
+
+
+def run_ours(root: Path, seed: int) -> dict[str, Any]:
+    """One launch of the example, in a process tree of its own."""
+    run_dir = root / "run"
+    settings = (f"run.seed={seed}", f"run.target_reward={TARGET}", "monitor.live=off")
+    command = [sys.executable, "-m", "miles_async.cli", "launch", str(EXAMPLE), "--run-dir", str(run_dir), "--json"]
+    for setting in settings:
+        command += ["--set", setting]
+    started = time.time()
+    output, cpu_s = _run("miles-async", command, threads=1, log=root / "log")
+    ended = time.time()
+    summary = json.loads(output)
+    steps = [line for line in read_metrics(run_dir) if line.actor == "learner-0" and "raw_reward" in line.values]
+    learner_ready = next(event.time for event in read_events(run_dir) if event.kind == "learner_ready")
+    return {
+        "wall_s": _reached([(line.time - started, line.values["raw_reward"] or 0.0) for line in steps]),
+        "steps": len(steps),
+        "samples_per_s": summary["samples_per_s"],
+        "tokens_per_s": summary["tokens_per_s"],
+        "reward_last": summary["reward_last"],
+        "learner_ready_s": learner_ready - started,
+        "first_step_s": steps[0].time - started,
+        "step_s": (steps[-1].time - steps[0].time) / (len(steps) - 1),
+        "train_s": statistics.fmean(line.values["perf/train_time"] or 0.0 for line in steps[1:]),
+        "wait_s": statistics.fmean(line.values["perf/train_wait_time"] or 0.0 for line in steps[1:]),
+        "weights_update_s": summary["weights_update_s"],
+        "weights_paused_s": summary["weights_paused_s"],
+        "learner_busy": summary["learner_busy"],
+        "engine_busy": summary["engine_busy"],
+        "mean_token_lag": summary["mean_token_lag"],
+        "stop_s": ended - steps[-1].time,  # checkpoint, export, orderly end; not in wall_s
+        "cpu_s": cpu_s,
+    }
+
+
+def run_trl(root: Path, seed: int, python: str, threads: int) -> dict[str, Any]:
+    """One run of ``trl_grpo.py`` on the example's configuration; the model is made before its time starts."""
+    config = load(EXAMPLE, [f"run.seed={seed}", f"run.target_reward={TARGET}"])
+    builtin.make_model(config.model.hf_checkpoint, root / "model", seed)
+    job = root / "job.json"
+    job.write_text(json.dumps(trl_job(config, root / "model", threads)))
+    command = [python, str(ROOT / "benchmarks" / "trl_grpo.py"), str(job), repr(time.time())]
+    output, cpu_s = _run("TRL", command, threads, log=root / "log")
+    return json.loads(output.splitlines()[-1]) | {"cpu_s": cpu_s}
+
+
+def trl_job(config: RunConfig, model: Path, threads: int) -> dict[str, Any]:
+    """The fields of ``trl_grpo.Job``: what ``config`` says, with prompts and rates written out step by step."""
+    run, rollout, algorithm, learner = config.run, config.rollout, config.algorithm, config.learner
+    rows = builtin.prompt_rows(config.data.prompt_data)
+    places = [
+        prompt_at(position, len(rows), run.seed, config.data.rollout_shuffle)[1]
+        for position in range(run.num_steps * rollout.rollout_batch_size)
+    ]
+    rates = [
+        learning_rate(
+            step,
+            lr=learner.lr,
+            min_lr=learner.min_lr,
+            warmup_steps=learner.lr_warmup_steps,
+            decay_steps=learner.lr_decay_steps,
+            decay_style=learner.lr_decay_style,
+        )
+        for step in range(run.num_steps)
+    ]
+    return {
+        "model": str(model),
+        "rows": [{"prompt": rows[place]["input"], "label": rows[place]["label"]} for place in places],
+        "num_steps": run.num_steps,
+        "target_reward": run.target_reward,
+        "seed": run.seed,
+        "rollout_batch_size": rollout.rollout_batch_size,
+        "n_samples_per_prompt": rollout.n_samples_per_prompt,
+        "rollout_max_response_len": rollout.rollout_max_response_len,
+        "rollout_temperature": rollout.rollout_temperature,
+        "rates": rates,
+        "adam_beta1": learner.adam_beta1,
+        "adam_beta2": learner.adam_beta2,
+        "adam_eps": learner.adam_eps,
+        "weight_decay": learner.weight_decay,
+        "clip_grad": learner.clip_grad,
+        "eps_clip": algorithm.eps_clip,
+        "eps_clip_high": algorithm.eps_clip if algorithm.eps_clip_high is None else algorithm.eps_clip_high,
+        "entropy_coef": algorithm.entropy_coef,
+        "threads": threads,
+    }
+
+
+def trl_version(python: str) -> str:
+    """The version of TRL that the interpreter ``python`` has. Raises ConfigError saying how to make such an environment."""
+    ask = "import importlib.metadata as m; print(m.version('trl'))"
+    with suppress(OSError):
+        found = subprocess.run([python, "-c", ask], capture_output=True, text=True, timeout=60.0)
+        if found.returncode == 0:
+            return found.stdout.strip()
+    raise ConfigError(f"{python} has no TRL (TRL_PYTHON names the interpreter to use); to make it: {HOW_TO_INSTALL}")
+
+
+def _run(name: str, command: Sequence[str], threads: int, log: Path) -> tuple[str, float]:
+    """Standard output of ``command``, and the CPU seconds of its whole process tree.
+
+    Raises RuntimeError with the last line of its errors if it fails, TimeoutError past RUN_TIMEOUT_S.
+    """
+    environment = os.environ | {
+        "OMP_NUM_THREADS": str(threads),
+        "HF_HUB_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    before = _children_cpu_s()
+    with log.open("w") as errors:
+        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=errors, text=True)
+        try:
+            output, _ = process.communicate(timeout=RUN_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            raise TimeoutError(f"{name} (process {process.pid}) did not end within {RUN_TIMEOUT_S:g} s") from None
+        finally:
+            _stop(process)
+    if process.returncode:
+        said = log.read_text(errors="replace").strip().splitlines()
+        raise RuntimeError(f"{name} ended with code {process.returncode}: {said[-1] if said else 'it said nothing'}")
+    return output, _children_cpu_s() - before
+
+
+def _stop(process: subprocess.Popen[str]) -> None:
+    if process.poll() is None:
+        process.terminate()  # the supervisor stops its actors in order
+        try:
+            process.wait(STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _children_cpu_s() -> float:
+    """Of processes that have ended and were waited for, and of theirs."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
+def _reached(steps: Sequence[tuple[float, float]]) -> float | None:
+    """The time of the first step at which the mean reward of the last WINDOW steps is at least TARGET."""
+    for end in range(WINDOW, len(steps) + 1):
+        if statistics.fmean(reward for _, reward in steps[end - WINDOW : end]) >= TARGET:
+            return steps[end - 1][0]
+    return None
+
+
+def _medians(results: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Of every figure, over the runs that have it."""
+    values = {key: [result[key] for result in results if result[key] is not None] for key in results[0]}
+    return {key: round(statistics.median(found), 4) for key, found in values.items() if found and key != "seed"}
+
+
+def _ratio(above: float | None, below: float | None) -> float | None:
+    return round(above / below, 3) if above and below else None
+
+
+def _trl(threads: int) -> str:
+    return f"trl_threads_{threads}"
+
+
+def _load() -> float:
+    return round(os.getloadavg()[0], 2)
+
+
+if __name__ == "__main__":
+    try:
+        print(json.dumps(run(), indent=2))
+    except ConfigError as error:
+        sys.exit(f"bench_trl: {error}")
