@@ -12,16 +12,18 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from miles_async import builtin
 from miles_async.config import ConfigError, RunConfig
@@ -37,6 +39,7 @@ WINDOW = 5  # steps
 TRL_THREADS = (1, 2)
 RUN_TIMEOUT_S = 600.0
 STOP_TIMEOUT_S = 60.0
+CPU_INTERVAL_S = 0.5
 HOW_TO_INSTALL = (
     "python3.11 -m venv .venv-trl && PYTHON=.venv-trl/bin/python requirements/install.sh torch && "
     ".venv-trl/bin/pip install -c requirements/constraints.txt -r requirements/bench.txt"
@@ -90,13 +93,14 @@ def run_ours(root: Path, seed: int) -> dict[str, Any]:
     for setting in settings:
         command += ["--set", setting]
     started = time.time()
-    output, cpu_s = _run("miles-async", command, threads=1, log=root / "log")
+    output, cpu = _run("miles-async", command, threads=1, log=root / "log")
     ended = time.time()
     summary = json.loads(output)
     steps = [line for line in read_metrics(run_dir) if line.actor == "learner-0" and "raw_reward" in line.values]
     learner_ready = next(event.time for event in read_events(run_dir) if event.kind == "learner_ready")
+    wall = _reached([(line.time - started, line.values["raw_reward"] or 0.0) for line in steps])
     return {
-        "wall_s": _reached([(line.time - started, line.values["raw_reward"] or 0.0) for line in steps]),
+        "wall_s": wall,
         "steps": len(steps),
         "samples_per_s": summary["samples_per_s"],
         "tokens_per_s": summary["tokens_per_s"],
@@ -112,7 +116,7 @@ def run_ours(root: Path, seed: int) -> dict[str, Any]:
         "engine_busy": summary["engine_busy"],
         "mean_token_lag": summary["mean_token_lag"],
         "stop_s": ended - steps[-1].time,  # checkpoint, export, orderly end; not in wall_s
-        "cpu_s": cpu_s,
+        **cpu.until(started + (wall or ended)),
     }
 
 
@@ -122,9 +126,11 @@ def run_trl(root: Path, seed: int, python: str, threads: int) -> dict[str, Any]:
     builtin.make_model(config.model.hf_checkpoint, root / "model", seed)
     job = root / "job.json"
     job.write_text(json.dumps(trl_job(config, root / "model", threads)))
-    command = [python, str(ROOT / "benchmarks" / "trl_grpo.py"), str(job), repr(time.time())]
-    output, cpu_s = _run("TRL", command, threads, log=root / "log")
-    return json.loads(output.splitlines()[-1]) | {"cpu_s": cpu_s}
+    started = time.time()
+    command = [python, str(ROOT / "benchmarks" / "trl_grpo.py"), str(job), repr(started)]
+    output, cpu = _run("TRL", command, threads, log=root / "log")
+    result = json.loads(output.splitlines()[-1])
+    return result | cpu.until(started + (result["wall_s"] or time.time()))
 
 
 def trl_job(config: RunConfig, model: Path, threads: int) -> dict[str, Any]:
@@ -173,14 +179,59 @@ def trl_version(python: str) -> str:
     """The version of TRL that the interpreter ``python`` has. Raises ConfigError saying how to make such an environment."""
     ask = "import importlib.metadata as m; print(m.version('trl'))"
     with suppress(OSError):
-        found = subprocess.run([python, "-c", ask], capture_output=True, text=True, timeout=60.0)
+        found = subprocess.run([python, "-c", ask], check=False, capture_output=True, text=True, timeout=60.0)
         if found.returncode == 0:
             return found.stdout.strip()
     raise ConfigError(f"{python} has no TRL (TRL_PYTHON names the interpreter to use); to make it: {HOW_TO_INSTALL}")
 
 
-def _run(name: str, command: Sequence[str], threads: int, log: Path) -> tuple[str, float]:
-    """Standard output of ``command``, and the CPU seconds of its whole process tree.
+class CpuTimes:
+    """CPU seconds of a process and all below it, by role, noted every CPU_INTERVAL_S (what a process did after its last
+    note is missing). The role of an actor is the name of its log; all else goes by the name of the program."""
+
+    def __init__(self) -> None:
+        self.notes: list[tuple[float, dict[str, float]]] = []  # seconds since the epoch, role to CPU seconds
+        self._seen: dict[int, tuple[str, float]] = {}
+
+    @contextmanager
+    def following(self, pid: int) -> Iterator[None]:
+        ended = threading.Event()
+        thread = threading.Thread(target=self._follow, args=(pid, ended), daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+
+    def until(self, moment: float) -> dict[str, float]:
+        """``cpu_s`` and ``cpu_s/ROLE`` at the last note before ``moment``."""
+        at = next((roles for time_, roles in reversed(self.notes) if time_ <= moment), {})
+        return {"cpu_s": sum(at.values())} | {f"cpu_s/{role}": seconds for role, seconds in sorted(at.items())}
+
+    def _follow(self, pid: int, ended: threading.Event) -> None:
+        with suppress(psutil.NoSuchProcess):
+            top = psutil.Process(pid)
+            while True:
+                for process in (top, *top.children(recursive=True)):
+                    with suppress(psutil.Error, OSError):
+                        times = process.cpu_times()
+                        self._seen[process.pid] = (_role(process), times.user + times.system)
+                roles = dict.fromkeys((role for role, _ in self._seen.values()), 0.0)
+                for role, seconds in self._seen.values():
+                    roles[role] += seconds
+                self.notes.append((time.time(), roles))
+                if ended.wait(CPU_INTERVAL_S):
+                    return
+
+
+def _role(process: psutil.Process) -> str:
+    output = Path(os.readlink(f"/proc/{process.pid}/fd/1"))
+    return output.stem.rpartition("-")[0] or output.stem if output.parent.name == "logs" else process.name()
+
+
+def _run(name: str, command: Sequence[str], threads: int, log: Path) -> tuple[str, CpuTimes]:
+    """Standard output of ``command``, and what its processes took.
 
     Raises RuntimeError with the last line of its errors if it fails, TimeoutError past RUN_TIMEOUT_S.
     """
@@ -189,11 +240,12 @@ def _run(name: str, command: Sequence[str], threads: int, log: Path) -> tuple[st
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
     }
-    before = _children_cpu_s()
+    cpu = CpuTimes()
     with log.open("w") as errors:
         process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=errors, text=True)
         try:
-            output, _ = process.communicate(timeout=RUN_TIMEOUT_S)
+            with cpu.following(process.pid):
+                output, _ = process.communicate(timeout=RUN_TIMEOUT_S)
         except subprocess.TimeoutExpired:
             raise TimeoutError(f"{name} (process {process.pid}) did not end within {RUN_TIMEOUT_S:g} s") from None
         finally:
@@ -201,7 +253,7 @@ def _run(name: str, command: Sequence[str], threads: int, log: Path) -> tuple[st
     if process.returncode:
         said = log.read_text(errors="replace").strip().splitlines()
         raise RuntimeError(f"{name} ended with code {process.returncode}: {said[-1] if said else 'it said nothing'}")
-    return output, _children_cpu_s() - before
+    return output, cpu
 
 
 def _stop(process: subprocess.Popen[str]) -> None:
@@ -212,12 +264,6 @@ def _stop(process: subprocess.Popen[str]) -> None:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-
-
-def _children_cpu_s() -> float:
-    """Of processes that have ended and were waited for, and of theirs."""
-    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return usage.ru_utime + usage.ru_stime
 
 
 def _reached(steps: Sequence[tuple[float, float]]) -> float | None:

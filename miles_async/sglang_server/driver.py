@@ -51,7 +51,7 @@ REQUIRED_ENDPOINTS = (
     "/update_weight_version",
     "/weights_checker",
 )
-SHARED = ("/dev/shm/sglang_", "/dev/shm/sem.mp-")  # load statistics, semaphores: they outlive a killed server
+SHARED = "/dev/shm/sglang_"  # the server's load statistics, which outlive a killed one
 LOG_LINES = 15  # of the server's log, in an error
 PROBE_INTERVAL_S = 0.25
 PROBE_TIMEOUT_S = 25.0  # /health of a server that is up but stuck answers 503 after 20 s

@@ -114,7 +114,7 @@ async def _blocked(engine: Engine) -> asyncio.Task[Any]:
 
 @pytest.mark.parametrize("mode", ["retract", "in_place"])
 async def test_a_pause_holds_everything_and_continue_lets_it_go_on(engine: Engine, mode: str) -> None:
-    watched = engine.watch(LONG, "held")
+    watched = engine.watch(LONG, f"held-{mode}")
     await watched.until_tokens(8)
     await engine.ok("/pause_generation", mode=mode)
     held = await watched.until_still()
@@ -125,7 +125,7 @@ async def test_a_pause_holds_everything_and_continue_lets_it_go_on(engine: Engin
     await engine.ok("/continue_generation")
     assert (await waiting)["output_ids"] == greedy_tokens(engine.model, PROMPT, 3)
     await watched.until_tokens(held + 20)
-    await engine.ok("/abort_request", rid="held")
+    await engine.ok("/abort_request", rid=f"held-{mode}")
     answer = await watched.finished()
     tokens, meta = answer["output_ids"], answer["meta_info"]
     assert sampled(answer) == pytest.approx(log_probs(engine.model, PROMPT, tokens), abs=TOLERANCE)
