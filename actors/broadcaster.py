@@ -23,7 +23,7 @@ from bus.messages import EngineDown, EngineServes, EngineUp, Message, Snapshot
 from miles_async.engine_client import EngineClient, EngineError
 from miles_async.weights.fleet import Fleet, Member, next_wave, wave_partition
 from miles_async.weights.group import Receiver, WeightGroups, choose_backend
-from miles_async.weights.push import PushReport, Update, prepare, push
+from miles_async.weights.push import PushReport, Update, bucket_limit, prepare, push
 from miles_async.weights.snapshot import SnapshotError
 
 READ_BLOCK_MS = 500
@@ -40,6 +40,7 @@ class Broadcaster:
         self.config = ctx.config.weights
         self.fleet = Fleet()
         self.groups = WeightGroups(choose_backend(ctx.config))
+        self._bucket_mb = bucket_limit(self.config, self.groups.backend)
         self._news = asyncio.Event()
         self._update: Update | None = None
 
@@ -167,7 +168,7 @@ class Broadcaster:
         if self._update is None or (self._update.version, str(self._update.path)) != (snapshot.version, snapshot.path):
             self._update = None
             try:
-                self._update = await prepare(Path(snapshot.path), snapshot.version, self.config.bucket_mb)
+                self._update = await prepare(Path(snapshot.path), snapshot.version, self._bucket_mb)
             except SnapshotError as error:
                 await self.ctx.event("snapshot_gone", version=snapshot.version, cause=str(error))
                 if self.fleet.newest is snapshot:

@@ -276,8 +276,9 @@ def _reached(steps: Sequence[tuple[float, float]]) -> float | None:
 
 def _medians(results: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Of every figure, over the runs that have it."""
-    values = {key: [result[key] for result in results if result[key] is not None] for key in results[0]}
-    return {key: round(statistics.median(found), 4) for key, found in values.items() if found and key != "seed"}
+    keys = dict.fromkeys(key for result in results for key in result if key != "seed")
+    values = {key: [result[key] for result in results if result.get(key) is not None] for key in keys}
+    return {key: round(statistics.median(found), 4) for key, found in values.items() if found}
 
 
 def _ratio(above: float | None, below: float | None) -> float | None:

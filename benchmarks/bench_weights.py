@@ -68,7 +68,8 @@ def bare_receiver(rank: int, world: int, port: int, n_bytes: int, control: Conne
     import torch.distributed as dist
 
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
+    store = dist.TCPStore("127.0.0.1", port, world, False, wait_for_workers=False)  # type: ignore[attr-defined]
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=world)
     buffer = torch.empty(n_bytes, dtype=torch.uint8)
     buffer.fill_(0)
     control.send("ready")
@@ -115,24 +116,21 @@ class Bare:
         return time.perf_counter() - started
 
 
-async def measure(
-    n_engines: int, hidden: int, layers: int, repeats: int, bucket_mb: int, transport: str
-) -> dict[str, Any]:
+async def measure(n_engines: int, hidden: int, layers: int, repeats: int, transport: str) -> dict[str, Any]:
     import aiohttp
     import torch
 
     from miles_async.config import Weights
     from miles_async.engine_client import EngineClient
     from miles_async.weights.group import Receiver, WeightGroups
-    from miles_async.weights.push import prepare, push
-    from miles_async.weights.snapshot import load_snapshot, write_snapshot
+    from miles_async.weights.push import bucket_limit, prepare, push
+    from miles_async.weights.snapshot import MEMORY_ROOT, load_snapshot, write_snapshot
 
     torch.set_num_threads(1)
-    config = Weights(transport=transport, bucket_mb=bucket_mb)  # type: ignore[arg-type]
+    memory = str(MEMORY_ROOT) if MEMORY_ROOT.exists() else None
+    config = Weights(transport=transport)  # type: ignore[arg-type]
     with ExitStack() as stack:
-        home = Path(
-            stack.enter_context(tempfile.TemporaryDirectory(dir="/dev/shm" if os.path.isdir("/dev/shm") else None))
-        )
+        home = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=memory)))
         make_checkpoint(home / "model", hidden, layers)
         tensors = load_snapshot(home / "model")
         n_bytes = sum(tensor.nbytes for tensor in tensors.values())
@@ -146,7 +144,7 @@ async def measure(
                 started = time.perf_counter()
                 path = write_snapshot(home / "snapshots", version, 0, tensors, str(home / "model"))
                 written = time.perf_counter()
-                update = await prepare(path, version, bucket_mb)
+                update = await prepare(path, version, bucket_limit(config, groups.backend))
                 prepared = time.perf_counter()
                 report = await push(receivers, update, groups, config)
                 if report.failed:
@@ -184,7 +182,6 @@ def run(
     hidden: int = 512,
     layers: int = 8,
     repeats: int = 7,
-    bucket_mb: int = 256,
     progress: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
     """Medians for a small model (where the calls count) and a larger one (where the bytes do), and by way of the disk."""
@@ -195,7 +192,7 @@ def run(
         ("large_collective", hidden, layers, "collective"),
         ("large_disk", hidden, layers, "disk"),
     ):
-        results[name] = asyncio.run(measure(n_engines, size, depth, repeats, bucket_mb, transport))
+        results[name] = asyncio.run(measure(n_engines, size, depth, repeats, transport))
         progress(f"{name}: {json.dumps(results[name])}")
     return results
 

@@ -27,8 +27,8 @@ TOLERANCE = 1e-4  # log-probs, float32 against float32
 
 
 def shared_files() -> set[Path]:
-    """What SGLang and Python's multiprocessing have in shared memory."""
-    return {path for pattern in ("sglang_*", "sem.mp-*") for path in Path("/dev/shm").glob(pattern)}
+    """SGLang's files in shared memory."""
+    return set(Path("/dev/shm").glob("sglang_*"))
 
 
 def left_behind(session: int) -> list[psutil.Process]:

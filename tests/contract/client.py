@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ class Watched:
     """A streamed /generate request that runs in the background; ``answer`` is the latest (cumulative) chunk."""
 
     def __init__(self, engine: Engine, body: dict[str, Any]) -> None:
+        self.rid: str = body["rid"]
         self.answer: dict[str, Any] = {}
         self.chunks: list[dict[str, Any]] = []
         self.done_line = False
@@ -116,15 +118,19 @@ class Engine:
         """One /generate call that has to succeed; the other names of its body in ``fields``."""
         return await self.ok("/generate", input_ids=list(prompt), **fields)
 
-    def watch(self, max_new_tokens: int, rid: str | None = None, **fields: Any) -> Watched:
-        """Start a long request: it ignores the end token and reports log-probs."""
+    def watch(self, max_new_tokens: int, **fields: Any) -> Watched:
+        """Start a long request: it ignores the end token and reports log-probs.
+
+        Its id is a fresh one: SGLang aborts the id of a streamed answer once more two seconds after its end.
+        """
         body = {
+            "rid": uuid.uuid4().hex,
             "input_ids": list(PROMPT),
             "sampling_params": {"max_new_tokens": max_new_tokens, "ignore_eos": True},
             "return_logprob": True,
             **fields,
         }
-        return Watched(self, body if rid is None else {**body, "rid": rid})
+        return Watched(self, body)
 
     async def weight_version(self) -> str:
         answer = await self.call("GET", "/model_info")

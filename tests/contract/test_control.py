@@ -51,12 +51,12 @@ async def test_flushing_an_idle_engine_succeeds_and_a_busy_one_refuses(engine: E
 
 async def test_an_aborted_request_answers_with_what_it_has(engine: Engine) -> None:
     kept = asyncio.create_task(engine.generate(sampling_params={"max_new_tokens": 60, "ignore_eos": True}))
-    streamed = engine.watch(LONG, "streamed")
+    streamed = engine.watch(LONG)
     single = asyncio.create_task(
         engine.generate(rid="single", sampling_params={"max_new_tokens": LONG, "ignore_eos": True}, return_logprob=True)
     )
     await streamed.until_tokens(20)
-    await engine.ok("/abort_request", rid="streamed")
+    await engine.ok("/abort_request", rid=streamed.rid)
     await engine.ok("/abort_request", rid="single")
     for answer in (await streamed.finished(), await single):
         reason = answer["meta_info"]["finish_reason"]
@@ -77,9 +77,9 @@ async def test_abort_all_ends_every_request(engine: Engine) -> None:
 
 
 async def test_aborting_nobody_is_no_error_and_a_prefix_is_nobody(engine: Engine) -> None:
-    watched = engine.watch(80, "prefix-1")
+    watched = engine.watch(80)
     await watched.until_tokens(1)
-    await engine.ok("/abort_request", rid="prefix-")
+    await engine.ok("/abort_request", rid=watched.rid[:-1])
     await engine.ok("/abort_request", rid="unknown")
     await engine.ok("/abort_request")
     assert (await watched.finished())["meta_info"]["finish_reason"]["type"] == "length"
@@ -114,7 +114,7 @@ async def _blocked(engine: Engine) -> asyncio.Task[Any]:
 
 @pytest.mark.parametrize("mode", ["retract", "in_place"])
 async def test_a_pause_holds_everything_and_continue_lets_it_go_on(engine: Engine, mode: str) -> None:
-    watched = engine.watch(LONG, f"held-{mode}")
+    watched = engine.watch(LONG)
     await watched.until_tokens(8)
     await engine.ok("/pause_generation", mode=mode)
     held = await watched.until_still()
@@ -125,7 +125,7 @@ async def test_a_pause_holds_everything_and_continue_lets_it_go_on(engine: Engin
     await engine.ok("/continue_generation")
     assert (await waiting)["output_ids"] == greedy_tokens(engine.model, PROMPT, 3)
     await watched.until_tokens(held + 20)
-    await engine.ok("/abort_request", rid=f"held-{mode}")
+    await engine.ok("/abort_request", rid=watched.rid)
     answer = await watched.finished()
     tokens, meta = answer["output_ids"], answer["meta_info"]
     assert sampled(answer) == pytest.approx(log_probs(engine.model, PROMPT, tokens), abs=TOLERANCE)

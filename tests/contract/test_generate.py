@@ -127,11 +127,12 @@ async def test_a_text_prompt_is_tokenized(engine: Engine) -> None:
 
 
 async def test_a_stream_grows_and_ends_with_done(engine: Engine) -> None:
-    watched = engine.watch(12, "streamed", sampling_params={**GREEDY, "max_new_tokens": 12})
+    watched = engine.watch(12, sampling_params={**GREEDY, "max_new_tokens": 12})
     last = await watched.finished()
     assert watched.done_line
     assert last["output_ids"] == greedy_tokens(engine.model, PROMPT, 12)
     assert last["text"].strip() == text_of(last["output_ids"])
+    assert last["meta_info"]["id"] == watched.rid
     assert last["meta_info"]["finish_reason"] == {"type": "length", "length": 12}
     assert last["meta_info"]["weight_versions"] == [{"version": Engine.VERSION, "start": 0, "end": 12}]
     assert sampled(last) == pytest.approx(log_probs(engine.model, PROMPT, last["output_ids"]), abs=TOLERANCE)

@@ -54,11 +54,11 @@ async def test_an_unknown_token_id_is_refused(engine: Engine) -> None:
 
 
 async def test_the_id_of_a_running_request_is_refused_and_free_again_after_it(engine: Engine) -> None:
-    running = engine.watch(LONG, "twice")
+    running = engine.watch(LONG)
     await running.until_tokens(1)
-    answer = await engine.post("/generate", rid="twice", input_ids=list(PROMPT), sampling_params=ONE)
+    answer = await engine.post("/generate", rid=running.rid, input_ids=list(PROMPT), sampling_params=ONE)
     assert answer.status == 400
-    assert "twice" in str(answer.body)
-    await engine.ok("/abort_request", rid="twice")
+    assert running.rid in str(answer.body)
+    await engine.ok("/abort_request", rid=running.rid)
     await running.finished()
-    assert (await engine.generate(rid="twice", sampling_params=ONE))["meta_info"]["id"] == "twice"
+    assert (await engine.generate(rid=running.rid, sampling_params=ONE))["meta_info"]["id"] == running.rid
