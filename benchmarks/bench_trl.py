@@ -64,7 +64,7 @@ def run(repeats: int = 3, first_seed: int = 1, trl_python: str | None = None) ->
                     result = run_ours(root, seed)
                 else:
                     result = run_trl(root, seed, python, int(side.removeprefix("trl_threads_")))
-            runs[side].append(result | {"seed": seed, "load_before": _load()})
+            runs[side].append(result | {"seed": seed})
             print(side, json.dumps(runs[side][-1]), file=sys.stderr)
     medians = {side: _medians(results) for side, results in runs.items()}
     theirs = min((_trl(n) for n in TRL_THREADS), key=lambda side: medians[side].get("wall_s", float("inf")))
@@ -190,7 +190,8 @@ class CpuTimes:
     note is missing). The role of an actor is the name of its log; all else goes by the name of the program."""
 
     def __init__(self) -> None:
-        self.notes: list[tuple[float, dict[str, float]]] = []  # seconds since the epoch, role to CPU seconds
+        # seconds since the epoch, role to CPU seconds, CPU seconds of the whole machine
+        self.notes: list[tuple[float, dict[str, float], float]] = []
         self._seen: dict[int, tuple[str, float]] = {}
 
     @contextmanager
@@ -205,9 +206,13 @@ class CpuTimes:
             thread.join()
 
     def until(self, moment: float) -> dict[str, float]:
-        """``cpu_s`` and ``cpu_s/ROLE`` at the last note before ``moment``."""
-        at = next((roles for time_, roles in reversed(self.notes) if time_ <= moment), {})
-        return {"cpu_s": sum(at.values())} | {f"cpu_s/{role}": seconds for role, seconds in sorted(at.items())}
+        """``cpu_s`` and ``cpu_s/ROLE`` at the last note before ``moment``; ``others_cores``: what all else kept busy."""
+        begin, _, before = self.notes[0]
+        end, roles, busy = next(note for note in reversed(self.notes) if note[0] <= moment)
+        total = sum(roles.values())
+        others = max(0.0, busy - before - total) / max(end - begin, CPU_INTERVAL_S)
+        by_role = {f"cpu_s/{role}": seconds for role, seconds in sorted(roles.items())}
+        return {"cpu_s": total, "others_cores": others} | by_role
 
     def _follow(self, pid: int, ended: threading.Event) -> None:
         with suppress(psutil.NoSuchProcess):
@@ -220,9 +225,14 @@ class CpuTimes:
                 roles = dict.fromkeys((role for role, _ in self._seen.values()), 0.0)
                 for role, seconds in self._seen.values():
                     roles[role] += seconds
-                self.notes.append((time.time(), roles))
+                self.notes.append((time.time(), roles, _machine_cpu_s()))
                 if ended.wait(CPU_INTERVAL_S):
                     return
+
+
+def _machine_cpu_s() -> float:
+    times = psutil.cpu_times()
+    return sum(times) - times.idle - getattr(times, "iowait", 0.0) - getattr(times, "guest", 0.0)
 
 
 def _role(process: psutil.Process) -> str:
@@ -287,10 +297,6 @@ def _ratio(above: float | None, below: float | None) -> float | None:
 
 def _trl(threads: int) -> str:
     return f"trl_threads_{threads}"
-
-
-def _load() -> float:
-    return round(os.getloadavg()[0], 2)
 
 
 if __name__ == "__main__":

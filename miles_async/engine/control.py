@@ -16,8 +16,9 @@ from typing import Any
 import msgspec
 import torch
 
+from miles_async.daemon_thread import in_thread
 from miles_async.engine.checkpoint import CheckpointError, read_config, read_tensors
-from miles_async.engine.groups import TransferError, in_thread, join_group, leave_group, receive
+from miles_async.engine.groups import TransferError, join_group, leave_group, receive
 from miles_async.engine.model import DenseModel, WeightError
 from miles_async.engine.scheduler import PauseMode, Scheduler
 from miles_async.engine.worker import ComputeThread

@@ -6,11 +6,7 @@ joining and receiving have a deadline; nothing of the model is touched here.
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import threading
 import warnings
-from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -28,28 +24,6 @@ GROUP_TIMEOUT_S = 120.0
 
 class TransferError(RuntimeError):
     """Joining or receiving failed; the message names the group."""
-
-
-async def in_thread(function: Callable[[], T]) -> T:
-    """Run a blocking collective in a daemon thread: unlike an executor's, it cannot hold up the exit of the process."""
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[T] = loop.create_future()
-
-    def settle(value: Any, error: BaseException | None) -> None:
-        if not future.done():
-            future.set_result(value) if error is None else future.set_exception(error)
-
-    def work() -> None:
-        value, error = None, None
-        try:
-            value = function()
-        except Exception as caught:
-            error = caught
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
-            loop.call_soon_threadsafe(settle, value, error)
-
-    threading.Thread(target=work, name="engine-weights", daemon=True).start()
-    return await future
 
 
 def join_group(address: str, port: int, *, rank: int, world_size: int, name: str, backend: str) -> Any:

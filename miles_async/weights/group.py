@@ -13,12 +13,10 @@ scheduler stands still meanwhile).
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
 import logging
 import os
 import socket
-import threading
 import time
 import warnings
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
@@ -33,6 +31,7 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]
 from torch.distributed import distributed_c10d as c10d
 
 from miles_async.config import RunConfig
+from miles_async.daemon_thread import in_thread
 from miles_async.engine_client import EngineClient, EngineError
 
 T = TypeVar("T")
@@ -77,29 +76,6 @@ def own_address(peer_url: str) -> str:
     with socket.socket(family, kind, proto) as probe:
         probe.connect(address)  # UDP: picks the route, sends nothing
         return str(probe.getsockname()[0])
-
-
-async def in_thread(function: Callable[[], T]) -> T:
-    """Run a blocking collective in a daemon thread: unlike an executor's, it cannot hold up the exit of the process."""
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[T] = loop.create_future()
-
-    def settle(value: Any, error: BaseException | None) -> None:
-        if not future.done():
-            future.set_result(value) if error is None else future.set_exception(error)
-
-    def work() -> None:
-        value, error = None, None
-        try:
-            value = function()
-        except Exception as caught:
-            error = caught
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
-            loop.call_soon_threadsafe(settle, value, error)
-        del error  # it holds this frame: the two would keep the group's connections open until garbage is collected
-
-    threading.Thread(target=work, name="weight-group", daemon=True).start()
-    return await future
 
 
 class WeightGroup:
