@@ -47,12 +47,13 @@ class Learner:
         self.samples_cursor = self.control_cursor = "0"
         self.rewards: deque[float] = deque(maxlen=REWARD_WINDOW)
         self.last_saved = -1
+        self.replay_to = 0  # the last step that has a batch when this process began
         self.waited_s = 0.0
 
     async def run(self) -> None:
         async with ComputeThread("learner-compute") as self.compute:
             await self._build()
-            await self._publish_snapshot()
+            await self._offer_snapshot()
             while not self._finished() and (batch := await self._next_batch()) is not None:
                 await self._step(batch)
                 if self.trainer.version % self.config.checkpoint.save_interval == 0:
@@ -82,8 +83,9 @@ class Learner:
                 await self.ctx.event("resumed", version=self.trainer.version)
         elif (await self.ledger.steps())[1] > 0:
             raise RuntimeError("the ledger has committed steps, but there is no checkpoint in the run directory")
-        if (last := (await self.ledger.steps())[0]) < self.trainer.version:
-            raise RuntimeError(f"the ledger ends at step {last}, the checkpoint is of step {self.trainer.version}")
+        self.replay_to, _ = await self.ledger.steps()
+        if self.replay_to < self.trainer.version:
+            raise RuntimeError(f"the ledger ends at step {self.replay_to}, the checkpoint is of {self.trainer.version}")
         await self.ctx.event("learner_ready", version=self.trainer.version, rank=self.rank)
 
     def _finished(self) -> bool:
@@ -151,8 +153,8 @@ class Learner:
         groups = await self.ledger.payloads(self._share(batch))
         metrics: dict[str, float] = await self.compute(self._train, groups)
         self.rewards.append(metrics["raw_reward"])
-        if self.trainer.version % self.config.weights.update_interval == 0:
-            await self._publish_snapshot()
+        if self.trainer.version % self.config.weights.update_interval == 0 or self.trainer.version == self.replay_to:
+            await self._offer_snapshot()
         if self.rank == 0:
             step_s = time.monotonic() - started
             perf = {"perf/train_time": step_s, "perf/train_wait_time": self.waited_s}
@@ -161,9 +163,15 @@ class Learner:
     def _train(self, groups: list[Group]) -> dict[str, float]:
         return self.trainer.step(groups)
 
-    async def _publish_snapshot(self) -> None:
-        """Hand the weights to the broadcaster, and go on."""
+    async def _offer_snapshot(self) -> None:
+        """Hand the weights to the broadcaster, and go on.
+
+        Not while batches of an earlier life are replayed: engines that still serve the newest version would be put back,
+        and what they are generating would grow too old.
+        """
         version = self.trainer.version
+        if version < self.replay_to:
+            return
         path = await self.compute(self._write_snapshot, version)
         if self.rank == 0:
             await self.ctx.bus.publish(

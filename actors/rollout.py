@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from typing import Any
 
 import aiohttp
 import msgspec
@@ -24,6 +25,8 @@ from miles_async.engine_client import EngineClient, EngineError
 from miles_async.rewards import Grader, RewardError, RewardSample
 from miles_async.rollout.generate import AbortedError, AnswerError, generate_group
 from miles_async.tokenizer import Tokenizer
+
+GONE = (None, 502, 503, 504)  # statuses of a request that may be sent again: no answer, or none of an engine's
 
 TICKETS_AT_ONCE = 4  # a read takes few, so that the tickets of a small batch spread over the workers
 
@@ -40,14 +43,14 @@ class RolloutWorker:
 
     async def run(self) -> None:
         config = self.ctx.config
-        await self.ledger.release(self.lease)  # what a former life of this worker held
         with self.ctx.waiting("the router's address"):
             url = await self.ctx.bus.address("router", deadline_s=config.engine.start_timeout_s)
         connector = aiohttp.TCPConnector(limit=0)
         async with aiohttp.ClientSession(connector=connector) as session, Grader.from_config(config.reward) as grader:
-            self.client, self.grader = EngineClient(url, session), grader
+            self.session, self.client, self.grader = session, EngineClient(url, session), grader
             renewal = asyncio.create_task(self._renew())
             try:
+                self._begin(await self.ledger.own_tickets(self.ctx.name, self.lease))
                 await self._work()
             finally:
                 await end([renewal, *self.in_flight])
@@ -70,7 +73,10 @@ class RolloutWorker:
                 task.result()
 
     async def _take(self, count: int, lease_ms: int) -> None:
-        for claimed in await self.ledger.next_tickets(self.ctx.name, self.lease, count, lease_ms):
+        self._begin(await self.ledger.next_tickets(self.ctx.name, self.lease, count, lease_ms))
+
+    def _begin(self, tickets: list[ClaimedTicket]) -> None:
+        for claimed in tickets:
             self.in_flight[asyncio.create_task(self._rollout(claimed.ticket))] = claimed
 
     async def _renew(self) -> None:
@@ -82,7 +88,7 @@ class RolloutWorker:
         """One group, from its ticket to its publication or its recorded drop."""
         started = time.time()
         try:
-            samples = await generate_group(ticket, self.ctx.config.rollout, self.client, self.tokenizer)
+            samples = await generate_group(ticket, self.ctx.config.rollout, self._ask, self.tokenizer)
             samples = await self._score_all(ticket, samples)
         except (EngineError, AnswerError) as error:
             await self._drop(ticket, "generate_error", str(error))
@@ -92,6 +98,27 @@ class RolloutWorker:
             await self._drop(ticket, error.reason, str(error))
         else:
             await self._publish(ticket, tuple(samples), started)
+
+    async def _ask(self, body: dict[str, Any]) -> list[dict[str, Any]]:
+        """The engines' answers through the router; one that was replaced meanwhile is found again.
+
+        Raises EngineError: refused, or nobody answers within ``request_timeout_s``.
+        """
+        loop = asyncio.get_running_loop()
+        deadline, pause = loop.time() + self.ctx.config.rollout.request_timeout_s, 0.1
+        while True:
+            try:
+                left = max(deadline - loop.time(), 0.1)
+                answers: Any = await self.client.generate(body, timeout=left)
+                return answers
+            except EngineError as error:
+                if error.status not in GONE or loop.time() >= deadline:
+                    raise
+            with self.ctx.waiting("the router, or an engine behind it"):
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, 2.0)
+                self.client = EngineClient(await self.ctx.bus.address("router", deadline_s=1.0), self.session)
+            body = body | {"rid": [f"{rid}+" for rid in body["rid"]]}  # an engine may still know the first one
 
     async def _score_all(self, ticket: Ticket, samples: list[Sample]) -> list[Sample]:
         scored = await asyncio.gather(*(self._score(ticket, sample) for sample in samples), return_exceptions=True)

@@ -155,8 +155,13 @@ async def connect(url: str, run_id: str, *, deadline_s: float = 10.0) -> Bus:
             url,
             protocol=2,
             socket_connect_timeout=deadline_s,
-            retry=Retry(ExponentialBackoff(cap=1.0, base=0.01), 5),
-            retry_on_error=[redis.exceptions.ConnectionError, redis.exceptions.BusyLoadingError],
+            # a server that is being restarted is back within these (about 20 s); every command of ours may be repeated
+            retry=Retry(ExponentialBackoff(cap=0.5, base=0.01), 45),
+            retry_on_error=[
+                redis.exceptions.ConnectionError,
+                redis.exceptions.TimeoutError,
+                redis.exceptions.BusyLoadingError,
+            ],
         )
     except ValueError as error:
         raise NoRedisError(f"bus.url = {url!r}: {error}") from None

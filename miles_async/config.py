@@ -28,6 +28,11 @@ class Run(Section, frozen=True):
     target_reward: float | None = None  # stop when the mean reward of the last 5 steps reaches this
     watchdog_s: PositiveFloat = 120.0  # no step, no new sample for so long: say who waits for whom
     stop_timeout_s: PositiveFloat = 30.0  # an orderly stop takes no longer
+    max_restarts: CountInt = (
+        5  # of one actor (the learner's ranks count as one) in restart_window_s; then the run fails
+    )
+    restart_window_s: PositiveFloat = 600.0
+    restart_backoff_s: PositiveFloat = 0.2  # before the first restart; doubles with each further one in the window
 
 
 class Model(Section, frozen=True):

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -101,3 +104,42 @@ def trained_groups(run_dir: Path) -> dict[int, list[Group]]:
             steps.setdefault(int(path.name.split("-")[0]), []).append(decode(data[place + 8 : place + 8 + size], Group))
             place += 8 + size
     return steps
+
+
+def wait_until(holds: Callable[[], bool], what: str, process: subprocess.Popen[str], timeout: float = 90) -> None:
+    """Until ``holds()``, while ``process`` runs."""
+    deadline = time.monotonic() + timeout
+    while time.monotonic() < deadline:
+        assert process.poll() is None, process.communicate()[1]
+        if holds():
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"no {what} within {timeout} s")
+
+
+def wait_for_step(run_dir: Path, step: int, process: subprocess.Popen[str]) -> None:
+    """Until the run's metrics have ``step``."""
+    record = run_dir / "metrics.jsonl"
+    wait_until(
+        lambda: record.exists() and any(line["step"] >= step for line in metrics(run_dir)), f"step {step}", process
+    )
+
+
+def ask_status(run_dir: Path) -> dict[str, Any]:
+    """What ``miles-async status`` says of a run that is alive."""
+    ask = [sys.executable, "-m", "miles_async.cli", "status", str(run_dir), "--json"]
+    return json.loads(subprocess.run(ask, capture_output=True, text=True, timeout=30, check=True).stdout)
+
+
+def kill(run_dir: Path, actor: str) -> None:
+    """kill -9 of one process of a run that is alive; ``actor`` may be "redis"."""
+    if actor == "redis":
+        pid = json.loads((run_dir / "supervisor.json").read_text())["redis_pid"]
+    else:
+        pid = next(a["pid"] for a in ask_status(run_dir)["actors"] if a["actor"] == actor)
+    os.kill(pid, signal.SIGKILL)
+
+
+def events(run_dir: Path, kind: str) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (run_dir / "events.jsonl").read_text().splitlines()]
+    return [line for line in lines if line["kind"] == kind]

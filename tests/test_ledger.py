@@ -94,6 +94,19 @@ async def test_released_groups_are_dealt_again_with_the_same_ticket(bus: Bus) ->
     assert not await ledger.publish(group(first[0].ticket.group_id), "w/1", 0, 0, 0.0)
 
 
+async def test_a_worker_that_died_before_it_claimed_gets_its_tickets_back_at_once(bus: Bus) -> None:
+    ledger = Ledger(bus)
+    await deal(ledger, 3)
+    key = bus.key("tickets")
+    await bus.redis.xreadgroup("rollout", "w", {key: ">"}, count=2)  # delivered, and the worker is dead
+    await ledger.next_tickets("other", "other/1", 1, 60_000)
+    again = await ledger.own_tickets("w", "w/2")
+    assert sorted(c.ticket.group_id for c in again) == ["0-0-0", "0-1-0"]
+    assert (await ledger.counts())["in_flight"] == 3
+    assert await ledger.publish(group("0-0-0"), "w/2", 0, 0, 0.0)
+    assert [c.ticket.group_id for c in await ledger.own_tickets("w", "w/3")] == ["0-1-0"]
+
+
 async def test_a_step_has_one_record_for_ever(bus: Bus) -> None:
     ledger = Ledger(bus)
     await deal(ledger, 4)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -23,21 +23,11 @@ from runs import (
     recording_environment,
     summary,
     trained_groups,
+    wait_for_step,
     write_config,
 )
 
 from bus.codec import VERSIONS, unpack
-
-
-def wait_for_step(run_dir: Path, step: int, process: subprocess.Popen[str], timeout: float = 90) -> None:
-    """Until the run's metrics have ``step``."""
-    deadline = time.monotonic() + timeout
-    while time.monotonic() < deadline:
-        assert process.poll() is None, process.communicate()[1]
-        if (run_dir / "metrics.jsonl").exists() and any(line["step"] >= step for line in metrics(run_dir)):
-            return
-        time.sleep(0.05)
-    raise AssertionError(f"no step {step} within {timeout} s")
 
 
 def test_an_asynchronous_run_keeps_the_bound_and_accounts_for_every_group(tmp_path: Path) -> None:
@@ -147,25 +137,6 @@ def test_two_data_parallel_ranks_train_each_their_share(tmp_path: Path) -> None:
     assert summary(tmp_path / "run")["ledger"]["trained"] == 24
 
 
-def test_an_actor_that_dies_ends_the_run_with_its_name_and_cause(tmp_path: Path) -> None:
-    config = write_config(tmp_path, run=TINY["run"] | {"num_steps": 400})
-    run_dir = tmp_path / "run"
-    process = subprocess.Popen(
-        command(config, run_dir), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()
-    )
-    wait_for_step(run_dir, 2, process)
-    ask = [*command(config, run_dir)[:3], "status", str(run_dir), "--json"]
-    status = subprocess.run(ask, capture_output=True, text=True, timeout=30, check=True)
-    actors = {actor["actor"]: actor for actor in json.loads(status.stdout)["actors"]}
-    os.kill(actors["engine-1"]["pid"], signal.SIGKILL)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 1
-    assert "engine-1: killed by signal 9" in err
-    found = summary(run_dir)
-    assert found["status"] == "failed" and found["balanced"]
-    assert left_behind(run_dir) == []
-
-
 REWARDS = """
 async def raises(sample):
     raise ValueError("no such unit")
@@ -197,7 +168,7 @@ def test_a_reward_function_that_always_fails_ends_the_run_with_its_reason(
     assert result.returncode == 1
     last_line = result.stderr.strip().splitlines()[-1]
     assert "all dropped" in last_line
-    assert __import__("re").search(reason, last_line), last_line
+    assert re.search(reason, last_line), last_line
     found = summary(tmp_path / "run")
     assert found["ledger"]["dropped"] == {reason.split(":")[0]: sum(found["ledger"]["dropped"].values())}
     assert found["balanced"]

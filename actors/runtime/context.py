@@ -23,6 +23,9 @@ from bus import Bus, connect
 from bus.messages import Control, Event, Heartbeat, Metrics
 from miles_async.config import RunConfig
 
+# what a restart would not change: a wrong key, file or path
+FATAL = (ValueError, ImportError)
+
 
 class Actor(Protocol):
     """One long-running role."""
@@ -124,7 +127,7 @@ async def run_actor(spec: ActorSpec, make: Callable[[ActorContext], Actor]) -> N
     except BaseException as error:
         if not isinstance(error, asyncio.CancelledError):
             cause = f"{type(error).__name__}: {error}".split("\n")[0]
-            await asyncio.wait_for(ctx.event("died", cause=cause), 2.0)
+            await asyncio.wait_for(ctx.event("died", cause=cause, fatal=isinstance(error, FATAL)), 2.0)
         raise
     finally:
         ctx.stop.set()

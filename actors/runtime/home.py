@@ -48,12 +48,19 @@ class RunHome:
         self._write()
         return earlier is not None
 
-    def announce(self, bus_url: str) -> None:
-        self.state["bus_url"] = bus_url
+    def next_incarnation(self) -> int:
+        """A number that no process of this run has had."""
+        self.state["incarnation"] += 1
+        self._write()
+        return self.state["incarnation"]
+
+    def announce(self, bus_url: str, redis_pid: int | None) -> None:
+        """Where the bus is; ``redis_pid``: of a server of our own."""
+        self.state |= {"bus_url": bus_url, "redis_pid": redis_pid}
         self._write()
 
     def leave(self) -> None:
-        self.state |= {"pid": None, "bus_url": None}
+        self.state |= {"pid": None, "bus_url": None, "redis_pid": None}
         self._write()
 
     def _write(self) -> None:

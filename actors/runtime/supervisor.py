@@ -1,6 +1,7 @@
-"""The supervisor: starts the bus and the actors of a run, watches them, stops them in order.
+"""The supervisor: starts the bus and the actors of a run, watches them, replaces those that die, stops them in order.
 
-Promises: a run ends by itself, finished or failed, with one clear line for its cause; an actor that dies is seen at once; a
+Promises: a run ends by itself, finished or failed, with one clear line for its cause; an actor or a Redis server that dies
+is seen at once and replaced, within a budget; what a restart cannot mend (a wrong key, file or path) ends the run; a
 Ctrl-C makes the learner save a checkpoint and everybody stop, within ``run.stop_timeout_s``, then by force; no process is
 left behind. It wires the actors and knows none of them: they are found by dotted path.
 """
@@ -9,20 +10,21 @@ from __future__ import annotations
 
 import asyncio
 import signal
-import sys
-from collections.abc import Iterable
+import time
 from pathlib import Path
 from typing import Any
 
 import uvloop
 
 from actors.runtime.context import ActorSpec
+from actors.runtime.crew import Crew
 from actors.runtime.home import RunHome, check_prompts, make_inputs
 from actors.runtime.local import LocalRuntime
-from actors.runtime.plan import STOP_STAGES, specs
+from actors.runtime.plan import specs
+from actors.runtime.restarts import RestartBudget
+from actors.runtime.tasks import end
 from actors.runtime.watch import Watch
-from bus import Bus, Ledger, connect
-from bus.messages import Control
+from bus import Bus, Ledger, NoRedisError, connect
 from bus.server import RedisServer
 from miles_async.builtin import is_builtin
 from miles_async.config import RunConfig
@@ -37,9 +39,8 @@ class Supervisor:
     def __init__(self, config: RunConfig, run_dir: Path, monitor: Monitor) -> None:
         self.config, self.home, self.monitor = config, RunHome(run_dir), monitor
         self.runtime = LocalRuntime()
+        self.server = RedisServer(run_dir / "redis", config.bus.appendfsync)
         self.interrupted = asyncio.Event()
-        self.roles: dict[str, str] = {}
-        self.ends: dict[asyncio.Task[int], str] = {}
 
     def run(self) -> int:
         """Run to the end; returns the exit code. Raises NoRedisError, RunInUseError, OSError before anything runs."""
@@ -48,17 +49,16 @@ class Supervisor:
     async def _main(self) -> int:
         resumed = self.home.enter()
         self.runtime.warm_up()
-        server = RedisServer(self.home.path / "redis", self.config.bus.appendfsync)
         try:
-            url = self.config.bus.url or server.start()
+            url = self.config.bus.url or self.server.start()
             bus = await connect(url, self.home.state["run_id"])
             try:
-                self.home.announce(url)
+                self.home.announce(url, self.server.pid)
                 return await self._launch(bus, url, resumed)
             finally:
                 await bus.close()
         finally:
-            server.stop()
+            self.server.stop()
             self.home.leave()
 
     async def _launch(self, bus: Bus, url: str, resumed: bool) -> int:
@@ -71,16 +71,20 @@ class Supervisor:
         await ledger.release()  # no worker of an earlier launch lives
         self.monitor.start(self.config, self.home.path, resumed)
         watch = Watch(bus, ledger, self.monitor, self.config, self.runtime.running)
+        crew = Crew(self.runtime, self.config, bus, ledger, self.home.next_incarnation)
+        guard = asyncio.create_task(self._guard_redis(watch))
         status, reason = "failed", ""
         try:
             await self._make_inputs()
-            self._start(url)
-            status, reason = await self._until_the_end(watch)
+            for spec in self._specs(url):
+                crew.start(spec)
+            status, reason = await self._until_the_end(crew, watch, guard)
         except Exception as error:
             reason = f"{type(error).__name__}: {error}".split("\n")[0]
             raise
         finally:
-            await self._stop(bus, orderly=status != "failed")
+            await crew.stop(orderly=status != "failed")
+            await end([guard])
             await watch.close()
             self.monitor.finish(status, await ledger.counts(), reason)
         return {"finished": OK, "stopped": INTERRUPTED}.get(status, FAILED)
@@ -99,57 +103,59 @@ class Supervisor:
             await self.runtime.call(make_inputs, name, directory, self.config.run.seed)
         check_prompts(self.config, self.home.model_path(self.config))
 
-    def _start(self, url: str) -> None:
+    def _specs(self, url: str) -> list[ActorSpec]:
         model_path = str(self.home.model_path(self.config))
         state = self.home.state
-        for spec in specs(self.config, self.home.path, model_path, url, state["run_id"], state["incarnation"]):
-            self._start_one(spec)
+        return specs(self.config, self.home.path, model_path, url, state["run_id"], state["incarnation"])
 
-    def _start_one(self, spec: ActorSpec) -> None:
-        self.runtime.start(spec)
-        self.roles[spec.name] = spec.role
-        self.ends[asyncio.create_task(self.runtime.ended(spec.name))] = spec.name
-
-    async def _until_the_end(self, watch: Watch) -> tuple[str, str]:
+    async def _until_the_end(self, crew: Crew, watch: Watch, guard: asyncio.Task[str]) -> tuple[str, str]:
         """Wait for the learner to finish, an interruption, or a failure; returns the status and its cause."""
         interruption = asyncio.create_task(self.interrupted.wait())
         trouble = asyncio.create_task(watch.trouble())
+        ended = asyncio.create_task(crew.next_end())
         try:
             while True:
-                waited: set[asyncio.Task[Any]] = {interruption, trouble, *self.ends}
+                waited: set[asyncio.Task[Any]] = {interruption, trouble, guard, ended}
                 done, _ = await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
                 if interruption in done:
                     return "stopped", "interrupted"
-                if trouble in done:
-                    return "failed", trouble.result()
-                for task in done:
-                    name = self.ends.pop(task)
-                    if task.result() != 0:
-                        return "failed", await watch.cause_of_death(name, task.result())
-                    if self.roles[name] != "learner":
-                        return "failed", f"{name} ended before the run did"
-                    if not self._running(("learner",)):
+                for failure in (trouble, guard):
+                    if failure in done:
+                        return "failed", failure.result()
+                spec, code = ended.result()
+                if spec.role == "learner" and code == 0:
+                    if not crew.running(("learner",)):
                         return "finished", ""
+                elif (cause := await self._replace(spec, code, crew, watch)) is not None:
+                    return "failed", cause
+                ended = asyncio.create_task(crew.next_end())
         finally:
-            interruption.cancel()
-            trouble.cancel()
+            await end([interruption, trouble, ended])
 
-    def _running(self, roles: Iterable[str]) -> list[str]:
-        return [name for name in self.runtime.running() if self.roles[name] in roles]
+    async def _replace(self, spec: ActorSpec, code: int, crew: Crew, watch: Watch) -> str | None:
+        """Replace who died; the cause of the run's failure if that is pointless or too often."""
+        cause, fatal = await watch.cause_of_death(spec.name, code)
+        if fatal:
+            return cause
+        if not await crew.replace(spec):
+            times = self.config.run.max_restarts
+            return f"{cause} (after {times} restarts)" if times else cause
+        watch.tell("restarted", actor=spec.name, cause=cause)
+        return None
 
-    async def _stop(self, bus: Bus, *, orderly: bool) -> None:
-        """Producers first, so that nothing that they still need is gone; who does not stop in time is killed."""
-        deadline = asyncio.get_running_loop().time() + self.config.run.stop_timeout_s
-        for stage in STOP_STAGES if orderly else (tuple(self.roles.values()),):
-            await bus.publish("control", Control(command="stop", roles=stage, reason="the run ends"))
-            waiting = [task for task, name in self.ends.items() if self.roles[name] in stage and not task.done()]
-            if waiting:
-                left = max(0.1, deadline - asyncio.get_running_loop().time())
-                await asyncio.wait(waiting, timeout=left if orderly else min(left, 3.0))
-        for name in self.runtime.running():
-            if orderly:
-                print(f"{name} did not stop in time: killed", file=sys.stderr)
-            self.runtime.terminate(name, signal.SIGKILL)
-        self.runtime.join()
-        for task in self.ends:
-            task.cancel()
+    async def _guard_redis(self, watch: Watch) -> str:
+        """Start our Redis server again when it dies; returns why it is given up. The clients reconnect by themselves."""
+        if self.config.bus.url is not None:
+            await asyncio.Event().wait()
+        budget = RestartBudget(self.config.run)
+        while True:
+            code = await asyncio.to_thread(self.server.wait)
+            delay = budget.ask("redis", time.monotonic())
+            if delay is None:
+                return f"redis: ended with {code}, too often; see {self.server.directory / 'redis.log'}"
+            await asyncio.sleep(delay)
+            try:
+                self.home.announce(self.server.start(), self.server.pid)
+            except NoRedisError as error:
+                return f"redis: {error}"
+            watch.tell("restarted", actor="redis", cause=f"it ended with {code}")

@@ -30,7 +30,7 @@ class Watch:
         """``running``: names of the actors whose processes run."""
         self.bus, self.ledger, self.monitor, self.config, self.running = bus, ledger, monitor, config, running
         self._metrics_cursor = self._events_cursor = "0"
-        self._deaths: dict[str, str] = {}
+        self._deaths: dict[str, tuple[str, bool]] = {}
         self._last_drop = ""
         self._trouble: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._progress: tuple[Any, ...] = ()
@@ -43,11 +43,18 @@ class Watch:
         """Wait for a reason to end the run."""
         return await asyncio.shield(self._trouble)
 
-    async def cause_of_death(self, name: str, code: int) -> str:
-        """Why ``name`` ended with ``code``: what it said itself, or the signal."""
+    async def cause_of_death(self, name: str, code: int) -> tuple[str, bool]:
+        """Why ``name`` ended with ``code`` (what it said itself, or the signal), and whether a restart is pointless."""
         await self._read_events(block_ms=0)
-        how = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
-        return f"{name}: {self._deaths.get(name, how)}"
+        how = (
+            f"killed by signal {-code}" if code < 0 else f"exit code {code}" if code else "it ended before the run did"
+        )
+        cause, fatal = self._deaths.pop(name, (how, False))
+        return f"{name}: {cause}", fatal
+
+    def tell(self, kind: str, **data: Any) -> None:
+        """An event of the supervisor's own."""
+        self.monitor.on_event(Event(actor="supervisor", kind=kind, time=time.time(), data=data))
 
     async def close(self) -> None:
         """Take in what is still on the bus, then stop."""
@@ -84,7 +91,7 @@ class Watch:
 
     def _note(self, event: Event) -> None:
         if event.kind == "died":
-            self._deaths[event.actor] = str(event.data.get("cause", ""))
+            self._deaths[event.actor] = (str(event.data.get("cause", "")), bool(event.data.get("fatal")))
         elif event.kind == "dropped":
             self._last_drop = f"{event.data.get('reason')}: {event.data.get('detail')}"
 
@@ -118,7 +125,7 @@ class Watch:
         elif now - self._progress_at > self.config.run.watchdog_s and not self._stall_told:
             self._stall_told = True
             data = {"seconds": round(now - self._progress_at), "waits": who_waits(heartbeats, time.time())}
-            self.monitor.on_event(Event(actor="supervisor", kind="stalled", time=time.time(), data=data))
+            self.tell("stalled", **data)
 
 
 def who_waits(heartbeats: list[Heartbeat], now: float) -> dict[str, str]:

@@ -6,6 +6,7 @@ sampled it (``meta_info.weight_versions``); a sample that an engine aborted is g
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,10 @@ import numpy.typing as npt
 from bus.codec import LOGPROBS, MASK, TOKENS, VERSIONS, pack, unpack
 from bus.messages import Sample, Ticket
 from miles_async.config import Rollout
-from miles_async.engine_client import EngineClient
 from miles_async.tokenizer import Tokenizer
+
+# sends the body of a /generate of several prompts somewhere and returns the answers, in order
+Ask = Callable[[dict[str, Any]], Awaitable[list[dict[str, Any]]]]
 
 MAX_ABORTS = 5  # a sample aborted so often by engines costs its group
 
@@ -46,10 +49,10 @@ def sampling_params(config: Rollout, seed: int) -> dict[str, Any]:
     return params
 
 
-async def generate_group(ticket: Ticket, config: Rollout, client: EngineClient, tokenizer: Tokenizer) -> list[Sample]:
+async def generate_group(ticket: Ticket, config: Rollout, ask: Ask, tokenizer: Tokenizer) -> list[Sample]:
     """The ``n_samples_per_prompt`` samples of ``ticket``, unscored (reward 0).
 
-    Raises EngineError: the engines refuse it or cannot be reached; AnswerError; AbortedError.
+    Raises AnswerError, AbortedError, and what ``ask`` raises.
     """
     prompt = unpack(ticket.prompt_tokens, TOKENS).tolist()
     samples: dict[int, Sample] = {}
@@ -61,7 +64,7 @@ async def generate_group(ticket: Ticket, config: Rollout, client: EngineClient, 
             "sampling_params": [sampling_params(config, ticket.sampling_seed + i) for i in missing],
             "return_logprob": True,
         }
-        answers: Any = await client.generate(body, timeout=config.request_timeout_s)
+        answers = await ask(body)
         for i, answer in zip(list(missing), answers, strict=True):
             if answer["meta_info"]["finish_reason"]["type"] != "abort":
                 samples[i] = to_sample(i, answer, tokenizer)

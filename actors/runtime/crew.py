@@ -1,0 +1,118 @@
+"""The processes of a run: started, replaced when they die, stopped in order.
+
+Promises: who dies is replaced after a back-off, with a new incarnation, until its budget is spent; the ranks of the learner
+are replaced together, since they are in collectives with each other; what a dead actor held is free at once (a worker's
+tickets wait again, an engine gets no more requests); no process outlives :meth:`Crew.stop`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+
+from actors.runtime.context import ActorSpec
+from actors.runtime.local import LocalRuntime
+from actors.runtime.plan import STOP_STAGES
+from actors.runtime.restarts import RestartBudget
+from actors.runtime.tasks import end
+from bus import Bus, Ledger
+from bus.messages import Control, EngineDown
+from miles_async.config import RunConfig
+
+KILL_WAIT_S = 3.0  # what a failed run's actors get for saying goodbye
+
+
+class Crew:
+    """The actors of one launch. ``next_incarnation`` gives a number that no process of this run has had."""
+
+    def __init__(
+        self, runtime: LocalRuntime, config: RunConfig, bus: Bus, ledger: Ledger, next_incarnation: Callable[[], int]
+    ) -> None:
+        self.runtime, self.config, self.bus, self.ledger = runtime, config, bus, ledger
+        self._next_incarnation = next_incarnation
+        self._budget = RestartBudget(config.run)
+        self._specs: dict[str, ActorSpec] = {}
+        self._ends: dict[asyncio.Task[int], str] = {}
+        self._replacements: set[asyncio.Task[None]] = set()
+        self._changed = asyncio.Event()
+
+    def start(self, spec: ActorSpec) -> None:
+        self.runtime.start(spec)
+        self._specs[spec.name] = spec
+        self._ends[asyncio.create_task(self.runtime.ended(spec.name))] = spec.name
+        self._changed.set()
+
+    def running(self, roles: Iterable[str] = ()) -> list[str]:
+        names = [name for name in self.runtime.running() if name in self._specs]
+        return [name for name in names if not roles or self._specs[name].role in roles]
+
+    async def next_end(self) -> tuple[ActorSpec, int]:
+        """Wait for a process to end; returns who, and the exit code."""
+        while True:
+            for task in self._ends:
+                if task.done():
+                    return self._specs[self._ends.pop(task)], task.result()
+            for task in [task for task in self._replacements if task.done()]:
+                self._replacements.discard(task)
+                task.result()
+            self._changed.clear()
+            changed = asyncio.create_task(self._changed.wait())
+            await asyncio.wait({changed, *self._ends, *self._replacements}, return_when=asyncio.FIRST_COMPLETED)
+            changed.cancel()
+
+    async def replace(self, spec: ActorSpec) -> bool:
+        """Start ``spec`` anew (a learner rank: all ranks) after its back-off. False: its budget is spent."""
+        delay = self._budget.ask(spec.role if spec.role == "learner" else spec.name, time.monotonic())
+        if delay is None:
+            return False
+        fallen = await self._fell_the_world() if spec.role == "learner" else [spec]
+        await self._free(spec)
+        incarnation = self._next_incarnation()
+        self._replacements.add(asyncio.create_task(self._start_later(fallen, incarnation, delay)))
+        return True
+
+    async def _fell_the_world(self) -> list[ActorSpec]:
+        """Kill the other ranks: a collective with a dead one never ends. Returns the specs of all ranks."""
+        specs = [spec for spec in self._specs.values() if spec.role == "learner"]
+        tasks = [task for task, name in self._ends.items() if self._specs[name].role == "learner"]
+        for spec in specs:
+            self.runtime.terminate(spec.name, signal.SIGKILL)
+        for task in tasks:
+            await task
+            self._ends.pop(task, None)
+        return specs
+
+    async def _free(self, spec: ActorSpec) -> None:
+        """What the dead held. All of it would also be noticed without us, later."""
+        if spec.role == "rollout":
+            await self.ledger.release(f"{spec.name}/{spec.incarnation}")
+        elif spec.role == "engine":
+            down = EngineDown(engine=spec.name, incarnation=spec.incarnation, reason="its process ended")
+            await self.bus.publish("weights", down)
+
+    async def _start_later(self, specs: list[ActorSpec], incarnation: int, delay: float) -> None:
+        await asyncio.sleep(delay)
+        for spec in specs:
+            self.start(replace(spec, incarnation=incarnation))
+
+    async def stop(self, *, orderly: bool) -> None:
+        """Stage by stage, so that nothing that somebody still needs is gone; who does not stop in time is killed."""
+        await end(self._replacements)
+        deadline = asyncio.get_running_loop().time() + self.config.run.stop_timeout_s
+        everybody = tuple({spec.role for spec in self._specs.values()})
+        for stage in STOP_STAGES if orderly else (everybody,):
+            await self.bus.publish("control", Control(command="stop", roles=stage, reason="the run ends"))
+            waiting = [task for task, name in self._ends.items() if self._specs[name].role in stage and not task.done()]
+            if waiting:
+                left = max(0.1, deadline - asyncio.get_running_loop().time())
+                await asyncio.wait(waiting, timeout=left if orderly else min(left, KILL_WAIT_S))
+        for name in self.running():
+            if orderly:
+                print(f"{name} did not stop in time: killed", file=sys.stderr)
+            self.runtime.terminate(name, signal.SIGKILL)
+        self.runtime.join()
+        await end(self._ends)

@@ -1,0 +1,128 @@
+"""kill -9 of every kind of process: it is replaced, the run goes on, nothing is lost, nothing is trained twice."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from runs import (
+    RECORDING,
+    TINY,
+    command,
+    events,
+    kill,
+    launch,
+    left_behind,
+    metrics,
+    recording_environment,
+    summary,
+    trained_groups,
+    wait_for_step,
+    wait_until,
+    write_config,
+)
+from safetensors.torch import load_file
+
+from bus.codec import VERSIONS, unpack
+from miles_async.config_load import load
+from miles_async.train.trainer import MegatronTrainer
+
+STEPS_BETWEEN = 6
+
+
+def run_with_kills(config: Path, run_dir: Path, victims: list[str]) -> subprocess.CompletedProcess[str]:
+    """Launch, kill the victims one after the other while the run trains, wait for its end."""
+    process = subprocess.Popen(
+        command(config, run_dir), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=recording_environment()
+    )
+    step = 3
+    for number, victim in enumerate(victims, 1):
+        wait_for_step(run_dir, step, process)
+        kill(run_dir, victim)
+        restarts = f"restart number {number}, of {victim}"
+        wait_until(lambda n=number: len(events(run_dir, "restarted")) >= n, restarts, process)
+        step = max(line["step"] for line in metrics(run_dir)) + STEPS_BETWEEN
+    out, err = process.communicate(timeout=180)
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def check_that_nothing_is_lost_or_twice(run_dir: Path, steps: int, batch: int, max_lag: int) -> None:
+    found = summary(run_dir)
+    assert (found["status"], found["steps"]) == ("finished", steps)
+    assert found["balanced"] and found["ledger"]["trained"] == steps * batch
+    assert found["max_token_lag"] <= max_lag
+    groups = trained_groups(run_dir)
+    ids = [group.group_id for step in groups.values() for group in step]
+    assert len(ids) == len(set(ids)) == steps * batch
+    for step, trained in groups.items():
+        for group in trained:
+            assert all((step - 1 - unpack(s.versions, VERSIONS)).max() <= max_lag for s in group.samples)
+    assert left_behind(run_dir) == []
+
+
+@pytest.fixture
+def config_file(tmp_path: Path) -> Path:
+    return write_config(
+        tmp_path,
+        run=TINY["run"] | {"num_steps": 400},
+        checkpoint={"save_interval": 20, "save_hf": True},
+        staleness={"max_lag": 2},
+        topology=RECORDING,
+    )
+
+
+def test_every_kind_of_process_is_replaced_and_the_weights_are_those_of_the_recorded_batches(
+    config_file: Path, tmp_path: Path
+) -> None:
+    victims = ["rollout-0", "engine-1", "router", "redis", "broadcaster", "learner-0", "dealer"]
+    result = run_with_kills(config_file, tmp_path / "run", victims)
+    assert result.returncode == 0, result.stderr
+    restarted = [event["data"]["actor"] for event in events(tmp_path / "run", "restarted")]
+    assert restarted == victims
+    check_that_nothing_is_lost_or_twice(tmp_path / "run", steps=400, batch=8, max_lag=2)
+
+    # the same batches, trained without interruption, give the same bits
+    config = load(config_file, check=False)
+    path = str(tmp_path / "run" / "inputs" / "model")
+    trainer = MegatronTrainer(config, path, rank=0, world_size=1, init_method=f"file://{tmp_path}/rendezvous")
+    for _, groups in sorted(trained_groups(tmp_path / "run").items()):
+        trainer.step(groups)
+    expected = trainer.export()
+    trainer.close()
+    trained = load_file(tmp_path / "run" / "hf" / "model.safetensors")
+    for name, tensor in trained.items():
+        assert torch.equal(tensor, expected[name]), name
+
+
+def test_the_learner_ranks_restart_together(tmp_path: Path) -> None:
+    config = write_config(
+        tmp_path,
+        run=TINY["run"] | {"num_steps": 16},
+        learner={"lr": 1e-3, "num_ranks": 2},
+        checkpoint={"save_interval": 5, "save_hf": False},
+        topology=RECORDING,
+    )
+    result = run_with_kills(config, tmp_path / "run", ["learner-1"])
+    assert result.returncode == 0, result.stderr
+    check_that_nothing_is_lost_or_twice(tmp_path / "run", steps=16, batch=8, max_lag=2)
+
+
+def test_an_actor_that_dies_too_often_ends_the_run_with_its_name_and_cause(tmp_path: Path) -> None:
+    config = write_config(tmp_path, run=TINY["run"] | {"num_steps": 400, "max_restarts": 0}, topology=RECORDING)
+    run_dir = tmp_path / "run"
+    process = subprocess.Popen(
+        command(config, run_dir), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=recording_environment()
+    )
+    wait_for_step(run_dir, 2, process)
+    kill(run_dir, "engine-1")
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "engine-1: killed by signal 9" in err
+    assert summary(run_dir)["status"] == "failed" and summary(run_dir)["balanced"]
+    assert left_behind(run_dir) == []
+
+    result = launch(config, run_dir, "--set", "run.num_steps=8", env=recording_environment())
+    assert result.returncode == 0, result.stderr
+    assert summary(run_dir)["balanced"]
