@@ -2,7 +2,7 @@
 
 Promises: the same name and seed give the same bytes; a checkpoint is an ordinary Hugging Face directory (Qwen3
 architecture, safetensors, ``tokenizer.json``) that transformers, SGLang, mbridge and the embedded engine load like any
-other. Importing this module imports no torch; only :func:`make_model` does.
+other. Nothing here imports torch: the launch makes its inputs while other processes load it.
 
 ``builtin:digits``   16 tokens (pad, eos, '>', the digits, 3 spare), 75,136 parameters: learns ``builtin:repeat``.
 ``builtin:words``    128 tokens (printable ASCII by character), 804,096 parameters: any English prompt.
@@ -15,10 +15,10 @@ import json
 import string
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    import torch
+import numpy as np
+import numpy.typing as npt
 
 PREFIX = "builtin:"
 PAD, EOS = "_", "<eos>"
@@ -85,7 +85,7 @@ def make_model(name: str, directory: Path, seed: int) -> None:
 
     Raises KeyError for an unknown name.
     """
-    from safetensors.torch import save_file
+    from safetensors.numpy import save_file
 
     arch = MODELS[name]
     directory = Path(directory)
@@ -102,14 +102,15 @@ def _write(path: Path, content: dict[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _weights(arch: Architecture, seed: int) -> dict[str, torch.Tensor]:
+def _weights(arch: Architecture, seed: int) -> dict[str, npt.NDArray[np.float32]]:
     """HF-named tensors: matrices normal with ``init_std``, drawn in the order of the names below; norms one."""
-    import torch
+    generator = np.random.Generator(np.random.PCG64(seed))
 
-    generator = torch.Generator().manual_seed(seed)
+    def matrix(rows: int, columns: int) -> npt.NDArray[np.float32]:
+        return generator.standard_normal((rows, columns), dtype=np.float32) * np.float32(arch.init_std)
 
-    def matrix(rows: int, columns: int) -> torch.Tensor:
-        return torch.randn(rows, columns, generator=generator) * arch.init_std
+    def ones(size: int) -> npt.NDArray[np.float32]:
+        return np.ones(size, np.float32)
 
     hidden, query, key = arch.hidden, arch.heads * arch.head_dim, arch.kv_heads * arch.head_dim
     tensors = {"model.embed_tokens.weight": matrix(len(arch.vocab), hidden)}
@@ -117,20 +118,20 @@ def _weights(arch: Architecture, seed: int) -> dict[str, torch.Tensor]:
         tensors |= {
             f"model.layers.{layer}.{part}.weight": tensor
             for part, tensor in (
-                ("input_layernorm", torch.ones(hidden)),
+                ("input_layernorm", ones(hidden)),
                 ("self_attn.q_proj", matrix(query, hidden)),
                 ("self_attn.k_proj", matrix(key, hidden)),
                 ("self_attn.v_proj", matrix(key, hidden)),
                 ("self_attn.o_proj", matrix(hidden, query)),
-                ("self_attn.q_norm", torch.ones(arch.head_dim)),
-                ("self_attn.k_norm", torch.ones(arch.head_dim)),
-                ("post_attention_layernorm", torch.ones(hidden)),
+                ("self_attn.q_norm", ones(arch.head_dim)),
+                ("self_attn.k_norm", ones(arch.head_dim)),
+                ("post_attention_layernorm", ones(hidden)),
                 ("mlp.gate_proj", matrix(arch.intermediate, hidden)),
                 ("mlp.up_proj", matrix(arch.intermediate, hidden)),
                 ("mlp.down_proj", matrix(hidden, arch.intermediate)),
             )
         }
-    tensors["model.norm.weight"] = torch.ones(hidden)
+    tensors["model.norm.weight"] = ones(hidden)
     return tensors
 
 

@@ -41,7 +41,8 @@ class Crew:
         self._changed = asyncio.Event()
 
     def start(self, spec: ActorSpec) -> None:
-        self.runtime.start(spec)
+        # a single learner begins at once: it takes longest to be ready, with imports that nobody else needs
+        self.runtime.start(spec, fresh=spec.role == "learner" and self.config.learner.num_ranks == 1)
         self._specs[spec.name] = spec
         self._ends[asyncio.create_task(self.runtime.ended(spec.name))] = spec.name
         self._changed.set()

@@ -13,10 +13,8 @@ import multiprocessing
 import os
 import signal
 import sys
-from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
 
 from actors.runtime.context import ActorSpec, run_actor
 from bus.server import die_with_parent
@@ -76,6 +74,7 @@ class LocalRuntime:
 
     def __init__(self) -> None:
         os.environ.setdefault("OMP_NUM_THREADS", "1")  # inherited by the fork server, before torch is imported there
+        self._spawn = multiprocessing.get_context("spawn")
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(PRELOAD)
         self._processes: dict[str, BaseProcess] = {}
@@ -86,21 +85,19 @@ class LocalRuntime:
 
         forkserver.ensure_running()
 
-    def start(self, spec: ActorSpec) -> None:
+    def start(self, spec: ActorSpec, *, fresh: bool = False) -> None:
+        """Start the process of ``spec``. ``fresh``: in an interpreter of its own, which does not wait for the fork server
+        to have imported everything."""
         log_path(spec.run_dir, spec.name).parent.mkdir(parents=True, exist_ok=True)
-        process = self._context.Process(target=_become, args=(spec,), name=spec.name, daemon=False)
-        process.start()
+        context = self._spawn if fresh else self._context
+        process = context.Process(target=_become, args=(spec,), name=spec.name, daemon=False)
+        # a fresh interpreter inherits what is ignored: a Ctrl-C while it imports is not for it
+        heard = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        try:
+            process.start()
+        finally:
+            signal.signal(signal.SIGINT, heard)
         self._processes[spec.name] = process
-
-    async def call(self, function: Callable[..., None], *args: Any) -> None:
-        """Run ``function`` in a process of its own. Raises RuntimeError if it fails there."""
-        process = self._context.Process(target=function, args=args, name=function.__name__)
-        process.start()
-        self._processes[process.name] = process
-        code = await self.ended(process.name)
-        del self._processes[process.name]
-        if code != 0:
-            raise RuntimeError(f"{function.__name__}{args} failed (exit code {code}); its error is above")
 
     def pid(self, name: str) -> int | None:
         return self._processes[name].pid

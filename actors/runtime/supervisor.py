@@ -75,7 +75,7 @@ class Supervisor:
         guard = asyncio.create_task(self._guard_redis(watch))
         status, reason = "failed", ""
         try:
-            await self._make_inputs()
+            self._make_inputs()
             for spec in self._specs(url):
                 crew.start(spec)
             status, reason = await self._until_the_end(crew, watch, guard)
@@ -95,13 +95,11 @@ class Supervisor:
                 self.runtime.terminate(name, signal.SIGKILL)
         self.interrupted.set()
 
-    async def _make_inputs(self) -> None:
-        name = self.config.model.hf_checkpoint
-        if is_builtin(name):
-            # in a forked process: it needs torch, which this process never imports
-            directory = self.home.model_path(self.config)
-            await self.runtime.call(make_inputs, name, directory, self.config.run.seed)
-        check_prompts(self.config, self.home.model_path(self.config))
+    def _make_inputs(self) -> None:
+        model_path = self.home.model_path(self.config)
+        if is_builtin(self.config.model.hf_checkpoint):
+            make_inputs(self.config.model.hf_checkpoint, model_path, self.config.run.seed)
+        check_prompts(self.config, model_path)
 
     def _specs(self, url: str) -> list[ActorSpec]:
         model_path = str(self.home.model_path(self.config))
