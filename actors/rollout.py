@@ -59,10 +59,11 @@ class RolloutWorker:
     async def _work(self) -> None:
         limit = self.ctx.config.rollout.max_groups_in_flight
         lease_ms = int(self.ctx.config.rollout.lease_s * 1000)
+        stopped = asyncio.create_task(self.ctx.stop.wait())
         while not self.ctx.stop.is_set():
             if (free := limit - len(self.in_flight)) <= 0:
                 with self.ctx.waiting("engines to finish a group"):
-                    await asyncio.wait(self.in_flight, return_when=asyncio.FIRST_COMPLETED)
+                    await asyncio.wait({stopped, *self.in_flight}, return_when=asyncio.FIRST_COMPLETED)
             elif self.in_flight:
                 await self._take(min(free, TICKETS_AT_ONCE), lease_ms)
             else:

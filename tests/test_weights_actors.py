@@ -7,6 +7,7 @@ import contextlib
 import socket
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import msgspec
@@ -114,6 +115,32 @@ async def test_a_version_is_announced_for_each_engine_only_after_that_engine_ser
     metrics, _ = await stage.bus.read("metrics", Metrics, "0")
     assert all(m.values["weights/bytes"] > 0 and m.values["weights/update_s"] > 0 for m in metrics)
     assert metrics[-1].values["weights/publish_lag"] == 0
+
+
+async def test_one_engine_generates_while_the_other_is_paused_for_its_update(
+    stage: Stage, pair: list[EngineProcess], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pause = EngineClient.pause
+    answered: list[tuple[str, str]] = []
+
+    async def pause_and_ask_the_other(self: EngineClient, mode: str, timeout: float = 30.0) -> None:
+        await pause(self, mode, timeout)
+        other = next(engine for engine in pair if engine.url != self.url)
+        body = {"input_ids": [3, 2, 4, 2], "sampling_params": {"max_new_tokens": 3}}
+        async with aiohttp.ClientSession() as session:
+            answer: Any = await EngineClient(other.url, session).generate(body, timeout=5.0)
+        answered.append((self.url, answer["meta_info"]["weight_version"]))
+
+    async with stage.running(Broadcaster):
+        for index, engine in enumerate(pair):
+            await stage.engine_up(f"e{index}", engine, version=-1)
+        await stage.snapshot(1)
+        await stage.hear(EngineServes, count=2, version=1)
+        monkeypatch.setattr(EngineClient, "pause", pause_and_ask_the_other)
+        await stage.snapshot(2)
+        await stage.hear(EngineServes, count=2, version=2)
+    assert len({url for url, _ in answered}) == 2
+    assert [version for _, version in answered] == ["1", "2"]  # the wave before its own update, the other one after
 
 
 async def test_engines_that_come_with_the_start_weights_are_announced_without_a_transfer(

@@ -36,6 +36,11 @@ PRELOAD = [
 ]
 
 
+# Where actors share cores with the learner, it goes first: it is one, and what it waits for is there already as long as the
+# others find time at all. When it waits, they have every core.
+YIELD_TO_LEARNER = 10
+
+
 def log_path(run_dir: Path, name: str) -> Path:
     return run_dir / "logs" / f"{name}.log"
 
@@ -60,6 +65,8 @@ def _become(spec: ActorSpec) -> None:
     logging.basicConfig(stream=log, level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
     logging.getLogger("asyncio").setLevel(logging.WARNING)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    if spec.role != "learner":
+        os.nice(YIELD_TO_LEARNER)
     import uvloop
 
     try:
