@@ -1,6 +1,7 @@
 # make quickstart   train the example run on this machine's CPU, in an environment of its own
 # make test         every test, the contract suite against the real SGLang server included
 # make test-sglang  that suite alone
+# make test-faults  small runs with random processes killed at random moments (FAULT_RUNS, FAULT_SEED)
 # make lint         ruff, pyright, the direction of imports
 # make clean        forget the environment and what tools left; runs/ stays
 #
@@ -12,7 +13,7 @@ BIN    := $(VENV)/bin
 
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: quickstart test test-sglang lint clean
+.PHONY: quickstart test test-sglang test-faults lint clean
 
 quickstart: $(VENV)/.quickstart-installed
 	$(BIN)/miles-async launch examples/quickstart.toml
@@ -22,6 +23,9 @@ test: $(VENV)/.test-installed
 
 test-sglang: $(VENV)/.test-installed
 	ENGINE=sglang $(BIN)/python -m pytest -m sglang
+
+test-faults: $(VENV)/.quickstart-installed
+	$(BIN)/miles-async bench faults
 
 lint: $(VENV)/.test-installed
 	$(BIN)/ruff check

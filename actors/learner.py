@@ -24,7 +24,7 @@ from typing import Any
 
 from actors.runtime.compute import ComputeThread
 from actors.runtime.context import ActorContext
-from bus import Ledger
+from bus import Ledger, LedgerError
 from bus.client import READ_BLOCK_MS
 from bus.messages import Batch, Control, Group, ReadyGroup, Snapshot
 from miles_async.staleness import make_policy
@@ -32,6 +32,13 @@ from miles_async.train.checkpoint import latest
 from miles_async.weights.snapshot import choose_root, write_snapshot
 
 REWARD_WINDOW = 5  # steps that target_reward looks at
+# A checkpoint names the groups of the steps since the one before it, and of so many seconds: more than an append-only
+# file flushed every second can lose.
+RECONCILABLE_S = 30.0
+
+
+class ResumeError(ValueError):
+    """The checkpoint and the ledger do not belong together; a restart would not change that."""
 
 
 class Learner:
@@ -46,6 +53,7 @@ class Learner:
         self.ready: dict[str, ReadyGroup] = {}
         self.samples_cursor = self.control_cursor = "0"
         self.rewards: deque[float] = deque(maxlen=REWARD_WINDOW)
+        self.recent: deque[tuple[float, int, tuple[str, ...]]] = deque()  # when, step, group ids
         self.last_saved = -1
         self.replay_to = 0  # the last step that has a batch when this process began
         self.waited_s = 0.0
@@ -76,17 +84,26 @@ class Learner:
         if (directory := latest(self.checkpoints)) is not None:
             extra = await self.compute(self.trainer.load_checkpoint, directory)
             self.rewards.extend(extra["rewards"])
+            self.recent.extend((when, step, tuple(ids)) for when, step, ids in extra["recent"])
             self.last_saved = self.trainer.version
             if self.rank == 0:
-                # the checkpoint was durable; the launch may have ended before the ledger heard of it
-                await self.ledger.commit(self.trainer.version)
-                await self.ctx.event("resumed", version=self.trainer.version)
-        elif (await self.ledger.steps())[1] > 0:
-            raise RuntimeError("the ledger has committed steps, but there is no checkpoint in the run directory")
+                await self._reconcile()
+        if (committed := (await self.ledger.steps())[1]) > self.trainer.version:
+            raise ResumeError(
+                f"the ledger has forgotten the groups of step {committed}, but the newest checkpoint in {self.checkpoints} "
+                f"is of step {self.trainer.version}: restore the later one"
+            )
         self.replay_to, _ = await self.ledger.steps()
-        if self.replay_to < self.trainer.version:
-            raise RuntimeError(f"the ledger ends at step {self.replay_to}, the checkpoint is of {self.trainer.version}")
         await self.ctx.event("learner_ready", version=self.trainer.version, rank=self.rank)
+
+    async def _reconcile(self) -> None:
+        """The ledger may not have heard of the checkpoint, or have lost its end in a power cut."""
+        known = {step: ids for _, step, ids in self.recent}
+        try:
+            learnt = await self.ledger.reconcile(self.trainer.version, known)
+        except LedgerError as error:
+            raise ResumeError(str(error)) from None
+        await self.ctx.event("resumed", version=self.trainer.version, reconciled_groups=learnt)
 
     def _finished(self) -> bool:
         target = self.config.run.target_reward
@@ -153,6 +170,7 @@ class Learner:
         groups = await self.ledger.payloads(self._share(batch))
         metrics: dict[str, float] = await self.compute(self._train, groups)
         self.rewards.append(metrics["raw_reward"])
+        self.recent.append((time.time(), batch.step, batch.group_ids))
         if self.trainer.version % self.config.weights.update_interval == 0 or self.trainer.version == self.replay_to:
             await self._offer_snapshot()
         if self.rank == 0:
@@ -185,6 +203,12 @@ class Learner:
         root = choose_root(self.config, self.ctx.run_dir, sum(t.nbytes for t in tensors.values()))
         return write_snapshot(root, version, self.ctx.incarnation, tensors, self.ctx.model_path)
 
+    def _forget_old(self, version: int) -> list[tuple[float, int, tuple[str, ...]]]:
+        """What a ledger that lost its end would have to be told by the checkpoint of ``version``."""
+        while self.recent and self.recent[0][1] <= self.last_saved and self.recent[0][0] < time.time() - RECONCILABLE_S:
+            self.recent.popleft()
+        return [entry for entry in self.recent if entry[1] <= version]
+
     async def _checkpoint(self) -> None:
         """Save, and only then let the ledger forget what the checkpoint contains."""
         version = self.trainer.version
@@ -193,6 +217,7 @@ class Learner:
             "incarnation": self.ctx.incarnation,
             "rewards": list(self.rewards),
             "next_position": (await self.ledger.open_groups()).next_position,
+            "recent": self._forget_old(version),
         }
         with self.ctx.waiting(f"checkpoint {version} to be written"):
             await self.compute(self.trainer.save_checkpoint, self.checkpoints, extra)

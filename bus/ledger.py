@@ -17,7 +17,7 @@ Promises (design invariants 1, 2 and 7):
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +51,7 @@ class ClaimedTicket(msgspec.Struct, frozen=True):
 
 def _load(bus: Bus) -> dict[str, Any]:
     prelude = (_SCRIPTS / "prelude.lua").read_text()
-    names = ("admit", "claim", "publish", "release", "drop", "batch", "commit", "open")
+    names = ("admit", "claim", "publish", "release", "drop", "batch", "commit", "open", "reconcile")
     return {n: bus.redis.register_script(prelude + (_SCRIPTS / f"{n}.lua").read_text()) for n in names}
 
 
@@ -207,6 +207,21 @@ class Ledger:
     async def commit(self, step: int) -> int:
         """A durable checkpoint contains ``step``. Returns how many groups are trained by it. Can be repeated."""
         return int(await self._run("commit", step))
+
+    async def reconcile(self, step: int, trained: Mapping[int, Sequence[str]]) -> int:
+        """Bring a ledger that lost its end (a power cut under ``appendfsync everysec``) up to a durable checkpoint.
+
+        ``trained``: the group ids of each of the last steps that the checkpoint of ``step`` contains. Returns how many
+        groups this ledger learnt to be trained. Raises LedgerError: a step it lost is not in ``trained``.
+        """
+        last, _ = await self.steps()
+        if lost := [s for s in range(last + 1, step + 1) if s not in trained]:
+            raise LedgerError(
+                f"the ledger ends at step {last}, the checkpoint is of step {step} and does not name the groups of {lost[0]}"
+            )
+        await self.commit(min(last, step))
+        ids = [group_id for s in range(last + 1, step + 1) for group_id in trained[s]]
+        return int(await self._run("reconcile", step, *ids)) if ids else 0
 
     # everybody
 

@@ -117,6 +117,14 @@ def wait_until(holds: Callable[[], bool], what: str, process: subprocess.Popen[s
     raise AssertionError(f"no {what} within {timeout} s")
 
 
+def wait_until_gone(run_dir: Path, timeout: float = 15) -> None:
+    """Until no process of a killed launch is left."""
+    deadline = time.monotonic() + timeout
+    while left := left_behind(run_dir):
+        assert time.monotonic() < deadline, left
+        time.sleep(0.1)
+
+
 def wait_for_step(run_dir: Path, step: int, process: subprocess.Popen[str]) -> None:
     """Until the run's metrics have ``step``."""
     record = run_dir / "metrics.jsonl"

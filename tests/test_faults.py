@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from runs import (
     trained_groups,
     wait_for_step,
     wait_until,
+    wait_until_gone,
     write_config,
 )
 from safetensors.torch import load_file
@@ -126,3 +128,39 @@ def test_an_actor_that_dies_too_often_ends_the_run_with_its_name_and_cause(tmp_p
     result = launch(config, run_dir, "--set", "run.num_steps=8", env=recording_environment())
     assert result.returncode == 0, result.stderr
     assert summary(run_dir)["balanced"]
+
+
+def test_a_redis_that_lost_its_end_under_a_newer_checkpoint_trains_nothing_twice(tmp_path: Path) -> None:
+    config = write_config(
+        tmp_path,
+        run=TINY["run"] | {"num_steps": 400},
+        checkpoint={"save_interval": 2, "save_hf": False},
+        topology=RECORDING,
+    )
+    run_dir = tmp_path / "run"
+    process = subprocess.Popen(
+        command(config, run_dir), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=recording_environment()
+    )
+    wait_for_step(run_dir, 20, process)
+    process.kill()
+    process.communicate()
+    wait_until_gone(run_dir)
+    log = run_dir / "redis" / "appendonly.aof"
+    with log.open("r+b") as file:
+        file.truncate(log.stat().st_size * 6 // 10)  # the power cut
+
+    steps = max(trained_groups(run_dir)) + 4
+    result = launch(config, run_dir, "--set", f"run.num_steps={steps}", env=recording_environment())
+    assert result.returncode == 0, result.stderr
+    assert events(run_dir, "resumed")[-1]["data"]["reconciled_groups"] > 0  # else nothing was lost, nothing shown
+    check_that_nothing_is_lost_or_twice(run_dir, steps=steps, batch=8, max_lag=2)
+
+
+def test_a_checkpoint_older_than_what_the_ledger_has_forgotten_is_refused_with_one_line(tmp_path: Path) -> None:
+    config = write_config(tmp_path, topology=RECORDING)
+    assert launch(config, tmp_path / "run", env=recording_environment()).returncode == 0
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    result = launch(config, tmp_path / "run", "--set", "run.num_steps=6", env=recording_environment())
+    assert result.returncode == 1
+    assert "the ledger has forgotten the groups of step 4" in result.stderr.strip().splitlines()[-1]
+    assert left_behind(tmp_path / "run") == []

@@ -137,6 +137,28 @@ async def test_payloads_stay_until_a_checkpoint_contains_their_step(bus: Bus) ->
         await ledger.commit(2)
 
 
+async def test_a_ledger_that_lost_its_end_learns_from_the_checkpoint_what_is_trained(bus: Bus) -> None:
+    ledger = Ledger(bus)
+    await deal(ledger, 6)
+    ready = await make_ready(ledger, 4)
+    await ledger.batch(1, ready[:2])
+    # what the lost end held: 2 batched in step 2, the waiting 4 in step 3, and the never dealt 6 and 7 in steps 3 and 4
+    trained = {1: ["0-0-0", "0-1-0"], 2: ["0-2-0", "0-3-0"], 3: ["0-4-0", "0-6-0"], 4: ["0-5-0", "0-7-0"]}
+    with pytest.raises(LedgerError, match="does not name the groups of 4"):
+        await ledger.reconcile(4, {step: ids for step, ids in trained.items() if step < 4})
+    assert await ledger.reconcile(4, trained) == 6
+    assert await ledger.reconcile(4, trained) == 0
+    counts = await ledger.counts()
+    assert (counts["trained"], counts["dealt"], counts["waiting"]) == (8, 8, 0) and balanced(counts)
+    assert await ledger.steps() == (4, 4)
+    # the dealer passes over what is trained already, and goes on behind it
+    assert await ledger.admit([ticket(i) for i in range(6, 10)], limit=100, position=6) == (2, 10)
+    assert (await ledger.open_groups()).order == ("0-8-0", "0-9-0")
+    more = await make_ready(ledger, 2)
+    assert (await ledger.batch(5, more)).step == 5
+    assert balanced(await ledger.counts())
+
+
 async def test_a_drop_is_recorded_with_its_reason_and_never_touches_a_batch(bus: Bus) -> None:
     ledger = Ledger(bus)
     await deal(ledger, 4)

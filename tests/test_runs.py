@@ -7,7 +7,6 @@ import re
 import signal
 import socket
 import subprocess
-import time
 from collections import Counter
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from runs import (
     summary,
     trained_groups,
     wait_for_step,
+    wait_until_gone,
     write_config,
 )
 
@@ -103,10 +103,7 @@ def test_a_launch_killed_with_its_supervisor_leaves_no_process_and_replays(tmp_p
     wait_for_step(run_dir, 7, process)
     process.kill()
     process.communicate()
-    deadline = time.monotonic() + 15
-    while (left := left_behind(run_dir)) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert left == []
+    wait_until_gone(run_dir)
     before = {step: [g.group_id for g in groups] for step, groups in trained_groups(run_dir).items()}
     last = max(before)
 

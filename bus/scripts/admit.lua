@@ -5,17 +5,21 @@ local limit, start = tonumber(ARGV[1]), tonumber(ARGV[2])
 local position = number(META, 'next_position')
 if start ~= position then return { 0, position } end
 local open = number(COUNT, 'waiting') + number(COUNT, 'in_flight') + number(COUNT, 'ready')
-local admitted = 0
+local admitted, passed = 0, 0
 for i = 3, #ARGV, 2 do
   if open + admitted >= limit then break end
   local gid = ARGV[i]
-  local entry = redis.call('XADD', TICKETS, '*', 'g', gid, 'm', ARGV[i + 1])
-  redis.call('HSET', TICKET, gid, entry)
-  redis.call('HSET', STATE, gid, 'w')
-  redis.call('ZADD', ORDER, redis.call('HINCRBY', META, 'sequence', 1), gid)
-  admitted = admitted + 1
+  if redis.call('SREM', AHEAD, gid) == 1 then
+    passed = passed + 1 -- trained before this ledger lost its end: counted when it was reconciled
+  else
+    local entry = redis.call('XADD', TICKETS, '*', 'g', gid, 'm', ARGV[i + 1])
+    redis.call('HSET', TICKET, gid, entry)
+    redis.call('HSET', STATE, gid, 'w')
+    redis.call('ZADD', ORDER, redis.call('HINCRBY', META, 'sequence', 1), gid)
+    admitted = admitted + 1
+  end
 end
 redis.call('HINCRBY', COUNT, 'dealt', admitted)
 redis.call('HINCRBY', COUNT, 'waiting', admitted)
-redis.call('HINCRBY', META, 'next_position', admitted)
-return { admitted, position + admitted }
+redis.call('HINCRBY', META, 'next_position', admitted + passed)
+return { admitted, position + admitted + passed }

@@ -3,7 +3,7 @@
 local P = KEYS[1]
 local COUNT, STATE, LEASE, ORDER = P .. 'l:count', P .. 'l:state', P .. 'l:lease', P .. 'l:order'
 local TICKET, READY, SAMPLE, META = P .. 'l:ticket', P .. 'l:ready', P .. 'l:sample', P .. 'l:meta'
-local PAYLOAD = P .. 'l:payload'
+local PAYLOAD, AHEAD = P .. 'l:payload', P .. 'l:ahead'
 local TICKETS, SAMPLES, BATCHES = P .. 'tickets', P .. 'samples', P .. 'batches'
 local NAME = { w = 'waiting', f = 'in_flight', r = 'ready', b = 'batched' }
 

@@ -1,0 +1,26 @@
+-- reconcile: a durable checkpoint of step ARGV[1] holds groups that this ledger, which lost its end, does not know as
+-- trained: ARGV[2..]. They are trained, wherever this ledger has them; those that it has not even dealt yet are
+-- remembered, and admission passes over them. Returns how many.
+local step = tonumber(ARGV[1])
+for i = 2, #ARGV do
+  local gid = ARGV[i]
+  local state = redis.call('HGET', STATE, gid)
+  if state == 'b' then return redis.error_reply('group ' .. gid .. ' is in a batch of its own record') end
+end
+for i = 2, #ARGV do
+  local gid = ARGV[i]
+  local state = redis.call('HGET', STATE, gid)
+  if state then
+    forget_ticket(gid)
+    forget_payload(gid)
+    redis.call('HDEL', STATE, gid)
+    redis.call('ZREM', ORDER, gid)
+    redis.call('HINCRBY', COUNT, NAME[state], -1)
+  else
+    redis.call('SADD', AHEAD, gid)
+    redis.call('HINCRBY', COUNT, 'dealt', 1)
+  end
+end
+redis.call('HINCRBY', COUNT, 'trained', #ARGV - 1)
+redis.call('HSET', META, 'last_step', step, 'committed_step', step)
+return #ARGV - 1
