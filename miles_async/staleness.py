@@ -96,11 +96,8 @@ def too_old(ready: Sequence[ReadyGroup], version: int, max_lag: int) -> list[tup
 
 
 @dataclass(frozen=True, slots=True)
-class Fifo:
-    """Train in dealt order: nothing is dropped and short responses get no preference; a slow group holds up the rest.
-
-    ``evict`` stays empty while engines keep to the terms above; it catches a recovery that put older weights back.
-    """
+class _Bounded:
+    """What the policies with a bound on each token share: admission by count, eviction by lag."""
 
     max_lag: int
 
@@ -109,6 +106,14 @@ class Fifo:
 
     def evict(self, ready: Sequence[ReadyGroup], version: int) -> list[tuple[str, str]]:
         return too_old(ready, version, self.max_lag)
+
+
+@dataclass(frozen=True, slots=True)
+class Fifo(_Bounded):
+    """Train in dealt order: nothing is dropped and short responses get no preference; a slow group holds up the rest.
+
+    ``evict`` stays empty while engines keep to the terms above; it catches a recovery that put older weights back.
+    """
 
     def select(
         self, ready: Sequence[ReadyGroup], open_order: Sequence[str], version: int, batch_size: int
@@ -119,16 +124,8 @@ class Fifo:
 
 
 @dataclass(frozen=True, slots=True)
-class Drop:
+class Drop(_Bounded):
     """Train in order of publication, drop what grew too old: the learner waits less, long responses are lost more."""
-
-    max_lag: int
-
-    def admit(self, state: StalenessState) -> int:
-        return admissible(state, self.max_lag)
-
-    def evict(self, ready: Sequence[ReadyGroup], version: int) -> list[tuple[str, str]]:
-        return too_old(ready, version, self.max_lag)
 
     def select(
         self, ready: Sequence[ReadyGroup], open_order: Sequence[str], version: int, batch_size: int

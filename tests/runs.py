@@ -49,6 +49,17 @@ def environment(**extra: str) -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", **extra}
 
 
+def begin(config: Path, run_dir: Path) -> subprocess.Popen[str]:
+    """Start a run and return at once; classes of tests/ can be in its topology."""
+    return subprocess.Popen(
+        command(config, run_dir),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=recording_environment(),
+    )
+
+
 def launch(
     config: Path, run_dir: Path, *extra: str, timeout: float = 180, env: dict[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:

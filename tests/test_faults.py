@@ -11,7 +11,7 @@ import torch
 from runs import (
     RECORDING,
     TINY,
-    command,
+    begin,
     events,
     kill,
     launch,
@@ -36,9 +36,7 @@ STEPS_BETWEEN = 6
 
 def run_with_kills(config: Path, run_dir: Path, victims: list[str]) -> subprocess.CompletedProcess[str]:
     """Launch, kill the victims one after the other while the run trains, wait for its end."""
-    process = subprocess.Popen(
-        command(config, run_dir), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=recording_environment()
-    )
+    process = begin(config, run_dir)
     step = 3
     for number, victim in enumerate(victims, 1):
         wait_for_step(run_dir, step, process)
@@ -114,9 +112,7 @@ def test_the_learner_ranks_restart_together(tmp_path: Path) -> None:
 def test_an_actor_that_dies_too_often_ends_the_run_with_its_name_and_cause(tmp_path: Path) -> None:
     config = write_config(tmp_path, run=TINY["run"] | {"num_steps": 400, "max_restarts": 0}, topology=RECORDING)
     run_dir = tmp_path / "run"
-    process = subprocess.Popen(
-        command(config, run_dir), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=recording_environment()
-    )
+    process = begin(config, run_dir)
     wait_for_step(run_dir, 2, process)
     kill(run_dir, "engine-1")
     _, err = process.communicate(timeout=60)
@@ -138,9 +134,7 @@ def test_a_redis_that_lost_its_end_under_a_newer_checkpoint_trains_nothing_twice
         topology=RECORDING,
     )
     run_dir = tmp_path / "run"
-    process = subprocess.Popen(
-        command(config, run_dir), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=recording_environment()
-    )
+    process = begin(config, run_dir)
     wait_for_step(run_dir, 20, process)
     process.kill()
     process.communicate()

@@ -6,7 +6,6 @@ import os
 import re
 import signal
 import socket
-import subprocess
 from collections import Counter
 from pathlib import Path
 
@@ -14,8 +13,7 @@ import pytest
 from runs import (
     RECORDING,
     TINY,
-    command,
-    environment,
+    begin,
     launch,
     left_behind,
     metrics,
@@ -64,9 +62,7 @@ def test_an_asynchronous_run_keeps_the_bound_and_accounts_for_every_group(tmp_pa
 def test_a_run_stopped_by_ctrl_c_goes_on_at_the_next_step(tmp_path: Path) -> None:
     config = write_config(tmp_path, run=TINY["run"] | {"num_steps": 400}, staleness={"max_lag": 2}, topology=RECORDING)
     run_dir = tmp_path / "run"
-    process = subprocess.Popen(
-        command(config, run_dir), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=recording_environment()
-    )
+    process = begin(config, run_dir)
     wait_for_step(run_dir, 5, process)
     os.kill(process.pid, signal.SIGINT)
     process.communicate(timeout=60)
@@ -97,9 +93,7 @@ def test_a_launch_killed_with_its_supervisor_leaves_no_process_and_replays(tmp_p
         topology=RECORDING,
     )
     run_dir = tmp_path / "run"
-    process = subprocess.Popen(
-        command(config, run_dir), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=recording_environment()
-    )
+    process = begin(config, run_dir)
     wait_for_step(run_dir, 7, process)
     process.kill()
     process.communicate()
@@ -221,9 +215,7 @@ def test_no_redis_is_one_clear_line(tmp_path: Path) -> None:
 def test_a_run_directory_in_use_is_refused(tmp_path: Path) -> None:
     config = write_config(tmp_path, run=TINY["run"] | {"num_steps": 400})
     run_dir = tmp_path / "run"
-    process = subprocess.Popen(
-        command(config, run_dir), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()
-    )
+    process = begin(config, run_dir)
     wait_for_step(run_dir, 1, process)
     second = launch(config, run_dir)
     assert second.returncode == 2 and "in use by a launch that is alive" in second.stderr
