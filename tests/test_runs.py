@@ -223,3 +223,9 @@ def test_a_run_directory_in_use_is_refused(tmp_path: Path) -> None:
     os.kill(process.pid, signal.SIGINT)
     process.communicate(timeout=60)
     assert process.returncode == 130
+
+
+def test_a_topology_that_names_no_class_is_one_clear_line(tmp_path: Path) -> None:
+    config = write_config(tmp_path, topology={"dealer": "actors.dealer.Deeler"})
+    line = clear_error(config, tmp_path / "run", code=1)
+    assert "dealer" in line and "'actors.dealer.Deeler'" in line

@@ -70,7 +70,8 @@ def _become(spec: ActorSpec) -> None:
     import uvloop
 
     try:
-        uvloop.run(run_actor(spec, load_class(spec.path)))
+        # the class is loaded inside, where a wrong path is reported like any other cause
+        uvloop.run(run_actor(spec, lambda ctx: load_class(spec.path)(ctx)))
     except Exception:
         logging.getLogger(spec.name).exception("died")
         sys.exit(1)
