@@ -16,7 +16,7 @@ import sys
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-from actors.runtime.context import ActorSpec, run_actor
+from actors.runtime.context import Actor, ActorContext, ActorSpec, run_actor
 from bus.server import die_with_parent
 
 # imported once in the fork server: what engines, workers and the learner need anyway; none of it touches CUDA
@@ -69,9 +69,11 @@ def _become(spec: ActorSpec) -> None:
         os.nice(YIELD_TO_LEARNER)
     import uvloop
 
+    def make(ctx: ActorContext) -> Actor:
+        return load_class(spec.path)(ctx)  # here, so that a wrong path is reported like any other cause of death
+
     try:
-        # the class is loaded inside, where a wrong path is reported like any other cause
-        uvloop.run(run_actor(spec, lambda ctx: load_class(spec.path)(ctx)))
+        uvloop.run(run_actor(spec, make))
     except Exception:
         logging.getLogger(spec.name).exception("died")
         sys.exit(1)
