@@ -144,8 +144,13 @@ class Bus:
         return {name.decode(): msgspec.msgpack.decode(line, type=EngineState) for name, line in table.items()}
 
     async def forget_processes(self) -> None:
-        """At the start of a run, when none of its processes lives: addresses, engines and heartbeats are void."""
-        await self.redis.delete(*(self.key(name) for name in ("addresses", "engines", "heartbeats", "control")))
+        """At the start of a launch, when no process of the run lives: what they said of themselves and each other is void.
+
+        The snapshots on ``weights``, too: they are of weights that a learner which resumes from an earlier checkpoint never
+        had, and their versions would be numbers given twice.
+        """
+        void = ("addresses", "engines", "heartbeats", "control", "weights")
+        await self.redis.delete(*(self.key(name) for name in void))
 
 
 async def connect(url: str, run_id: str, *, deadline_s: float = 10.0) -> Bus:

@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from bus import Bus, NoRedisError, connect
-from bus.messages import Control, Event, Heartbeat, Metrics
+from bus.messages import Control, Event, Heartbeat, Metrics, Snapshot
 from bus.server import RedisServer
 
 
@@ -57,6 +57,17 @@ async def test_a_heartbeat_replaces_the_one_before(bus: Bus) -> None:
         await bus.beat(Heartbeat(actor="dealer", role="dealer", pid=1, time=when, waits_for="x"))
     (beat,) = await bus.heartbeats()
     assert beat.time == 2.0
+
+
+async def test_a_new_launch_hears_nothing_of_the_processes_before_it(bus: Bus) -> None:
+    await bus.publish("weights", Snapshot(version=7, incarnation=1, path="gone"))
+    await bus.publish("control", Control(command="stop"))
+    await bus.set_address("router", "http://gone")
+    await bus.set_engine("engine-0", "http://gone", 1, 7, "serving")
+    await bus.forget_processes()
+    assert await bus.read("weights", Snapshot, "0") == ([], "0")
+    assert await bus.read("control", Control, "0") == ([], "0")
+    assert await bus.engines() == {}
 
 
 async def test_an_address_that_never_comes_is_named(bus: Bus) -> None:
