@@ -33,6 +33,7 @@ class SupervisorFile(msgspec.Struct):
     pid: int | None = None  # none: the launch has ended
     process_started: float = 0.0  # seconds since the epoch; tells it from a later process of the same number
     bus_url: str | None = None  # none: the bus is not up yet
+    redis_pid: int | None = None  # none: the server is not ours
 
 
 def status(run_dir: Path) -> dict[str, Any]:
@@ -80,7 +81,9 @@ def show(found: Mapping[str, Any], now: float) -> str:
         return describe(found)
     lines = [f"running, pid {found['pid']}", found["line"], f"ledger   {ledger_line(found['ledger'])}"]
     lines += [f"engine   {name:<14} v{e['version']} {e['state']}" for name, e in sorted(found["engines"].items())]
-    lines += [f"actor    {actor['actor']:<14} {actor['doing']}" for actor in found["actors"]]
+    lines += [f"actor    {actor['actor']:<14} pid {actor['pid']:<8} {actor['doing']}" for actor in found["actors"]]
+    if found["redis_pid"]:
+        lines.append(f"bus      {'redis':<14} pid {found['redis_pid']}")
     return "\n".join(lines)
 
 
@@ -104,6 +107,7 @@ async def _ask(run_dir: Path, supervisor: SupervisorFile, url: str) -> dict[str,
         "status": "running",
         "run_dir": str(run_dir),
         "pid": supervisor.pid,
+        "redis_pid": supervisor.redis_pid,
         "step": progress.step,
         "num_steps": progress.num_steps,
         "line": line(progress, now),
