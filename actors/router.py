@@ -62,17 +62,20 @@ class Router:
             is_updating=self._updating.__contains__,
         )
         server = _Server(_server_config(self.app))
-        duties = (self._follow(), self._read_ledger(), self._report(), self._publish_deaths(), health.run(ctx.stop))
+        duties = (self._follow(), self._read_ledger(), self._publish_deaths(), health.run(ctx.stop))
         try:
             async with asyncio.TaskGroup() as tasks:
                 serving = tasks.create_task(server.serve(sockets=[listener]))
                 helpers = [tasks.create_task(duty) for duty in duties]
+                reports = tasks.create_task(self._report())
                 await ctx.bus.set_address("router", f"http://{host}:{port}")
                 stopped = tasks.create_task(ctx.stop.wait())
                 await asyncio.wait((serving, stopped), return_when=asyncio.FIRST_COMPLETED)
                 server.should_exit = True
                 await serving
-                for task in (*helpers, stopped):
+                if ctx.stop.is_set():
+                    await reports  # the last one is of the time since the one before
+                for task in (*helpers, stopped, reports):
                     task.cancel()
         finally:
             for name in list(self.app.workers):
@@ -119,19 +122,22 @@ class Router:
             await asyncio.sleep(LEDGER_INTERVAL_S)
 
     async def _report(self) -> None:
-        """Each second: how much of it every engine had work, and what is in flight."""
+        """Each second, and at the end: how much of it every engine had work, and what is in flight."""
         seen: dict[Worker, tuple[float, int]] = {}
         before = self.app.clock()
         while not self.ctx.stop.is_set():
-            await asyncio.sleep(REPORT_INTERVAL_S)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(REPORT_INTERVAL_S):
+                    await self.ctx.stop.wait()
             now = self.app.clock()
+            elapsed = max(now - before, 1e-6)
             workers = list(self.app.workers.values())
             values: dict[str, float] = {"router/failovers": self.app.failovers}
             for worker in workers:
                 busy, answered = worker.busy_seconds(now), worker.answered
                 old_busy, old_answered = seen.get(worker, (0.0, 0))
-                values[f"engine_busy/{worker.name}"] = (busy - old_busy) / (now - before)
-                values[f"engine_requests_per_s/{worker.name}"] = (answered - old_answered) / (now - before)
+                values[f"engine_busy/{worker.name}"] = (busy - old_busy) / elapsed
+                values[f"engine_requests_per_s/{worker.name}"] = (answered - old_answered) / elapsed
                 seen[worker] = (busy, answered)
             values["router/inflight"] = sum(worker.inflight for worker in workers)
             values["router/engines_up"] = sum(not worker.trouble for worker in workers)

@@ -117,9 +117,20 @@ def ledger_line(ledger: Mapping[str, Any]) -> str:
 
 
 def _engine_busy(progress: Progress) -> float | None:
-    """Mean over engines and over the router's reports between the first and the last step of each start."""
+    """Mean over engines and over the router's reports between the first and the last step of each start.
+
+    In a run too short for that: over the reports from its first step on, which are also of the time around it.
+    """
     windows = [(first.time, last.time) for first, last in spans(progress.steps)]
-    return mean(busy for time, busy in progress.engine_samples if any(begin <= time <= end for begin, end in windows))
+    samples = progress.engine_samples
+    inside = mean(busy for time, busy in samples if any(begin <= time <= end for begin, end in windows))
+    return (
+        inside
+        if inside is not None
+        else mean(busy for time, busy in samples if time >= windows[0][0])
+        if windows
+        else None
+    )
 
 
 def _mean_lag(steps: list[Step]) -> float | None:
