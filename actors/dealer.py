@@ -17,7 +17,7 @@ from bus import Ledger
 from bus.client import Topic
 from bus.codec import TOKENS, pack
 from bus.messages import Ticket
-from miles_async.data import Prompt, load_prompts, order
+from miles_async.data import load_prompts, prompt_at
 from miles_async.staleness import StalenessState, make_policy
 from miles_async.tokenizer import Tokenizer
 
@@ -34,7 +34,6 @@ class Dealer:
         self.policy = make_policy(ctx.config.staleness)
         tokenizer = Tokenizer(ctx.model_path)
         self.prompts = load_prompts(ctx.config, tokenizer)
-        self._orders: dict[int, tuple[int, ...]] = {}  # of the epoch being dealt
 
     async def run(self) -> None:
         cursors: dict[Topic, str] = {"weights": "0", "batches": "0"}
@@ -75,17 +74,13 @@ class Dealer:
             return f"engines to serve version {state.batched_steps} (serving {state.serving_version})"
         return f"the learner to take step {state.batched_steps + 1}"
 
-    def _prompt(self, position: int) -> tuple[int, Prompt]:
-        epoch, place = divmod(position, len(self.prompts))
-        if epoch not in self._orders:
-            shuffle, seed = self.ctx.config.data.rollout_shuffle, self.ctx.config.run.seed
-            self._orders = {epoch: order(len(self.prompts), seed, epoch, shuffle)}
-        return epoch, self.prompts[self._orders[epoch][place]]
-
     def _tickets(self, position: int, count: int) -> Iterator[Ticket]:
         n = self.ctx.config.rollout.n_samples_per_prompt
         for p in range(position, position + count):
-            epoch, prompt = self._prompt(p)
+            epoch, index = prompt_at(
+                p, len(self.prompts), self.ctx.config.run.seed, self.ctx.config.data.rollout_shuffle
+            )
+            prompt = self.prompts[index]
             yield Ticket(
                 group_id=f"{epoch}-{prompt.index}-0",
                 prompt_tokens=pack(prompt.tokens, TOKENS),

@@ -60,12 +60,6 @@ class Bus:
         """Append ``message`` to the stream of ``topic``."""
         await self.redis.xadd(self.key(topic), {"m": encode(message)})
 
-    async def publish_many(self, topic: Topic, messages: list[Message]) -> None:
-        pipe = self.redis.pipeline(transaction=False)
-        for message in messages:
-            pipe.xadd(self.key(topic), {"m": encode(message)})
-        await pipe.execute()
-
     async def read(
         self, topic: Topic, kind: type[M] | tuple[type[M], ...], last_id: str, *, block_ms: int = 0, count: int = 512
     ) -> tuple[list[M], str]:

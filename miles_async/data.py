@@ -76,6 +76,7 @@ def load_prompts(config: RunConfig, tokenizer: Tokenizer) -> list[Prompt]:
 
 
 @lru_cache(maxsize=4)
+@lru_cache(maxsize=2)  # the epoch being dealt and the one before: a permutation of all prompts is not made for each
 def order(n_prompts: int, seed: int, epoch: int, shuffle: bool) -> tuple[int, ...]:
     """The permutation of ``range(n_prompts)`` in which ``epoch`` visits the prompts.
 

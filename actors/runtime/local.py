@@ -109,9 +109,6 @@ class LocalRuntime:
             signal.signal(signal.SIGINT, heard)
         self._processes[spec.name] = process
 
-    def pid(self, name: str) -> int | None:
-        return self._processes[name].pid
-
     def running(self) -> list[str]:
         return [name for name, process in self._processes.items() if process.exitcode is None]
 
