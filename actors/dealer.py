@@ -17,12 +17,17 @@ from bus import Ledger
 from bus.client import Topic
 from bus.codec import TOKENS, pack
 from bus.messages import Ticket
-from miles_async.data import load_prompts, prompt_at
+from miles_async.data import fingerprint, load_prompts, prompt_at
 from miles_async.staleness import StalenessState, make_policy
 from miles_async.tokenizer import Tokenizer
 
 MAX_TICKETS_AT_ONCE = 256
+MEMORY_SHARE = 0.8  # of what Redis may use: above it nothing new starts, so that what was started finds room
 SEED_SPACE = 2**31 - 1  # what SGLang takes as a sampling_seed
+
+
+class PromptsChangedError(ValueError):
+    """A resumed run was given other prompts."""
 
 
 class Dealer:
@@ -36,15 +41,29 @@ class Dealer:
         self.prompts = load_prompts(ctx.config, tokenizer)
 
     async def run(self) -> None:
+        await self._check_prompts()
         cursors: dict[Topic, str] = {"weights": "0", "batches": "0"}
         while not self.ctx.stop.is_set():
             whom = await self._deal()
             with self.ctx.waiting(whom):
                 await self.ctx.bus.wait_for_news(cursors)
 
+    async def _check_prompts(self) -> None:
+        """A position in other prompts would mean other prompts. Raises PromptsChangedError."""
+        config = self.ctx.config
+        mine = fingerprint(self.prompts, config.run.seed if config.data.rollout_shuffle else None)
+        if await self.ledger.bind("prompts", mine) != mine:
+            raise PromptsChangedError(
+                "the prompts, their order (data.rollout_shuffle, run.seed) or both are not those that this run has dealt so "
+                "far: start another run, or restore data.prompt_data"
+            )
+
     async def _deal(self) -> str:
         """Admit all that may start now; returns whom the next admission waits for."""
         while True:
+            used, limit = await self.ctx.bus.memory()
+            if limit and used > MEMORY_SHARE * limit:
+                return f"room in Redis ({used >> 20} of {limit >> 20} MB used)"
             state = await self._state()
             if state is None:
                 return "an engine to serve"

@@ -83,6 +83,8 @@ class Learner:
             self.trainer = await self.compute(build, self.config, self.ctx.model_path)
         if (directory := latest(self.checkpoints)) is not None:
             extra = await self.compute(self.trainer.load_checkpoint, directory)
+            if (owner := extra.get("run_id")) != self.ctx.spec.run_id:
+                raise ResumeError(f"the checkpoint {directory} is of run {owner}, this run is {self.ctx.spec.run_id}")
             self.rewards.extend(extra["rewards"])
             self.recent.extend((when, step, tuple(ids)) for when, step, ids in extra["recent"])
             self.last_saved = self.trainer.version
@@ -145,8 +147,7 @@ class Learner:
         version = self.trainer.version
         evicted = self.policy.evict(list(self.ready.values()), version)
         for group_id, reason in evicted:
-            await self.ledger.drop(group_id, reason)
-            await self.ctx.event("dropped", group=group_id, reason=reason, detail=f"ready at version {version}")
+            await self.ledger.drop(group_id, reason, f"ready at version {version}")
             del self.ready[group_id]
         return {group_id for group_id, _ in evicted}
 
@@ -214,6 +215,7 @@ class Learner:
         version = self.trainer.version
         extra: dict[str, Any] = {
             "version": version,
+            "run_id": self.ctx.spec.run_id,
             "incarnation": self.ctx.incarnation,
             "rewards": list(self.rewards),
             "next_position": (await self.ledger.open_groups()).next_position,

@@ -2,14 +2,17 @@
 
 Consumes: tickets (claimed under a lease that it renews while it works). Publishes: groups, as the ledger's ``ready``.
 
-Keeps: a group is published once, whole, with the version that sampled every token (invariant 5), or dropped with its
-reason; a worker that dies or stops leaves its tickets to the others (invariant 1). It never re-tokenises what was sampled.
+Keeps: a group is published once, whole, with the version that sampled every token (invariant 5); an attempt that comes to
+nothing is recorded with its reason and made again, up to ``max_attempts``; a worker that dies or stops leaves its tickets
+to the others (invariant 1). The last attempt at a group is made alone, so that a prompt that kills its worker takes no
+other group with it. It never re-tokenises what was sampled.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from typing import Any
 
 import aiohttp
@@ -39,7 +42,11 @@ class RolloutWorker:
         self.ledger = Ledger(ctx.bus)
         self.lease = f"{ctx.name}/{ctx.incarnation}"
         self.tokenizer = Tokenizer(ctx.model_path)
+        self.attempts = ctx.config.rollout.max_attempts
         self.in_flight: dict[asyncio.Task[None], ClaimedTicket] = {}
+        self.last_chances: deque[ClaimedTicket] = (
+            deque()
+        )  # groups on their last attempt wait until nothing is in flight
 
     async def run(self) -> None:
         config = self.ctx.config
@@ -50,18 +57,17 @@ class RolloutWorker:
             self.session, self.client, self.grader = session, EngineClient(url, session), grader
             renewal = asyncio.create_task(self._renew())
             try:
-                self._begin(await self.ledger.own_tickets(self.ctx.name, self.lease))
+                self._begin(await self.ledger.own_tickets(self.ctx.name, self.lease, self.attempts))
                 await self._work()
             finally:
                 await end([renewal, *self.in_flight])
                 await self.ledger.release(self.lease)
 
     async def _work(self) -> None:
-        limit = self.ctx.config.rollout.max_groups_in_flight
         lease_ms = int(self.ctx.config.rollout.lease_s * 1000)
         stopped = asyncio.create_task(self.ctx.stop.wait())
         while not self.ctx.stop.is_set():
-            if (free := limit - len(self.in_flight)) <= 0:
+            if (free := self._free()) <= 0:
                 with self.ctx.waiting("engines to finish a group"):
                     await asyncio.wait({stopped, *self.in_flight}, return_when=asyncio.FIRST_COMPLETED)
             elif self.in_flight:
@@ -73,30 +79,50 @@ class RolloutWorker:
                 del self.in_flight[task]
                 task.result()
 
+    def _free(self) -> int:
+        """How many more groups may begin; starts the next last chance when nothing else is in flight."""
+        if self.last_chances and not self.in_flight:
+            self._start(self.last_chances.popleft())
+            return 0
+        if self.last_chances or any(self._is_last(claimed) for claimed in self.in_flight.values()):
+            return 0
+        return self.ctx.config.rollout.max_groups_in_flight - len(self.in_flight)
+
+    def _is_last(self, claimed: ClaimedTicket) -> bool:
+        return 1 < claimed.attempt == self.attempts
+
     async def _take(self, count: int, lease_ms: int) -> None:
-        self._begin(await self.ledger.next_tickets(self.ctx.name, self.lease, count, lease_ms))
+        self._begin(await self.ledger.next_tickets(self.ctx.name, self.lease, count, lease_ms, self.attempts))
 
     def _begin(self, tickets: list[ClaimedTicket]) -> None:
         for claimed in tickets:
-            self.in_flight[asyncio.create_task(self._rollout(claimed.ticket))] = claimed
+            if self._is_last(claimed):
+                self.last_chances.append(claimed)
+            else:
+                self._start(claimed)
+
+    def _start(self, claimed: ClaimedTicket) -> None:
+        self.in_flight[asyncio.create_task(self._rollout(claimed.ticket))] = claimed
 
     async def _renew(self) -> None:
         while True:
             await asyncio.sleep(self.ctx.config.rollout.lease_s / 4)
-            await self.ledger.renew(self.ctx.name, [claimed.entry_id for claimed in self.in_flight.values()])
+            held = [*self.in_flight.values(), *self.last_chances]
+            await self.ledger.renew(self.ctx.name, [claimed.entry_id for claimed in held])
 
     async def _rollout(self, ticket: Ticket) -> None:
-        """One group, from its ticket to its publication or its recorded drop."""
+        """One attempt at a group, from its ticket to its publication or the record of its failure."""
         started = time.time()
+        samples: list[Sample] = []
         try:
             samples = await generate_group(ticket, self.ctx.config.rollout, self._ask, self.tokenizer)
             samples = await self._score_all(ticket, samples)
         except (EngineError, AnswerError) as error:
-            await self._drop(ticket, "generate_error", str(error))
+            await self._fail(ticket, "generate_error", str(error), samples)
         except AbortedError as error:
-            await self._drop(ticket, "aborted", str(error))
+            await self._fail(ticket, "aborted", str(error), samples)
         except RewardError as error:
-            await self._drop(ticket, error.reason, str(error))
+            await self._fail(ticket, error.reason, str(error), samples)
         else:
             await self._publish(ticket, tuple(samples), started)
 
@@ -154,12 +180,9 @@ class RolloutWorker:
             finished=now,
             label=ticket.label,
         )
-        versions = [unpack(sample.versions, TOKENS) for sample in samples if sample.versions]
-        oldest = min((int(v.min()) for v in versions), default=0)
-        newest = max((int(v.max()) for v in versions), default=0)
-        if not await self.ledger.publish(group, self.lease, oldest, newest, now):
+        if not await self.ledger.publish(group, self.lease, now):
             await self.ctx.event("late_publication_refused", group=ticket.group_id)
 
-    async def _drop(self, ticket: Ticket, reason: str, detail: str) -> None:
-        if await self.ledger.drop(ticket.group_id, reason, self.lease):
-            await self.ctx.event("dropped", group=ticket.group_id, reason=reason, detail=detail[:500])
+    async def _fail(self, ticket: Ticket, reason: str, detail: str, samples: list[Sample]) -> None:
+        lengths = [len(unpack(sample.tokens, TOKENS)) for sample in samples]
+        await self.ledger.fail(ticket.group_id, self.lease, reason, detail, attempts=self.attempts, lengths=lengths)

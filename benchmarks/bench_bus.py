@@ -61,7 +61,7 @@ async def ledger_producer(bus: Bus, n_groups: int, n_samples: int, n_tokens: int
         claimed = await ledger.next_tickets("w", "w/1", BATCH, 60_000)
         groups = [make_group(c.ticket.group_id, n_samples, n_tokens) for c in claimed]
         for start in range(0, len(groups), 8):
-            await asyncio.gather(*(ledger.publish(g, "w/1", 0, 0, 0.0) for g in groups[start : start + 8]))
+            await asyncio.gather(*(ledger.publish(g, "w/1", 0.0) for g in groups[start : start + 8]))
         done += len(groups)
 
 

@@ -1,34 +1,46 @@
 """One connection to a run's bus: publish and follow topics, heartbeats, addresses, the versions of the engines.
 
 Promises: every key of a run begins with one prefix, so that runs can share a Redis; messages are typed on both ends; a
-connection that cannot be made is one clear line within its deadline.
+connection that cannot be made is one clear line within its deadline; what lies on a topic and is no message of this
+schema is refused, counted and logged, and never reaches an actor.
 
 Topics (streams): ``tickets`` dealer to rollout workers (consumer group); ``samples`` workers to learner; ``batches`` the
 learner's write-ahead log; ``weights`` learner, engines and broadcaster; ``control`` supervisor to all; ``events`` and
-``metrics`` all to the monitor.
+``metrics`` all to the monitor; ``dead`` groups that were given up, to the monitor.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
-from collections.abc import AsyncIterator
-from typing import Any, Literal, TypeVar
+from collections import Counter
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
 import msgspec
-import redis.asyncio as aioredis
 import redis.exceptions
-from redis.asyncio.retry import Retry
-from redis.backoff import ExponentialBackoff
 
-from bus.codec import decode, encode
+from bus.codec import CodecError, decode, encode
 from bus.errors import NoRedisError
 from bus.messages import Heartbeat, Message
+from bus.patience import PatientRedis, patient
 
 M = TypeVar("M", bound=Message)
 Topic = Literal["tickets", "samples", "batches", "weights", "control", "events", "metrics", "dead"]
 
 READ_BLOCK_MS = 500  # how long a blocking read lasts before it looks at its stop event
+
+_SCRIPTS = Path(__file__).parent / "scripts"
+_log = logging.getLogger("bus")
+
+
+class Entry(NamedTuple, Generic[M]):
+    """A message and the id of its entry, which begins with the time in milliseconds since the epoch."""
+
+    id: str
+    message: M
 
 
 class EngineState(msgspec.Struct, array_like=True, frozen=True):
@@ -43,10 +55,12 @@ class EngineState(msgspec.Struct, array_like=True, frozen=True):
 class Bus:
     """The bus of one run. Make it with :func:`connect`."""
 
-    def __init__(self, client: aioredis.Redis, run_id: str) -> None:
+    def __init__(self, client: PatientRedis, run_id: str) -> None:
         self.redis: Any = client
         self.run_id = run_id
         self.prefix = f"miles:{{{run_id}}}:"
+        self.refused: Counter[str] = Counter()  # malformed entries, by topic
+        self._always = self.redis.register_script((_SCRIPTS / "always.lua").read_text())
 
     def key(self, name: str) -> str:
         return self.prefix + name
@@ -58,23 +72,45 @@ class Bus:
 
     async def publish(self, topic: Topic, message: Message) -> None:
         """Append ``message`` to the stream of ``topic``."""
-        await self.redis.xadd(self.key(topic), {"m": encode(message)})
+        await self._always(keys=[self.key(topic)], args=["XADD", "*", "m", encode(message)])
 
     async def read(
         self, topic: Topic, kind: type[M] | tuple[type[M], ...], last_id: str, *, block_ms: int = 0, count: int = 512
     ) -> tuple[list[M], str]:
         """Messages of ``topic`` after ``last_id`` ("0" for all) and the id to go on from. Waits up to ``block_ms``."""
+        entries, last_id = await self.read_entries(topic, kind, last_id, block_ms=block_ms, count=count)
+        return [entry.message for entry in entries], last_id
+
+    async def read_entries(
+        self, topic: Topic, kind: type[M] | tuple[type[M], ...], last_id: str, *, block_ms: int = 0, count: int = 512
+    ) -> tuple[list[Entry[M]], str]:
+        """Like :meth:`read`, with the id of each entry."""
         answer = await self.redis.xread({self.key(topic): last_id}, count=count, block=block_ms or None)
         if not answer:
             return [], last_id
-        entries = answer[0][1]
         kinds = kind if isinstance(kind, tuple) else (kind,)
-        messages: list[M] = []
-        for _, fields in entries:
-            message: Any = decode(fields[b"m"], Message)
+        found: list[Entry[M]] = []
+        for entry_id, fields in answer[0][1]:
+            message: Any = self.decode(topic, entry_id, fields, Message)
             if isinstance(message, kinds):
-                messages.append(message)
-        return messages, entries[-1][0].decode()
+                found.append(Entry(entry_id.decode(), message))
+        return found, answer[0][1][-1][0].decode()
+
+    def decode(self, topic: str, entry_id: bytes | str, fields: Mapping[bytes, bytes], kind: type[M]) -> M | None:
+        """The message in a stream's entry. None: it holds none of ``kind``, which is counted and logged."""
+        try:
+            if b"m" not in fields:
+                raise CodecError("it has no field m")
+            return decode(fields[b"m"], kind)
+        except CodecError as error:
+            self.refuse(topic, entry_id, error)
+            return None
+
+    def refuse(self, topic: str, what: bytes | str, why: Exception) -> None:
+        """Count and log something malformed on ``topic``."""
+        self.refused[topic] += 1
+        name = what.decode(errors="backslashreplace") if isinstance(what, bytes) else what
+        _log.warning("refused %s on %s: %s", name, topic, str(why)[:200])
 
     async def last_id(self, topic: Topic) -> str:
         """The id of the newest entry of ``topic``, "0" if there is none."""
@@ -112,13 +148,15 @@ class Bus:
     # who is alive, where, with which weights
 
     async def beat(self, heartbeat: Heartbeat) -> None:
-        await self.redis.hset(self.key("heartbeats"), heartbeat.actor, encode(heartbeat))
+        await self._always(keys=[self.key("heartbeats")], args=["HSET", heartbeat.actor, encode(heartbeat)])
 
     async def heartbeats(self) -> list[Heartbeat]:
-        return [decode(value, Heartbeat) for value in (await self.redis.hgetall(self.key("heartbeats"))).values()]
+        table = await self.redis.hgetall(self.key("heartbeats"))
+        beats = [self.decode("heartbeats", name, {b"m": value}, Heartbeat) for name, value in table.items()]
+        return [beat for beat in beats if beat is not None]
 
     async def set_address(self, name: str, url: str) -> None:
-        await self.redis.hset(self.key("addresses"), name, url)
+        await self._always(keys=[self.key("addresses")], args=["HSET", name, url])
 
     async def address(self, name: str, *, deadline_s: float) -> str:
         """The URL that ``name`` has published. Raises TimeoutError naming it."""
@@ -127,15 +165,26 @@ class Bus:
             if time.monotonic() > end:
                 raise TimeoutError(f"waited {deadline_s:.0f} s for the address of {name}")
             await asyncio.sleep(0.02)  # a hash has no blocking read
-        return url.decode()
+        return url.decode(errors="replace")
 
     async def set_engine(self, engine: str, url: str, incarnation: int, version: int, state: str) -> None:
         line = EngineState(url, incarnation, version, state)  # type: ignore[arg-type]
-        await self.redis.hset(self.key("engines"), engine, msgspec.msgpack.encode(line))
+        await self._always(keys=[self.key("engines")], args=["HSET", engine, msgspec.msgpack.encode(line)])
 
     async def engines(self) -> dict[str, EngineState]:
         table = await self.redis.hgetall(self.key("engines"))
-        return {name.decode(): msgspec.msgpack.decode(line, type=EngineState) for name, line in table.items()}
+        engines: dict[str, EngineState] = {}
+        for name, line in table.items():
+            try:
+                engines[name.decode()] = msgspec.msgpack.decode(line, type=EngineState)
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+                self.refuse("engines", name, error)
+        return engines
+
+    async def memory(self) -> tuple[int, int]:
+        """Bytes that Redis uses, and may use (0: no limit)."""
+        info = await self.redis.info("memory")
+        return int(info["used_memory"]), int(info.get("maxmemory", 0))
 
     async def forget_processes(self) -> None:
         """At the start of a launch, when no process of the run lives: what they said of themselves and each other is void.
@@ -148,31 +197,34 @@ class Bus:
 
 
 async def connect(url: str, run_id: str, *, deadline_s: float = 10.0) -> Bus:
-    """Connect to the bus at ``url`` (redis://, rediss:// or unix://). Raises NoRedisError naming the URL and the cause."""
+    """Connect to the bus at ``url`` (redis://, rediss:// or unix://, with ``:PASSWORD@`` where Redis asks for one).
+
+    Raises NoRedisError naming the URL (without its password) and the cause.
+    """
+    shown = without_password(url)
     try:
-        client = aioredis.Redis.from_url(
-            url,
-            protocol=2,
-            socket_connect_timeout=deadline_s,
-            # a server that is being restarted is back within these (about 20 s); every command of ours may be repeated
-            retry=Retry(ExponentialBackoff(cap=0.5, base=0.01), 45),
-            retry_on_error=[
-                redis.exceptions.ConnectionError,
-                redis.exceptions.TimeoutError,
-                redis.exceptions.BusyLoadingError,
-            ],
-        )
+        client = patient(url, connect_timeout_s=deadline_s)
     except ValueError as error:
-        raise NoRedisError(f"bus.url = {url!r}: {error}") from None
+        raise NoRedisError(f"bus.url = {shown!r}: {error}") from None
     try:
         async with asyncio.timeout(deadline_s):
             await client.ping()
             info: Any = await client.info("server")
     except (redis.exceptions.RedisError, OSError, TimeoutError) as error:
         await client.aclose()
-        raise NoRedisError(f"no Redis answers at {url}: {error or type(error).__name__}") from None
+        raise NoRedisError(f"no Redis answers at {shown}: {error or type(error).__name__}") from None
     version = str(info["redis_version"])
     if tuple(int(part) for part in version.split(".")[:2]) < (6, 2):
         await client.aclose()
-        raise NoRedisError(f"Redis {version} at {url} is too old: 6.2 or newer is needed")
+        raise NoRedisError(f"Redis {version} at {shown} is too old: 6.2 or newer is needed")
     return Bus(client, run_id)
+
+
+def without_password(url: str) -> str:
+    """``url`` for people to read."""
+    head, at, rest = url.rpartition("@")
+    if not at:
+        return url
+    scheme, slashes, credentials = head.partition("://")
+    user, colon, _ = credentials.partition(":")
+    return f"{scheme}{slashes}{user}{colon and ':***'}@{rest}"

@@ -11,3 +11,7 @@ class NoRedisError(BusError):
 
 class LedgerError(BusError):
     """A transition that the ledger refuses; the message names the group or step and its state."""
+
+
+class BusFullError(BusError):
+    """Redis had no room for too long; the message says which kind."""

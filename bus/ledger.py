@@ -3,7 +3,8 @@
     admit        claim          publish       batch(step)       commit(step)
    ───────► waiting ──► in flight ──► ready ──────► batched ──────────► trained
                ▲            │           │ drop(reason)
-               └─ release ──┘           └───────► dropped
+               └── fail, ───┘           └───────► dropped
+                  release    (the last attempt fails: dropped, with its causes on "dead")
 
 Promises (design invariants 1, 2 and 7):
 
@@ -13,13 +14,14 @@ Promises (design invariants 1, 2 and 7):
 - ``batch`` records a step's groups before the step trains on them; a step has one record, for ever.
 - Payloads leave only when ``commit`` says that a durable checkpoint contains their step, or with a recorded drop.
 - Admission bounds what is open; no stream is ever trimmed to make room.
+- Every transition is an entry of ``events``, written by the script that made it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import redis.exceptions
@@ -27,10 +29,17 @@ import redis.exceptions
 from bus.client import READ_BLOCK_MS, Bus
 from bus.codec import CodecError, decode, encode
 from bus.errors import LedgerError
-from bus.messages import Batch, Group, ReadyGroup, Ticket
+from bus.messages import Batch, DeadLetter, Group, ReadyGroup, Ticket
+from bus.ready import describe
 
 _SCRIPTS = Path(__file__).parent / "scripts"
 _GROUP = "rollout"
+_NAMES = ("admit", "claim", "fail", "publish", "release", "drop", "batch", "commit", "open", "reconcile")
+
+ATTEMPTS = 3  # of a group, where the caller names no other number
+# A payload that was written and never published (its worker died in between) goes away by itself after so long.
+_UNPUBLISHED_S = 3600
+_DETAIL_CHARS = 400
 
 
 class OpenGroups(msgspec.Struct, frozen=True):
@@ -47,12 +56,12 @@ class ClaimedTicket(msgspec.Struct, frozen=True):
 
     ticket: Ticket
     entry_id: bytes
+    attempt: int = 1
 
 
 def _load(bus: Bus) -> dict[str, Any]:
     prelude = (_SCRIPTS / "prelude.lua").read_text()
-    names = ("admit", "claim", "publish", "release", "drop", "batch", "commit", "open", "reconcile")
-    return {n: bus.redis.register_script(prelude + (_SCRIPTS / f"{n}.lua").read_text()) for n in names}
+    return {n: bus.redis.register_script(prelude + (_SCRIPTS / f"{n}.lua").read_text()) for n in _NAMES}
 
 
 class Ledger:
@@ -100,8 +109,13 @@ class Ledger:
 
     # rollout workers
 
-    async def next_tickets(self, worker: str, lease: str, count: int, lease_ms: int) -> list[ClaimedTicket]:
-        """Up to ``count`` tickets, claimed under ``lease``: those of workers silent for ``lease_ms``, then new ones."""
+    async def next_tickets(
+        self, worker: str, lease: str, count: int, lease_ms: int, attempts: int = ATTEMPTS
+    ) -> list[ClaimedTicket]:
+        """Up to ``count`` tickets, claimed under ``lease``: those of workers silent for ``lease_ms``, then new ones.
+
+        A group that had ``attempts`` attempts already is dropped instead (``worker_died``) and on ``dead``.
+        """
         key = self.bus.key("tickets")
         # entries that 6.2 answers without fields are of tickets that are done with
         reclaimed = await self.bus.redis.xautoclaim(key, _GROUP, worker, lease_ms, start_id="0-0", count=count)
@@ -111,24 +125,30 @@ class Ledger:
                 _GROUP, worker, {key: ">"}, count=count - len(entries), block=None if entries else READ_BLOCK_MS
             )
             entries += answer[0][1] if answer else []
-        return await self._claim(entries, lease)
+        return await self._claim(entries, lease, attempts)
 
-    async def own_tickets(self, worker: str, lease: str) -> list[ClaimedTicket]:
+    async def own_tickets(self, worker: str, lease: str, attempts: int = ATTEMPTS) -> list[ClaimedTicket]:
         """What was delivered to a former life of ``worker`` and is not done, claimed under the new ``lease``.
 
         Among it tickets that Redis sent to a connection that was dead already: nobody claimed them, and only this or the
         end of the lease brings them back.
         """
         answer = await self.bus.redis.xreadgroup(_GROUP, worker, {self.bus.key("tickets"): "0"})
-        return await self._claim([(i, fields) for i, fields in answer[0][1] if fields] if answer else [], lease)
+        entries = [(i, fields) for i, fields in answer[0][1] if fields] if answer else []
+        return await self._claim(entries, lease, attempts)
 
-    async def _claim(self, entries: Sequence[tuple[bytes, Any]], lease: str) -> list[ClaimedTicket]:
+    async def _claim(self, entries: Sequence[tuple[bytes, Any]], lease: str, attempts: int) -> list[ClaimedTicket]:
         claimed = []
         for entry_id, fields in entries:
-            if await self._run("claim", fields[b"g"], lease):
-                claimed.append(ClaimedTicket(decode(fields[b"m"], Ticket), entry_id))
-            else:
+            ticket = self.bus.decode("tickets", entry_id, fields, Ticket)
+            attempt = 0
+            if ticket is not None and ticket.group_id.encode() == fields.get(b"g"):
+                attempt = await self._run("claim", ticket.group_id, lease, attempts)
+            if ticket is not None and attempt:
+                claimed.append(ClaimedTicket(ticket, entry_id, int(attempt)))
+            else:  # done with, or never a ticket
                 await self.bus.redis.xack(self.bus.key("tickets"), _GROUP, entry_id)
+                await self.bus.redis.xdel(self.bus.key("tickets"), entry_id)
         return claimed
 
     async def renew(self, worker: str, entries: Sequence[bytes]) -> None:
@@ -136,28 +156,42 @@ class Ledger:
         if entries:
             await self.bus.redis.xclaim(self.bus.key("tickets"), _GROUP, worker, 0, list(entries), justid=True)
 
-    async def publish(self, group: Group, lease: str, oldest_version: int, newest_version: int, when: float) -> bool:
+    async def publish(self, group: Group, lease: str, when: float) -> bool:
         """Make ``group`` ready. False: the lease is not valid any more, and nothing was published."""
         payload_key = self.bus.key(f"payload:{group.group_id}:{lease}")
-        ready = ReadyGroup(
-            group_id=group.group_id,
-            payload_key=payload_key,
-            oldest_version=oldest_version,
-            newest_version=newest_version,
-            n_tokens=sum(len(sample.tokens) // 4 for sample in group.samples),
-            published=when,
-        )
-        # the payload stays outside Lua, which would copy it several times
-        await self.bus.redis.set(payload_key, encode(group))
+        ready = describe(group, payload_key, when)
+        # the payload stays outside Lua, which would copy it several times; it is lasting once it is published
+        await self.bus.redis.set(payload_key, encode(group), ex=_UNPUBLISHED_S, nx=True)
         return bool(await self._run("publish", group.group_id, lease, payload_key, encode(ready)))
 
-    async def release(self, lease: str = "") -> int:
-        """In-flight groups of ``lease`` (all of them where it is empty) wait again. Returns how many."""
-        return int(await self._run("release", lease))
+    async def fail(
+        self,
+        group_id: str,
+        lease: str,
+        reason: str,
+        detail: str = "",
+        *,
+        attempts: int = ATTEMPTS,
+        lengths: Sequence[int] = (),
+    ) -> Literal["again", "dropped", "void"]:
+        """This attempt came to nothing: the group waits again, or is dropped if it has had its ``attempts``.
 
-    async def drop(self, group_id: str, reason: str, lease: str = "") -> bool:
-        """The group will not be trained. False: it is batched, trained or dropped already, or the lease is void."""
-        return bool(await self._run("drop", group_id, reason, lease))
+        ``lengths``: response tokens of its samples, where they were generated. "void": the lease is not valid any more.
+        """
+        sizes = msgspec.msgpack.encode(list(lengths))
+        done = await self._run("fail", group_id, lease, reason, detail[:_DETAIL_CHARS], attempts, sizes)
+        return ("void", "again", "dropped")[int(done)]
+
+    async def release(self, lease: str = "", why: str = "") -> int:
+        """In-flight groups of ``lease`` (all of them where it is empty) wait again. Returns how many.
+
+        ``why``: what ended these attempts; empty where the worker hands them back, which is not counted as an attempt.
+        """
+        return int(await self._run("release", lease, why))
+
+    async def drop(self, group_id: str, reason: str, detail: str = "") -> bool:
+        """The group will not be trained. False: it is batched, trained or dropped already."""
+        return bool(await self._run("drop", group_id, reason, detail[:_DETAIL_CHARS]))
 
     # the learner
 
@@ -185,12 +219,12 @@ class Ledger:
 
     async def recorded_batch(self, step: int, *, block_ms: int = 0) -> Batch | None:
         """The record of ``step``, waiting up to ``block_ms`` for it; None if there is none (yet), or it is committed."""
-        last = f"{step}-0"
-        answer = await self.bus.redis.xread({self.bus.key("batches"): last}, count=1, block=block_ms or None)
-        if not answer:
-            return None
-        entry_id, fields = answer[0][1][0]
-        return decode(fields[b"m"], Batch) if entry_id == f"{step}-1".encode() else None
+        cursor = await self.bus.last_id("batches") if block_ms else "0"  # first, so that no news falls in between
+        record = await self.bus.redis.hget(self.bus.key("l:batch"), step)
+        if record is None and block_ms:
+            await self.bus.wait_for_news({"batches": cursor}, block_ms=block_ms)
+            record = await self.bus.redis.hget(self.bus.key("l:batch"), step)
+        return None if record is None else decode(record, Batch)
 
     async def payloads(self, keys: Sequence[str]) -> list[Group]:
         """The published groups behind ``keys``. Raises LedgerError naming one that is missing or damaged."""
@@ -224,6 +258,23 @@ class Ledger:
         return int(await self._run("reconcile", step, *ids)) if ids else 0
 
     # everybody
+
+    async def dead_letters(
+        self, last_id: str, *, block_ms: int = 0
+    ) -> tuple[list[tuple[DeadLetter, Ticket | None]], str]:
+        """Groups given up after ``last_id`` ("0" for all) with their tickets, and the id to go on from."""
+        answer = await self.bus.redis.xread({self.bus.key("dead"): last_id}, count=256, block=block_ms or None)
+        letters: list[tuple[DeadLetter, Ticket | None]] = []
+        for entry_id, fields in answer[0][1] if answer else []:
+            last_id = entry_id.decode()
+            if (letter := self.bus.decode("dead", entry_id, fields, DeadLetter)) is not None:
+                letters.append((letter, self.bus.decode("dead", entry_id, {b"m": fields.get(b"t", b"")}, Ticket)))
+        return letters, last_id
+
+    async def bind(self, name: str, value: str) -> str:
+        """Remember ``value`` under ``name`` for ever, unless there is one: returns what is remembered."""
+        await self.bus.redis.hsetnx(self.bus.key("l:meta"), name, value)
+        return (await self.bus.redis.hget(self.bus.key("l:meta"), name)).decode()
 
     async def counts(self) -> dict[str, int]:
         """dealt, waiting, in_flight, ready, batched, trained, dropped, and ``dropped:REASON`` for each reason."""

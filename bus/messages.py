@@ -67,6 +67,9 @@ class ReadyGroup(Message, tag="ready", frozen=True):
     newest_version: int
     n_tokens: int  # response tokens of all samples
     published: float
+    lengths: tuple[int, ...] = ()  # response tokens of each sample
+    rewards: tuple[float, ...] = ()
+    versions: tuple[tuple[int, int], ...] = ()  # (weight version, response tokens that it sampled), ascending
 
 
 class Batch(Message, tag="batch", frozen=True):
@@ -75,6 +78,33 @@ class Batch(Message, tag="batch", frozen=True):
     step: int
     group_ids: tuple[str, ...]
     payload_keys: tuple[str, ...]
+
+
+class Transition(Message, tag="transition", frozen=True):
+    """What the ledger did, written to ``events`` by the very script that did it: the record of every transition.
+
+    kind: "admitted", "claimed", "released", "failed" (an attempt), "published", "batched", "trained" (a durable checkpoint
+    contains it), "dropped", "reconciled" (trained, as a checkpoint knows and this ledger had forgotten).
+    """
+
+    kind: str
+    group_ids: tuple[str, ...]
+    by: str = ""  # the lease or the actor
+    step: int = 0  # of "batched" and "trained"
+    reason: str = ""  # of "failed" and "dropped"
+    detail: str = ""
+    attempt: int = 0  # of "claimed": 1 for the first time
+    lengths: tuple[int, ...] = ()  # response tokens of each sample of a group that had been generated
+    group: ReadyGroup | None = None  # of "published"
+
+
+class DeadLetter(Message, tag="dead_letter", frozen=True):
+    """A group given up after its last attempt; on ``dead``, its ticket beside it."""
+
+    group_id: str
+    attempts: int
+    reason: str
+    causes: tuple[str, ...]  # of each attempt, oldest first
 
 
 class Snapshot(Message, tag="snapshot", frozen=True):
@@ -146,6 +176,7 @@ class Heartbeat(Message, tag="heartbeat", frozen=True):
     time: float
     waits_for: str = ""
     waits_since: float = 0.0
+    refused: int = 0  # malformed messages and requests that it has refused
 
 
 AnyMessage = (
@@ -154,6 +185,8 @@ AnyMessage = (
     | Ticket
     | ReadyGroup
     | Batch
+    | Transition
+    | DeadLetter
     | Snapshot
     | EngineUp
     | EngineServes

@@ -13,7 +13,7 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from bus.errors import NoRedisError
@@ -48,8 +48,18 @@ def die_with_parent(signum: int = signal.SIGTERM) -> Callable[[], None]:
 class RedisServer:
     """A Redis server of our own, with its data in ``directory``."""
 
-    def __init__(self, directory: Path, appendfsync: str = "everysec", program: str | None = None) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        appendfsync: str = "everysec",
+        program: str | None = None,
+        *,
+        maxmemory_mb: int | None = None,
+        flags: Mapping[str, str] | None = None,
+    ) -> None:
+        """``flags``: further ones of the server, which win over ours."""
         self.directory = directory
+        self._more = {"maxmemory": f"{maxmemory_mb or 0}mb", **(flags or {})}
         self.appendfsync = appendfsync
         self.program = program or find_redis()
         self._process: subprocess.Popen[bytes] | None = None
@@ -95,10 +105,11 @@ class RedisServer:
             "appendfsync": self.appendfsync,
             "aof-load-truncated": "yes",
             "auto-aof-rewrite-percentage": "100",
-            "auto-aof-rewrite-min-size": "256mb",
+            "auto-aof-rewrite-min-size": "64mb",
             "save": "",
             "maxmemory-policy": "noeviction",
             "daemonize": "no",
+            **self._more,
         }
         return [part for key, value in flags.items() for part in (f"--{key}", value)]
 

@@ -65,11 +65,12 @@ class Rollout(Section, frozen=True):
     max_groups_in_flight: PositiveInt = 64  # for each worker
     request_timeout_s: PositiveFloat = 600.0
     lease_s: PositiveFloat = 30.0  # a ticket of a worker silent for so long goes to another one
+    max_attempts: PositiveInt = 3  # at one group; then it is dropped, and on record as a dead letter with its causes
 
 
 class Reward(Section, frozen=True):
     rm_type: str = "graded_match"  # a built-in name, or a dotted path to ``async def reward(sample) -> float``
-    timeout_s: PositiveFloat = 10.0  # for each call; past it the group is dropped with its reason
+    timeout_s: PositiveFloat = 10.0  # for each call; past it this attempt at the group has failed
     num_processes: PositiveInt = 1  # grading processes of each worker, for graders that hold the CPU
 
 
@@ -146,7 +147,8 @@ class Router(Section, frozen=True):
 
 class Bus(Section, frozen=True):
     url: str | None = None  # None: a server of our own in the run directory
-    appendfsync: Literal["everysec", "always", "no"] = "everysec"
+    appendfsync: Literal["everysec", "always", "no"] = "everysec"  # a power cut loses a second, nothing, or more
+    maxmemory_mb: PositiveInt | None = None  # of our own server; from 80 % of it on nothing new is dealt
 
 
 class Monitor(Section, frozen=True):

@@ -6,6 +6,7 @@ pure function of position, seed and prompt count, so a resumed run goes on exact
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import random
@@ -92,6 +93,14 @@ def prompt_at(position: int, n_prompts: int, seed: int, shuffle: bool) -> tuple[
     """``(epoch, index)`` of the prompt that is dealt as number ``position`` (0-based) of a run."""
     epoch, place = divmod(position, n_prompts)
     return epoch, order(n_prompts, seed, epoch, shuffle)[place]
+
+
+def fingerprint(prompts: Sequence[Prompt], seed: int | None) -> str:
+    """The same for the same prompts in the same order of dealing. ``seed``: of the shuffle, None without one."""
+    digest = hashlib.blake2b(repr(seed).encode(), digest_size=16)
+    for prompt in prompts:
+        digest.update(len(prompt.tokens).to_bytes(8, "little") + prompt.tokens.tobytes())
+    return digest.hexdigest()
 
 
 def _rows(source: str) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import random
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bus import Bus, Ledger, LedgerError, balanced, connect
-from bus.messages import Group, ReadyGroup, Ticket
+from bus.codec import TOKENS, VERSIONS, encode, pack
+from bus.messages import Batch, Group, ReadyGroup, Sample, Ticket, Transition
 
 
 def ticket(position: int) -> Ticket:
@@ -29,7 +31,7 @@ async def deal(ledger: Ledger, n: int, start: int = 0) -> None:
 async def make_ready(ledger: Ledger, n: int, lease: str = "w/1") -> list[ReadyGroup]:
     before, _ = await ledger.ready_groups("0", block_ms=0)
     for claimed in await ledger.next_tickets("w", lease, n, 60_000):
-        assert await ledger.publish(group(claimed.ticket.group_id), lease, 0, 0, 0.0)
+        assert await ledger.publish(group(claimed.ticket.group_id), lease, 0.0)
     ready, _ = await ledger.ready_groups("0", block_ms=0)
     return ready[len(before) :]
 
@@ -65,10 +67,10 @@ async def test_a_publication_is_idempotent_and_a_given_up_worker_cannot_publish(
     (again,) = await ledger.next_tickets("other", "other/1", 1, 10)
     assert again.ticket == claimed.ticket
     gid = claimed.ticket.group_id
-    assert not await ledger.publish(group(gid), "slow/1", 0, 0, 0.0)
-    assert await ledger.publish(group(gid), "other/1", 0, 0, 0.0)
-    assert await ledger.publish(group(gid), "other/1", 0, 0, 0.0)
-    assert not await ledger.publish(group(gid), "slow/1", 0, 0, 0.0)
+    assert not await ledger.publish(group(gid), "slow/1", 0.0)
+    assert await ledger.publish(group(gid), "other/1", 0.0)
+    assert await ledger.publish(group(gid), "other/1", 0.0)
+    assert not await ledger.publish(group(gid), "slow/1", 0.0)
     ready, _ = await ledger.ready_groups("0", block_ms=0)
     assert [r.group_id for r in ready] == [gid]
     assert len(await bus.redis.keys(bus.key("payload:*"))) == 1
@@ -91,7 +93,7 @@ async def test_released_groups_are_dealt_again_with_the_same_ticket(bus: Bus) ->
     assert await ledger.release("w/1") == 2
     again = await ledger.next_tickets("x", "x/1", 3, 60_000)
     assert sorted(c.ticket.group_id for c in again) == ["0-0-0", "0-1-0", "0-2-0"]
-    assert not await ledger.publish(group(first[0].ticket.group_id), "w/1", 0, 0, 0.0)
+    assert not await ledger.publish(group(first[0].ticket.group_id), "w/1", 0.0)
 
 
 async def test_a_worker_that_died_before_it_claimed_gets_its_tickets_back_at_once(bus: Bus) -> None:
@@ -103,7 +105,7 @@ async def test_a_worker_that_died_before_it_claimed_gets_its_tickets_back_at_onc
     again = await ledger.own_tickets("w", "w/2")
     assert sorted(c.ticket.group_id for c in again) == ["0-0-0", "0-1-0"]
     assert (await ledger.counts())["in_flight"] == 3
-    assert await ledger.publish(group("0-0-0"), "w/2", 0, 0, 0.0)
+    assert await ledger.publish(group("0-0-0"), "w/2", 0.0)
     assert [c.ticket.group_id for c in await ledger.own_tickets("w", "w/3")] == ["0-1-0"]
 
 
@@ -168,8 +170,8 @@ async def test_a_drop_is_recorded_with_its_reason_and_never_touches_a_batch(bus:
     assert await ledger.drop(ready[1].group_id, "stale")
     assert not await ledger.drop(ready[1].group_id, "stale")
     (claimed,) = await ledger.next_tickets("w", "w/2", 1, 60_000)
-    assert not await ledger.drop(claimed.ticket.group_id, "reward_error", "w/1")  # not its lease
-    assert await ledger.drop(claimed.ticket.group_id, "reward_error", "w/2")
+    assert await ledger.fail(claimed.ticket.group_id, "w/1", "reward_error", attempts=1) == "void"  # not its lease
+    assert await ledger.fail(claimed.ticket.group_id, "w/2", "reward_error", attempts=1) == "dropped"
     counts = await ledger.counts()
     assert (counts["dropped"], counts["dropped:stale"], counts["dropped:reward_error"]) == (2, 1, 1)
     assert balanced(counts)
@@ -210,7 +212,7 @@ async def test_the_ledger_balances_after_any_interleaving(redis_url: str, seed: 
                 case "publish" if leases.get(lease):
                     gid = rng.choice(leases[lease])
                     for _ in range(rng.choice([1, 2])):
-                        await ledger.publish(group(gid), lease, 0, 0, 0.0)
+                        await ledger.publish(group(gid), lease, 0.0)
                 case "drop" if (open_now := await ledger.open_groups()).order:
                     await ledger.drop(rng.choice(open_now.order), "test")
                 case "release":
@@ -239,3 +241,112 @@ async def test_the_ledger_balances_after_any_interleaving(redis_url: str, seed: 
         assert states.states.count(letter) == counts[name]
     assert len(set(trained)) == counts["batched"] + counts["trained"]
     await bus.close()
+
+
+async def transitions(bus: Bus) -> list[Transition]:
+    found, _ = await bus.read("events", Transition, "0")
+    return found
+
+
+async def test_every_transition_is_on_record(bus: Bus) -> None:
+    ledger = Ledger(bus)
+    await deal(ledger, 3)
+    first, second, third = await ledger.next_tickets("w", "w/1", 3, 60_000)
+    tokens, versions = pack([5, 6, 7], TOKENS), pack([1, 1, 2], VERSIONS)
+    sample = Sample(
+        index=0, tokens=tokens, logprobs=b"", loss_mask=b"", versions=versions, reward=0.5, finish_reason="stop"
+    )
+    whole = msgspec.structs.replace(group(first.ticket.group_id), samples=(sample, sample))
+    assert await ledger.publish(whole, "w/1", 12.5)
+    assert await ledger.fail(second.ticket.group_id, "w/1", "reward_error", "no: ü", lengths=(3, 4)) == "again"
+    assert await ledger.release("w/1") == 1
+    ready, _ = await ledger.ready_groups("0", block_ms=0)
+    await ledger.batch(1, ready)
+    await ledger.commit(1)
+    await ledger.drop(third.ticket.group_id, "stale", "too old")
+
+    found = await transitions(bus)
+    kinds = ["admitted", "claimed", "claimed", "claimed", "published", "failed", "released", "batched", "trained"]
+    assert [t.kind for t in found] == [*kinds, "dropped"]
+    by_kind = {t.kind: t for t in found}
+    assert by_kind["admitted"].group_ids == ("0-0-0", "0-1-0", "0-2-0")
+    published = by_kind["published"].group
+    assert published == ready[0]
+    assert (published.lengths, published.rewards, published.versions) == ((3, 3), (0.5, 0.5), ((1, 4), (2, 2)))
+    assert (published.oldest_version, published.newest_version, published.n_tokens) == (1, 2, 6)
+    failed = by_kind["failed"]
+    assert (failed.by, failed.reason, failed.detail, failed.lengths) == ("w/1", "reward_error", "no: ü", (3, 4))
+    assert (by_kind["batched"].step, by_kind["trained"].step) == (1, 1)
+    assert by_kind["dropped"].detail == "too old"
+
+
+async def test_a_group_is_given_up_after_its_last_attempt_with_every_cause(bus: Bus) -> None:
+    ledger = Ledger(bus)
+    await deal(ledger, 1)
+    for worker, done in (("a", "again"), ("b", "again"), ("c", "dropped")):
+        (claimed,) = await ledger.next_tickets(worker, f"{worker}/1", 1, 60_000)
+        assert await ledger.fail("0-0-0", f"{worker}/1", "reward_error", "it said\nno", attempts=3) == done
+    assert claimed.attempt == 3
+    assert (await ledger.counts())["dropped:reward_error"] == 1 and balanced(await ledger.counts())
+    ((letter, told),), _ = await ledger.dead_letters("0")
+    assert (letter.group_id, letter.attempts, letter.reason) == ("0-0-0", 3, "reward_error")
+    assert letter.causes == tuple(f"{worker}/1: reward_error: it said no" for worker in "abc")
+    assert told == ticket(0)
+
+
+async def test_a_prompt_that_no_worker_survives_is_given_up(bus: Bus) -> None:
+    ledger = Ledger(bus)
+    await deal(ledger, 1)
+    for life in range(3):
+        (claimed,) = await ledger.next_tickets("w", f"w/{life}", 1, 60_000)
+        assert claimed.attempt == life + 1
+        assert await ledger.release(f"w/{life}", "the worker died") == 1
+    assert await ledger.next_tickets("w", "w/3", 1, 60_000) == []
+    assert (await ledger.counts())["dropped:worker_died"] == 1 and balanced(await ledger.counts())
+    ((letter, _),), _ = await ledger.dead_letters("0")
+    assert letter.causes == tuple(f"w/{life}: the worker died" for life in range(3))
+
+
+async def test_work_that_is_handed_back_was_no_attempt(bus: Bus) -> None:
+    ledger = Ledger(bus)
+    await deal(ledger, 1)
+    for life in range(5):
+        (claimed,) = await ledger.next_tickets("w", f"w/{life}", 1, 60_000)
+        assert claimed.attempt == 1
+        assert await ledger.release(f"w/{life}") == 1
+
+
+async def test_what_is_no_ticket_is_refused_and_leaves_the_stream(bus: Bus) -> None:
+    ledger = Ledger(bus)
+    await ledger.prepare()
+    key = bus.key("tickets")
+    for fields in ({"x": "y"}, {"m": b"\1\x90"}, {"g": "0-0-0", "m": b"junk"}, {"g": "other", "m": encode(ticket(0))}):
+        await bus.redis.xadd(key, fields)
+    await deal(ledger, 1)
+    (claimed,) = await ledger.next_tickets("w", "w/1", 10, 60_000)
+    assert claimed.ticket == ticket(0)
+    assert bus.refused["tickets"] == 3
+    assert await bus.redis.xlen(key) == 1
+
+
+async def test_a_payload_that_was_never_published_goes_away_by_itself(bus: Bus) -> None:
+    ledger = Ledger(bus)
+    await deal(ledger, 1)
+    (ready,) = await make_ready(ledger, 1)
+    assert await bus.redis.ttl(ready.payload_key) == -1  # lasting
+    await ledger.publish(group("0-9-0"), "w/1", 0.0)  # refused: no such group
+    assert await bus.redis.keys(bus.key("payload:0-9-0:*")) == []
+    orphan = bus.key("payload:0-0-0:dead/1")
+    await bus.redis.set(orphan, b"x", ex=3600, nx=True)
+    assert await bus.redis.ttl(orphan) > 0
+
+
+async def test_strange_entries_among_the_batches_are_no_batches(bus: Bus) -> None:
+    ledger = Ledger(bus)
+    await deal(ledger, 2)
+    ready = await make_ready(ledger, 2)
+    await bus.redis.xadd(bus.key("batches"), {"m": b"junk"})
+    await bus.redis.xadd(bus.key("batches"), {"m": encode(Batch(step=1, group_ids=("x",), payload_keys=("y",)))})
+    assert await ledger.recorded_batch(1, block_ms=10) is None
+    record = await ledger.batch(1, ready)
+    assert await ledger.recorded_batch(1, block_ms=10) == record

@@ -90,7 +90,7 @@ class Crew:
     async def _free(self, spec: ActorSpec) -> None:
         """What the dead held. All of it would also be noticed without us, later."""
         if spec.role == "rollout":
-            await self.ledger.release(f"{spec.name}/{spec.incarnation}")
+            await self.ledger.release(f"{spec.name}/{spec.incarnation}", "the worker died")
         elif spec.role == "engine":
             down = EngineDown(engine=spec.name, incarnation=spec.incarnation, reason="its process ended")
             await self.bus.publish("weights", down)

@@ -39,7 +39,7 @@ class Supervisor:
     def __init__(self, config: RunConfig, run_dir: Path, monitor: Monitor) -> None:
         self.config, self.home, self.monitor = config, RunHome(run_dir), monitor
         self.runtime = LocalRuntime()
-        self.server = RedisServer(run_dir / "redis", config.bus.appendfsync)
+        self.server = RedisServer(run_dir / "redis", config.bus.appendfsync, maxmemory_mb=config.bus.maxmemory_mb)
         self.interrupted = asyncio.Event()
 
     def run(self) -> int:
@@ -68,7 +68,7 @@ class Supervisor:
         ledger = Ledger(bus)
         await bus.forget_processes()
         await ledger.prepare()
-        await ledger.release()  # no worker of an earlier launch lives
+        await ledger.release()  # no worker of an earlier launch lives; that is not the groups' fault
         self.monitor.start(self.config, self.home.path, resumed)
         watch = Watch(bus, ledger, self.monitor, self.config, self.runtime.running)
         crew = Crew(self.runtime, self.config, bus, ledger, self.home.next_incarnation)

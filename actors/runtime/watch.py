@@ -13,7 +13,7 @@ from typing import Any
 
 from actors.runtime.tasks import end
 from bus import Bus, Ledger
-from bus.messages import Event, Heartbeat, Metrics
+from bus.messages import Event, Heartbeat, Metrics, Transition
 from miles_async.config import RunConfig
 from miles_async.monitor.monitor import Monitor
 
@@ -29,9 +29,11 @@ class Watch:
     ) -> None:
         """``running``: names of the actors whose processes run."""
         self.bus, self.ledger, self.monitor, self.config, self.running = bus, ledger, monitor, config, running
-        self._metrics_cursor = self._events_cursor = "0"
+        self._metrics_cursor = "0"
+        self._dead_cursor = ""  # those of earlier launches were told then
+        self._events_cursor = monitor.written_entry  # what an earlier launch has on disk is not read again
         self._deaths: dict[str, tuple[str, bool]] = {}
-        self._last_drop = ""
+        self._trimmed = self._last_drop = ""
         self._trouble: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._progress: tuple[Any, ...] = ()
         self._progress_at = time.monotonic()
@@ -68,7 +70,7 @@ class Watch:
             while True:
                 await read(block_ms=500)
 
-        await asyncio.gather(forever(self._read_metrics), forever(self._read_events))
+        await asyncio.gather(forever(self._read_metrics), forever(self._read_events), forever(self._read_dead))
 
     async def _read_metrics(self, block_ms: int) -> int:
         messages, cursor = await self.bus.read("metrics", Metrics, self._metrics_cursor, block_ms=block_ms)
@@ -80,20 +82,35 @@ class Watch:
         return len(messages)
 
     async def _read_events(self, block_ms: int) -> int:
-        messages, cursor = await self.bus.read("events", Event, self._events_cursor, block_ms=block_ms)
-        for message in messages:
-            self._note(message)
-            self.monitor.on_event(message)
-        if cursor != self._events_cursor:
-            self._events_cursor = cursor
-            await self.bus.trim("events", cursor)
-        return len(messages)
+        kinds = (Event, Transition)
+        entries, cursor = await self.bus.read_entries("events", kinds, self._events_cursor, block_ms=block_ms)
+        for entry in entries:
+            self._note(entry.message)
+            if isinstance(entry.message, Event):
+                self.monitor.on_event(entry.message, entry.id)
+            else:
+                self.monitor.on_transition(entry.message, entry.id)
+        self._events_cursor = cursor
+        # only what is on disk: a kill of this process loses no transition
+        if (written := self.monitor.written_entry) not in ("0", self._trimmed):
+            await self.bus.trim("events", written)
+            self._trimmed = written
+        return len(entries)
 
-    def _note(self, event: Event) -> None:
-        if event.kind == "died":
-            self._deaths[event.actor] = (str(event.data.get("cause", "")), bool(event.data.get("fatal")))
-        elif event.kind == "dropped":
-            self._last_drop = f"{event.data.get('reason')}: {event.data.get('detail')}"
+    async def _read_dead(self, block_ms: int) -> int:
+        self._dead_cursor = self._dead_cursor or await self.bus.last_id("dead")
+        letters, self._dead_cursor = await self.ledger.dead_letters(self._dead_cursor, block_ms=block_ms)
+        for letter, ticket in letters:
+            prompt = ticket.prompt if ticket is not None else ""
+            self.tell("dead_letter", group=letter.group_id, reason=letter.reason, causes=letter.causes, prompt=prompt)
+        return len(letters)
+
+    def _note(self, message: Event | Transition) -> None:
+        if isinstance(message, Event):
+            if message.kind == "died":
+                self._deaths[message.actor] = (str(message.data.get("cause", "")), bool(message.data.get("fatal")))
+        elif message.kind == "dropped":
+            self._last_drop = f"{message.reason}: {message.detail}"
 
     async def _look(self) -> None:
         while True:

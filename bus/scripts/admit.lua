@@ -1,13 +1,15 @@
 -- admit: deal tickets while fewer than ARGV[1] groups are open, starting at prompt position ARGV[2].
 -- ARGV[3..]: group id, ticket, group id, ticket, ... Returns {admitted, next position}.
 -- The position is the fence: a dealer that is behind (a retry, a second dealer) deals nothing twice.
+-- Redis refuses this script as a whole where its memory is full: its first command is a write that needs some.
 local limit, start = tonumber(ARGV[1]), tonumber(ARGV[2])
 local position = number(META, 'next_position')
 if start ~= position then return { 0, position } end
+redis.call('HSET', META, 'next_position', position)
 local open = number(COUNT, 'waiting') + number(COUNT, 'in_flight') + number(COUNT, 'ready')
-local admitted, passed = 0, 0
+local admitted, passed = {}, 0
 for i = 3, #ARGV, 2 do
-  if open + admitted >= limit then break end
+  if open + #admitted >= limit then break end
   local gid = ARGV[i]
   if redis.call('SREM', AHEAD, gid) == 1 then
     passed = passed + 1 -- trained before this ledger lost its end: counted when it was reconciled
@@ -16,10 +18,11 @@ for i = 3, #ARGV, 2 do
     redis.call('HSET', TICKET, gid, entry)
     redis.call('HSET', STATE, gid, 'w')
     redis.call('ZADD', ORDER, redis.call('HINCRBY', META, 'sequence', 1), gid)
-    admitted = admitted + 1
+    admitted[#admitted + 1] = gid
   end
 end
-redis.call('HINCRBY', COUNT, 'dealt', admitted)
-redis.call('HINCRBY', COUNT, 'waiting', admitted)
-redis.call('HINCRBY', META, 'next_position', admitted + passed)
-return { admitted, position + admitted + passed }
+redis.call('HINCRBY', COUNT, 'dealt', #admitted)
+redis.call('HINCRBY', COUNT, 'waiting', #admitted)
+redis.call('HINCRBY', META, 'next_position', #admitted + passed)
+if #admitted > 0 then record('admitted', admitted, {}) end
+return { #admitted, position + #admitted + passed }

@@ -3,9 +3,18 @@
 local P = KEYS[1]
 local COUNT, STATE, LEASE, ORDER = P .. 'l:count', P .. 'l:state', P .. 'l:lease', P .. 'l:order'
 local TICKET, READY, SAMPLE, META = P .. 'l:ticket', P .. 'l:ready', P .. 'l:sample', P .. 'l:meta'
-local PAYLOAD, AHEAD = P .. 'l:payload', P .. 'l:ahead'
+local PAYLOAD, AHEAD, BATCH = P .. 'l:payload', P .. 'l:ahead', P .. 'l:batch'
+local ATTEMPTS, CAUSES = P .. 'l:attempts', P .. 'l:causes'
 local TICKETS, SAMPLES, BATCHES = P .. 'tickets', P .. 'samples', P .. 'batches'
+local EVENTS, DEAD = P .. 'events', P .. 'dead'
 local NAME = { w = 'waiting', f = 'in_flight', r = 'ready', b = 'batched' }
+local SCHEMA = '\1' -- bus.messages.SCHEMA_VERSION
+
+-- A write that needs no memory, first: Redis then lets the script finish even when its memory is full. Whatever
+-- frees memory in the end must go on; admission alone is refused (it does not call this).
+local function even_if_full()
+  redis.call('HDEL', LEASE, '')
+end
 
 local function number(hash, field)
   return tonumber(redis.call('HGET', hash, field) or '0')
@@ -17,6 +26,15 @@ local function move(gid, from, to)
   redis.call('HSET', STATE, gid, to)
 end
 
+-- The transition, on the stream of events, in the same atomic script. `t` has the fields of bus.messages.Transition.
+local function record(kind, ids, t)
+  local message = {
+    'transition', kind, ids, t.by or '', t.step or 0, t.reason or '', t.detail or '', t.attempt or 0, t.lengths or {},
+  }
+  if t.ready then message[10] = cmsgpack.unpack(string.sub(t.ready, 2)) end
+  redis.call('XADD', EVENTS, '*', 'm', SCHEMA .. cmsgpack.pack(message))
+end
+
 local function forget_ticket(gid)
   local entry = redis.call('HGET', TICKET, gid)
   if entry then
@@ -25,6 +43,8 @@ local function forget_ticket(gid)
     redis.call('HDEL', TICKET, gid)
   end
   redis.call('HDEL', LEASE, gid)
+  redis.call('HDEL', ATTEMPTS, gid)
+  redis.call('HDEL', CAUSES, gid)
 end
 
 local function forget_payload(gid)
@@ -46,4 +66,38 @@ local function requeue(gid)
   redis.call('HSET', TICKET, gid, again)
   redis.call('HDEL', LEASE, gid)
   move(gid, 'f', 'w')
+end
+
+-- The open group leaves undone, counted under `t.reason`.
+local function drop(gid, t)
+  local state = redis.call('HGET', STATE, gid)
+  if state == 'r' and not t.lengths then
+    t.lengths = cmsgpack.unpack(string.sub(redis.call('HGET', READY, gid), 2))[8]
+  end
+  forget_ticket(gid)
+  forget_payload(gid)
+  redis.call('HDEL', STATE, gid)
+  redis.call('ZREM', ORDER, gid)
+  redis.call('HINCRBY', COUNT, NAME[state], -1)
+  redis.call('HINCRBY', COUNT, 'dropped', 1)
+  redis.call('HINCRBY', COUNT, 'dropped:' .. t.reason, 1)
+  record('dropped', { gid }, t)
+end
+
+-- Remember why an attempt came to nothing: one line each.
+local function add_cause(gid, cause)
+  local line = string.gsub(cause, '\n', ' ')
+  local before = redis.call('HGET', CAUSES, gid)
+  redis.call('HSET', CAUSES, gid, before and (before .. '\n' .. line) or line)
+end
+
+-- No further attempt: the group is dropped, and lies among the dead letters with its causes and its ticket.
+local function bury(gid, t)
+  local causes = {}
+  for cause in string.gmatch(redis.call('HGET', CAUSES, gid) or '', '[^\n]+') do causes[#causes + 1] = cause end
+  local entry = redis.call('HGET', TICKET, gid)
+  local ticket = redis.call('XRANGE', TICKETS, entry, entry)[1][2][4]
+  local letter = { 'dead_letter', gid, number(ATTEMPTS, gid), t.reason, causes }
+  redis.call('XADD', DEAD, 'MAXLEN', '~', 10000, '*', 'm', SCHEMA .. cmsgpack.pack(letter), 't', ticket)
+  drop(gid, t)
 end

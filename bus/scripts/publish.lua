@@ -3,13 +3,16 @@
 local gid, lease, payload = ARGV[1], ARGV[2], ARGV[3]
 local state = redis.call('HGET', STATE, gid)
 if redis.call('HGET', PAYLOAD, gid) == payload then return 2 end
+even_if_full()
 if state ~= 'f' or redis.call('HGET', LEASE, gid) ~= lease then
   redis.call('DEL', payload)
   return 0
 end
+if redis.call('PERSIST', payload) == 0 then return 0 end -- the worker slept so long that its payload is gone
 move(gid, 'f', 'r')
 forget_ticket(gid)
 redis.call('HSET', PAYLOAD, gid, payload)
 redis.call('HSET', READY, gid, ARGV[4])
 redis.call('HSET', SAMPLE, gid, redis.call('XADD', SAMPLES, '*', 'm', ARGV[4]))
+record('published', { gid }, { by = lease, ready = ARGV[4] })
 return 1

@@ -7,6 +7,8 @@ for i = 2, #ARGV do
   local state = redis.call('HGET', STATE, gid)
   if state == 'b' then return redis.error_reply('group ' .. gid .. ' is in a batch of its own record') end
 end
+even_if_full()
+local ids = {}
 for i = 2, #ARGV do
   local gid = ARGV[i]
   local state = redis.call('HGET', STATE, gid)
@@ -20,7 +22,9 @@ for i = 2, #ARGV do
     redis.call('SADD', AHEAD, gid)
     redis.call('HINCRBY', COUNT, 'dealt', 1)
   end
+  ids[#ids + 1] = gid
 end
-redis.call('HINCRBY', COUNT, 'trained', #ARGV - 1)
+redis.call('HINCRBY', COUNT, 'trained', #ids)
 redis.call('HSET', META, 'last_step', step, 'committed_step', step)
-return #ARGV - 1
+record('reconciled', ids, { step = step })
+return #ids

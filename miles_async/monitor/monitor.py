@@ -15,13 +15,21 @@ from typing import Any, TextIO
 
 import msgspec
 
-from bus.messages import Event, Heartbeat, Metrics
+from bus.messages import Event, Heartbeat, Metrics, Transition
 from miles_async.config import RunConfig
 from miles_async.config_load import dump
 from miles_async.monitor.live import LiveView
 from miles_async.monitor.picture import PICTURE_FILE, draw
 from miles_async.monitor.progress import MONITOR, START, Progress
-from miles_async.monitor.record import EventLine, MetricsLine, RecordWriter, read_events, read_metrics
+from miles_async.monitor.record import (
+    EventLine,
+    MetricsLine,
+    RecordWriter,
+    TransitionLine,
+    read_events,
+    read_metrics,
+    transition_line,
+)
 from miles_async.monitor.summary import summarize
 
 SUMMARY_FILE = "summary.json"
@@ -63,13 +71,23 @@ class Monitor:
         self._progress.add_metrics(MetricsLine(metrics.actor, metrics.step, metrics.time, dict(metrics.values)))
         self._keep(metrics)
 
-    def on_event(self, event: Event) -> None:
-        """One line of ``events.jsonl``; what the supervisor says is shown at once."""
-        self._progress.add_event(EventLine(event.actor, event.kind, event.time, event.data))
+    @property
+    def written_entry(self) -> str:
+        """The last entry of the bus's ``events`` that is on disk: what lies behind it has to be handed over (again)."""
+        return self._record.written_entry if self._record else "0"
+
+    def on_transition(self, transition: Transition, entry_id: str) -> None:
+        """One line of ``transitions.jsonl``."""
+        self._keep(transition_line(entry_id, transition))
+
+    def on_event(self, event: Event, entry_id: str = "") -> None:
+        """One line of ``events.jsonl``; what the supervisor says is shown at once. ``entry_id``: on the bus."""
+        line = EventLine(event.actor, event.kind, event.time, event.data, entry_id)
+        self._progress.add_event(line)
         if self._view and (event.actor == "supervisor" or event.kind in ANNOUNCED):
             details = " ".join(f"{key}={value}" for key, value in event.data.items())
             self._view.say(f"{event.actor}: {event.kind} {details}".rstrip())
-        self._keep(event)
+        self._keep(line)
 
     def on_heartbeats(self, heartbeats: Iterable[Heartbeat]) -> None:
         """The last sign of life of every actor; an actor not among them is gone."""
@@ -119,7 +137,7 @@ class Monitor:
         """What is known of the run."""
         return self._progress
 
-    def _keep(self, message: Metrics | Event) -> None:
+    def _keep(self, message: Metrics | EventLine | TransitionLine) -> None:
         if self._record:
             self._record.add(message)
         self._show()
