@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from pathlib import Path
 
 from actors.learner import Learner
+from actors.runtime.context import ActorContext
 from bus.codec import encode
 from bus.messages import Group
 from miles_async.engine.control import checksums
+from miles_async.train import checkpoint
 
 
 class RecordingLearner(Learner):
@@ -22,6 +26,27 @@ class RecordingLearner(Learner):
         data = b"".join(len(frame).to_bytes(8, "little") + frame for frame in frames)
         (directory / f"{self.trainer.version:04d}-{self.rank}").write_bytes(data)
         return metrics
+
+
+class LearnerKilledWhileSaving(RecordingLearner):
+    """Is killed (kill -9) in the middle of writing its checkpoints of two versions, the first time that it writes them:
+    with all files written and none in place, and with the directory in place and the pointer not."""
+
+    MOMENTS = {10: ".writing-0000010", 20: ".latest"}  # version: what was made durable last
+
+    def __init__(self, ctx: ActorContext) -> None:
+        super().__init__(ctx)
+        fsync = checkpoint._fsync
+
+        def fsync_or_die(path: Path) -> None:
+            fsync(path)
+            version = self.trainer.version
+            once = self.ctx.run_dir / f"killed-at-{version}"
+            if path.name == self.MOMENTS.get(version) and not once.exists():
+                once.touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        checkpoint._fsync = fsync_or_die
 
 
 class ChecksumLearner(Learner):

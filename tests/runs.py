@@ -8,14 +8,18 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import psutil
 
-from bus.codec import decode
+from bus.codec import VERSIONS, decode, unpack
 from bus.messages import Group
+from miles_async.config_load import load
+from miles_async.data import load_prompts, prompt_at
+from miles_async.tokenizer import Tokenizer
 
 # the quickstart's model and task, cut down to seconds
 TINY: dict[str, dict[str, Any]] = {
@@ -81,6 +85,30 @@ def summary(run_dir: Path) -> dict[str, Any]:
 def metrics(run_dir: Path, actor: str = "learner-0") -> list[dict[str, Any]]:
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     return [line for line in lines if line.get("actor") == actor]
+
+
+def first_prompts(config_file: Path, run_dir: Path, count: int) -> Counter[str]:
+    """How often each prompt (``epoch-index``) is among the first ``count`` that are dealt: what a run without drops trains
+    on, whether it was interrupted or not."""
+    config = load(config_file, check=False)
+    total = len(load_prompts(config, Tokenizer(run_dir / "inputs" / "model")))
+    places = (prompt_at(p, total, config.run.seed, config.data.rollout_shuffle) for p in range(count))
+    return Counter(f"{epoch}-{index}" for epoch, index in places)
+
+
+def trained_prompts(run_dir: Path) -> Counter[str]:
+    """How often each prompt (``epoch-index``) was trained on, from what a RecordingLearner wrote."""
+    groups = (group for step in trained_groups(run_dir).values() for group in step)
+    return Counter(group.group_id.rpartition("-")[0] for group in groups)
+
+
+def lags(run_dir: Path) -> dict[int, tuple[int, int]]:
+    """The least and the greatest lag of the tokens of every step."""
+    found = {}
+    for step, groups in trained_groups(run_dir).items():
+        of = [step - 1 - unpack(sample.versions, VERSIONS) for group in groups for sample in group.samples]
+        found[step] = (min(int(lag.min()) for lag in of), max(int(lag.max()) for lag in of))
+    return found
 
 
 def left_behind(run_dir: Path) -> list[str]:

@@ -14,6 +14,7 @@ from runs import (
     begin,
     events,
     kill,
+    lags,
     launch,
     left_behind,
     metrics,
@@ -27,7 +28,6 @@ from runs import (
 )
 from safetensors.torch import load_file
 
-from bus.codec import VERSIONS, unpack
 from miles_async.config_load import load
 from miles_async.train.trainer import MegatronTrainer
 
@@ -56,10 +56,22 @@ def check_that_nothing_is_lost_or_twice(run_dir: Path, steps: int, batch: int, m
     groups = trained_groups(run_dir)
     ids = [group.group_id for step in groups.values() for group in step]
     assert len(ids) == len(set(ids)) == steps * batch
-    for step, trained in groups.items():
-        for group in trained:
-            assert all((step - 1 - unpack(s.versions, VERSIONS)).max() <= max_lag for s in group.samples)
+    assert all(greatest <= max_lag for _, greatest in lags(run_dir).values())
     assert left_behind(run_dir) == []
+
+
+def check_that_the_weights_are_those_of_the_recorded_batches(config_file: Path, run_dir: Path) -> None:
+    """Training on the same batches without any interruption gives the same bits as ``run_dir`` has exported."""
+    config = load(config_file, check=False)
+    model = str(run_dir / "inputs" / "model")
+    trainer = MegatronTrainer(config, model, rank=0, world_size=1, init_method=f"file://{run_dir}/rendezvous-test")
+    for _, groups in sorted(trained_groups(run_dir).items()):
+        trainer.step(groups)
+    expected = trainer.export()
+    trainer.close()
+    trained = load_file(run_dir / "hf" / "model.safetensors")
+    for name, tensor in trained.items():
+        assert torch.equal(tensor, expected[name]), name
 
 
 @pytest.fixture
@@ -83,17 +95,25 @@ def test_every_kind_of_process_is_replaced_and_the_weights_are_those_of_the_reco
     assert restarted == victims
     check_that_nothing_is_lost_or_twice(tmp_path / "run", steps=400, batch=8, max_lag=2)
 
-    # the same batches, trained without interruption, give the same bits
-    config = load(config_file, check=False)
-    path = str(tmp_path / "run" / "inputs" / "model")
-    trainer = MegatronTrainer(config, path, rank=0, world_size=1, init_method=f"file://{tmp_path}/rendezvous")
-    for _, groups in sorted(trained_groups(tmp_path / "run").items()):
-        trainer.step(groups)
-    expected = trainer.export()
-    trainer.close()
-    trained = load_file(tmp_path / "run" / "hf" / "model.safetensors")
-    for name, tensor in trained.items():
-        assert torch.equal(tensor, expected[name]), name
+    check_that_the_weights_are_those_of_the_recorded_batches(config_file, tmp_path / "run")
+
+
+def test_a_learner_killed_in_the_middle_of_a_checkpoint_ends_with_the_same_bits(tmp_path: Path) -> None:
+    config = write_config(
+        tmp_path,
+        run=TINY["run"] | {"num_steps": 25},
+        checkpoint={"save_interval": 10, "save_hf": True},
+        topology={"learner": "recording_learner.LearnerKilledWhileSaving"},
+    )
+    run_dir = tmp_path / "run"
+    result = launch(config, run_dir, env=recording_environment())
+    assert result.returncode == 0, result.stderr
+    assert (run_dir / "killed-at-10").exists() and (run_dir / "killed-at-20").exists()
+    assert len(events(run_dir, "restarted")) == 2
+    # from nothing the first time (no checkpoint was whole), from version 10 the second time
+    assert [event["data"]["version"] for event in events(run_dir, "learner_ready")] == [0, 0, 10]
+    check_that_nothing_is_lost_or_twice(run_dir, steps=25, batch=8, max_lag=2)
+    check_that_the_weights_are_those_of_the_recorded_batches(config, run_dir)
 
 
 def test_the_learner_ranks_restart_together(tmp_path: Path) -> None:

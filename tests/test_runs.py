@@ -14,18 +14,19 @@ from runs import (
     RECORDING,
     TINY,
     begin,
+    first_prompts,
+    lags,
     launch,
     left_behind,
     metrics,
     recording_environment,
     summary,
     trained_groups,
+    trained_prompts,
     wait_for_step,
     wait_until_gone,
     write_config,
 )
-
-from bus.codec import VERSIONS, unpack
 
 
 def test_an_asynchronous_run_keeps_the_bound_and_accounts_for_every_group(tmp_path: Path) -> None:
@@ -49,11 +50,8 @@ def test_an_asynchronous_run_keeps_the_bound_and_accounts_for_every_group(tmp_pa
     steps = trained_groups(run_dir)
     ids = [group.group_id for groups in steps.values() for group in groups]
     assert len(ids) == len(set(ids)) == 12 * 8
-    for step, groups in steps.items():
-        for group in groups:
-            for sample in group.samples:
-                lags = step - 1 - unpack(sample.versions, VERSIONS)
-                assert lags.min() >= 0 and lags.max() <= 2
+    assert all(least >= 0 and greatest <= 2 for least, greatest in lags(run_dir).values())
+    assert trained_prompts(run_dir) == first_prompts(config, run_dir, 12 * 8)
     assert (run_dir / "run.png").stat().st_size > 1000
     assert (run_dir / "hf" / "config.json").exists()
     assert left_behind(run_dir) == []
@@ -107,7 +105,11 @@ def test_a_launch_killed_with_its_supervisor_leaves_no_process_and_replays(tmp_p
     assert {step: after[step] for step in before} == before  # replayed steps trained on the very same groups
     ids = [group_id for groups in after.values() for group_id in groups]
     assert len(ids) == len(set(ids)) == (last + 3) * 8
-    assert summary(run_dir)["balanced"]
+    found = summary(run_dir)
+    assert found["balanced"] and found["steps"] == last + 3
+    # no prompt is skipped or repeated, and the lag is right from the first step on
+    assert trained_prompts(run_dir) == first_prompts(config, run_dir, (last + 3) * 8)
+    assert all(least >= 0 and greatest <= 2 for least, greatest in lags(run_dir).values())
 
 
 def test_two_data_parallel_ranks_train_each_their_share(tmp_path: Path) -> None:

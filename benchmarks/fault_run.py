@@ -1,0 +1,207 @@
+"""One run of the fault campaign: a small job, the faults that hit it, and what came of it.
+
+Promises: the same seed plans the same faults; the verdict is read from what the run itself left on disk (the groups of
+every step, every transition of the ledger, the counts at every checkpoint), not from what it says of itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+import redis
+
+from bus.ledger import balanced
+from miles_async.monitor.record import read_transitions
+from miles_async.monitor.status import status
+
+STEPS, BATCH, MAX_LAG, LEASE_S = 100, 8, 2, 2.0
+STOP_S = 3.0  # of a SIGSTOP: longer than the lease
+ACTORS = ["rollout-0", "rollout-1", "engine-0", "engine-1", "router", "broadcaster", "dealer", "learner-0"]
+FAULTS = [f"{how} {name}" for how in ("kill", "stop") for name in [*ACTORS, "redis"]] + ["disconnect everybody"]
+RUN_TIMEOUT_S = 240.0
+
+CONFIG = f"""
+[model]
+hf_checkpoint = "builtin:digits"
+[data]
+prompt_data = "builtin:repeat"
+[run]
+num_steps = {STEPS}
+restart_window_s = 60
+max_restarts = 10
+[rollout]
+rollout_batch_size = {BATCH}
+n_samples_per_prompt = 4
+rollout_max_response_len = 10
+lease_s = {LEASE_S}
+[staleness]
+max_lag = {MAX_LAG}
+[learner]
+lr = 1e-3
+[checkpoint]
+save_interval = 20
+save_hf = false
+[monitor]
+live = "off"
+tensorboard = false
+heartbeat_s = 0.2
+[topology]
+learner = "benchmarks.recording_learner.RecordingLearner"
+"""
+
+
+@dataclass
+class Verdict:
+    """What a run did. ``recoveries``: for each fault, seconds until the next optimizer step."""
+
+    seed: int
+    recoveries: list[tuple[str, float]] = field(default_factory=list)
+    lost: int = 0  # groups dealt and neither trained nor dropped
+    twice: int = 0  # groups in two steps
+    broken: list[str] = field(default_factory=list)  # promises not kept, in words
+
+
+class FaultRun:
+    """One launch and its faults."""
+
+    def __init__(self, directory: Path, seed: int) -> None:
+        self.seed, self.run_dir = seed, directory / f"run-{seed}"
+        self.rng = random.Random(seed)
+        config = directory / f"run-{seed}.toml"
+        config.write_text(CONFIG)
+        self.log = (directory / f"run-{seed}.log").open("w+")
+        command = [sys.executable, "-m", "miles_async.cli", "launch", str(config), "--run-dir", str(self.run_dir)]
+        command += ["--set", f"run.seed={seed}"]
+        self.process = subprocess.Popen(command, stdout=self.log, stderr=subprocess.STDOUT)
+        self.faults: list[tuple[str, float]] = []  # what, and when
+
+    def play(self) -> Verdict:
+        """Run to the end, faults and all."""
+        verdict = Verdict(self.seed)
+        for fault in self.rng.sample(FAULTS, self.rng.randint(1, 4)):
+            self._wait_for_step(self._last_step() + self.rng.randint(1, 15))
+            time.sleep(self.rng.random() * 0.1)  # anywhere between two steps
+            if self.process.poll() is None:
+                self._inflict(fault)
+        try:
+            code = self.process.wait(RUN_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            with contextlib.suppress(Exception):
+                verdict.broken.append(f"it did not end: {json.dumps(status(self.run_dir), default=str)}")
+            self.process.kill()
+            self.process.wait()
+            verdict.broken.append("it did not end by itself")
+            return verdict
+        times = sorted(float(line["time"]) for line in self._metrics())
+        verdict.recoveries = [(fault, next((t for t in times if t > when), when) - when) for fault, when in self.faults]
+        if code:
+            self.log.seek(0)
+            verdict.broken.append(f"exit code {code}: {self.log.read()[-800:]}")
+        else:
+            self._check(verdict)
+        return verdict
+
+    def _inflict(self, fault: str) -> None:
+        how, name = fault.split()
+        with contextlib.suppress(ProcessLookupError, StopIteration, psutil.Error):  # it is being replaced already
+            if how == "disconnect":
+                return self._disconnect(fault)
+            pid = self._pid(name)
+            self.faults.append((fault, time.time()))
+            if how == "kill":
+                os.kill(pid, signal.SIGKILL)
+            else:
+                os.kill(pid, signal.SIGSTOP)
+                time.sleep(STOP_S)
+                os.kill(pid, signal.SIGCONT)
+
+    def _disconnect(self, fault: str) -> None:
+        """Redis drops every connection at once, as a network would."""
+        client = redis.Redis.from_url(self._supervisor()["bus_url"])
+        self.faults.append((fault, time.time()))
+        client.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+        client.close()
+
+    def _supervisor(self) -> dict[str, Any]:
+        return json.loads((self.run_dir / "supervisor.json").read_text())
+
+    def _pid(self, name: str) -> int:
+        if name == "redis":
+            return int(self._supervisor()["redis_pid"])
+        found = status(self.run_dir)
+        return int(next(actor["pid"] for actor in found["actors"] if actor["actor"] == name))
+
+    def _metrics(self) -> Iterator[dict[str, Any]]:
+        with contextlib.suppress(FileNotFoundError):
+            for line in (self.run_dir / "metrics.jsonl").read_text().splitlines():
+                if '"learner-0"' in line:
+                    yield json.loads(line)
+
+    def _last_step(self) -> int:
+        return max((int(line["step"]) for line in self._metrics()), default=0)
+
+    def _wait_for_step(self, step: int) -> None:
+        deadline = time.monotonic() + RUN_TIMEOUT_S
+        while self.process.poll() is None and self._last_step() < min(step, STEPS - 5):
+            if time.monotonic() > deadline:
+                return  # play() will find that it does not end
+            time.sleep(0.02)
+
+    def _check(self, verdict: Verdict) -> None:
+        summary = json.loads((self.run_dir / "summary.json").read_text())
+        times, replays = self._trained()
+        dealt, settled, dropped = self._settled()
+        verdict.lost = len(dealt - settled)
+        verdict.twice = sum(1 for count in times.values() if count > 1)
+        counts = [json.loads(line) for line in (self.run_dir / "checkpoint_counts.jsonl").read_text().splitlines()]
+        promises = {
+            "it finishes": summary["status"] == "finished" and summary["steps"] == STEPS,
+            "a replayed step has the same groups": replays,
+            "the ledger balances at the end": summary["balanced"],
+            "the ledger balances at every checkpoint": len(counts) >= STEPS // 20 and all(map(balanced, counts)),
+            "nothing is trained twice": verdict.twice == 0,
+            "nothing is lost": verdict.lost == 0 and len(times) == summary["ledger"]["trained"] == STEPS * BATCH,
+            "nothing dropped is trained": not dropped & set(times),
+            "the bound holds": summary["max_token_lag"] <= MAX_LAG,
+            "no process is left": not self._left(),
+        }
+        verdict.broken += [promise for promise, kept in promises.items() if not kept]
+
+    def _trained(self) -> tuple[Counter[str], bool]:
+        """In how many steps each group was, and whether every replay of a step had the same groups."""
+        times: Counter[str] = Counter()
+        same = True
+        for step in range(1, STEPS + 1):
+            lines = set((self.run_dir / "trained" / f"{step:06d}").read_text().splitlines())
+            same = same and len(lines) == 1
+            times.update({group for line in lines for group in line.split()})
+        return times, same
+
+    def _settled(self) -> tuple[set[str], set[str], set[str]]:
+        """Ids dealt, ids trained or dropped, ids dropped, by the record of transitions."""
+        by_kind: dict[str, set[str]] = {}
+        for line in read_transitions(self.run_dir):
+            by_kind.setdefault(line.kind, set()).update(line.groups)
+        dropped = by_kind.get("dropped", set())
+        return by_kind["admitted"], by_kind["trained"] | dropped, dropped
+
+    def _left(self) -> list[int]:
+        found = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                if any(str(self.run_dir) in part for part in process.cmdline()):
+                    found.append(process.pid)
+        return found
