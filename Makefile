@@ -2,6 +2,7 @@
 # make test         every test, the contract suite against the real SGLang server included
 # make test-sglang  that suite alone
 # make test-faults  small runs with random processes killed at random moments (FAULT_RUNS, FAULT_SEED)
+# make mutants      plants a bug for each line that upholds an invariant; a test has to catch each (minutes)
 # make lint         ruff, pyright, the direction of imports
 # make clean        forget the environment and what tools left; runs/ stays
 #
@@ -13,7 +14,7 @@ BIN    := $(VENV)/bin
 
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: quickstart test test-sglang test-faults lint clean
+.PHONY: quickstart test test-sglang test-faults mutants lint clean
 
 quickstart: $(VENV)/.quickstart-installed
 	$(BIN)/miles-async launch examples/quickstart.toml
@@ -26,6 +27,9 @@ test-sglang: $(VENV)/.test-installed
 
 test-faults: $(VENV)/.quickstart-installed
 	$(BIN)/miles-async bench faults
+
+mutants: $(VENV)/.test-installed
+	$(BIN)/python -m tests.mutations $(MUTANTS)
 
 lint: $(VENV)/.test-installed
 	$(BIN)/ruff check

@@ -7,7 +7,9 @@
 Invariants: a version is announced only after the engine confirmed it; an engine that comes late or comes back is brought
 to the newest version before anybody sends it work; a dead engine is reported and costs the others nothing; the learner
 is in no collective, so nothing here can hold it up; killed at any point, this actor starts again from the stream (it
-then updates every engine, since what an engine was doing when its sender died is not known).
+then updates every engine, since what an engine was doing when its sender died is not known); what is said of an engine
+that this run does not have, or of weights that are not there, is refused; a line of the ledger of versions that somebody
+else has written over is written again.
 """
 
 from __future__ import annotations
@@ -15,19 +17,24 @@ from __future__ import annotations
 import asyncio
 import math
 from pathlib import Path
+from typing import Literal
 
 import aiohttp
 
 from actors.runtime.context import ActorContext
+from bus import EngineState
 from bus.messages import EngineDown, EngineServes, EngineUp, Message, Snapshot
 from miles_async.engine_client import EngineClient, EngineError
+from miles_async.secret import resolve
 from miles_async.weights.fleet import Fleet, Member, next_wave, wave_partition
 from miles_async.weights.group import Receiver, WeightGroups, choose_backend
 from miles_async.weights.push import PushReport, Update, bucket_limit, prepare, push
-from miles_async.weights.snapshot import SnapshotError
+from miles_async.weights.snapshot import SnapshotError, has_weights
 
 READ_BLOCK_MS = 500
 PROBE_TIMEOUT_S = 5.0
+MEND_S = 1.0  # how soon a damaged line of the ledger of versions is right again
+MAX_RANKS = 1 << 16  # of an engine
 
 
 class Broadcaster:
@@ -43,6 +50,8 @@ class Broadcaster:
         self._bucket_mb = bucket_limit(self.config, self.groups.backend)
         self._news = asyncio.Event()
         self._update: Update | None = None
+        self._written: dict[str, EngineState] = {}
+        self._api_key = resolve("engine.api_key", ctx.config.engine.api_key)
 
     async def run(self) -> None:
         connector = aiohttp.TCPConnector(limit=0)
@@ -51,7 +60,7 @@ class Broadcaster:
             try:
                 async with asyncio.TaskGroup() as tasks:
                     tasks.create_task(self._follow(cursor))  # ends by itself: a blocking read may swallow a cancel
-                    duties = [tasks.create_task(duty) for duty in (self._update_all(), self._revive())]
+                    duties = [tasks.create_task(duty) for duty in (self._update_all(), self._revive(), self._mend())]
                     await self.ctx.stop.wait()
                     for duty in duties:
                         duty.cancel()
@@ -66,9 +75,11 @@ class Broadcaster:
         while messages:
             messages, cursor = await self.ctx.bus.read("weights", (Snapshot, EngineUp, EngineDown), cursor, block_ms=1)
             for message in messages:
-                self.fleet.fold(message)
+                # old snapshots have been removed since: no reason to refuse what was said of them
+                if self._is_ours(message) and not (isinstance(message, Snapshot) and not has_weights(message.path)):
+                    self.fleet.fold(message)
         await asyncio.gather(*(self._forget_if_gone(member) for member in list(self.fleet.members.values())))
-        for name, engine in (await self.ctx.bus.engines()).items():
+        for name, engine in (await self.ctx.bus.engines(self.ctx.engines)).items():
             if engine.state in ("serving", "updating"):
                 self.fleet.assume_serving(name, engine.incarnation, engine.version)
         return cursor
@@ -85,6 +96,11 @@ class Broadcaster:
         while not self.ctx.stop.is_set():
             messages, cursor = await self.ctx.bus.read("weights", kinds, cursor, block_ms=READ_BLOCK_MS)
             for message in messages:
+                if isinstance(message, Snapshot) and not has_weights(message.path):
+                    self.ctx.bus.refuse("weights", message.path, SnapshotError("no weights lie there"))
+                    continue
+                if not self._is_ours(message):
+                    continue
                 self.fleet.fold(message)
                 if isinstance(message, EngineUp):
                     await self._write_ledger(message.engine, "starting")
@@ -92,6 +108,25 @@ class Broadcaster:
                     await self._write_ledger(message.engine, "down")
             if messages:
                 self._news.set()
+
+    def _is_ours(self, message: Message) -> bool:
+        if isinstance(message, EngineUp | EngineDown) and message.engine not in self.ctx.engines:
+            self.ctx.bus.refuse("weights", message.engine, ValueError("no engine of this run"))
+            return False
+        return True
+
+    async def _mend(self) -> None:
+        """Keep the ledger of versions as we wrote it: without its lines nobody would be given work."""
+        while not self.ctx.stop.is_set():
+            await asyncio.sleep(MEND_S)
+            lines = await self.ctx.bus.engines(self.ctx.engines)
+            for name, ours in list(self._written.items()):
+                line = lines.get(name)
+                # a host that has started its engine again writes the first line of its new incarnation itself
+                if self._written.get(name) is ours and (
+                    line is None or (line.incarnation <= ours.incarnation and line != ours)
+                ):
+                    await self.ctx.bus.set_engine(name, ours.url, ours.incarnation, ours.version, ours.state)
 
     async def _revive(self) -> None:
         """An engine that was reported gone and answers after all is brought back like a new one."""
@@ -176,14 +211,15 @@ class Broadcaster:
         return self._update
 
     def _client(self, member: Member) -> EngineClient:
-        return EngineClient(member.url, self.session, name=member.name)
+        return EngineClient(member.url, self.session, self._api_key, name=member.name)
 
     async def _receiver(self, member: Member) -> Receiver:
         """The engine as a member of groups; its tensor-parallel size is asked once."""
         client = self._client(member)
         if member.ranks is None:
             try:
-                member.ranks = int((await client.server_info(timeout=PROBE_TIMEOUT_S)).get("tp_size") or 1)
+                size = (await client.server_info(timeout=PROBE_TIMEOUT_S)).get("tp_size") or 1
+                member.ranks = size if isinstance(size, int) and 0 < size < MAX_RANKS else 1
             except EngineError:
                 return Receiver(member.name, client, 1)  # the push will find out what is wrong with it
         return Receiver(member.name, client, member.ranks)
@@ -208,9 +244,10 @@ class Broadcaster:
         down = EngineDown(engine=member.name, incarnation=member.incarnation, reason=why)
         await self.ctx.bus.publish("weights", down)
 
-    async def _write_ledger(self, name: str, state: str) -> None:
+    async def _write_ledger(self, name: str, state: Literal["starting", "serving", "updating", "down"]) -> None:
         member = self.fleet.members.get(name)
         if member is not None:
+            self._written[name] = EngineState(member.url, member.incarnation, member.version, state)
             await self.ctx.bus.set_engine(name, member.url, member.incarnation, member.version, state)
 
     async def _report(self, report: PushReport) -> None:

@@ -10,6 +10,7 @@ the same run deals the same tickets.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 
 from actors.runtime.context import ActorContext
@@ -43,9 +44,12 @@ class Dealer:
     async def run(self) -> None:
         await self._check_prompts()
         cursors: dict[Topic, str] = {"weights": "0", "batches": "0"}
+        waited_for, since = "", 0.0
         while not self.ctx.stop.is_set():
             whom = await self._deal()
-            with self.ctx.waiting(whom):
+            if whom != waited_for:  # else it is one wait, however many reads it takes
+                waited_for, since = whom, time.time()
+            with self.ctx.waiting(whom, since):
                 await self.ctx.bus.wait_for_news(cursors)
 
     async def _check_prompts(self) -> None:
@@ -74,7 +78,7 @@ class Dealer:
             await self.ledger.admit(tickets, limit=state.open_groups + allowed, position=self._position)
 
     async def _state(self) -> StalenessState | None:
-        engines = (await self.ctx.bus.engines()).values()
+        engines = (await self.ctx.bus.engines(self.ctx.engines)).values()
         serving = [engine.version for engine in engines if engine.state in ("serving", "updating")]
         if not serving:
             return None

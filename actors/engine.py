@@ -18,6 +18,7 @@ from actors.runtime.context import ActorContext
 from actors.runtime.local import log_path
 from bus.messages import EngineDown, EngineUp
 from miles_async.engine_client import EngineClient
+from miles_async.secret import resolve
 
 UNKNOWN_VERSION = -1  # weights that are nobody's version: the broadcaster will send all
 
@@ -28,6 +29,7 @@ class EngineHost:
     def __init__(self, ctx: ActorContext) -> None:
         self.ctx = ctx
         self.config = ctx.config.engine
+        self.api_key = resolve("engine.api_key", ctx.config.engine.api_key)
 
     async def run(self) -> None:
         try:
@@ -45,9 +47,10 @@ class EngineHost:
     async def _announce(self, url: str) -> None:
         """Tell the broadcaster, with the version the engine itself reports."""
         async with aiohttp.ClientSession() as session:
-            info = await EngineClient(url, session).model_info()
+            info = await EngineClient(url, session, self.api_key).model_info()
         reported = str(info.get("weight_version", ""))
-        version = int(reported) if reported.isdigit() else UNKNOWN_VERSION
+        known = reported.isascii() and reported.isdigit() and len(reported) < 10
+        version = int(reported) if known else UNKNOWN_VERSION
         await self.ctx.bus.set_engine(self.ctx.name, url, self.ctx.incarnation, version, "starting")
         up = EngineUp(engine=self.ctx.name, url=url, incarnation=self.ctx.incarnation, version=version)
         await self.ctx.bus.publish("weights", up)
@@ -65,6 +68,8 @@ class EngineHost:
             max_running_requests=self.config.max_running_requests,
             context_length=self.config.context_length,
             weight_version="0",
+            api_key=self.api_key,
+            refusals=self.ctx.refusals,
             on_ready=self._announce,
             stop=self.ctx.stop,
         )
@@ -82,6 +87,7 @@ class EngineHost:
                 context_length=self.config.context_length,
                 args=self.config.args,
                 weight_version="0",
+                api_key=self.api_key,
                 timeout_s=self.config.start_timeout_s,
             )
         stop, ended = asyncio.create_task(self.ctx.stop.wait()), asyncio.create_task(server.wait())

@@ -157,7 +157,8 @@ class Learner:
             if (recorded := await self.ledger.recorded_batch(step, block_ms=READ_BLOCK_MS)) is not None:
                 return recorded
             controls, self.control_cursor = await self.ctx.bus.read("control", Control, self.control_cursor)
-            if any(c.command == "learner_stop" and int(c.reason) <= step for c in controls):
+            stops = [c.reason for c in controls if c.command == "learner_stop"]
+            if any(_is_step(reason) and int(reason) <= step for reason in stops):
                 return None
 
     def _share(self, batch: Batch) -> Sequence[str]:
@@ -227,6 +228,10 @@ class Learner:
         if self.rank == 0:
             await self.ledger.commit(version)
             await self.ctx.event("checkpoint", version=version)
+
+
+def _is_step(text: str) -> bool:
+    return text.isascii() and text.isdecimal() and len(text) < 10
 
 
 def _mean(values: Sequence[float] | deque[float]) -> float:

@@ -11,6 +11,7 @@ other group with it. It never re-tokenises what was sampled.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections import deque
 from typing import Any
@@ -18,15 +19,17 @@ from typing import Any
 import aiohttp
 import msgspec
 
-from actors.runtime.context import ActorContext
+from actors.runtime.context import ActorContext, Waiting
 from actors.runtime.tasks import end
 from bus import Ledger
 from bus.codec import TOKENS, unpack
 from bus.ledger import ClaimedTicket
 from bus.messages import Group, Sample, Ticket
 from miles_async.engine_client import EngineClient, EngineError
+from miles_async.monitor.diagnosis import REWARD
 from miles_async.rewards import Grader, RewardError, RewardSample
 from miles_async.rollout.generate import AbortedError, AnswerError, generate_group
+from miles_async.secret import resolve
 from miles_async.tokenizer import Tokenizer
 
 GONE = (None, 502, 503, 504)  # statuses of a request that may be sent again: no answer, or none of an engine's
@@ -44,9 +47,9 @@ class RolloutWorker:
         self.tokenizer = Tokenizer(ctx.model_path)
         self.attempts = ctx.config.rollout.max_attempts
         self.in_flight: dict[asyncio.Task[None], ClaimedTicket] = {}
-        self.last_chances: deque[ClaimedTicket] = (
-            deque()
-        )  # groups on their last attempt wait until nothing is in flight
+        self.grading: set[Waiting] = set()  # of the groups that are being scored
+        # groups on their last attempt wait here until nothing is in flight
+        self.last_chances: deque[ClaimedTicket] = deque()
 
     async def run(self) -> None:
         config = self.ctx.config
@@ -54,7 +57,7 @@ class RolloutWorker:
             url = await self.ctx.bus.address("router", deadline_s=config.engine.start_timeout_s)
         connector = aiohttp.TCPConnector(limit=0)
         async with aiohttp.ClientSession(connector=connector) as session, Grader.from_config(config.reward) as grader:
-            self.session, self.client, self.grader = session, EngineClient(url, session), grader
+            self.session, self.client, self.grader = session, self._router_at(url, session), grader
             renewal = asyncio.create_task(self._renew())
             try:
                 self._begin(await self.ledger.own_tickets(self.ctx.name, self.lease, self.attempts))
@@ -74,7 +77,8 @@ class RolloutWorker:
                 await self._take(min(free, TICKETS_AT_ONCE), lease_ms)
             else:
                 with self.ctx.waiting("the dealer for a ticket"):
-                    await self._take(min(free, TICKETS_AT_ONCE), lease_ms)
+                    while not await self._take(min(free, TICKETS_AT_ONCE), lease_ms) and not self.ctx.stop.is_set():
+                        pass  # one wait, however many reads it takes
             for task in [t for t in self.in_flight if t.done()]:
                 del self.in_flight[task]
                 task.result()
@@ -82,7 +86,8 @@ class RolloutWorker:
     def _free(self) -> int:
         """How many more groups may begin; starts the next last chance when nothing else is in flight."""
         if self.last_chances and not self.in_flight:
-            self._start(self.last_chances.popleft())
+            claimed = self.last_chances.popleft()
+            self.in_flight[asyncio.create_task(self._last_chance(claimed.ticket))] = claimed
             return 0
         if self.last_chances or any(self._is_last(claimed) for claimed in self.in_flight.values()):
             return 0
@@ -91,18 +96,21 @@ class RolloutWorker:
     def _is_last(self, claimed: ClaimedTicket) -> bool:
         return 1 < claimed.attempt == self.attempts
 
-    async def _take(self, count: int, lease_ms: int) -> None:
-        self._begin(await self.ledger.next_tickets(self.ctx.name, self.lease, count, lease_ms, self.attempts))
+    async def _take(self, count: int, lease_ms: int) -> int:
+        tickets = await self.ledger.next_tickets(self.ctx.name, self.lease, count, lease_ms, self.attempts)
+        self._begin(tickets)
+        return len(tickets)
 
     def _begin(self, tickets: list[ClaimedTicket]) -> None:
         for claimed in tickets:
             if self._is_last(claimed):
                 self.last_chances.append(claimed)
             else:
-                self._start(claimed)
+                self.in_flight[asyncio.create_task(self._rollout(claimed.ticket))] = claimed
 
-    def _start(self, claimed: ClaimedTicket) -> None:
-        self.in_flight[asyncio.create_task(self._rollout(claimed.ticket))] = claimed
+    async def _last_chance(self, ticket: Ticket) -> None:
+        if await self.ledger.begin_last(ticket.group_id, self.lease):
+            await self._rollout(ticket)
 
     async def _renew(self) -> None:
         while True:
@@ -115,7 +123,8 @@ class RolloutWorker:
         started = time.time()
         samples: list[Sample] = []
         try:
-            samples = await generate_group(ticket, self.ctx.config.rollout, self._ask, self.tokenizer)
+            with self.ctx.waiting("engines to generate"):
+                samples = await generate_group(ticket, self.ctx.config.rollout, self._ask, self.tokenizer)
             samples = await self._score_all(ticket, samples)
         except (EngineError, AnswerError) as error:
             await self._fail(ticket, "generate_error", str(error), samples)
@@ -144,11 +153,21 @@ class RolloutWorker:
             with self.ctx.waiting("the router, or an engine behind it"):
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, 2.0)
-                self.client = EngineClient(await self.ctx.bus.address("router", deadline_s=1.0), self.session)
+                with contextlib.suppress(TimeoutError):  # none is known at the moment
+                    url = await self.ctx.bus.address("router", deadline_s=1.0)
+                    self.client = self._router_at(url, self.session)
             body = body | {"rid": [f"{rid}+" for rid in body["rid"]]}  # an engine may still know the first one
 
+    def _router_at(self, url: str, session: aiohttp.ClientSession) -> EngineClient:
+        return EngineClient(url, session, resolve("router.api_key", self.ctx.config.router.api_key))
+
     async def _score_all(self, ticket: Ticket, samples: list[Sample]) -> list[Sample]:
-        scored = await asyncio.gather(*(self._score(ticket, sample) for sample in samples), return_exceptions=True)
+        with self.ctx.waiting(REWARD) as wait:
+            self.grading.add(wait)
+            try:
+                scored = await asyncio.gather(*(self._score(ticket, s) for s in samples), return_exceptions=True)
+            finally:
+                self.grading.discard(wait)
         for result in scored:
             if isinstance(result, BaseException):
                 raise result
@@ -167,6 +186,10 @@ class RolloutWorker:
                 index=sample.index,
             )
         )
+        for (
+            wait
+        ) in self.grading:  # it answers: groups that stand in line behind this one are not kept waiting by a hang
+            wait.since = time.time()
         return msgspec.structs.replace(sample, reward=reward)
 
     async def _publish(self, ticket: Ticket, samples: tuple[Sample, ...], started: float) -> None:

@@ -14,7 +14,9 @@ import asyncio
 import contextlib
 import errno
 import socket
+import time
 from collections.abc import Iterator
+from typing import Any
 
 import uvicorn
 
@@ -22,14 +24,19 @@ from actors.runtime.context import ActorContext
 from bus.messages import EngineDown, EngineServes
 from miles_async.config import ConfigError
 from miles_async.config import Router as RouterConfig
-from miles_async.router_app import Worker, create_app
+from miles_async.http_limits import Refusals, answer_at_once, protocol
+from miles_async.monitor.diagnosis import MOVING, engine_wait
+from miles_async.router_app import RouterApp, Worker, create_app
 from miles_async.router_health import HealthChecker
+from miles_async.router_quiet import QuietEngines
 from miles_async.routing import LeastInflight
+from miles_async.secret import resolve
 
 READ_BLOCK_MS = 500
 REPORT_INTERVAL_S = 1.0
 LEDGER_INTERVAL_S = 0.25  # how soon the router notices that an engine is paused and prefers another one
 BACKLOG = 4096
+QUIET_LOOK_S = 1.0
 
 
 class Router:
@@ -47,6 +54,10 @@ class Router:
             request_timeout_s=config.rollout.request_timeout_s,
             max_retries=config.router.max_retries,
             on_dead=self._report_death,
+            api_key=resolve("router.api_key", config.router.api_key),
+            engine_key=resolve("engine.api_key", config.engine.api_key),
+            max_body_bytes=config.router.max_body_mb << 20,
+            refusals=ctx.refusals,
         )
         self._updating: set[str] = set()
         self._deaths: asyncio.Queue[EngineDown] = asyncio.Queue()
@@ -55,6 +66,7 @@ class Router:
         ctx, config = self.ctx, self.ctx.config.router
         listener = bind(config)
         host, port = listener.getsockname()[:2]
+        self._url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
         health = HealthChecker(
             self.app,
             interval_s=config.health_interval_s,
@@ -62,13 +74,19 @@ class Router:
             is_updating=self._updating.__contains__,
         )
         server = _Server(_server_config(self.app))
-        duties = (self._follow(), self._read_ledger(), self._publish_deaths(), health.run(ctx.stop))
+        duties = (
+            self._follow(),
+            self._read_ledger(),
+            self._publish_deaths(),
+            self._name_the_quiet(),
+            health.run(ctx.stop),
+        )
         try:
             async with asyncio.TaskGroup() as tasks:
                 serving = tasks.create_task(server.serve(sockets=[listener]))
                 helpers = [tasks.create_task(duty) for duty in duties]
                 reports = tasks.create_task(self._report())
-                await ctx.bus.set_address("router", f"http://{host}:{port}")
+                await ctx.bus.set_address("router", self._url)
                 stopped = tasks.create_task(ctx.stop.wait())
                 await asyncio.wait((serving, stopped), return_when=asyncio.FIRST_COMPLETED)
                 server.should_exit = True
@@ -85,13 +103,15 @@ class Router:
     async def _follow(self) -> None:
         """Engines join and leave. At the start the ledger says who serves, from then on the stream."""
         bus, cursor = self.ctx.bus, await self.ctx.bus.last_id("weights")  # first, so that nothing falls in between
-        for name, engine in (await bus.engines()).items():
+        for name, engine in (await bus.engines(self.ctx.engines)).items():
             if engine.state in ("serving", "updating"):
                 self._join(name, engine.url, engine.version, engine.incarnation)
         while not self.ctx.stop.is_set():
             messages, cursor = await bus.read("weights", (EngineServes, EngineDown), cursor, block_ms=READ_BLOCK_MS)
             for message in messages:
-                if isinstance(message, EngineServes):
+                if message.engine not in self.ctx.engines:
+                    bus.refuse("weights", message.engine, ValueError("no engine of this run"))
+                elif isinstance(message, EngineServes):
                     self._join(message.engine, message.url, message.version, message.incarnation)
                 else:
                     self._leave(message)
@@ -105,13 +125,17 @@ class Router:
     def _join(self, name: str, url: str, version: int, incarnation: int) -> None:
         known = self.app.workers.get(name)
         if known is None or known.incarnation <= incarnation:
+            try:
+                self.app.add(name, url, version, incarnation)
+            except ValueError as error:
+                self.ctx.bus.refuse("weights", name, error)
+                return
             self._updating.discard(name)
-            self.app.add(name, url, version, incarnation)
 
     async def _read_ledger(self) -> None:
         """Prefer engines that are not being updated at the moment."""
         while not self.ctx.stop.is_set():
-            engines = await self.ctx.bus.engines()
+            engines = await self.ctx.bus.engines(self.ctx.engines)
             now = {name for name, engine in engines.items() if engine.state == "updating"}
             for name in now ^ self._updating:
                 worker = self.app.workers.get(name)
@@ -141,9 +165,31 @@ class Router:
                 seen[worker] = (busy, answered)
             values["router/inflight"] = sum(worker.inflight for worker in workers)
             values["router/engines_up"] = sum(not worker.trouble for worker in workers)
+            await self.ctx.bus.set_address("router", self._url)  # again: something else may have been written there
+            values["router/refused"] = self.app.refusals.total()
+            values[MOVING] = sum(worker.moved_at > before for worker in workers)
             seen = {worker: seen[worker] for worker in workers}
             before = now
             await self.ctx.metrics(max((worker.version for worker in workers), default=0), values)
+
+    async def _name_the_quiet(self) -> None:
+        """The heartbeat says that this router waits for the engines that give nothing for what they have in flight, or
+        for one that is up."""
+        quiet = QuietEngines(self.app)
+        down_since: float | None = None
+        while not self.ctx.stop.is_set():
+            with contextlib.ExitStack() as stack:
+                troubles = [f"{worker.name}: {worker.trouble}" for worker in self.app.workers.values()]
+                if all(worker.trouble for worker in self.app.workers.values()):
+                    down_since = down_since or time.time()
+                    whom = f"an engine that is up ({'; '.join(troubles) or 'none has joined'})"
+                    stack.enter_context(self.ctx.waiting(whom, down_since))
+                else:
+                    down_since = None
+                for worker, seconds in await quiet.look():
+                    wait = self.ctx.waiting(engine_wait(worker.name, worker.inflight), time.time() - seconds)
+                    stack.enter_context(wait)
+                await asyncio.sleep(QUIET_LOOK_S)
 
     def _report_death(self, worker: Worker, why: str) -> None:
         self._deaths.put_nowait(EngineDown(engine=worker.name, incarnation=worker.incarnation, reason=why))
@@ -163,14 +209,14 @@ class _Server(uvicorn.Server):
         yield
 
 
-def _server_config(app: object) -> uvicorn.Config:
+def _server_config(app: Any) -> uvicorn.Config:
     return uvicorn.Config(
-        app,  # type: ignore[arg-type]
-        http="httptools",
+        app,
+        http=protocol(app.refusals if isinstance(app, RouterApp) else Refusals()),
         ws="none",
         lifespan="off",
         access_log=False,
-        log_level="warning",
+        log_level="error",  # what is no HTTP is logged by the protocol
         backlog=BACKLOG,
         timeout_keep_alive=75,
         timeout_graceful_shutdown=1,
@@ -183,7 +229,9 @@ def bind(config: RouterConfig) -> socket.socket:
     """The listening socket of ``router.host`` and ``router.port``. Raises ConfigError, one line, if it cannot be had."""
     family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
     try:
-        return socket.create_server((config.host, config.port), family=family, backlog=BACKLOG)
+        listener = socket.create_server((config.host, config.port), family=family, backlog=BACKLOG)
     except OSError as error:
         hint = "another program listens there; 0 takes any free port" if error.errno == errno.EADDRINUSE else error
         raise ConfigError(f"router.host = {config.host!r}, router.port = {config.port}: {hint}") from None
+    answer_at_once(listener)
+    return listener

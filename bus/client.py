@@ -2,37 +2,38 @@
 
 Promises: every key of a run begins with one prefix, so that runs can share a Redis; messages are typed on both ends; a
 connection that cannot be made is one clear line within its deadline; what lies on a topic and is no message of this
-schema is refused, counted and logged, and never reaches an actor.
-
-Topics (streams): ``tickets`` dealer to rollout workers (consumer group); ``samples`` workers to learner; ``batches`` the
-learner's write-ahead log; ``weights`` learner, engines and broadcaster; ``control`` supervisor to all; ``events`` and
-``metrics`` all to the monitor; ``dead`` groups that were given up, to the monitor.
+schema, or not of its topic, is refused: counted, logged, taken off the bus, and never seen by an actor. So junk can
+neither stop an actor nor fill Redis.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping
 from pathlib import Path
-from typing import Any, Generic, Literal, NamedTuple, TypeVar
+from typing import Any, Generic, Literal, NamedTuple, TypeVar, get_args
 
 import msgspec
 import redis.exceptions
 
 from bus.codec import CodecError, decode, encode
 from bus.errors import NoRedisError
-from bus.messages import Heartbeat, Message
+from bus.messages import Heartbeat, Message, Number, Url, Version
+from bus.password import refuse_wrong_password, without_password
 from bus.patience import PatientRedis, patient
+from bus.topics import KINDS, Topic
 
 M = TypeVar("M", bound=Message)
-Topic = Literal["tickets", "samples", "batches", "weights", "control", "events", "metrics", "dead"]
-
 READ_BLOCK_MS = 500  # how long a blocking read lasts before it looks at its stop event
 
+LOGGED = 100  # refusals of a topic that have a line each in the log; then there is one for each LOGGED of them
+
 _SCRIPTS = Path(__file__).parent / "scripts"
+_URL = re.compile(str(get_args(Url)[1].pattern))
 _log = logging.getLogger("bus")
 
 
@@ -46,9 +47,9 @@ class Entry(NamedTuple, Generic[M]):
 class EngineState(msgspec.Struct, array_like=True, frozen=True):
     """A line of the ledger of versions: what one engine serves."""
 
-    url: str
-    incarnation: int
-    version: int
+    url: Url
+    incarnation: Number
+    version: Version
     state: Literal["starting", "serving", "updating", "down"]
 
 
@@ -60,7 +61,9 @@ class Bus:
         self.run_id = run_id
         self.prefix = f"miles:{{{run_id}}}:"
         self.refused: Counter[str] = Counter()  # malformed entries, by topic
+        self.read_only = False  # then what is refused stays where it is
         self._always = self.redis.register_script((_SCRIPTS / "always.lua").read_text())
+        self._forget = self.redis.register_script((_SCRIPTS / "forget.lua").read_text())
 
     def key(self, name: str) -> str:
         return self.prefix + name
@@ -90,10 +93,17 @@ class Bus:
             return [], last_id
         kinds = kind if isinstance(kind, tuple) else (kind,)
         found: list[Entry[M]] = []
+        junk: list[bytes] = []
         for entry_id, fields in answer[0][1]:
             message: Any = self.decode(topic, entry_id, fields, Message)
             if isinstance(message, kinds):
                 found.append(Entry(entry_id.decode(), message))
+            elif message is None:
+                junk.append(entry_id)
+            elif not isinstance(message, KINDS[topic]):
+                self.refuse(topic, entry_id, CodecError(f"a {type(message).__name__} is not for this topic"))
+                junk.append(entry_id)
+        await self.remove(topic, junk)
         return found, answer[0][1][-1][0].decode()
 
     def decode(self, topic: str, entry_id: bytes | str, fields: Mapping[bytes, bytes], kind: type[M]) -> M | None:
@@ -109,8 +119,21 @@ class Bus:
     def refuse(self, topic: str, what: bytes | str, why: Exception) -> None:
         """Count and log something malformed on ``topic``."""
         self.refused[topic] += 1
-        name = what.decode(errors="backslashreplace") if isinstance(what, bytes) else what
-        _log.warning("refused %s on %s: %s", name, topic, str(why)[:200])
+        count = self.refused[topic]
+        if count <= LOGGED or count % LOGGED == 0:
+            name = what.decode(errors="backslashreplace") if isinstance(what, bytes) else what
+            _log.warning("refused %s on %s (number %d): %s", ascii(name)[:100], topic, count, ascii(str(why))[:200])
+
+    async def remove(self, topic: Topic, entry_ids: Iterable[bytes | str]) -> None:
+        """Take refused entries off ``topic``."""
+        if (ids := list(entry_ids)) and not self.read_only:
+            await self.redis.xdel(self.key(topic), *ids)
+
+    async def _take_out(self, table: str, junk: Mapping[bytes, bytes]) -> None:
+        """Take refused fields off the hash ``table``, unless somebody has written a new value meanwhile."""
+        fields = [] if self.read_only else [part for pair in junk.items() for part in pair]
+        for start in range(0, len(fields), 1000):
+            await self._forget(keys=[self.key(table)], args=fields[start : start + 1000])
 
     async def last_id(self, topic: Topic) -> str:
         """The id of the newest entry of ``topic``, "0" if there is none."""
@@ -135,7 +158,7 @@ class Bus:
     async def wait_for_news(self, cursors: dict[Topic, str], *, block_ms: int = READ_BLOCK_MS) -> bool:
         """Wait until one of the topics has an entry after its cursor; moves the cursors. False: nothing came in time."""
         names: dict[bytes, Topic] = {self.key(topic).encode(): topic for topic in cursors}
-        answer = await self.redis.xread({self.key(t): last for t, last in cursors.items()}, block=block_ms)
+        answer = await self.redis.xread({self.key(t): last for t, last in cursors.items()}, block=block_ms, count=1000)
         for name, entries in answer or []:
             cursors[names[name]] = entries[-1][0].decode()
         return bool(answer)
@@ -150,35 +173,58 @@ class Bus:
     async def beat(self, heartbeat: Heartbeat) -> None:
         await self._always(keys=[self.key("heartbeats")], args=["HSET", heartbeat.actor, encode(heartbeat)])
 
-    async def heartbeats(self) -> list[Heartbeat]:
+    async def heartbeats(self, known: Collection[str] | None = None) -> list[Heartbeat]:
+        """Of the actors ``known`` (None: all); any other's is refused."""
         table = await self.redis.hgetall(self.key("heartbeats"))
-        beats = [self.decode("heartbeats", name, {b"m": value}, Heartbeat) for name, value in table.items()]
-        return [beat for beat in beats if beat is not None]
+        beats: list[Heartbeat] = []
+        junk: dict[bytes, bytes] = {}
+        for name, value in table.items():
+            beat = self.decode("heartbeats", name, {b"m": value}, Heartbeat)
+            if beat is not None and (beat.actor.encode() != name or (known is not None and beat.actor not in known)):
+                self.refuse("heartbeats", name, CodecError(f"it is of {beat.actor}"))
+                beat = None
+            if beat is None:
+                junk[name] = value
+            else:
+                beats.append(beat)
+        await self._take_out("heartbeats", junk)
+        return beats
 
     async def set_address(self, name: str, url: str) -> None:
         await self._always(keys=[self.key("addresses")], args=["HSET", name, url])
 
     async def address(self, name: str, *, deadline_s: float) -> str:
-        """The URL that ``name`` has published. Raises TimeoutError naming it."""
+        """The URL that ``name`` has published; waits for one. Raises TimeoutError naming it."""
         end = time.monotonic() + deadline_s
-        while (url := await self.redis.hget(self.key("addresses"), name)) is None:
+        while True:
+            if (url := await self.redis.hget(self.key("addresses"), name)) is not None:
+                if _URL.search(text := url.decode(errors="backslashreplace")):
+                    return text
+                self.refuse("addresses", name, CodecError(f"{text[:100]!r} is no URL"))
+                await self._take_out("addresses", {name.encode(): url})
             if time.monotonic() > end:
                 raise TimeoutError(f"waited {deadline_s:.0f} s for the address of {name}")
             await asyncio.sleep(0.02)  # a hash has no blocking read
-        return url.decode(errors="replace")
 
     async def set_engine(self, engine: str, url: str, incarnation: int, version: int, state: str) -> None:
         line = EngineState(url, incarnation, version, state)  # type: ignore[arg-type]
         await self._always(keys=[self.key("engines")], args=["HSET", engine, msgspec.msgpack.encode(line)])
 
-    async def engines(self) -> dict[str, EngineState]:
+    async def engines(self, known: Collection[str] | None = None) -> dict[str, EngineState]:
+        """Of the engines ``known`` (None: all); any other's is refused."""
         table = await self.redis.hgetall(self.key("engines"))
         engines: dict[str, EngineState] = {}
+        junk: dict[bytes, bytes] = {}
         for name, line in table.items():
             try:
-                engines[name.decode()] = msgspec.msgpack.decode(line, type=EngineState)
-            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+                engine, state = name.decode(), msgspec.msgpack.decode(line, type=EngineState)
+                if known is not None and engine not in known:
+                    raise CodecError("no engine of this run")
+                engines[engine] = state
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, CodecError) as error:
                 self.refuse("engines", name, error)
+                junk[name] = line
+        await self._take_out("engines", junk)
         return engines
 
     async def memory(self) -> tuple[int, int]:
@@ -201,30 +247,22 @@ async def connect(url: str, run_id: str, *, deadline_s: float = 10.0) -> Bus:
 
     Raises NoRedisError naming the URL (without its password) and the cause.
     """
-    shown = without_password(url)
+    shown, end = without_password(url), time.monotonic() + deadline_s
     try:
+        cause = await refuse_wrong_password(url, deadline_s)
         client = patient(url, connect_timeout_s=deadline_s)
     except ValueError as error:
-        raise NoRedisError(f"bus.url = {shown!r}: {error}") from None
+        why = error if "@" not in url else "special characters of a password are written as %XX"
+        raise NoRedisError(f"bus.url = {shown!r}: {why}") from None
     try:
-        async with asyncio.timeout(deadline_s):
+        async with asyncio.timeout(max(end - time.monotonic(), 0.1)):
             await client.ping()
             info: Any = await client.info("server")
     except (redis.exceptions.RedisError, OSError, TimeoutError) as error:
         await client.aclose()
-        raise NoRedisError(f"no Redis answers at {shown}: {error or type(error).__name__}") from None
+        raise NoRedisError(f"no Redis answers at {shown}: {str(error) or cause or type(error).__name__}") from None
     version = str(info["redis_version"])
     if tuple(int(part) for part in version.split(".")[:2]) < (6, 2):
         await client.aclose()
         raise NoRedisError(f"Redis {version} at {shown} is too old: 6.2 or newer is needed")
     return Bus(client, run_id)
-
-
-def without_password(url: str) -> str:
-    """``url`` for people to read."""
-    head, at, rest = url.rpartition("@")
-    if not at:
-        return url
-    scheme, slashes, credentials = head.partition("://")
-    user, colon, _ = credentials.partition(":")
-    return f"{scheme}{slashes}{user}{colon and ':***'}@{rest}"

@@ -34,7 +34,20 @@ from bus.ready import describe
 
 _SCRIPTS = Path(__file__).parent / "scripts"
 _GROUP = "rollout"
-_NAMES = ("admit", "claim", "fail", "publish", "release", "drop", "batch", "commit", "open", "reconcile")
+_NAMES = (
+    "admit",
+    "claim",
+    "begin",
+    "fail",
+    "publish",
+    "release",
+    "drop",
+    "batch",
+    "commit",
+    "open",
+    "reconcile",
+    "foreign",
+)
 
 ATTEMPTS = 3  # of a group, where the caller names no other number
 # A payload that was written and never published (its worker died in between) goes away by itself after so long.
@@ -138,18 +151,27 @@ class Ledger:
         return await self._claim(entries, lease, attempts)
 
     async def _claim(self, entries: Sequence[tuple[bytes, Any]], lease: str, attempts: int) -> list[ClaimedTicket]:
-        claimed = []
+        claimed: list[ClaimedTicket] = []
+        over: list[bytes] = []  # done with, or never a ticket
         for entry_id, fields in entries:
             ticket = self.bus.decode("tickets", entry_id, fields, Ticket)
             attempt = 0
-            if ticket is not None and ticket.group_id.encode() == fields.get(b"g"):
-                attempt = await self._run("claim", ticket.group_id, lease, attempts)
-            if ticket is not None and attempt:
-                claimed.append(ClaimedTicket(ticket, entry_id, int(attempt)))
-            else:  # done with, or never a ticket
-                await self.bus.redis.xack(self.bus.key("tickets"), _GROUP, entry_id)
-                await self.bus.redis.xdel(self.bus.key("tickets"), entry_id)
+            if ticket is not None:
+                attempt = int(await self._run("claim", ticket.group_id, lease, attempts, entry_id))
+                if attempt < 0:
+                    self.bus.refuse("tickets", entry_id, CodecError(f"it is not the ticket of {ticket.group_id}"))
+            if ticket is not None and attempt > 0:
+                claimed.append(ClaimedTicket(ticket, entry_id, attempt))
+            else:
+                over.append(entry_id)
+        if over:
+            await self.bus.redis.xack(self.bus.key("tickets"), _GROUP, *over)
+            await self.bus.remove("tickets", over)
         return claimed
+
+    async def begin_last(self, group_id: str, lease: str) -> bool:
+        """The last of several attempts counts from now on, not from its claim. False: the lease is not valid any more."""
+        return bool(await self._run("begin", group_id, lease))
 
     async def renew(self, worker: str, entries: Sequence[bytes]) -> None:
         """The lease goes on: reset the idle time of ``entries``."""
@@ -197,7 +219,16 @@ class Ledger:
 
     async def ready_groups(self, last_id: str, *, block_ms: int = READ_BLOCK_MS) -> tuple[list[ReadyGroup], str]:
         """Groups published after ``last_id`` ("0" for all that no commit has removed) and the id to go on from."""
-        return await self.bus.read("samples", ReadyGroup, last_id, block_ms=block_ms)
+        entries, last_id = await self.bus.read_entries("samples", ReadyGroup, last_id, block_ms=block_ms)
+        if not entries:
+            return [], last_id
+        pairs = [part for entry in entries for part in (entry.message.group_id, entry.id)]
+        foreign = {int(index) for index in await self._run("foreign", *pairs)}
+        for index in foreign:
+            why = f"the ledger has not published {entries[index].message.group_id} with it"
+            self.bus.refuse("samples", entries[index].id, CodecError(why))
+        await self.bus.remove("samples", [entries[index].id for index in foreign])
+        return [entry.message for index, entry in enumerate(entries) if index not in foreign], last_id
 
     async def batch(self, step: int, groups: Sequence[ReadyGroup]) -> Batch:
         """Record that ``step`` trains on ``groups``, and return the record: an earlier one if there is one.
@@ -265,10 +296,20 @@ class Ledger:
         """Groups given up after ``last_id`` ("0" for all) with their tickets, and the id to go on from."""
         answer = await self.bus.redis.xread({self.bus.key("dead"): last_id}, count=256, block=block_ms or None)
         letters: list[tuple[DeadLetter, Ticket | None]] = []
+        junk: list[bytes] = []
         for entry_id, fields in answer[0][1] if answer else []:
             last_id = entry_id.decode()
-            if (letter := self.bus.decode("dead", entry_id, fields, DeadLetter)) is not None:
-                letters.append((letter, self.bus.decode("dead", entry_id, {b"m": fields.get(b"t", b"")}, Ticket)))
+            letter = self.bus.decode("dead", entry_id, fields, DeadLetter)
+            ticket = (
+                None if letter is None else self.bus.decode("dead", entry_id, {b"m": fields.get(b"t", b"")}, Ticket)
+            )
+            if letter is None or ticket is None or ticket.group_id != letter.group_id:
+                junk.append(entry_id)
+                if letter is not None and ticket is not None:
+                    self.bus.refuse("dead", entry_id, CodecError(f"its ticket is of {ticket.group_id}"))
+            else:
+                letters.append((letter, ticket))
+        await self.bus.remove("dead", junk)
         return letters, last_id
 
     async def bind(self, name: str, value: str) -> str:

@@ -1,16 +1,26 @@
 """Every type that crosses a process boundary on the bus, in one file.
 
 Promises: no pickle and no code on the wire; token ids, log-probs, masks and versions travel as raw little-endian
-buffers whose dtype is named here; every message names its schema by its tag, and an unknown tag is refused.
+buffers whose dtype is named here; every message names its schema by its tag, and an unknown tag is refused, as are
+numbers, names and URLs that no actor would write: what decodes can be used without a further look at its fields.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
+from msgspec import Meta
 
 SCHEMA_VERSION = 1
+
+MAX_NUMBER = 2**31 - 1  # of a version, a step, an incarnation: they travel as <i4, too
+Number = Annotated[int, Meta(ge=0, le=MAX_NUMBER)]
+Version = Annotated[int, Meta(ge=-1, le=MAX_NUMBER)]  # -1: weights that are nobody's version
+Seconds = Annotated[float, Meta(ge=0, le=1e11)]  # since the epoch; NaN is refused, too
+Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.:-]{0,99}\Z")]  # of an actor or an engine
+Url = Annotated[str, Meta(pattern=r"^http://[A-Za-z0-9_.:\[\]-]{1,255}(/[A-Za-z0-9_.~/-]{0,255})?\Z")]
+Text = Annotated[str, Meta(max_length=10_000)]  # for people to read
 
 
 class Message(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
@@ -61,12 +71,12 @@ class Ticket(Message, tag="ticket", frozen=True):
 class ReadyGroup(Message, tag="ready", frozen=True):
     """What the ledger and the policies know of a published group; the payload stays behind ``payload_key``."""
 
-    group_id: str
-    payload_key: str
-    oldest_version: int
-    newest_version: int
-    n_tokens: int  # response tokens of all samples
-    published: float
+    group_id: Text
+    payload_key: Text
+    oldest_version: Version
+    newest_version: Version
+    n_tokens: Annotated[int, Meta(ge=0)]  # response tokens of all samples
+    published: Seconds
     lengths: tuple[int, ...] = ()  # response tokens of each sample
     rewards: tuple[float, ...] = ()
     versions: tuple[tuple[int, int], ...] = ()  # (weight version, response tokens that it sampled), ascending
@@ -110,73 +120,76 @@ class DeadLetter(Message, tag="dead_letter", frozen=True):
 class Snapshot(Message, tag="snapshot", frozen=True):
     """Learner to broadcaster: the weights of ``version`` lie in ``path`` as a Hugging Face directory (safetensors)."""
 
-    version: int
-    incarnation: int
-    path: str
+    version: Number
+    incarnation: Number
+    path: Annotated[str, Meta(min_length=1, max_length=4096)]
 
 
 class EngineUp(Message, tag="engine_up", frozen=True):
     """Engine to broadcaster: this engine answers, with these weights, and wants to be brought to the current version."""
 
-    engine: str
-    url: str
-    incarnation: int  # a restarted engine comes with a new one
-    version: int
+    engine: Name
+    url: Url
+    incarnation: Number  # a restarted engine comes with a new one
+    version: Version
 
 
 class EngineServes(Message, tag="engine_serves", frozen=True):
     """Broadcaster to router and dealer: the engine confirmed that it serves ``version``."""
 
-    engine: str
-    url: str
-    incarnation: int
-    version: int
+    engine: Name
+    url: Url
+    incarnation: Number
+    version: Version
 
 
 class EngineDown(Message, tag="engine_down", frozen=True):
     """Whoever notices that an engine is gone."""
 
-    engine: str
-    incarnation: int
-    reason: str
+    engine: Name
+    incarnation: Number
+    reason: Text
 
 
 class Control(Message, tag="control", frozen=True):
     """Supervisor to everybody: ``stop`` is the only command; ``roles`` limits it (empty means all)."""
 
-    command: str
-    roles: tuple[str, ...] = ()
-    reason: str = ""
+    command: Text
+    roles: tuple[Name, ...] = ()
+    reason: Text = ""
 
 
 class Event(Message, tag="event", frozen=True):
     """Something that happened once, for the run's record."""
 
-    actor: str
-    kind: str
-    time: float
+    actor: Name
+    kind: Text
+    time: Seconds
     data: dict[str, Any] = {}
 
 
 class Metrics(Message, tag="metrics", frozen=True):
     """Numbers at a step (the learner's version) from one actor."""
 
-    actor: str
-    step: int
-    time: float
-    values: dict[str, float]
+    actor: Name
+    step: Version
+    time: Seconds
+    values: Annotated[dict[Annotated[str, Meta(min_length=1, max_length=200)], float], Meta(max_length=1000)]
 
 
 class Heartbeat(Message, tag="heartbeat", frozen=True):
     """Last sign of life of an actor, and what it waits for (empty: busy)."""
 
-    actor: str
-    role: str
-    pid: int
-    time: float
-    waits_for: str = ""
-    waits_since: float = 0.0
-    refused: int = 0  # malformed messages and requests that it has refused
+    actor: Name
+    role: Name
+    pid: Number
+    time: Seconds
+    waits_for: Text = ""
+    waits_since: Seconds = 0.0
+    refused: Annotated[int, Meta(ge=0)] = 0  # malformed messages and requests that it has refused
+    waits: Annotated[
+        tuple[tuple[Text, Seconds], ...], Meta(max_length=100)
+    ] = ()  # all that it waits for, and since when
 
 
 AnyMessage = (

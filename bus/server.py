@@ -128,6 +128,8 @@ class RedisServer:
                         return
                 except redis.exceptions.BusyLoadingError:
                     pass  # it replays its append-only file
+                except redis.exceptions.AuthenticationError:
+                    return  # it answers, and asks for a password
                 except redis.exceptions.ConnectionError:
                     pass  # its socket is not there yet
                 if time.monotonic() > deadline:
@@ -144,6 +146,11 @@ class RedisServer:
 
     def alive(self) -> bool:
         return self._process is not None and self._process.poll() is None
+
+    def kill(self) -> None:
+        """At once: of a server that is stopped or hangs. What it answered is in its append-only file."""
+        if self._process is not None:
+            self._process.kill()
 
     def stop(self, timeout_s: float = 5.0) -> None:
         """Orderly stop (the append-only file is flushed), then by force. Safe to call twice."""

@@ -1,4 +1,4 @@
-"""The command line: ``miles-async launch | status | bench | doctor``.
+"""The command line: ``miles-async launch | status | inspect | bench | doctor``.
 
 Promises: whatever the user got wrong is one line on standard error and exit code 2; with ``--json`` standard output
 holds one JSON document and nothing else; importing this file costs no torch. Exit codes:
@@ -84,8 +84,28 @@ def status(
     with clear_errors():
         from miles_async.monitor import status as status_of
 
-        found = status_of.status(run_dir)
+        try:
+            found = status_of.status(run_dir)
+        except status_of.SilentBusError as error:
+            _print(error.found, status_of.show(error.found, time.time()), as_json)
+            raise
         _print(found, status_of.show(found, time.time()), as_json)
+
+
+@app.command()
+def inspect(
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="A run's directory.")],
+    subject: Annotated[str, typer.Argument(metavar="group|step|actor|drops", help="What to look at.")],
+    name: Annotated[str, typer.Argument(metavar="[ID|K|NAME]", help="Which group, step or actor.")] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Say what became of a group, a step or an actor, and what was dropped and why; of a run that lives or has ended."""
+    with clear_errors():
+        from miles_async.monitor import inspect as look
+        from miles_async.monitor.inspect_show import show
+
+        found = look.inspect(run_dir, subject, name)
+        _print(found, show(found), as_json)
 
 
 @app.command()
@@ -251,9 +271,10 @@ def _print_config(config: RunConfig, directory: Path, as_json: bool) -> None:
     import msgspec
 
     from miles_async.config_load import dump
+    from miles_async.secret import masked
 
     text = f"{dump(config)}\n# would run in {directory}; nothing was started"
-    _print({"run_dir": str(directory), "config": msgspec.to_builtins(config)}, text, as_json)
+    _print({"run_dir": str(directory), "config": msgspec.to_builtins(masked(config))}, text, as_json)
 
 
 def _print(document: Any, text: str, as_json: bool) -> None:

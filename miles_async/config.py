@@ -26,7 +26,12 @@ class Run(Section, frozen=True):
     num_steps: PositiveInt = 100  # optimizer steps of the whole run
     seed: CountInt = 1  # model made locally, sampling, shuffling
     target_reward: float | None = None  # stop when the mean reward of the last 5 steps reaches this
-    watchdog_s: PositiveFloat = 120.0  # no step, no new sample for so long: say who waits for whom
+    # nothing moved for so long (no step, group, token or version): say who waits for whom and whose fault it is
+    watchdog_s: PositiveFloat = 120.0
+    watchdog_exit: bool = False  # and end the run as failed, with that as its reason
+    heartbeat_timeout_s: PositiveFloat = (
+        60.0  # an actor silent for so long, while Redis answers, is killed and replaced
+    )
     stop_timeout_s: PositiveFloat = 30.0  # an orderly stop takes no longer
     max_restarts: CountInt = (
         5  # of one actor (the learner's ranks count as one) in restart_window_s; then the run fails
@@ -124,6 +129,7 @@ class Engine(Section, frozen=True):
     context_length: PositiveInt | None = None  # None: the model's
     args: list[str] = []  # further flags of the sglang server
     start_timeout_s: PositiveFloat = 180.0
+    api_key: str | None = None  # what engines ask for; "env:NAME" takes it from the environment
 
 
 class Weights(Section, frozen=True):
@@ -143,10 +149,12 @@ class Router(Section, frozen=True):
     health_interval_s: PositiveFloat = 5.0
     health_failures: PositiveInt = 3
     max_retries: CountInt = 3
+    api_key: str | None = None  # what the router asks for; "env:NAME" takes it from the environment
+    max_body_mb: PositiveInt = 64  # of one request
 
 
 class Bus(Section, frozen=True):
-    url: str | None = None  # None: a server of our own in the run directory
+    url: str | None = None  # None: a server of our own in the run directory; "env:NAME": from the environment
     appendfsync: Literal["everysec", "always", "no"] = "everysec"  # a power cut loses a second, nothing, or more
     maxmemory_mb: PositiveInt | None = None  # of our own server; from 80 % of it on nothing new is dealt
 

@@ -2,7 +2,8 @@
 
 Promises: whatever is wrong with the file or an override comes back as one ``ConfigError`` line that names the key, its
 value and what is allowed (and the nearest valid name); relative paths mean "beside the TOML file", so the loaded
-configuration means the same in every process; ``dump`` writes TOML that loads back equal.
+configuration means the same in every process; ``dump`` writes TOML that loads back equal, but for secrets, which it
+masks.
 
 TOML has no null: the string ``"none"`` stands for it wherever a key may be unset.
 """
@@ -21,7 +22,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import msgspec
 from msgspec import Meta
 
-from miles_async import builtin
+from miles_async import builtin, secret
 from miles_async.config import ConfigError, RunConfig
 from miles_async.rewards import check_reward, resolve_reward_path
 
@@ -62,13 +63,15 @@ def parse(
     config = resolve_paths(_build(table), base or Path.cwd())
     if check:
         config.check()
+        secret.check(config)
         check_files(config)
         check_reward(config.reward.rm_type)
     return config
 
 
 def dump(config: RunConfig) -> str:
-    """TOML with every key of ``config``; :func:`parse` of it gives an equal configuration."""
+    """TOML with every key of ``config``; :func:`parse` of it gives an equal configuration, its secrets masked."""
+    config = secret.masked(config)
     lines: list[str] = []
     for section in msgspec.structs.fields(RunConfig):
         lines += ["", f"[{section.encode_name}]"]
@@ -162,7 +165,8 @@ def _convert(key: str, kind: Any, value: Any) -> Any:
     except msgspec.ValidationError:
         choices = [choice for choice in _choices(kind) if isinstance(choice, str)]
         near = _nearest(value, choices) if isinstance(value, str) else ""
-        raise ConfigError(f"{key} = {_show(value)}: expected {_allowed(kind)}{near}") from None
+        shown = secret.MASK if key in secret.KEYS else _show(value)
+        raise ConfigError(f"{key} = {shown}: expected {_allowed(kind)}{near}") from None
     if isinstance(converted, float) and not math.isfinite(converted):
         raise ConfigError(f"{key} = {converted}: expected {_allowed(kind)}, finite")
     return converted

@@ -1,7 +1,8 @@
 """One engine, spoken to in SGLang's HTTP contract.
 
 Promises: every call has a deadline; whatever goes wrong is an :class:`EngineError` that names the engine, the endpoint
-and what it answered. Nothing is retried here: who calls knows whether a second try is safe.
+and what it answered, also for an answer that is too long or not of its kind. Nothing is retried here: who calls knows
+whether a second try is safe.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 import aiohttp
 
 CONTROL_TIMEOUT_S = 30.0
+MAX_ANSWER_BYTES = 256 << 20
 ANSWER_CHARS = 300  # of an engine's answer in an error message
 
 
@@ -48,18 +50,35 @@ class EngineClient:
             async with self._session.request(
                 method, self.url + path, json=body, headers=self._headers, timeout=limit
             ) as response:
-                text = await response.text()
+                content = await self._read(response, path)
                 status = response.status
         except TimeoutError:
             raise EngineError(self.name, path, f"no answer within {timeout:g} s") from None
-        except (aiohttp.ClientError, OSError) as error:
+        except (aiohttp.ClientError, OSError, ValueError) as error:
             raise EngineError(self.name, path, f"{type(error).__name__}: {error}") from None
+        text = content.decode(errors="replace")
         try:
             answer: Any = json.loads(text) if text else {}
-        except ValueError:
+        except (ValueError, RecursionError):
             answer = text
         if status != 200 or (isinstance(answer, dict) and answer.get("success") is False):
             raise EngineError(self.name, path, f"HTTP {status}: {text[:ANSWER_CHARS]}", status)
+        return answer
+
+    async def _read(self, response: aiohttp.ClientResponse, path: str) -> bytes:
+        parts: list[bytes] = []
+        size = 0
+        async for part in response.content.iter_any():
+            parts.append(part)
+            size += len(part)
+            if size > MAX_ANSWER_BYTES:
+                raise EngineError(self.name, path, f"an answer of more than {MAX_ANSWER_BYTES} bytes")
+        return b"".join(parts)
+
+    async def _info(self, path: str, timeout: float) -> dict[str, Any]:
+        answer = await self._call("GET", path, None, timeout)
+        if not isinstance(answer, dict):
+            raise EngineError(self.name, path, f"not a JSON object: {str(answer)[:ANSWER_CHARS]}")
         return answer
 
     async def _post(self, path: str, body: Mapping[str, Any] | None = None, timeout: float = CONTROL_TIMEOUT_S) -> Any:
@@ -73,11 +92,11 @@ class EngineClient:
 
     async def model_info(self, timeout: float = CONTROL_TIMEOUT_S) -> dict[str, Any]:
         """Holds ``weight_version``, the version as a string. Answered while the engine is paused, too."""
-        return await self._call("GET", "/model_info", None, timeout)
+        return await self._info("/model_info", timeout)
 
     async def server_info(self, timeout: float = CONTROL_TIMEOUT_S) -> dict[str, Any]:
         """The resolved server arguments (``tp_size``, ...). Its weight_version is that of the start: do not use it."""
-        return await self._call("GET", "/server_info", None, timeout)
+        return await self._info("/server_info", timeout)
 
     async def checksums(self, timeout: float = CONTROL_TIMEOUT_S) -> dict[str, Any]:
         """``{"ranks": [{"checksums": {name: hash}}], "per_engine_checksum": ...}``; names may be the engine's own."""

@@ -2,21 +2,34 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import unquote
 
+import msgspec
 from fastapi import FastAPI, HTTPException, Request, Response
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
+from bus.messages import Version
+from miles_async.http_limits import BodyTooLongError, refuse_in
+
 if TYPE_CHECKING:
     from miles_async.router_app import RouterApp, Worker
+
+
+class NewWorker(msgspec.Struct):
+    """The body of ``POST /workers``."""
+
+    url: Annotated[str, msgspec.Meta(max_length=500)]
+    id: Annotated[str, msgspec.Meta(max_length=500)] = ""  # the URL's host and port if not given
+    version: Version = -1
 
 
 def admin_app(router: RouterApp) -> FastAPI:
     """``/workers``, ``/health`` and ``/metrics``."""
     app = FastAPI(title="miles_async router", docs_url=None, redoc_url=None, openapi_url=None)
+    refuse_in(app)
     registry = CollectorRegistry()
     registry.register(_Gauges(router))
 
@@ -37,10 +50,12 @@ def admin_app(router: RouterApp) -> FastAPI:
     @app.post("/workers", status_code=201)
     async def add_worker(request: Request) -> dict[str, Any]:
         try:
-            body = await request.json()
-            name = str(body.get("id") or body["url"].rstrip("/").removeprefix("http://"))
-            router.add(name, body["url"], int(body.get("version", -1)))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            body = msgspec.json.decode(await request.body(), type=NewWorker)
+            name = body.id or body.url.rstrip("/").removeprefix("http://")
+            router.add(name, body.url, body.version)
+        except BodyTooLongError:
+            raise
+        except (ValueError, RecursionError) as error:
             raise HTTPException(400, f'expected {{"url": "http://host:port", "id": optional}}: {error}') from None
         return describe(router.workers[name])
 
@@ -84,4 +99,7 @@ class _Gauges(Collector):
             answered.add_metric([worker.name], worker.answered)
         failovers = CounterMetricFamily("router_failovers", "requests given to another engine")
         failovers.add_metric([], self._router.failovers)
-        return [inflight, up, version, busy, answered, failovers]
+        refused = CounterMetricFamily("router_refused", "requests refused by the router itself", labels=["status"])
+        for status, count in self._router.refusals.items():
+            refused.add_metric([status], count)
+        return [inflight, up, version, busy, answered, failovers, refused]

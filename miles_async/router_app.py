@@ -2,7 +2,8 @@
 
 Promises: a request is given to another engine only while its client has not received a byte of an answer; an answer in
 pieces is passed on piece by piece; a client that leaves takes its request at the engine with it; without an engine a
-request waits up to a deadline and then gets a 503 that says which engines are missing and why.
+request waits up to a deadline and then gets a 503 that says which engines are missing and why. What is refused (no key, too
+long, no such page) is counted by status and logged; the router's key never reaches an engine, which gets its own.
 
     POST /generate, /v1/...          raw bytes to one engine (no JSON is parsed)    GET /workers, POST, DELETE /workers/ID
     POST /abort_request, /flush_cache, ...   to all engines                         GET /health, /metrics
@@ -13,23 +14,31 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
+from collections.abc import Callable
+from functools import partial
 
+from miles_async.http_limits import (
+    BodyTooLongError,
+    Receive,
+    Refusals,
+    Scope,
+    Send,
+    bounded,
+    has_key,
+    read_body,
+    say,
+    send_whole,
+)
 from miles_async.router_admin import admin_app
 from miles_async.routing import LeastInflight, RoutingPolicy
 from miles_async.upstream import Abort, Answer, Header, Upstream, UpstreamError
-
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 OWN_PATHS = ("/workers", "/health", "/metrics")
 # what must reach the engine that has the request, or all of them
 EVERY_ENGINE = ("/abort_request", "/flush_cache", "/pause_generation", "/continue_generation")
 _NOT_PASSED_ON = {
     b"host", b"connection", b"keep-alive", b"content-length", b"transfer-encoding", b"te", b"trailer", b"upgrade",
-    b"expect", b"proxy-connection",
+    b"expect", b"proxy-connection", b"authorization",
 }  # fmt: skip
 WHOLE_ANSWER_BYTES = 64 << 20  # an answer of known length up to this is read to its end before any of it is sent
 
@@ -37,12 +46,14 @@ WHOLE_ANSWER_BYTES = 64 << 20  # an answer of known length up to this is read to
 class Worker:
     """An engine, the requests it has, and for how long it had any."""
 
-    def __init__(self, name: str, url: str, version: int, incarnation: int) -> None:
+    def __init__(self, name: str, url: str, version: int, incarnation: int, api_key: str | None = None) -> None:
+        """``api_key``: what the engine asks for. Raises ValueError: not such a URL."""
         self.name, self.version, self.incarnation = name, version, incarnation
-        self.upstream = Upstream(url)
+        self.upstream = Upstream(url, api_key)
         self.trouble = ""  # why it gets no requests
         self.inflight = 0
         self.answered = 0
+        self.moved_at = 0.0  # when it last gave something: some of an answer, or a token
         self._busy_s = 0.0
         self._busy_since = 0.0
 
@@ -59,6 +70,10 @@ class Worker:
         self.inflight -= 1
         if self.inflight == 0:
             self._busy_s += now - self._busy_since
+
+    def quiet_seconds(self, now: float) -> float:
+        """How long its requests in flight have had nothing from it; 0 if there are none."""
+        return now - max(self._busy_since, self.moved_at) if self.inflight else 0.0
 
     def busy_seconds(self, now: float) -> float:
         """Time with at least one request in flight, since the worker was added."""
@@ -77,11 +92,18 @@ class RouterApp:
         max_retries: int,
         on_dead: Callable[[Worker, str], None] | None,
         clock: Callable[[], float],
+        api_key: str | None,
+        engine_key: str | None,
+        max_body_bytes: int,
+        refusals: Refusals | None,
     ) -> None:
         self.policy = policy
         self.workers: dict[str, Worker] = {}
         self.wait_s, self.request_timeout_s, self.max_retries = wait_s, request_timeout_s, max_retries
         self.failovers = 0
+        self.refusals = Refusals() if refusals is None else refusals
+        self.max_body_bytes = max_body_bytes
+        self._key, self._engine_key = api_key, engine_key
         self.clock = clock
         self._on_dead = on_dead
         self._arrival = asyncio.Event()
@@ -93,7 +115,7 @@ class RouterApp:
         """A new engine, or news of a known one: it is up and serves ``version``. Raises ValueError: not such a URL."""
         worker = self.workers.get(name)
         if worker is None or worker.url != url.rstrip("/") or worker.incarnation != incarnation:
-            worker = Worker(name, url, version, incarnation)
+            worker = Worker(name, url, version, incarnation, self._engine_key)
             self.remove(name)
             self.workers[name] = worker
         worker.version, worker.trouble = version, ""
@@ -130,17 +152,23 @@ class RouterApp:
     # requests
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"].startswith(OWN_PATHS):
-            await self._admin(scope, receive, send)
-        elif scope["method"] not in ("GET", "POST", "PUT"):
-            await _say(send, 405, f"{scope['method']} is not passed on to engines")
-        else:
-            await self._forward(scope, receive, send)
-
-    async def _forward(self, scope: Scope, receive: Receive, send: Send) -> None:
-        body = await _read_body(receive)
-        if body is None:
+        if scope["type"] != "http":
             return
+        refused = self.refusals.watching(scope, send)
+        receive = bounded(scope, receive, self.max_body_bytes)
+        try:
+            if self._key is not None and scope["path"] != "/health" and not has_key(scope, self._key):
+                await say(refused, 401, "the router asks for its key: Authorization: Bearer KEY")
+            elif scope["path"].startswith(OWN_PATHS):
+                await self._admin(scope, receive, refused)
+            elif scope["method"] not in ("GET", "POST", "PUT"):
+                await say(refused, 405, f"{scope['method']} is not passed on to engines")
+            elif (body := await read_body(receive)) is not None:
+                await self._forward(scope, body, receive, send)
+        except BodyTooLongError as error:
+            await say(refused, 413, str(error), close=True)
+
+    async def _forward(self, scope: Scope, body: bytes, receive: Receive, send: Send) -> None:
         abort = Abort()
         delivery = _Delivery(send)
         watch = asyncio.ensure_future(_until_disconnect(receive, abort))
@@ -153,7 +181,7 @@ class RouterApp:
         except TimeoutError:
             if delivery.begun:
                 raise
-            await _say(send, 504, f"no answer to {scope['path']} within {self.request_timeout_s:g} s")
+            await say(send, 504, f"no answer to {scope['path']} within {self.request_timeout_s:g} s")
         finally:
             watch.cancel()
 
@@ -170,8 +198,9 @@ class RouterApp:
                 try:
                     unavailable = answer.status == 503 and attempt < self.max_retries and len(self.workers) > 1
                     if not unavailable:
-                        await delivery.relay(answer)
+                        await delivery.relay(answer, partial(self._moved, worker))
                         worker.answered += 1
+                        self._moved(worker)
                         return None
                     tried[worker.name] = f"HTTP 503 {(await answer.body())[:200]!r}"
                 finally:
@@ -205,9 +234,9 @@ class RouterApp:
 
         answers = await asyncio.gather(*(one(w) for w in list(self.workers.values()) if not w.trouble))
         if not answers:
-            return await _say(send, 503, self._nobody())
+            return await say(send, 503, self._nobody())
         status, content = max(answers, key=lambda answer: answer[0])
-        await _send_whole(send, status, [(b"content-type", b"application/json")], content)
+        await send_whole(send, status, [(b"content-type", b"application/json")], content)
 
     async def _choose(self, tried: dict[str, str]) -> Worker | None:
         """An engine, best one that has not failed this request; waits up to ``wait_s`` for one to come."""
@@ -227,6 +256,9 @@ class RouterApp:
         known = ", ".join(f"{w.name} ({w.trouble or 'up'})" for w in self.workers.values())
         return f"waited {self.wait_s:g} s for an engine that is up; known: {known or 'none, no engine has joined yet'}"
 
+    def _moved(self, worker: Worker) -> None:
+        worker.moved_at = self.clock()
+
     def _started(self, worker: Worker) -> None:
         worker.started(self.clock())
         self.policy.started(worker.name)
@@ -245,10 +277,15 @@ def create_app(
     max_retries: int = 3,
     on_dead: Callable[[Worker, str], None] | None = None,
     clock: Callable[[], float] = time.monotonic,
+    api_key: str | None = None,
+    engine_key: str | None = None,
+    max_body_bytes: int = 64 << 20,
+    refusals: Refusals | None = None,
 ) -> RouterApp:
     """A router without engines: they come by :meth:`RouterApp.add` or ``POST /workers``.
 
-    ``wait_s``: how long a request waits for an engine. ``on_dead`` hears of every engine that is given up.
+    ``wait_s``: how long a request waits for an engine. ``on_dead`` hears of every engine that is given up. ``api_key``: what
+    clients have to bring (None: nothing); ``engine_key``: what the router brings to engines. ``refusals`` are counted there.
     """
     return RouterApp(
         policy or LeastInflight(),
@@ -257,6 +294,10 @@ def create_app(
         max_retries=max_retries,
         on_dead=on_dead,
         clock=clock,
+        api_key=api_key,
+        engine_key=engine_key,
+        max_body_bytes=max_body_bytes,
+        refusals=refusals,
     )
 
 
@@ -269,19 +310,21 @@ class _Delivery:
 
     async def say(self, status: int, message: str) -> None:
         self.begun = True
-        await _say(self._send, status, message)
+        await say(self._send, status, message)
 
-    async def relay(self, answer: Answer) -> None:
+    async def relay(self, answer: Answer, moved: Callable[[], None]) -> None:
+        """``moved`` is called for each piece that comes."""
         headers = [pair for pair in answer.headers if pair[0] not in _NOT_PASSED_ON]
         length = next((int(value) for name, value in answer.headers if name == b"content-length"), None)
         if length is not None and length <= WHOLE_ANSWER_BYTES:
             content = await answer.body()
             self.begun = True
-            return await _send_whole(self._send, answer.status, headers, content)
+            return await send_whole(self._send, answer.status, headers, content)
         part = await answer.chunk()
         self.begun = True
         await self._send({"type": "http.response.start", "status": answer.status, "headers": headers})
         while part:
+            moved()
             await self._send({"type": "http.response.body", "body": part, "more_body": True})
             part = await answer.chunk()
         await self._send({"type": "http.response.body", "body": b"", "more_body": False})
@@ -294,18 +337,6 @@ def _request_line(scope: Scope) -> tuple[bytes, bytes, list[Header]]:
     return scope["method"].encode(), target, [pair for pair in scope["headers"] if pair[0] not in _NOT_PASSED_ON]
 
 
-async def _read_body(receive: Receive) -> bytes | None:
-    """The whole body; None if the client left."""
-    parts: list[bytes] = []
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            return None
-        parts.append(message.get("body", b""))
-        if not message.get("more_body", False):
-            return parts[0] if len(parts) == 1 else b"".join(parts)
-
-
 async def _until_disconnect(receive: Receive, abort: Abort) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
@@ -314,13 +345,3 @@ async def _until_disconnect(receive: Receive, abort: Abort) -> None:
 
 def _error(message: str) -> bytes:
     return json.dumps({"error": {"message": message}}).encode()
-
-
-async def _say(send: Send, status: int, message: str) -> None:
-    await _send_whole(send, status, [(b"content-type", b"application/json")], _error(message))
-
-
-async def _send_whole(send: Send, status: int, headers: list[Header], content: bytes) -> None:
-    headers = [*headers, (b"content-length", b"%d" % len(content))]
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": content, "more_body": False})

@@ -1,14 +1,16 @@
 """A lean keep-alive HTTP/1.1 client for one engine: raw bytes in, raw bytes out, nothing parsed but the framing.
 
 Promises: the body of an answer is handed over as it comes, with back-pressure; a failure says whether the engine can
-have begun to answer (``answered``) and whether it was not even there (``refused``); a connection is reused only after
-its answer was read to the end. One request at a time on a connection, as many connections as requests in flight.
+have begun to answer (``answered``) and whether it was not even there (``refused``); what is longer than a limit is no answer; a
+connection is reused only after its answer was read to the end. One request at a time on a connection, as many connections
+as requests in flight.
 (A general client costs several times more for each request, and the router's own time is its only product.)
 """
 
 from __future__ import annotations
 
 import asyncio
+import re
 from collections import deque
 from collections.abc import Iterable
 from urllib.parse import urlsplit
@@ -16,8 +18,13 @@ from urllib.parse import urlsplit
 import httptools
 
 CONNECT_TIMEOUT_S = 5.0
+MAX_HEAD_BYTES = 64 * 1024  # of an answer
+MAX_BODY_BYTES = 256 << 20  # of an answer that is read as a whole
 BUFFER_BYTES = 1 << 20  # of an answer not yet taken; more stops the reading until it is
 Header = tuple[bytes, bytes]
+
+
+_PLAIN = re.compile(r"[A-Za-z0-9_.:\[\]-]+")
 
 
 class UpstreamError(ConnectionError):
@@ -63,7 +70,7 @@ class _Connection(asyncio.Protocol):
         self.status = 0
         self.headers: list[Header] = []
         self.chunks: deque[bytes] = deque()
-        self.buffered = 0
+        self.buffered = self.head_bytes = 0
         self.has_head = self.complete = self.answered = self.keep = self.framed = False
         self.error: str | None = None
 
@@ -79,8 +86,12 @@ class _Connection(asyncio.Protocol):
         self.answered = True
         try:
             self.parser.feed_data(data)
-        except httptools.HttpParserError as error:
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
             self.error = f"not an HTTP answer: {error}"
+            self.transport.abort()
+        self.head_bytes += 0 if self.has_head else len(data)
+        if self.head_bytes > MAX_HEAD_BYTES and self.error is None:
+            self.error = f"an answer whose head has more than {MAX_HEAD_BYTES} bytes"
             self.transport.abort()
         if self.buffered > BUFFER_BYTES:
             self.transport.pause_reading()
@@ -169,10 +180,14 @@ class Answer:
         return data
 
     async def body(self) -> bytes:
-        """The whole body. Raises UpstreamError."""
+        """The whole body. Raises UpstreamError, also for one that is too long."""
         parts: list[bytes] = []
+        size = 0
         while part := await self.chunk():
             parts.append(part)
+            size += len(part)
+            if size > MAX_BODY_BYTES:
+                raise UpstreamError(f"an answer of more than {MAX_BODY_BYTES} bytes", answered=True)
         return b"".join(parts) if len(parts) != 1 else parts[0]
 
     def done(self) -> None:
@@ -182,13 +197,19 @@ class Answer:
 class Upstream:
     """The connections to one engine."""
 
-    def __init__(self, url: str) -> None:
-        parts = urlsplit(url)
-        if parts.scheme != "http" or not parts.hostname:
+    def __init__(self, url: str, api_key: str | None = None) -> None:
+        """``api_key``: brought along with every request. Raises ValueError: not such a URL."""
+        try:
+            parts = urlsplit(url)
+            port = parts.port or 80
+        except ValueError as error:
+            raise ValueError(f"the URL of an engine looks like http://host:port, not {url!r}: {error}") from None
+        if parts.scheme != "http" or not parts.hostname or not _PLAIN.fullmatch(parts.netloc):
             raise ValueError(f"the URL of an engine looks like http://host:port, not {url!r}")
         self.url = url.rstrip("/")
-        self._host, self._port = parts.hostname, parts.port or 80
+        self._host, self._port = parts.hostname, port
         self._host_header = parts.netloc.encode()
+        self._key_header = [] if api_key is None else [(b"authorization", b"Bearer " + api_key.encode())]
         self._idle: deque[_Connection] = deque()
         self._busy: set[_Connection] = set()
 
@@ -205,7 +226,7 @@ class Upstream:
         A connection that the engine closed while it lay idle is replaced; nobody saw that request. Raises UpstreamError.
         """
         head = [method, b" ", target, b" HTTP/1.1\r\nhost: ", self._host_header, b"\r\n"]
-        for name, value in headers:
+        for name, value in (*headers, *self._key_header):
             head += (name, b": ", value, b"\r\n")
         head.append(b"content-length: %d\r\n\r\n" % len(body))
         data = b"".join(head) + body
@@ -239,7 +260,7 @@ class Upstream:
                 _, connection = await asyncio.get_running_loop().create_connection(_Connection, self._host, self._port)
         except TimeoutError:
             raise UpstreamError(f"{self.url}: no connection within {CONNECT_TIMEOUT_S:g} s") from None
-        except OSError as error:
+        except (OSError, UnicodeError) as error:  # a name that no resolver takes
             raise UpstreamError(f"{self.url}: {error}", refused=isinstance(error, ConnectionRefusedError)) from None
         self._busy.add(connection)
         return connection

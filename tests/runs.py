@@ -180,11 +180,14 @@ def ask_status(run_dir: Path) -> dict[str, Any]:
 
 def kill(run_dir: Path, actor: str) -> None:
     """kill -9 of one process of a run that is alive; ``actor`` may be "redis"."""
+    os.kill(pid_of(run_dir, actor), signal.SIGKILL)
+
+
+def pid_of(run_dir: Path, actor: str) -> int:
+    """The process of an actor of a run that is alive, or of its "redis"."""
     if actor == "redis":
-        pid = json.loads((run_dir / "supervisor.json").read_text())["redis_pid"]
-    else:
-        pid = next(a["pid"] for a in ask_status(run_dir)["actors"] if a["actor"] == actor)
-    os.kill(pid, signal.SIGKILL)
+        return json.loads((run_dir / "supervisor.json").read_text())["redis_pid"]
+    return next(a["pid"] for a in ask_status(run_dir)["actors"] if a["actor"] == actor)
 
 
 def events(run_dir: Path, kind: str) -> list[dict[str, Any]]:

@@ -187,3 +187,9 @@ def test_loading_a_configuration_imports_no_torch() -> None:
         "sys.exit(any(m in sys.modules for m in ('torch', 'transformers', 'sympy', 'math_verify')))"
     )
     subprocess.run([sys.executable, "-c", code, str(EXAMPLES / "quickstart.toml")], check=True)
+
+
+def test_updates_rarer_than_the_bound_allows_are_refused() -> None:
+    parse(MINIMAL, ("staleness.max_lag=2", "weights.update_interval=3"))
+    message = error(MINIMAL, "staleness.max_lag=2", "weights.update_interval=4")
+    assert message == "weights.update_interval = 4 can never meet staleness.max_lag = 2: at most 3"

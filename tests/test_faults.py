@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -13,6 +14,7 @@ from runs import (
     TINY,
     begin,
     events,
+    first_prompts,
     kill,
     lags,
     launch,
@@ -21,6 +23,7 @@ from runs import (
     recording_environment,
     summary,
     trained_groups,
+    trained_prompts,
     wait_for_step,
     wait_until,
     wait_until_gone,
@@ -179,3 +182,22 @@ def test_a_checkpoint_older_than_what_the_ledger_has_forgotten_is_refused_with_o
     assert result.returncode == 1
     assert "the ledger has forgotten the groups of step 4" in result.stderr.strip().splitlines()[-1]
     assert left_behind(tmp_path / "run") == []
+
+
+def test_an_empty_ledger_is_told_by_the_checkpoint_and_that_of_another_run_is_refused(tmp_path: Path) -> None:
+    config = write_config(tmp_path, topology=RECORDING)
+    run_dir, other = tmp_path / "run", tmp_path / "other"
+    assert launch(config, run_dir, env=recording_environment()).returncode == 0
+    shutil.rmtree(run_dir / "redis")
+    result = launch(config, run_dir, "--set", "run.num_steps=7", env=recording_environment())
+    assert result.returncode == 0, result.stderr
+    assert events(run_dir, "resumed")[-1]["data"]["reconciled_groups"] == 4 * 8
+    check_that_nothing_is_lost_or_twice(run_dir, steps=7, batch=8, max_lag=2)
+    assert trained_prompts(run_dir) == first_prompts(config, run_dir, 7 * 8)
+
+    other.mkdir()
+    shutil.copytree(run_dir / "checkpoints", other / "checkpoints")
+    result = launch(config, other, env=recording_environment())
+    assert result.returncode == 1
+    assert re.search("is of run run-[0-9a-f]+, this run is other-", result.stderr.strip().splitlines()[-1])
+    assert left_behind(other) == []

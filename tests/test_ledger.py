@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from bus import Bus, Ledger, LedgerError, balanced, connect
 from bus.codec import TOKENS, VERSIONS, encode, pack
-from bus.messages import Batch, Group, ReadyGroup, Sample, Ticket, Transition
+from bus.messages import Batch, Group, Metrics, ReadyGroup, Sample, Ticket, Transition
 
 
 def ticket(position: int) -> Ticket:
@@ -300,11 +300,26 @@ async def test_a_prompt_that_no_worker_survives_is_given_up(bus: Bus) -> None:
     for life in range(3):
         (claimed,) = await ledger.next_tickets("w", f"w/{life}", 1, 60_000)
         assert claimed.attempt == life + 1
+        if life == 2:
+            assert await ledger.begin_last("0-0-0", f"w/{life}")
         assert await ledger.release(f"w/{life}", "the worker died") == 1
     assert await ledger.next_tickets("w", "w/3", 1, 60_000) == []
     assert (await ledger.counts())["dropped:worker_died"] == 1 and balanced(await ledger.counts())
     ((letter, _),), _ = await ledger.dead_letters("0")
     assert letter.causes == tuple(f"w/{life}: the worker died" for life in range(3))
+
+
+async def test_a_last_attempt_that_never_began_was_none(bus: Bus) -> None:
+    ledger = Ledger(bus)
+    await deal(ledger, 1)
+    for life in range(8):
+        (claimed,) = await ledger.next_tickets("w", f"w/{life}", 1, 60_000)
+        assert claimed.attempt == min(life + 1, 3)
+        assert await ledger.release(f"w/{life}", "the worker died") == 1
+    assert not await ledger.begin_last("0-0-0", "w/7")
+    (claimed,) = await ledger.next_tickets("w", "w/8", 1, 60_000, attempts=3)
+    assert await ledger.begin_last("0-0-0", "w/8")
+    assert await ledger.fail("0-0-0", "w/8", "reward_error") == "dropped"
 
 
 async def test_work_that_is_handed_back_was_no_attempt(bus: Bus) -> None:
@@ -325,7 +340,7 @@ async def test_what_is_no_ticket_is_refused_and_leaves_the_stream(bus: Bus) -> N
     await deal(ledger, 1)
     (claimed,) = await ledger.next_tickets("w", "w/1", 10, 60_000)
     assert claimed.ticket == ticket(0)
-    assert bus.refused["tickets"] == 3
+    assert bus.refused["tickets"] == 4
     assert await bus.redis.xlen(key) == 1
 
 
@@ -350,3 +365,82 @@ async def test_strange_entries_among_the_batches_are_no_batches(bus: Bus) -> Non
     assert await ledger.recorded_batch(1, block_ms=10) is None
     record = await ledger.batch(1, ready)
     assert await ledger.recorded_batch(1, block_ms=10) == record
+
+
+async def test_no_stream_is_trimmed_to_make_room(bus: Bus) -> None:
+    ledger = Ledger(bus)
+    await deal(ledger, 300)
+    ready = await make_ready(ledger, 150)
+    assert await bus.redis.xlen(bus.key("tickets")) == 150  # those that wait
+    assert await bus.redis.xlen(bus.key("samples")) == len(ready) == 150
+    for _ in range(300):
+        await bus.publish("metrics", Metrics(actor="a", step=0, time=0.0, values={}))
+    assert await bus.redis.xlen(bus.key("metrics")) == 300
+
+
+async def test_a_claim_is_repeated_without_a_second_attempt_and_a_waiting_group_has_no_holder(bus: Bus) -> None:
+    ledger = Ledger(bus)
+    await deal(ledger, 1)
+    (claimed,) = await ledger.next_tickets("w", "w/1", 1, 60_000)
+    (again,) = await ledger.own_tickets("w", "w/1")  # the answer to the first claim was lost
+    assert again == claimed and again.attempt == 1
+    assert await ledger.release("other/1") == 0  # somebody else's lease
+    assert await ledger.release("w/1", "it died") == 1
+    assert await ledger.fail("0-0-0", "w/1", "reward_error") == "void"
+    assert not await ledger.publish(group("0-0-0"), "w/1", 0.0)
+    assert balanced(await ledger.counts()) and (await ledger.counts())["waiting"] == 1
+
+
+async def test_what_is_batched_is_neither_dropped_nor_reconciled_nor_batched_again(bus: Bus) -> None:
+    ledger = Ledger(bus)
+    await deal(ledger, 4)
+    ready = await make_ready(ledger, 4)
+    await ledger.batch(1, ready[:2])
+    with pytest.raises(LedgerError, match="step 2"):
+        await ledger.batch(2, ready[1:3])
+    with pytest.raises(LedgerError, match="in a batch of its own record"):
+        await bus_reconcile(ledger, 2, ready[1].group_id)
+    assert not await ledger.drop(ready[0].group_id, "stale")
+    counts = await ledger.counts()
+    assert (counts["batched"], counts["ready"], counts["dropped"]) == (2, 2, 0)
+    assert len(await ledger.payloads([r.payload_key for r in ready])) == 4
+
+
+async def bus_reconcile(ledger: Ledger, step: int, group_id: str) -> None:
+    """The script itself: the method commits first, which would hide what it refuses."""
+    await ledger._run("reconcile", step, group_id)
+
+
+async def test_a_group_whose_payload_has_expired_is_not_ready(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
+    ledger = Ledger(bus)
+    await deal(ledger, 1)
+    await ledger.next_tickets("w", "w/1", 1, 60_000)
+    run = ledger._run
+
+    async def after_an_hour(script: str, *args: str) -> object:
+        if script == "publish":
+            await bus.redis.delete(args[2])
+        return await run(script, *args)
+
+    monkeypatch.setattr(ledger, "_run", after_an_hour)
+    assert not await ledger.publish(group("0-0-0"), "w/1", 0.0)
+    assert (await ledger.counts())["ready"] == 0
+
+
+async def test_what_is_ready_counts_against_the_limit_until_it_is_batched(bus: Bus) -> None:
+    ledger = Ledger(bus)
+    await deal(ledger, 3)
+    ready = await make_ready(ledger, 2)
+    more = [ticket(3 + i) for i in range(3)]
+    assert await ledger.admit(more, limit=3, position=3) == (0, 3)
+    await ledger.batch(1, ready)
+    assert await ledger.admit(more, limit=3, position=3) == (2, 5)
+
+
+async def test_a_commit_beyond_the_record_is_refused_by_name(bus: Bus) -> None:
+    ledger = Ledger(bus)
+    await deal(ledger, 1)
+    await ledger.batch(1, await make_ready(ledger, 1))
+    with pytest.raises(LedgerError, match="commit of step 2, but the last batch is of step 1"):
+        await ledger.commit(2)
+    assert await ledger.steps() == (1, 0)

@@ -76,3 +76,26 @@ def test_a_checkpoint_is_found_by_its_own_path_too(tmp_path: Path):
     first = save(tmp_path, 1)
     save(tmp_path, 2)
     assert checkpoint.resolve(first) == first
+
+
+def test_every_file_is_on_disk_before_the_directory_gets_its_name_and_the_pointer_comes_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    done: list[str] = []
+    rename, replace, fsync = Path.rename, Path.replace, checkpoint._fsync
+
+    def noted(name: str, result: object) -> object:
+        done.append(name)
+        return result
+
+    def move(path: Path, target: Path) -> str:
+        return f"{path.name} -> {target.name}"
+
+    monkeypatch.setattr(Path, "rename", lambda path, target: noted(move(path, target), rename(path, target)))
+    monkeypatch.setattr(Path, "replace", lambda path, target: noted(move(path, target), replace(path, target)))
+    monkeypatch.setattr(checkpoint, "_fsync", lambda path: noted(path.name, fsync(path)))
+    save(tmp_path, 7)
+    place, pointer = done.index(".writing-0000007 -> iter_0000007"), done.index(".latest -> latest")
+    assert {"shard", "learner.msgpack", ".writing-0000007"} <= set(done[:place])
+    assert done[place + 1 : pointer] == [tmp_path.name, ".latest"]  # the new name is on disk before the pointer
+    assert done[pointer + 1] == tmp_path.name

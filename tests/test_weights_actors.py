@@ -18,7 +18,7 @@ from actors.router import Router, bind
 from actors.runtime.context import ActorContext, ActorSpec
 from bus import Bus
 from bus.messages import EngineDown, EngineServes, EngineUp, Message, Metrics, Snapshot
-from miles_async.config import ConfigError, Data, Model, RunConfig, Weights
+from miles_async.config import ConfigError, Data, Engine, Model, RunConfig, Weights
 from miles_async.config import Router as RouterConfig
 from miles_async.engine_client import EngineClient
 from tests.embedded_engines import EngineProcess, engines, snapshot_of
@@ -40,6 +40,7 @@ class Stage:
             data=Data(prompt_data="unused"),
             weights=Weights(timeout_s=20.0, backend="gloo"),
             router=RouterConfig(health_interval_s=0.5),
+            engine=Engine(num_engines=3),
         )
         spec = ActorSpec(role, role, 0, "", config, self.run_dir, str(self.model), "", self.bus.run_id, 1)
         return ActorContext(spec, self.bus)
@@ -101,16 +102,16 @@ async def test_a_version_is_announced_for_each_engine_only_after_that_engine_ser
 ) -> None:
     async with stage.running(Broadcaster):
         for index, engine in enumerate(pair):
-            await stage.engine_up(f"e{index}", engine, version=-1)
+            await stage.engine_up(f"engine-{index}", engine, version=-1)
         for version in (1, 2, 3):
             await stage.snapshot(version)
             for index, engine in enumerate(pair):
-                await stage.hear(EngineServes, engine=f"e{index}", version=version)
+                await stage.hear(EngineServes, engine=f"engine-{index}", version=version)
                 assert await version_of(engine) == str(version)
         ledger = await stage.bus.engines()
         assert {(name, line.version, line.state) for name, line in ledger.items()} == {
-            ("e0", 3, "serving"),
-            ("e1", 3, "serving"),
+            ("engine-0", 3, "serving"),
+            ("engine-1", 3, "serving"),
         }
     metrics, _ = await stage.bus.read("metrics", Metrics, "0")
     assert all(m.values["weights/bytes"] > 0 and m.values["weights/update_s"] > 0 for m in metrics)
@@ -133,7 +134,7 @@ async def test_one_engine_generates_while_the_other_is_paused_for_its_update(
 
     async with stage.running(Broadcaster):
         for index, engine in enumerate(pair):
-            await stage.engine_up(f"e{index}", engine, version=-1)
+            await stage.engine_up(f"engine-{index}", engine, version=-1)
         await stage.snapshot(1)
         await stage.hear(EngineServes, count=2, version=1)
         monkeypatch.setattr(EngineClient, "pause", pause_and_ask_the_other)
@@ -148,9 +149,9 @@ async def test_engines_that_come_with_the_start_weights_are_announced_without_a_
 ) -> None:
     with engines(digits_model, 1) as [engine]:
         async with stage.running(Broadcaster):
-            await stage.engine_up("e0", engine)
+            await stage.engine_up("engine-0", engine)
             await stage.snapshot(0)
-            await stage.hear(EngineServes, engine="e0", version=0)
+            await stage.hear(EngineServes, engine="engine-0", version=0)
         assert (await stage.bus.read("metrics", Metrics, "0"))[0] == []
 
 
@@ -158,19 +159,19 @@ async def test_a_late_engine_and_a_broadcaster_that_starts_again_catch_up_from_t
     stage: Stage, pair: list[EngineProcess]
 ) -> None:
     async with stage.running(Broadcaster):
-        await stage.engine_up("e0", pair[0], version=-1)
+        await stage.engine_up("engine-0", pair[0], version=-1)
         await stage.snapshot(4)
-        await stage.hear(EngineServes, engine="e0", version=4)
+        await stage.hear(EngineServes, engine="engine-0", version=4)
     await stage.snapshot(5)  # nobody is there to send it
-    await stage.engine_up("e1", pair[1], version=-1)
+    await stage.engine_up("engine-1", pair[1], version=-1)
     async with stage.running(Broadcaster):
         for index, engine in enumerate(pair):
-            await stage.hear(EngineServes, engine=f"e{index}", version=5)
+            await stage.hear(EngineServes, engine=f"engine-{index}", version=5)
             assert await version_of(engine) == "5"
         # a learner that went back to a checkpoint counts down, with a new incarnation
         await stage.snapshot(2, incarnation=2)
         for index, engine in enumerate(pair):
-            await stage.hear(EngineServes, engine=f"e{index}", version=2)
+            await stage.hear(EngineServes, engine=f"engine-{index}", version=2)
             assert await version_of(engine) == "2"
 
 
@@ -180,17 +181,17 @@ async def test_a_killed_engine_is_reported_the_others_go_on_and_its_successor_ca
     with engines(digits_model, 1) as [doomed]:
         async with stage.running(Broadcaster), stage.running(Router):
             url = await stage.bus.address("router", deadline_s=10)
-            await stage.engine_up("e0", pair[0], version=-1)
-            await stage.engine_up("e1", doomed, version=-1)
+            await stage.engine_up("engine-0", pair[0], version=-1)
+            await stage.engine_up("engine-1", doomed, version=-1)
             await stage.snapshot(1)
             await stage.hear(EngineServes, count=2, version=1)
             doomed.kill()
             await stage.snapshot(2)
-            await stage.hear(EngineServes, engine="e0", version=2)
-            await stage.hear(EngineDown, engine="e1", incarnation=1)
+            await stage.hear(EngineServes, engine="engine-0", version=2)
+            await stage.hear(EngineDown, engine="engine-1", incarnation=1)
             with engines(digits_model, 1) as [successor]:
-                await stage.engine_up("e1", successor, incarnation=2)
-                await stage.hear(EngineServes, engine="e1", version=2, incarnation=2)
+                await stage.engine_up("engine-1", successor, incarnation=2)
+                await stage.hear(EngineServes, engine="engine-1", version=2, incarnation=2)
                 assert await version_of(successor) == "2"
                 async with aiohttp.ClientSession() as session:
                     client = EngineClient(url, session)
@@ -209,7 +210,7 @@ async def test_requests_through_the_router_all_get_answers_while_engines_are_upd
         async with stage.running(Broadcaster), stage.running(Router), aiohttp.ClientSession() as session:
             client = EngineClient(await stage.bus.address("router", deadline_s=10), session)
             for index, engine in enumerate([*pair, doomed]):
-                await stage.engine_up(f"e{index}", engine, version=-1)
+                await stage.engine_up(f"engine-{index}", engine, version=-1)
             await stage.snapshot(1)
             await stage.hear(EngineServes, count=3, version=1)
             finished = asyncio.Event()
@@ -227,29 +228,31 @@ async def test_requests_through_the_router_all_get_answers_while_engines_are_upd
             await stage.hear(EngineServes, count=3, version=2)
             doomed.kill()
             await stage.snapshot(3)
-            await stage.hear(EngineServes, engine="e0", version=3)
-            await stage.hear(EngineServes, engine="e1", version=3)
+            await stage.hear(EngineServes, engine="engine-0", version=3)
+            await stage.hear(EngineServes, engine="engine-1", version=3)
             finished.set()
             answers = [answer for task in askers for answer in await task]
             assert all(len(answer["output_ids"]) == 60 for answer in answers)
-            await stage.hear(EngineDown, engine="e2")
+            await stage.hear(EngineDown, engine="engine-2")
 
 
 async def test_the_router_of_a_later_time_learns_from_the_ledger_who_serves(
     stage: Stage, pair: list[EngineProcess]
 ) -> None:
-    await stage.bus.set_engine("e0", pair[0].url, 1, 7, "serving")
-    await stage.bus.set_engine("e1", pair[1].url, 1, 7, "down")
+    await stage.bus.set_engine("engine-0", pair[0].url, 1, 7, "serving")
+    await stage.bus.set_engine("engine-1", pair[1].url, 1, 7, "down")
     async with stage.running(Router), aiohttp.ClientSession() as session:
         url = await stage.bus.address("router", deadline_s=10)
         await EngineClient(url, session).generate(body(1))
         async with session.get(url + "/workers") as answer:
-            assert [(w["id"], w["version"]) for w in (await answer.json())["workers"]] == [("e0", 7)]
+            assert [(w["id"], w["version"]) for w in (await answer.json())["workers"]] == [("engine-0", 7)]
         async with asyncio.timeout(DEADLINE_S):
             report: list[Metrics] = []
             while not report:
                 report, _ = await stage.bus.read("metrics", Metrics, "0", block_ms=500)
-        assert report[0].step == 7 and "engine_busy/e0" in report[0].values and "router/inflight" in report[0].values
+        assert (
+            report[0].step == 7 and "engine_busy/engine-0" in report[0].values and "router/inflight" in report[0].values
+        )
 
 
 def test_a_port_in_use_is_one_clear_line() -> None:

@@ -8,7 +8,6 @@ for over the bus or by SIGTERM sets ``ctx.stop``; nothing here knows the supervi
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
 import os
 import time
@@ -18,13 +17,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from actors.runtime.plan import engine_names
 from actors.runtime.tasks import end
 from bus import Bus, connect
 from bus.messages import Control, Event, Heartbeat, Metrics
 from miles_async.config import RunConfig
+from miles_async.http_limits import Refusals
 
+COMMANDS = ("stop", "learner_stop")  # the second one is between the ranks of the learner
 # what a restart would not change: a wrong key, file or path
 FATAL = (ValueError, ImportError)
+
+MAX_WAITS = 20  # that a heartbeat names
 
 
 class Actor(Protocol):
@@ -53,6 +57,14 @@ class ActorSpec:
     incarnation: int  # of the whole run: 1 for the first launch, +1 for each resume
 
 
+@dataclass(eq=False)
+class Waiting:
+    """One wait under way; ``since`` (seconds since the epoch) may be moved on when whom it is for shows signs of life."""
+
+    whom: str
+    since: float
+
+
 class ActorContext:
     """The surroundings of one actor. Make it with :func:`open_context`."""
 
@@ -62,10 +74,11 @@ class ActorContext:
         self.name, self.role, self.index = spec.name, spec.role, spec.index
         self.config, self.run_dir, self.model_path = spec.config, spec.run_dir, spec.model_path
         self.incarnation = spec.incarnation
+        self.engines = engine_names(spec.config)  # what is said of another one is refused
+        self.refusals = Refusals()  # of an actor that answers HTTP, by status
         self.stop = asyncio.Event()
         self.log = logging.getLogger(spec.name)
-        self._waits: dict[int, tuple[str, float]] = {}
-        self._wait_ids = itertools.count()
+        self._waits: set[Waiting] = set()
 
     async def event(self, kind: str, **data: Any) -> None:
         """Record something that happened once."""
@@ -77,31 +90,51 @@ class ActorContext:
         await self.bus.publish("metrics", Metrics(actor=self.name, step=step, time=time.time(), values=values))
 
     @contextmanager
-    def waiting(self, whom: str) -> Iterator[None]:
-        """While inside, the heartbeat says that this actor waits for ``whom``."""
-        wait = next(self._wait_ids)
-        self._waits[wait] = (whom, time.time())
+    def waiting(self, whom: str, since: float | None = None) -> Iterator[Waiting]:
+        """While inside, the heartbeat says that this actor waits for ``whom`` (``since`` then, or now)."""
+        wait = Waiting(whom, time.time() if since is None else since)
+        self._waits.add(wait)
         try:
-            yield
+            yield wait
         finally:
-            del self._waits[wait]
+            self._waits.discard(wait)
 
     def heartbeat(self) -> Heartbeat:
-        whom, since = min(self._waits.values(), key=lambda wait: wait[1], default=("", 0.0))
+        """Whom this actor waits for longest, and everybody else that it waits for."""
+        waits: dict[str, float] = {}
+        for wait in sorted(self._waits, key=lambda wait: wait.since):
+            waits.setdefault(wait.whom, wait.since)
+        found = tuple(waits.items())[:MAX_WAITS]
+        whom, since = found[0] if found else ("", 0.0)
         return Heartbeat(
-            actor=self.name, role=self.role, pid=os.getpid(), time=time.time(), waits_for=whom, waits_since=since
+            actor=self.name,
+            role=self.role,
+            pid=os.getpid(),
+            time=time.time(),
+            waits_for=whom,
+            waits_since=since,
+            waits=found,
+            refused=self.bus.refused.total() + self.refusals.total(),
         )
 
     async def beat(self) -> None:
-        """Send heartbeats until cancelled."""
+        """Send heartbeats until cancelled, and how much was refused whenever that has changed."""
+        reported: dict[str, float] = {}
         while True:
             await self.bus.beat(self.heartbeat())
+            counts = {**self.bus.refused, **{f"http {status}": count for status, count in self.refusals.items()}}
+            refused = {f"refused/{self.name}/{what}": float(count) for what, count in counts.items()}
+            if refused != reported:
+                reported = refused
+                await self.metrics(0, refused)
             await asyncio.sleep(self.config.monitor.heartbeat_s)
 
     async def obey(self) -> None:
         """Set ``stop`` when the bus says so; until cancelled."""
         async for control in self.bus.follow("control", Control, stop=self.stop):
-            if control.command == "stop" and (not control.roles or self.role in control.roles):
+            if control.command not in COMMANDS:
+                self.bus.refuse("control", control.command[:100], ValueError("no such command"))
+            elif control.command == "stop" and (not control.roles or self.role in control.roles):
                 self.log.info("asked to stop: %s", control.reason)
                 self.stop.set()
 

@@ -14,15 +14,19 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
+from redis.exceptions import RedisError
+
 from actors.runtime.context import ActorSpec
 from actors.runtime.local import LocalRuntime
 from actors.runtime.plan import STOP_STAGES
 from actors.runtime.restarts import RestartBudget
 from actors.runtime.tasks import end
 from bus import Bus, Ledger
+from bus.deadline import within
 from bus.messages import Control, EngineDown
 from miles_async.config import RunConfig
 
+ASK_S = 2.0  # a bus that does not take the word by then is no reason to go on
 KILL_WAIT_S = 3.0  # what a failed run's actors get for saying goodbye
 
 
@@ -100,15 +104,24 @@ class Crew:
         for spec in specs:
             self.start(replace(spec, incarnation=incarnation))
 
+    async def _ask_to_stop(self, roles: tuple[str, ...]) -> bool:
+        """Over the bus. False: it did not take the word, and there is nothing to wait for."""
+        try:
+            control = Control(command="stop", roles=roles, reason="the run ends")
+            await within(ASK_S, self.bus.publish("control", control), "redis")
+        except (RedisError, OSError):
+            return False
+        return True
+
     async def stop(self, *, orderly: bool) -> None:
         """Stage by stage, so that nothing that somebody still needs is gone; who does not stop in time is killed."""
         await end(self._replacements)
         deadline = asyncio.get_running_loop().time() + self.config.run.stop_timeout_s
         everybody = tuple({spec.role for spec in self._specs.values()})
         for stage in STOP_STAGES if orderly else (everybody,):
-            await self.bus.publish("control", Control(command="stop", roles=stage, reason="the run ends"))
+            asked = await self._ask_to_stop(stage)
             waiting = [task for task, name in self._ends.items() if self._specs[name].role in stage and not task.done()]
-            if waiting:
+            if waiting and asked:
                 left = max(0.1, deadline - asyncio.get_running_loop().time())
                 await asyncio.wait(waiting, timeout=left if orderly else min(left, KILL_WAIT_S))
         for name in self.running():

@@ -1,6 +1,7 @@
 """The run directory as the supervisor uses it: identity, incarnation, inputs made locally, one supervisor at a time.
 
-Promises: a run keeps its id for ever and counts its launches; a directory in which a launch is alive is refused.
+Promises: a run keeps its id for ever and counts its launches; a directory in which a launch is alive is refused;
+where its bus is, which may hold a password, is for the user's own eyes.
 """
 
 from __future__ import annotations
@@ -20,11 +21,16 @@ from miles_async.tokenizer import Tokenizer
 
 STATE_FILE = "supervisor.json"  # who runs this, and where its bus is: what `miles-async status` reads
 
+STATE_BYTES = 1 << 20  # no such file is longer
 CHECKED_BYTES = 32_000_000  # a prompt file up to this size is read at launch
 
 
 class RunInUseError(ValueError):
     """A launch is alive in the run directory."""
+
+
+class RunStateError(ValueError):
+    """The file that says whose the run directory is cannot be read."""
 
 
 class RunHome:
@@ -38,7 +44,7 @@ class RunHome:
         """Take the directory for this launch; True if it holds an earlier launch. Raises RunInUseError."""
         self.path.mkdir(parents=True, exist_ok=True)
         file = self.path / STATE_FILE
-        earlier = json.loads(file.read_text()) if file.exists() else None
+        earlier = _read(file)
         if earlier and _alive(earlier):
             raise RunInUseError(f"{self.path} is in use by a launch that is alive (pid {earlier['pid']})")
         incarnation = earlier["incarnation"] + 1 if earlier else 1
@@ -66,7 +72,9 @@ class RunHome:
     def _write(self) -> None:
         file = self.path / STATE_FILE
         temporary = file.with_suffix(".tmp")
-        temporary.write_text(json.dumps(self.state))
+        temporary.unlink(missing_ok=True)
+        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as out:
+            json.dump(self.state, out)  # the bus's URL may hold a password: nobody else reads this
         temporary.replace(file)
 
     def model_path(self, config: RunConfig) -> Path:
@@ -93,6 +101,23 @@ def check_prompts(config: RunConfig, model_path: Path) -> None:
     source = config.data.prompt_data
     if is_builtin(source) or Path(source).stat().st_size <= CHECKED_BYTES:
         load_prompts(config, Tokenizer(model_path))
+
+
+def _read(file: Path) -> dict[str, Any] | None:
+    """What an earlier launch wrote; None if there was none. Raises RunStateError."""
+    if not file.exists():
+        return None
+    try:
+        with file.open("rb") as content:
+            state = json.loads(content.read(STATE_BYTES))
+        numbers = isinstance(state["incarnation"], int) and isinstance(state["pid"], int | None)
+        if not (numbers and isinstance(state["run_id"], str) and isinstance(state["process_started"], float)):
+            raise ValueError("a field has another type")
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise RunStateError(
+            f"{file} is damaged ({type(error).__name__}: {error}): restore it, or start another run"
+        ) from None
+    return state
 
 
 def _alive(state: dict[str, Any]) -> bool:

@@ -112,6 +112,12 @@ class LocalRuntime:
     def running(self) -> list[str]:
         return [name for name, process in self._processes.items() if process.exitcode is None]
 
+    def pids(self) -> dict[str, int]:
+        """Of the actors whose processes run."""
+        return {
+            name: process.pid for name, process in self._processes.items() if process.exitcode is None and process.pid
+        }
+
     async def ended(self, name: str) -> int:
         """Wait for the end of ``name``; returns its exit code (negative: the signal)."""
         process = self._processes[name]

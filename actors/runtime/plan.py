@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from actors.runtime.context import ActorSpec
 from miles_async.config import RunConfig
+
+if TYPE_CHECKING:
+    from actors.runtime.context import ActorSpec
 
 # in which order they are asked to stop: first those who hand back their work or save it, then who serves them; the
 # broadcaster before the engines, with which it may be in a collective
@@ -25,13 +28,31 @@ def topology(config: RunConfig) -> dict[str, int]:
     }
 
 
+def _names(role: str, count: int) -> list[str]:
+    if count == 1 and role in ("dealer", "router", "broadcaster"):
+        return [role]
+    return [f"{role}-{index}" for index in range(count)]
+
+
+def actor_names(config: RunConfig) -> frozenset[str]:
+    """Every actor that a run has."""
+    return frozenset(name for role, count in topology(config).items() for name in _names(role, count))
+
+
+def engine_names(config: RunConfig) -> frozenset[str]:
+    """Every engine that a run has."""
+    return frozenset(_names("engine", topology(config)["engine"]))
+
+
 def specs(
     config: RunConfig, run_dir: Path, model_path: str, bus_url: str, run_id: str, incarnation: int
 ) -> list[ActorSpec]:
     """The actors of a run, in the order in which they are started."""
+    from actors.runtime.context import ActorSpec
+
     return [
         ActorSpec(
-            name=role if count == 1 and role in ("dealer", "router", "broadcaster") else f"{role}-{index}",
+            name=name,
             role=role,
             index=index,
             path=getattr(config.topology, role),
@@ -43,5 +64,5 @@ def specs(
             incarnation=incarnation,
         )
         for role, count in topology(config).items()
-        for index in range(count)
+        for index, name in enumerate(_names(role, count))
     ]

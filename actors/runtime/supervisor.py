@@ -9,6 +9,8 @@ left behind. It wires the actors and knows none of them: they are found by dotte
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import logging
 import signal
 import time
 from pathlib import Path
@@ -19,18 +21,21 @@ import uvloop
 from actors.runtime.context import ActorSpec
 from actors.runtime.crew import Crew
 from actors.runtime.home import RunHome, check_prompts, make_inputs
-from actors.runtime.local import LocalRuntime
+from actors.runtime.local import LocalRuntime, log_path
 from actors.runtime.plan import specs
 from actors.runtime.restarts import RestartBudget
 from actors.runtime.tasks import end
 from actors.runtime.watch import Watch
 from bus import Bus, Ledger, NoRedisError, connect
+from bus.deadline import within
 from bus.server import RedisServer
 from miles_async.builtin import is_builtin
 from miles_async.config import RunConfig
 from miles_async.monitor.monitor import Monitor
+from miles_async.secret import resolve
 
 OK, FAILED, INTERRUPTED = 0, 1, 130
+BUS_CLOSE_S = 3.0
 
 
 class Supervisor:
@@ -48,15 +53,17 @@ class Supervisor:
 
     async def _main(self) -> int:
         resumed = self.home.enter()
+        _log_beside_the_actors(log_path(self.home.path, "supervisor"))
         self.runtime.warm_up()
         try:
-            url = self.config.bus.url or self.server.start()
+            url = resolve("bus.url", self.config.bus.url) or self.server.start()
             bus = await connect(url, self.home.state["run_id"])
             try:
                 self.home.announce(url, self.server.pid)
                 return await self._launch(bus, url, resumed)
             finally:
-                await bus.close()
+                with contextlib.suppress(TimeoutError):
+                    await within(BUS_CLOSE_S, bus.close(), "the bus")
         finally:
             self.server.stop()
             self.home.leave()
@@ -70,7 +77,7 @@ class Supervisor:
         await ledger.prepare()
         await ledger.release()  # no worker of an earlier launch lives; that is not the groups' fault
         self.monitor.start(self.config, self.home.path, resumed)
-        watch = Watch(bus, ledger, self.monitor, self.config, self.runtime.running)
+        watch = Watch(bus, ledger, self.monitor, self.config, self.runtime, lambda: self.server.pid)
         crew = Crew(self.runtime, self.config, bus, ledger, self.home.next_incarnation)
         guard = asyncio.create_task(self._guard_redis(watch))
         status, reason = "failed", ""
@@ -85,8 +92,11 @@ class Supervisor:
         finally:
             await crew.stop(orderly=status != "failed")
             await end([guard])
-            await watch.close()
-            self.monitor.finish(status, await ledger.counts(), reason)
+            answers = await watch.bus_answers()
+            if not answers:
+                self.server.kill()  # nothing else would end a server that is stopped, nor the calls that wait for it
+            await watch.close(bus_answers=answers)
+            self.monitor.finish(status, watch.counts, reason)
         return {"finished": OK, "stopped": INTERRUPTED}.get(status, FAILED)
 
     def _interrupt(self) -> None:
@@ -110,7 +120,7 @@ class Supervisor:
         """Wait for the learner to finish, an interruption, or a failure; returns the status and its cause."""
         interruption = asyncio.create_task(self.interrupted.wait())
         trouble = asyncio.create_task(watch.trouble())
-        ended = asyncio.create_task(crew.next_end())
+        ended = asyncio.create_task(self._next_end(crew, watch))
         try:
             while True:
                 waited: set[asyncio.Task[Any]] = {interruption, trouble, guard, ended}
@@ -120,15 +130,22 @@ class Supervisor:
                 for failure in (trouble, guard):
                     if failure in done:
                         return "failed", failure.result()
-                spec, code = ended.result()
-                if spec.role == "learner" and code == 0:
-                    if not crew.running(("learner",)):
-                        return "finished", ""
-                elif (cause := await self._replace(spec, code, crew, watch)) is not None:
-                    return "failed", cause
-                ended = asyncio.create_task(crew.next_end())
+                if (outcome := ended.result()) is not None:
+                    return outcome
+                ended = asyncio.create_task(self._next_end(crew, watch))
         finally:
             await end([interruption, trouble, ended])
+
+    async def _next_end(self, crew: Crew, watch: Watch) -> tuple[str, str] | None:
+        """Wait for a process to end, and replace it; the run's status and its cause if that is its end.
+
+        It takes as long as Redis is away: the rest goes on to be watched meanwhile.
+        """
+        spec, code = await crew.next_end()
+        if spec.role == "learner" and code == 0:
+            return None if crew.running(("learner",)) else ("finished", "")
+        cause = await self._replace(spec, code, crew, watch)
+        return None if cause is None else ("failed", cause)
 
     async def _replace(self, spec: ActorSpec, code: int, crew: Crew, watch: Watch) -> str | None:
         """Replace who died; the cause of the run's failure if that is pointless or too often."""
@@ -157,3 +174,16 @@ class Supervisor:
             except NoRedisError as error:
                 return f"redis: {error}"
             watch.tell("restarted", actor="redis", cause=f"it ended with {code}")
+
+
+def _log_beside_the_actors(path: Path) -> None:
+    """What this process refuses on the bus is in a log of its own, not on the terminal."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    log = logging.getLogger("bus")
+    for handler in list(log.handlers):
+        log.removeHandler(handler)
+        handler.close()
+    handler = logging.FileHandler(path)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s %(message)s"))
+    log.addHandler(handler)
+    log.propagate = False

@@ -1,22 +1,38 @@
 """What the supervisor sees of a run over the bus: it feeds the monitor and notices trouble.
 
 Promises: every metric and event reaches the monitor once; a run in which nothing moves for ``watchdog_s`` says so by itself,
-with who waits for whom; a run whose groups are all dropped fails with the reason of the drops.
+with who waits for whom and the culprit, also when that is Redis; a silent actor is killed; a run whose groups are all
+dropped fails with the reason of the drops; closing takes seconds, whatever Redis does.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import signal
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
+import msgspec
+import redis.exceptions
+
+from actors.runtime.local import LocalRuntime
+from actors.runtime.plan import actor_names, engine_names
 from actors.runtime.tasks import end
-from bus import Bus, Ledger
-from bus.messages import Event, Heartbeat, Metrics, Transition
+from actors.runtime.watchdog import Watchdog
+from bus import Bus, BusError, Ledger
+from bus.client import Entry
+from bus.deadline import within
+from bus.messages import Event, Metrics, Transition
 from miles_async.config import RunConfig
 from miles_async.monitor.monitor import Monitor
+from miles_async.monitor.sight import refusal
 
+BUS_ERRORS = (redis.exceptions.RedisError, OSError, BusError)  # TimeoutError is an OSError
+CLOSE_S = 3.0  # a bus that does not answer by then is not waited for at the end
+REST_S = 30.0  # what reading the last messages may take
+JUDGE_S = 0.25
 LOOK_S = 1.0  # how often heartbeats and the ledger are looked at
 BATCHES_OF_DROPS = 4  # so many batches dropped in a row, and nothing published: give up
 
@@ -25,21 +41,29 @@ class Watch:
     """Follows one run until :meth:`close`."""
 
     def __init__(
-        self, bus: Bus, ledger: Ledger, monitor: Monitor, config: RunConfig, running: Callable[[], list[str]]
+        self,
+        bus: Bus,
+        ledger: Ledger,
+        monitor: Monitor,
+        config: RunConfig,
+        runtime: LocalRuntime,
+        redis_pid: Callable[[], int | None],
     ) -> None:
-        """``running``: names of the actors whose processes run."""
-        self.bus, self.ledger, self.monitor, self.config, self.running = bus, ledger, monitor, config, running
+        """``redis_pid``: of a server of our own."""
+        self.bus, self.ledger, self.monitor, self.config, self.runtime = bus, ledger, monitor, config, runtime
+        self.dog = Watchdog(config, runtime.pids, redis_pid)
+        self._refused: dict[str, float] = {}
+        self._actors, self._engines = actor_names(config), engine_names(config)
+        self.counts: dict[str, int] = {}  # of the ledger, as they were at the last look
         self._metrics_cursor = "0"
         self._dead_cursor = ""  # those of earlier launches were told then
         self._events_cursor = monitor.written_entry  # what an earlier launch has on disk is not read again
         self._deaths: dict[str, tuple[str, bool]] = {}
         self._trimmed = self._last_drop = ""
         self._trouble: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        self._progress: tuple[Any, ...] = ()
-        self._progress_at = time.monotonic()
-        self._stall_told = False
         self._kept, self._dropped_then = -1, 0
-        self._tasks = [asyncio.create_task(self._pump()), asyncio.create_task(self._look())]
+        duties = (self._pump(), self._look(), self._judge())
+        self._tasks = [asyncio.create_task(duty) for duty in duties]
 
     async def trouble(self) -> str:
         """Wait for a reason to end the run."""
@@ -58,33 +82,68 @@ class Watch:
         """An event of the supervisor's own."""
         self.monitor.on_event(Event(actor="supervisor", kind=kind, time=time.time(), data=data))
 
-    async def close(self) -> None:
-        """Take in what is still on the bus, then stop."""
-        await end(self._tasks)
+    async def bus_answers(self) -> bool:
+        """Whether Redis does, within ``CLOSE_S``."""
+        try:
+            await within(CLOSE_S, self.bus.redis.ping(), "redis")
+        except BUS_ERRORS:
+            return False
+        return True
+
+    async def close(self, *, bus_answers: bool) -> None:
+        """Stop; take in what is still on the bus, if that answers."""
+        try:
+            await within(CLOSE_S, end(self._tasks), "the watch")
+            if bus_answers:
+                await within(REST_S, self._read_the_rest(), "redis")
+        except BUS_ERRORS:
+            pass  # what was not read is on the bus for the next launch
+
+    async def _read_the_rest(self) -> None:
         while await self._read_metrics(block_ms=0) or await self._read_events(block_ms=0):
             pass
         await self._look_once()
 
     async def _pump(self) -> None:
-        async def forever(read: Any) -> None:
+        async def forever(read: Callable[[int], Awaitable[int]]) -> None:
             while True:
-                await read(block_ms=500)
+                try:
+                    await read(500)
+                except BUS_ERRORS:  # away for longer than the client is patient; the watchdog says so
+                    await asyncio.sleep(LOOK_S)
 
         await asyncio.gather(forever(self._read_metrics), forever(self._read_events), forever(self._read_dead))
 
     async def _read_metrics(self, block_ms: int) -> int:
-        messages, cursor = await self.bus.read("metrics", Metrics, self._metrics_cursor, block_ms=block_ms)
-        for message in messages:
+        entries, cursor = await self.bus.read_entries("metrics", Metrics, self._metrics_cursor, block_ms=block_ms)
+        for message in [entry.message for entry in entries if self._is_ours("metrics", entry)]:
+            self.dog.metrics(message)
             self.monitor.on_metrics(message)
         if cursor != self._metrics_cursor:
             self._metrics_cursor = cursor
             await self.bus.trim("metrics", cursor)
-        return len(messages)
+        return len(entries)
+
+    def _is_ours(self, topic: str, entry: Entry[Any]) -> bool:
+        """Whether an actor of this run said it, in a form that the record takes."""
+        message, why = entry.message, ""
+        if not isinstance(message, Transition) and message.actor not in self._actors:
+            why = f"no actor of this run is called {message.actor}"
+        elif isinstance(message, Event):
+            try:
+                msgspec.json.encode(message.data)
+            except (TypeError, ValueError, RecursionError) as error:
+                why = f"its data is no JSON: {error}"
+        if why:
+            self.bus.refuse(topic, entry.id, ValueError(why))
+        return not why
 
     async def _read_events(self, block_ms: int) -> int:
         kinds = (Event, Transition)
         entries, cursor = await self.bus.read_entries("events", kinds, self._events_cursor, block_ms=block_ms)
         for entry in entries:
+            if not self._is_ours("events", entry):
+                continue
             self._note(entry.message)
             if isinstance(entry.message, Event):
                 self.monitor.on_event(entry.message, entry.id)
@@ -115,16 +174,39 @@ class Watch:
     async def _look(self) -> None:
         while True:
             await asyncio.sleep(LOOK_S)
-            await self._look_once()
+            with contextlib.suppress(*BUS_ERRORS):  # then Redis owes its answer still
+                await self._look_once()
 
     async def _look_once(self) -> None:
-        heartbeats = [beat for beat in await self.bus.heartbeats() if beat.actor in self.running()]
-        counts, engines = await self.ledger.counts(), await self.bus.engines()
+        self.dog.asked()
+        pids = self.runtime.pids()
+        heartbeats = [beat for beat in await self.bus.heartbeats(self._actors) if beat.actor in pids]
+        self.counts, engines = await self.ledger.counts(), await self.bus.engines(self._engines)
+        self.dog.heard(heartbeats, self.counts, await refusal(self.bus))
+        self._report_refusals()
         self.monitor.on_engines({name: engine.version for name, engine in engines.items()})
         self.monitor.on_heartbeats(heartbeats)
-        self.monitor.on_ledger(counts)
-        self._check_drops(counts)
-        self._check_progress(heartbeats, counts)
+        self.monitor.on_ledger(self.counts)
+        self._check_drops(self.counts)
+
+    def _report_refusals(self) -> None:
+        """What was on the supervisor's own topics and is none of its messages; actors report theirs."""
+        refused = {f"refused/supervisor/{topic}": float(count) for topic, count in self.bus.refused.items()}
+        if refused != self._refused:
+            self._refused = refused
+            self.monitor.on_metrics(Metrics(actor="supervisor", step=0, time=time.time(), values=refused))
+
+    async def _judge(self) -> None:
+        """Never waits for the bus: what hangs there is what it is for."""
+        while True:
+            await asyncio.sleep(JUDGE_S)
+            for kind, data in self.dog.tick():
+                self.tell(kind, **data)
+            if self.dog.verdict and not self._trouble.done():
+                self._trouble.set_result(self.dog.verdict)
+            for name, seconds in self.dog.overdue().items():
+                self._deaths[name] = (f"silent for {seconds:.0f} s", False)
+                self.runtime.terminate(name, signal.SIGKILL)
 
     def _check_drops(self, counts: dict[str, int]) -> None:
         kept = counts["ready"] + counts["batched"] + counts["trained"]
@@ -133,24 +215,3 @@ class Watch:
         lost = counts["dropped"] - self._dropped_then
         if lost >= BATCHES_OF_DROPS * self.config.rollout.rollout_batch_size and not self._trouble.done():
             self._trouble.set_result(f"the last {lost} groups were all dropped; the last one: {self._last_drop}")
-
-    def _check_progress(self, heartbeats: list[Heartbeat], counts: dict[str, int]) -> None:
-        progress = (*sorted(counts.items()), self._metrics_cursor)
-        now = time.monotonic()
-        if progress != self._progress:
-            self._progress, self._progress_at, self._stall_told = progress, now, False
-        elif now - self._progress_at > self.config.run.watchdog_s and not self._stall_told:
-            self._stall_told = True
-            data = {"seconds": round(now - self._progress_at), "waits": who_waits(heartbeats, time.time())}
-            self.tell("stalled", **data)
-
-
-def who_waits(heartbeats: list[Heartbeat], now: float) -> dict[str, str]:
-    """Actor -> whom it waits for and since when, or that it is silent."""
-    waits = {}
-    for beat in sorted(heartbeats, key=lambda beat: beat.actor):
-        if now - beat.time > 10:
-            waits[beat.actor] = f"silent for {now - beat.time:.0f} s"
-        elif beat.waits_for:
-            waits[beat.actor] = f"waits for {beat.waits_for} for {now - beat.waits_since:.0f} s"
-    return waits

@@ -6,7 +6,8 @@ if redis.call('HGET', STATE, gid) ~= 'f' or redis.call('HGET', LEASE, gid) ~= le
 even_if_full()
 add_cause(gid, lease .. ': ' .. reason .. ': ' .. detail)
 local t = { by = lease, reason = reason, detail = detail, lengths = cmsgpack.unpack(ARGV[6]) }
-if number(ATTEMPTS, gid) >= tonumber(ARGV[5]) then
+redis.call('HSET', ATTEMPTS, gid, number(CLAIM, gid))
+if number(CLAIM, gid) >= tonumber(ARGV[5]) then
   bury(gid, t)
   return 2
 end

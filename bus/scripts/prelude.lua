@@ -4,7 +4,7 @@ local P = KEYS[1]
 local COUNT, STATE, LEASE, ORDER = P .. 'l:count', P .. 'l:state', P .. 'l:lease', P .. 'l:order'
 local TICKET, READY, SAMPLE, META = P .. 'l:ticket', P .. 'l:ready', P .. 'l:sample', P .. 'l:meta'
 local PAYLOAD, AHEAD, BATCH = P .. 'l:payload', P .. 'l:ahead', P .. 'l:batch'
-local ATTEMPTS, CAUSES = P .. 'l:attempts', P .. 'l:causes'
+local ATTEMPTS, CLAIM, CAUSES = P .. 'l:attempts', P .. 'l:claim', P .. 'l:causes'
 local TICKETS, SAMPLES, BATCHES = P .. 'tickets', P .. 'samples', P .. 'batches'
 local EVENTS, DEAD = P .. 'events', P .. 'dead'
 local NAME = { w = 'waiting', f = 'in_flight', r = 'ready', b = 'batched' }
@@ -44,6 +44,7 @@ local function forget_ticket(gid)
   end
   redis.call('HDEL', LEASE, gid)
   redis.call('HDEL', ATTEMPTS, gid)
+  redis.call('HDEL', CLAIM, gid)
   redis.call('HDEL', CAUSES, gid)
 end
 

@@ -1,7 +1,9 @@
 -- reconcile: a durable checkpoint of step ARGV[1] holds groups that this ledger, which lost its end, does not know as
 -- trained: ARGV[2..]. They are trained, wherever this ledger has them; those that it has not even dealt yet are
--- remembered, and admission passes over them. Returns how many.
+-- remembered, and admission passes over them. Returns how many; 0 if the ledger knows that step (the retry of a lost
+-- answer).
 local step = tonumber(ARGV[1])
+if step <= number(META, 'last_step') then return 0 end
 for i = 2, #ARGV do
   local gid = ARGV[i]
   local state = redis.call('HGET', STATE, gid)

@@ -9,7 +9,7 @@ for i = 1, #states, 2 do
   local holder = redis.call('HGET', LEASE, gid)
   if states[i + 1] == 'f' and (lease == '' or holder == lease) then
     if why == '' then
-      redis.call('HINCRBY', ATTEMPTS, gid, -1)
+      redis.call('HSET', ATTEMPTS, gid, number(CLAIM, gid) - 1)
     else
       add_cause(gid, holder .. ': ' .. why)
     end

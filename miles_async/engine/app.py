@@ -1,6 +1,7 @@
 """SGLang's endpoints over one engine: ``/generate`` as a bare ASGI function, the rest as a FastAPI application.
 
-Promises: paths, status codes and bodies are SGLang 0.5.23's; a client that goes away aborts its request. Where this
+Promises: paths, status codes and bodies are SGLang 0.5.23's; a client that goes away aborts its request; whatever a client
+sends, it is answered or refused (counted by status, logged), and the engine goes on. Where this
 engine differs on purpose: ``/health`` answers at once and stays 200 while paused (``/ready`` says 503 then);
 there is no prefix cache, so ``cached_tokens`` is 0 and ``/flush_cache`` only gives memory back.
 """
@@ -8,9 +9,8 @@ there is no prefix cache, so ``cached_tokens`` is 0 and ``/flush_cache`` only gi
 from __future__ import annotations
 
 import asyncio
-import secrets
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
@@ -23,12 +23,21 @@ from miles_async.engine.control import WeightControl
 from miles_async.engine.frontend import Frontend, Job
 from miles_async.engine.protocol import RequestError, schema_error
 from miles_async.engine.worker import EngineStopped
+from miles_async.http_limits import (
+    BodyTooLongError,
+    Receive,
+    Refusals,
+    Scope,
+    Send,
+    bounded,
+    has_key,
+    read_body,
+    refuse_in,
+    say,
+    send_whole,
+)
 
 B = TypeVar("B")
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-
 JSON = (b"content-type", b"application/json")
 MAX_BODY_BYTES = 256 * 1024 * 1024
 
@@ -37,32 +46,38 @@ class EngineApp:
     """The ASGI application. ``api_key`` guards everything but /health and /ready, as in SGLang."""
 
     def __init__(
-        self, frontend: Frontend, weights: WeightControl, config: ModelConfig, info: dict[str, Any], api_key: str | None
+        self,
+        frontend: Frontend,
+        weights: WeightControl,
+        config: ModelConfig,
+        info: dict[str, Any],
+        api_key: str | None,
+        refusals: Refusals,
     ) -> None:
         self._frontend = frontend
-        self._key = f"bearer {api_key}" if api_key else None
-        self._admin = build_admin(frontend, weights, config, info)
+        self._key = api_key or None
+        self._refusals = refusals
+        self._admin = build_admin(frontend, weights, config, info, refusals)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http":
-            path = scope["path"]
-            if self._key is not None and not path.startswith(("/health", "/ready")) and not self._allowed(scope):
+        if scope["type"] != "http":
+            return
+        send = self._refusals.watching(scope, send)
+        receive = bounded(scope, receive, MAX_BODY_BYTES)
+        path = scope["path"]
+        try:
+            if self._key is not None and not path.startswith(("/health", "/ready")) and not has_key(scope, self._key):
                 await _send(send, 401, b'{"error":"Unauthorized"}')
-                return
-            if path == "/generate" and scope["method"] in ("POST", "PUT"):
+            elif path == "/generate" and scope["method"] in ("POST", "PUT"):
                 await self._generate(receive, send)
-                return
-        await self._admin(scope, receive, send)
-
-    def _allowed(self, scope: Scope) -> bool:
-        assert self._key is not None
-        given = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
-        scheme, _, key = given.partition(b" ")
-        return secrets.compare_digest(scheme.lower() + b" " + key, self._key.encode())
+            else:
+                await self._admin(scope, receive, send)
+        except BodyTooLongError as error:
+            await say(send, 413, str(error), close=True)
 
     async def _generate(self, receive: Receive, send: Send) -> None:
         try:
-            data = await _read_body(receive)
+            data = await read_body(receive)
             if data is None:
                 return  # gone before it had asked
             job = self._frontend.submit(data)
@@ -95,30 +110,13 @@ class EngineApp:
         await send({"type": "http.response.body", "body": b""})
 
 
-async def _read_body(receive: Receive) -> bytes | None:
-    message = await receive()
-    if message["type"] == "http.disconnect":
-        return None
-    data = message.get("body", b"")
-    while message.get("more_body"):
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            return None
-        data += message.get("body", b"")
-        if len(data) > MAX_BODY_BYTES:
-            raise RequestError(f"the request body is longer than {MAX_BODY_BYTES} bytes", status=413)
-    return data
-
-
 async def _until_disconnect(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
 
 
 async def _send(send: Send, status: int, body: bytes) -> None:
-    headers = [JSON, (b"content-length", b"%d" % len(body))]
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
+    await send_whole(send, status, [JSON], body)
 
 
 def _json(content: Any, status: int = 200) -> Response:
@@ -129,13 +127,16 @@ async def _body(request: Request, kind: type[B]) -> B:
     """The request's JSON as ``kind``; no body at all means all defaults. Raises RequestError."""
     try:
         return msgspec.json.decode(await request.body() or b"{}", type=kind)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise schema_error(str(error)) from None
 
 
-def build_admin(frontend: Frontend, weights: WeightControl, config: ModelConfig, info: dict[str, Any]) -> FastAPI:
+def build_admin(
+    frontend: Frontend, weights: WeightControl, config: ModelConfig, info: dict[str, Any], refusals: Refusals
+) -> FastAPI:
     """Every endpoint but /generate. ``info`` is what /server_info reports of the start."""
     app = FastAPI(title="miles_async embedded engine", docs_url=None, redoc_url=None, openapi_url=None)
+    refuse_in(app)
     scheduler = frontend.compute.scheduler  # read from the loop for gauges only: plain attributes, no state is kept
 
     @app.exception_handler(RequestError)
@@ -184,7 +185,7 @@ def build_admin(frontend: Frontend, weights: WeightControl, config: ModelConfig,
     @app.get("/get_server_info")
     async def server_info() -> Response:
         state = {"weight_version": weights.version, "paused": scheduler.paused, **_load(frontend)}
-        return _json({**info, "internal_states": [state]})
+        return _json({**info, "internal_states": [state | {"refused_requests": dict(refusals)}]})
 
     @app.get("/v1/loads")
     async def loads() -> Response:
@@ -212,7 +213,8 @@ def build_admin(frontend: Frontend, weights: WeightControl, config: ModelConfig,
         return _json({"object": "list", "data": [card]})
 
     @app.api_route("/flush_cache", methods=["GET", "POST"])
-    async def flush_cache() -> Response:
+    async def flush_cache(request: Request) -> Response:
+        await _body(request, control.NoBody)
         if await frontend.compute.call(lambda s: s.flush()):
             return Response("Cache flushed.\n")
         return Response("Flush cache failed.\n", 400)
@@ -232,7 +234,8 @@ def build_admin(frontend: Frontend, weights: WeightControl, config: ModelConfig,
         return _json({"message": "Generation paused successfully.", "status": "ok"})
 
     @app.post("/continue_generation")
-    async def continue_generation() -> Response:
+    async def continue_generation(request: Request) -> Response:
+        await _body(request, control.NoBody)
         await frontend.resume()
         return _json({"message": "Generation continued successfully.", "status": "ok"})
 
@@ -246,11 +249,13 @@ def _add_weight_routes(app: FastAPI, weights: WeightControl) -> None:
         return _json(content, status)
 
     @app.post("/begin_weight_update")
-    async def begin() -> Response:
+    async def begin(request: Request) -> Response:
+        await _body(request, control.NoBody)
         return await answer(weights.begin())
 
     @app.post("/end_weight_update")
-    async def end() -> Response:
+    async def end(request: Request) -> Response:
+        await _body(request, control.NoBody)
         return await answer(weights.end())
 
     @app.post("/init_weights_update_group")

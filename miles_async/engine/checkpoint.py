@@ -117,11 +117,14 @@ def read_tensors(path: str | Path) -> Iterator[tuple[str, torch.Tensor]]:
 
 def _read_json(file: Path) -> dict[str, Any]:
     try:
-        return json.loads(file.read_bytes())
+        found = json.loads(file.read_bytes())
     except OSError as error:
         raise CheckpointError(f"{file}: cannot be read: {error.strerror or error}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{file}: not JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{file}: not a JSON object")
+    return found
 
 
 def _read_rope(raw: dict[str, Any], path: str | Path) -> RopeConfig:

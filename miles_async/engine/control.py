@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 import torch
+from msgspec import Meta
 
 from miles_async.daemon_thread import in_thread
 from miles_async.engine.checkpoint import CheckpointError, read_config, read_tensors
@@ -25,10 +26,18 @@ from miles_async.engine.worker import ComputeThread
 
 Answer = tuple[int, dict[str, Any]]
 
+MAX_RANKS = 1 << 16
+MAX_JOINS = 8  # under way at once: each waits in a thread of its own for ranks that may never come
+MAX_SIZE = 1 << 40  # of a dimension of a tensor
+
 NOT_FLUSHED = (
     "Weights were updated, but the cache was not flushed because requests are still running or queued. "
     "Retract or finish them, then call /flush_cache."
 )
+
+
+class NoBody(msgspec.Struct):
+    """Of an endpoint that takes nothing: a JSON object, or nothing at all."""
 
 
 class PauseBody(msgspec.Struct):
@@ -41,10 +50,10 @@ class AbortBody(msgspec.Struct):
 
 
 class InitGroupBody(msgspec.Struct):
-    master_address: str
-    master_port: int
-    rank_offset: int
-    world_size: int
+    master_address: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.:-]{1,255}\Z")]
+    master_port: Annotated[int, Meta(ge=1, le=65535)]
+    rank_offset: Annotated[int, Meta(ge=1, le=MAX_RANKS)]  # the sender is rank 0
+    world_size: Annotated[int, Meta(ge=2, le=MAX_RANKS)]
     group_name: str = "weight_update_group"
     backend: str = "nccl"
 
@@ -94,6 +103,7 @@ class WeightControl:
         self._abort_all = abort_all
         self._groups: dict[str, Any] = {}
         self._session = False
+        self._joining = 0
 
     async def begin(self) -> Answer:
         if self._session:
@@ -112,8 +122,12 @@ class WeightControl:
             return _failed(
                 f"Failed to initialize custom process group: backend {body.backend!r} on {self._model.device}."
             )
+        if body.rank_offset >= body.world_size or self._joining >= MAX_JOINS:
+            why = f"rank {body.rank_offset} of {body.world_size}, {self._joining} others are being joined"
+            return _failed(f"Failed to initialize custom process group: {why}.")
         if (old := self._groups.pop(body.group_name, None)) is not None:  # left behind by a sender that is gone
             await in_thread(lambda: leave_group(old))
+        self._joining += 1
         try:
             self._groups[body.group_name] = await in_thread(
                 lambda: join_group(
@@ -127,6 +141,8 @@ class WeightControl:
             )
         except TransferError as error:
             return _failed(f"Failed to initialize custom process group: {error}.")
+        finally:
+            self._joining -= 1
         return _done("Succeeded to initialize custom process group.")
 
     async def destroy_group(self, body: DestroyGroupBody) -> Answer:
@@ -176,7 +192,7 @@ class WeightControl:
             if (config.model_type, config.vocab_size) != (self._model.config.model_type, self._model.config.vocab_size):
                 raise CheckpointError(f"{body.model_path}: another architecture than the one served")
             tensors = await in_thread(lambda: list(read_tensors(body.model_path)))
-        except (CheckpointError, KeyError, TypeError, ValueError) as error:
+        except (CheckpointError, KeyError, TypeError, ValueError, AttributeError, OSError) as error:
             status, answer = _failed(f"Failed to get weights iterator: {error}.")
         else:
             status, answer = await self._apply(
@@ -259,7 +275,7 @@ def _specs(body: UpdateDistributedBody) -> list[tuple[str, torch.dtype, list[int
     specs = []
     for name, dtype, shape in zip(body.names, body.dtypes, body.shapes, strict=True):
         kind = getattr(torch, dtype.removeprefix("torch."), None)
-        if not isinstance(kind, torch.dtype) or any(size < 0 for size in shape):
+        if not isinstance(kind, torch.dtype) or any(not 0 <= size < MAX_SIZE for size in shape):
             raise ValueError(f"{name} cannot have dtype {dtype!r} and shape {shape}")
         specs.append((name, kind, shape))
     if not specs:

@@ -39,7 +39,7 @@ def join_group(address: str, port: int, *, rank: int, world_size: int, name: str
             group, _ = c10d._new_process_group_helper(
                 world_size, rank, [], c10d.Backend(backend), c10d.PrefixStore(name, store), group_name, timeout=limit
             )
-    except (RuntimeError, ValueError, OSError) as error:
+    except (RuntimeError, ValueError, TypeError, AttributeError, KeyError, OSError, OverflowError) as error:
         reason = str(error).partition("\n")[0]
         raise TransferError(f"rank {rank} could not join group {name} at {host}:{port}: {reason}") from None
     c10d._world.pg_group_ranks[group] = {index: index for index in range(world_size)}

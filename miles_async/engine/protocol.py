@@ -7,7 +7,6 @@ for something this engine cannot do is refused by name instead of being ignored.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -16,6 +15,11 @@ import msgspec
 from miles_async.engine.sampling import NO_TOP_K
 
 MAX_STOP_STRINGS = 32
+MAX_STOP_CHARS = 1000  # of each: as many tokens are looked at after every token
+MAX_STOP_IDS = 1024
+MAX_RESPONSES = 1 << 16  # of one request
+MAX_RID_CHARS = 1000
+FLOAT_LIMIT = 1e30  # a float32 holds it, and what is computed with it
 SEED_LIMIT = 1 << 63
 
 
@@ -160,6 +164,8 @@ def parse(data: bytes) -> GenerateRequest:
         body = _body.decode(data)
         prompts, is_list = _parse_prompts(body)
         params = _parse_sampling(body)
+    except (UnicodeDecodeError, RecursionError) as error:
+        raise schema_error(str(error)) from None
     except msgspec.DecodeError as error:
         message = str(error)
         if "unknown field" in message:  # "Object contains unknown field `nope` - at `$[...]`"
@@ -188,8 +194,10 @@ def expand(
     copies = request.params[0].n or 1
     if copies < 1 or any((p.n or 1) != copies for p in request.params):
         raise RequestError("The parallel_sample_num should be the same for all samples in sample params.")
-    checked = [check_sampling(p, limits) for p in request.params]
     count = len(prompts) * copies
+    if count > MAX_RESPONSES:
+        raise RequestError(f"at most {MAX_RESPONSES} responses are given to one request, it asks for {count}")
+    checked = [check_sampling(p, limits) for p in request.params]
     rids = _spread_rids(request, count, len(prompts), new_rid)
     wants = _spread(request.body.return_logprob, False, count, "return_logprob")
     starts = _spread(request.body.logprob_start_len, -1, count, "logprob_start_len")
@@ -212,7 +220,7 @@ def expand(
                 f"You requested a total of {total} tokens: {len(prompt)} tokens from the input messages and "
                 f"{sampling.max_new_tokens} tokens for the completion."
             )
-        start = starts[index] if wants[index] else -1
+        start = max(starts[index], -1) if wants[index] else -1
         if start > len(prompt):
             raise RequestError(
                 f"logprob_start_len={start} is higher than the number of input tokens {len(prompt)}. "
@@ -248,7 +256,7 @@ class Limits(NamedTuple):
 def check_sampling(params: SamplingParams, limits: Limits) -> Sampling:
     """Defaults for nulls, SGLang's ranges. Raises RequestError naming the parameter and its value."""
     temperature = 1.0 if params.temperature is None else params.temperature
-    if not math.isfinite(temperature) or temperature < 0.0:
+    if not 0.0 <= temperature <= FLOAT_LIMIT:
         raise RequestError(f"temperature must be a non-negative finite number, got {temperature}.")
     top_p = 1.0 if params.top_p is None else params.top_p
     if not 0.0 < top_p <= 1.0:
@@ -276,10 +284,10 @@ def check_sampling(params: SamplingParams, limits: Limits) -> Sampling:
         temperature=1.0 if temperature < 1e-6 else temperature,
         greedy=greedy,
         top_p=top_p,
-        top_k=NO_TOP_K if top_k == -1 else top_k,
+        top_k=NO_TOP_K if top_k == -1 else min(top_k, NO_TOP_K),
         min_p=min_p,
         stop=_check_stop(params.stop, limits),
-        stop_token_ids=frozenset(params.stop_token_ids or ()),
+        stop_token_ids=_check_stop_ids(params.stop_token_ids or [], limits),
         ignore_eos=bool(params.ignore_eos),
         seed=seed,
         skip_special_tokens=params.skip_special_tokens is not False,
@@ -290,15 +298,27 @@ def check_sampling(params: SamplingParams, limits: Limits) -> Sampling:
 
 def _check_bias(bias: dict[str, float] | None, limits: Limits) -> dict[int, float] | None:
     for token in bias or ():
-        if not token.isdecimal() or int(token) >= limits.vocab_size:
+        if not (token.isascii() and token.isdecimal() and len(token) < 10) or int(token) >= limits.vocab_size:
             raise RequestError(f"logit_bias must has keys in [0, {limits.vocab_size - 1}], got {token}.")
+    for token, value in (bias or {}).items():
+        if not abs(value) <= FLOAT_LIMIT:
+            raise RequestError(f"logit_bias of {token} must be a number of at most {FLOAT_LIMIT:g}, got {value}.")
     return {int(token): value for token, value in bias.items()} if bias else None
+
+
+def _check_stop_ids(ids: list[int], limits: Limits) -> frozenset[int]:
+    """Those that the model can sample: another one never stops it."""
+    if len(ids) > MAX_STOP_IDS:
+        raise RequestError(f"at most {MAX_STOP_IDS} stop_token_ids are allowed, got {len(ids)}")
+    return frozenset(token for token in ids if 0 <= token < limits.vocab_size)
 
 
 def _check_stop(stop: str | list[str] | None, limits: Limits) -> tuple[str, ...]:
     strings = (stop,) if isinstance(stop, str) else tuple(stop or ())
     if len(strings) > MAX_STOP_STRINGS:
         raise RequestError(f"at most {MAX_STOP_STRINGS} stop strings are allowed, got {len(strings)}")
+    if any(len(text) > MAX_STOP_CHARS for text in strings):
+        raise RequestError(f"a stop string may have {MAX_STOP_CHARS} characters")
     if strings and not limits.has_tokenizer:
         raise RequestError("stop strings need a tokenizer: the checkpoint has no tokenizer.json")
     return tuple(text for text in strings if text)
@@ -332,6 +352,8 @@ def _spread(value: Any, default: Any, count: int, name: str) -> list[Any]:
 
 def _spread_rids(request: GenerateRequest, count: int, prompts: int, new_rid: Callable[[], str]) -> list[str]:
     rid = request.body.rid
+    if any(len(name) > MAX_RID_CHARS for name in ([rid] if isinstance(rid, str) else rid or [])):
+        raise RequestError(f"a rid may have {MAX_RID_CHARS} characters")
     if rid is None:
         return [new_rid() for _ in range(count)]
     if isinstance(rid, str):

@@ -25,6 +25,7 @@ import psutil
 import torch
 import uvicorn
 
+from miles_async.config import ConfigError
 from miles_async.engine.app import EngineApp
 from miles_async.engine.cache import align
 from miles_async.engine.checkpoint import CheckpointError, ModelConfig, read_config, read_tensors
@@ -34,6 +35,8 @@ from miles_async.engine.model import DenseModel, WeightError
 from miles_async.engine.protocol import Limits
 from miles_async.engine.scheduler import Scheduler
 from miles_async.engine.text import TextCodec
+from miles_async.http_limits import Refusals, answer_at_once, protocol
+from miles_async.secret import resolve
 
 KEEP_ALIVE_S = 600  # an idle connection costs nothing; closing one under a client's next request costs a retry
 STOP_TIMEOUT_S = 5
@@ -57,12 +60,14 @@ async def serve(
     context_length: int | None = None,
     weight_version: str = "default",
     api_key: str | None = None,
+    refusals: Refusals | None = None,
     on_ready: Callable[[str], Awaitable[None] | None] | None = None,
     stop: asyncio.Event | None = None,
 ) -> None:
     """Serve a checkpoint until ``stop`` is set.
 
     device: auto, cpu, cuda, cuda:N. dtype: auto (the checkpoint's), float32, bfloat16, float16. port 0: any free one.
+    refusals: where requests that are refused get counted.
     on_ready: called (and awaited) with the URL once it answers. Raises ServeError or CheckpointError at start, and
     RuntimeError if the engine fails later.
     """
@@ -99,7 +104,8 @@ async def serve(
         "version": _version(),
         "engine": "miles_async embedded",
     }
-    server = _Server(EngineApp(frontend, weights, config, info, api_key))
+    refusals = Refusals() if refusals is None else refusals
+    server = _Server(EngineApp(frontend, weights, config, info, api_key, refusals), refusals)
     gc.collect()
     gc.freeze()  # torch's many objects stay: without them the collections that requests cause cost half as much
     frontend.compute.start()
@@ -135,16 +141,16 @@ def cache_tokens(config: ModelConfig, dtype: torch.dtype, device: torch.device, 
 class _Server(uvicorn.Server):
     """uvicorn that says when it has started and leaves signals alone."""
 
-    def __init__(self, app: EngineApp) -> None:
+    def __init__(self, app: EngineApp, refusals: Refusals) -> None:
         super().__init__(
             uvicorn.Config(
                 app,
-                http="httptools",
+                http=protocol(refusals),
                 ws="none",
                 lifespan="off",
                 loop="none",
                 access_log=False,
-                log_level="warning",
+                log_level="error",  # what is no HTTP is logged by the protocol
                 timeout_keep_alive=KEEP_ALIVE_S,
                 timeout_graceful_shutdown=STOP_TIMEOUT_S,
             )
@@ -190,10 +196,12 @@ async def _run(
 def _listen(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server((host, port), family=family, backlog=2048)
+        listener = socket.create_server((host, port), family=family, backlog=2048)
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno and error.errno > 0 else error
         raise ServeError(f"cannot listen on {host}:{port}: {reason}") from None
+    answer_at_once(listener)
+    return listener
 
 
 def _url(host: str, port: int) -> str:
@@ -230,10 +238,15 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--max-running-requests", type=int, default=256)
     parser.add_argument("--context-length", type=int, default=None)
     parser.add_argument("--weight-version", default="default")
-    parser.add_argument("--api-key", default=None)
+    parser.add_argument("--api-key", default=None, help='"env:NAME" takes it from the environment')
     parser.add_argument("--threads", type=int, default=1, help="of the computation on a CPU")
     options = vars(parser.parse_args(argv))
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    try:
+        options["api_key"] = resolve("--api-key", options["api_key"])
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     torch.set_num_threads(options.pop("threads"))
     try:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:

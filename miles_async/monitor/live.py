@@ -12,8 +12,9 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal, TextIO
 
+from miles_async.monitor.length_bias import NAMES, PREFIX
 from miles_async.monitor.progress import ENGINE_BUSY, Progress
-from miles_async.monitor.summary import REWARD_WINDOW, ledger_line, mean
+from miles_async.monitor.summary import REWARD_WINDOW, ledger_line, lengths_line, mean
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -138,6 +139,9 @@ def _figures(progress: Progress) -> list[tuple[str, str]]:
         ),
         ("busy", "   ".join([f"learner {_number(recent.learner_busy, '.0%')}", *busy])),
     ]
+    bias = {name: progress.latest[PREFIX + name] for name in NAMES if PREFIX + name in progress.latest}
+    if bias:
+        rows.append(("lengths", lengths_line(bias)))
     if progress.engine_versions:
         versions = sorted(progress.engine_versions.items())
         rows.append(("versions", "   ".join(f"{engine} v{version}" for engine, version in versions)))

@@ -18,9 +18,10 @@ import msgspec
 from bus.messages import Event, Heartbeat, Metrics, Transition
 from miles_async.config import RunConfig
 from miles_async.config_load import dump
+from miles_async.monitor.length_bias import LengthBias
 from miles_async.monitor.live import LiveView
 from miles_async.monitor.picture import PICTURE_FILE, draw
-from miles_async.monitor.progress import MONITOR, START, Progress
+from miles_async.monitor.progress import LEDGER, MONITOR, START, Progress
 from miles_async.monitor.record import (
     EventLine,
     MetricsLine,
@@ -48,6 +49,7 @@ class Monitor:
         self._record: RecordWriter | None = None
         self._view: LiveView | None = None
         self._run_dir = Path()
+        self._length_bias = LengthBias()
         self.summary: dict[str, Any] | None = None  # what finish returned
 
     def start(self, config: RunConfig, run_dir: Path, resumed: bool) -> None:
@@ -77,15 +79,19 @@ class Monitor:
         return self._record.written_entry if self._record else "0"
 
     def on_transition(self, transition: Transition, entry_id: str) -> None:
-        """One line of ``transitions.jsonl``."""
-        self._keep(transition_line(entry_id, transition))
+        """One line of ``transitions.jsonl``; with each batch also the length bias, as metrics of the ledger."""
+        line = transition_line(entry_id, transition)
+        self._keep(line)
+        self._length_bias.add(line)
+        if line.kind == "batched":
+            self._report_length_bias(line.step, line.time)
 
     def on_event(self, event: Event, entry_id: str = "") -> None:
         """One line of ``events.jsonl``; what the supervisor says is shown at once. ``entry_id``: on the bus."""
         line = EventLine(event.actor, event.kind, event.time, event.data, entry_id)
         self._progress.add_event(line)
         if self._view and (event.actor == "supervisor" or event.kind in ANNOUNCED):
-            details = " ".join(f"{key}={value}" for key, value in event.data.items())
+            details = " ".join(f"{key}={value}" for key, value in event.data.items() if key != "waits")
             self._view.say(f"{event.actor}: {event.kind} {details}".rstrip())
         self._keep(line)
 
@@ -113,6 +119,7 @@ class Monitor:
         if self.summary is not None:
             return self.summary
         self._progress.ledger = dict(ledger)
+        self._report_length_bias(self._progress.step, time.time())
         if self._view:
             self._view.stop()
         troubles = []
@@ -136,6 +143,10 @@ class Monitor:
     def progress(self) -> Progress:
         """What is known of the run."""
         return self._progress
+
+    def _report_length_bias(self, step: int, when: float) -> None:
+        if self._length_bias.unreported:
+            self.on_metrics(Metrics(actor=LEDGER, step=step, time=when, values=self._length_bias.values()))
 
     def _keep(self, message: Metrics | EventLine | TransitionLine) -> None:
         if self._record:

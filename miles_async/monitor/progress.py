@@ -20,6 +20,7 @@ from miles_async.monitor.record import EventLine, MetricsLine
 
 LEARNER = "learner-0"  # the rank that reports for all
 MONITOR = "monitor"
+LEDGER = "ledger"  # speaks through the monitor; its numbers are of a batch, and make no step
 START = "start"  # the monitor's own value: which start of this run begins here, 0 for the first
 
 FREQUENT = frozenset({"dropped", "late_publication_refused"})  # events that are counted only

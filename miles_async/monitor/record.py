@@ -129,7 +129,7 @@ class RecordWriter:
     def _run(self) -> None:
         try:
             self._write_until_closed()
-        except OSError as error:
+        except Exception as error:  # of the disk, or a message that no file takes
             self.error = f"the record ends early: {error}"
             self._forget_until_closed()
         finally:

@@ -14,16 +14,26 @@ from typing import Any
 
 import msgspec
 import psutil
+from redis.exceptions import RedisError
 
+from bus import EngineState, Ledger, NoRedisError, connect
+from bus.deadline import within
+from bus.messages import Heartbeat
+from bus.password import without_password
 from miles_async.config import ConfigError
+from miles_async.monitor.diagnosis import REDIS_SILENT_S, Redis, Sight, Wait, diagnose, waits
 from miles_async.monitor.live import doing, line
 from miles_async.monitor.monitor import CONFIG_FILE, SUMMARY_FILE
 from miles_async.monitor.progress import Progress
 from miles_async.monitor.record import METRICS_FILE, read_events, read_metrics
+from miles_async.monitor.sight import process_of, refusal
 from miles_async.monitor.summary import describe, ledger_counts, ledger_line, summarize
 
 SUPERVISOR_FILE = "supervisor.json"
 BUS_DEADLINE_S = 5.0
+
+
+FILE_BYTES = 1 << 20  # neither file is longer
 
 
 class SupervisorFile(msgspec.Struct):
@@ -36,10 +46,18 @@ class SupervisorFile(msgspec.Struct):
     redis_pid: int | None = None  # none: the server is not ours
 
 
+class SilentBusError(NoRedisError):
+    """A living run's bus does not answer. ``found``: what is known nevertheless, as :func:`status` would return it."""
+
+    def __init__(self, diagnosis: str, found: dict[str, Any]) -> None:
+        super().__init__(diagnosis)
+        self.found = found
+
+
 def status(run_dir: Path) -> dict[str, Any]:
     """State of the run in ``run_dir``: the summary of one that has ended, else ``status`` "starting", "running" or "dead".
 
-    Raises ConfigError if no run has ever started there, NoRedisError if a living run's bus does not answer.
+    Raises ConfigError if no run has ever started there, SilentBusError if a living run's bus does not answer.
     """
     if not any((run_dir / name).exists() for name in (SUPERVISOR_FILE, METRICS_FILE, SUMMARY_FILE)):
         raise ConfigError(f"{run_dir}: no run here (expected {SUPERVISOR_FILE} or {SUMMARY_FILE})")
@@ -51,7 +69,7 @@ def status(run_dir: Path) -> dict[str, Any]:
     summary_file = run_dir / SUMMARY_FILE
     record_file = run_dir / METRICS_FILE
     if summary_file.exists() and (not record_file.exists() or _newer(summary_file, record_file)):
-        return msgspec.json.decode(summary_file.read_bytes())
+        return _read_summary(summary_file)
     # killed before it could write one
     progress = _progress(run_dir)
     seen = progress.last_seen[-1] if progress.last_seen else 0.0
@@ -60,15 +78,24 @@ def status(run_dir: Path) -> dict[str, Any]:
     return {**found, "ledger": None, "balanced": None, "run_dir": str(run_dir)}
 
 
+def _read_summary(path: Path) -> dict[str, Any]:
+    try:
+        with path.open("rb") as file:
+            return msgspec.json.decode(file.read(FILE_BYTES), type=dict[str, Any])
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ConfigError(f"{path} is damaged: {error}") from None
+
+
 def living_supervisor(run_dir: Path) -> SupervisorFile | None:
     """The supervisor of ``run_dir`` if its process lives."""
     path = run_dir / SUPERVISOR_FILE
     try:
-        found = msgspec.json.decode(path.read_bytes(), type=SupervisorFile)
+        with path.open("rb") as file:
+            found = msgspec.json.decode(file.read(FILE_BYTES), type=SupervisorFile)
         lives = found.pid is not None and psutil.Process(found.pid).create_time() == found.process_started
     except (FileNotFoundError, psutil.NoSuchProcess):
         return None
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigError(f"{path}: {error}") from None
     return found if lives else None
 
@@ -79,30 +106,30 @@ def show(found: Mapping[str, Any], now: float) -> str:
         return f"starting, pid {found['pid']}"
     if found["status"] != "running":
         return describe(found)
+    if "actors" not in found:  # its bus does not answer
+        return "\n".join([f"running, pid {found['pid']}", *_show_waits(found)])
     lines = [f"running, pid {found['pid']}", found["line"], f"ledger   {ledger_line(found['ledger'])}"]
     lines += [f"engine   {name:<14} v{e['version']} {e['state']}" for name, e in sorted(found["engines"].items())]
-    lines += [f"actor    {actor['actor']:<14} pid {actor['pid']:<8} {actor['doing']}" for actor in found["actors"]]
+    for actor in found["actors"]:
+        refused = f", refused {actor['refused']} malformed messages and requests" if actor["refused"] else ""
+        lines.append(f"actor    {actor['actor']:<14} pid {actor['pid']:<8} {actor['doing']}{refused}")
     if found["redis_pid"]:
         lines.append(f"bus      {'redis':<14} pid {found['redis_pid']}")
+    lines += _show_waits(found)
     return "\n".join(lines)
 
 
 async def _ask(run_dir: Path, supervisor: SupervisorFile, url: str) -> dict[str, Any]:
-    from bus.client import connect
-    from bus.ledger import Ledger
-
-    bus = await connect(url, supervisor.run_id, deadline_s=BUS_DEADLINE_S)
+    began = time.monotonic()
     try:
-        async with asyncio.timeout(BUS_DEADLINE_S):
-            beats = await bus.heartbeats()
-            counts = await Ledger(bus).counts()
-            engines = await bus.engines()
-    except TimeoutError:
-        raise TimeoutError(f"the bus at {url} did not answer in {BUS_DEADLINE_S:g} s") from None
-    finally:
-        await bus.close()
+        beats, counts, engines, refused = await within(
+            BUS_DEADLINE_S + 1, _read_bus(supervisor, url), f"the bus at {without_password(url)}"
+        )
+    except (NoRedisError, RedisError, OSError) as error:
+        raise _silent(run_dir, supervisor, str(error), time.monotonic() - began) from None
     now = time.time()
     progress = _progress(run_dir)
+    sight = _sight(supervisor, beats, refused, now)
     return {
         "status": "running",
         "run_dir": str(run_dir),
@@ -122,10 +149,62 @@ async def _ask(run_dir: Path, supervisor: SupervisorFile, url: str) -> dict[str,
                 "waits_for": beat.waits_for,
                 "waits_s": round(now - beat.waits_since, 3) if beat.waits_for else 0.0,
                 "doing": doing(beat, now),
+                "refused": beat.refused,
             }
             for beat in sorted(beats, key=lambda beat: beat.actor)
         ],
+        "waits": [wait.as_dict() for wait in waits(sight)],
+        "diagnosis": diagnose(sight),
     }
+
+
+async def _read_bus(
+    supervisor: SupervisorFile, url: str
+) -> tuple[list[Heartbeat], dict[str, int], dict[str, EngineState], str]:
+    """Heartbeats, the ledger's counts, the engines, and why Redis takes nothing new."""
+    bus = await connect(url, supervisor.run_id, deadline_s=BUS_DEADLINE_S)
+    bus.read_only = True
+    try:
+        return await bus.heartbeats(), await Ledger(bus).counts(), await bus.engines(), await refusal(bus)
+    finally:
+        await bus.close()
+
+
+def _sight(supervisor: SupervisorFile, beats: list[Heartbeat], refused: str, now: float) -> Sight:
+    redis = process_of(supervisor.redis_pid) if supervisor.redis_pid else None
+    return Sight(
+        now=now,
+        beats=beats,
+        processes={beat.actor: process_of(beat.pid) for beat in beats},
+        silent={beat.actor: now - beat.time for beat in beats},
+        redis=Redis(redis.pid, redis.state, refusal=refused) if redis else Redis(refusal=refused),
+    )
+
+
+def _silent(run_dir: Path, supervisor: SupervisorFile, error: str, seconds: float) -> SilentBusError:
+    """What can be said without a bus: whose fault it is, and who waits, as the supervisor last told it."""
+    diagnosis, pid = error, supervisor.redis_pid
+    if pid:
+        seen = Redis(pid, process_of(pid).state, max(seconds, REDIS_SILENT_S))
+        diagnosis = diagnose(Sight(time.time(), redis=seen))
+    told = [event for event in read_events(run_dir) if event.kind in ("stalled", "moving_again")]
+    graph: Any = told[-1].data.get("waits") if told and told[-1].kind == "stalled" else None
+    return SilentBusError(
+        diagnosis,
+        {
+            "status": "running",
+            "run_dir": str(run_dir),
+            "pid": supervisor.pid,
+            "redis_pid": pid,
+            "waits": graph or [Wait("every actor", "redis", round(seconds, 1)).as_dict()],
+            "diagnosis": diagnosis,
+        },
+    )
+
+
+def _show_waits(found: Mapping[str, Any]) -> list[str]:
+    lines = [f"wait     {w['who']:<14} for {w['for_whom']}, {w['seconds']:.1f} s" for w in found["waits"]]
+    return lines + ([f"culprit  {found['diagnosis']}"] if found["diagnosis"] else [])
 
 
 def _progress(run_dir: Path) -> Progress:

@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from miles_async.monitor.length_bias import NAMES, PREFIX
 from miles_async.monitor.progress import Progress, Step, rate, spans
 
 REWARD_WINDOW = 5  # steps
@@ -49,6 +50,7 @@ def summarize(
         "tokens_per_s": _finite(overall.tokens_per_s),
         "learner_busy": _finite(overall.learner_busy),
         "engine_busy": _engine_busy(progress),
+        "length_bias": {name: _finite(progress.latest.get(PREFIX + name, math.nan)) for name in NAMES},
         "weights_update_s": mean(update for update, _ in progress.updates),
         "weights_paused_s": mean(paused for _, paused in progress.updates),
         "events": dict(progress.events),
@@ -101,6 +103,7 @@ def describe(summary: Mapping[str, Any]) -> str:
         f"lag      max {show('max_token_lag', '.0f')}, mean {show('mean_token_lag', '.2f')} versions",
         f"rate     {show('samples_per_s', ',.0f')} samples/s, {show('tokens_per_s', ',.0f')} tokens/s",
         f"busy     learner {show('learner_busy', '.0%')}, engines {show('engine_busy', '.0%')}",
+        f"lengths  {lengths_line(summary.get('length_bias') or {})}",
         f"ledger   {ledger_line(ledger) if ledger is not None else 'not known'}",
     ]
     return "\n".join(lines)
@@ -114,6 +117,19 @@ def ledger_line(ledger: Mapping[str, Any]) -> str:
     parts = [f"{state.replace('_', ' ')} {counts[state]}" for state in STATES]
     sign = "=" if balanced(counts) else "!="
     return f"dealt {counts['dealt']} {sign} {' + '.join(parts)} + dropped {sum(dropped.values())}{why}"
+
+
+def lengths_line(bias: Mapping[str, float | None]) -> str:
+    """``trained 6.1 of 7.0 dispatched (ratio 0.87, ks 0.12), unknown 3%``: whether drops make the answers shorter."""
+
+    def show(name: str, form: str) -> str:
+        value = bias.get(name)
+        return "-" if value is None else format(value, form)
+
+    return (
+        f"trained {show('trained_mean', ',.1f')} of {show('dispatched_mean', ',.1f')} dispatched "
+        f"(ratio {show('ratio', '.3f')}, ks {show('ks', '.3f')}), unknown {show('unknown_share', '.0%')}"
+    )
 
 
 def _engine_busy(progress: Progress) -> float | None:

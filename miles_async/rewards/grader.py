@@ -26,6 +26,7 @@ from miles_async.rewards.sample import HEADER_BYTES, Reply, RewardSample, frame
 
 START_TIMEOUT_S = 120.0  # a user's module may import torch on a busy machine
 MAX_TASKS = 2000
+MAX_REPLY_BYTES = 1 << 20
 
 
 class RewardError(Exception):
@@ -169,7 +170,12 @@ class _Child:
         assert self._process is not None and self._process.stdout is not None
         try:
             length = int.from_bytes(await self._process.stdout.readexactly(HEADER_BYTES), "little")
+            if length > MAX_REPLY_BYTES:
+                raise msgspec.DecodeError(f"{length} bytes")
             return msgspec.msgpack.decode(await self._process.stdout.readexactly(length), type=Reply)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            await self.stop()
+            return Reply(error=f"the grading process wrote what is no reply: {error}")
         except asyncio.IncompleteReadError:
             code = await self._process.wait()
             self._process = None

@@ -65,10 +65,15 @@ async def generate_group(ticket: Ticket, config: Rollout, ask: Ask, tokenizer: T
             "return_logprob": True,
         }
         answers = await ask(body)
-        for i, answer in zip(list(missing), answers, strict=True):
-            if answer["meta_info"]["finish_reason"]["type"] != "abort":
-                samples[i] = to_sample(i, answer, tokenizer)
-                missing.remove(i)
+        try:
+            for i, answer in zip(list(missing), answers, strict=True):
+                if answer["meta_info"]["finish_reason"]["type"] != "abort":
+                    samples[i] = to_sample(i, answer, tokenizer)
+                    missing.remove(i)
+        except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
+            raise AnswerError(
+                f"an answer of another form than /generate gives: {type(error).__name__}: {error}"
+            ) from None
         if not missing:
             return [samples[i] for i in range(config.n_samples_per_prompt)]
     raise AbortedError(f"sample {missing[0]} of group {ticket.group_id} was aborted {MAX_ABORTS} times")

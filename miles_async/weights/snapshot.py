@@ -107,6 +107,14 @@ def prune(root: Path, keep: int) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
+def has_weights(path: Path | str) -> bool:
+    """Whether the directory holds weights, whole or not."""
+    try:
+        return any(Path(path).glob("*.safetensors"))
+    except (OSError, ValueError):
+        return False
+
+
 def load_snapshot(path: Path | str) -> dict[str, torch.Tensor]:
     """HF name to tensor (CPU, views of the mapped file: read them, do not write). Raises SnapshotError."""
     file = Path(path) / WEIGHTS_FILE
@@ -117,7 +125,7 @@ def load_snapshot(path: Path | str) -> dict[str, torch.Tensor]:
             if header_size > size - 8:
                 raise SnapshotError(f"{file} is cut short or not a safetensors file")
             header = json.loads(stream.read(header_size))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise SnapshotError(f"cannot read {file}: {error}") from None
     data = torch.from_file(str(file), shared=False, size=size, dtype=torch.uint8)[8 + header_size :]
     tensors: dict[str, torch.Tensor] = {}

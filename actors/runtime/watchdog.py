@@ -1,0 +1,194 @@
+"""When a run stands still, and which of its actors is silent. It is told what is seen, and asked every moment.
+
+Promises: nothing moved for ``run.watchdog_s`` is said once, again after twice that time, and so on, with who waits for whom
+and the culprit; so is that it moves again; what takes long while a process starts is no stall; nobody is called
+silent because of a Redis, or a supervisor, that was away meanwhile. No I/O with the bus: a Redis that hangs does not
+hold it up.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from bus.messages import Heartbeat, Metrics
+from miles_async.config import RunConfig
+from miles_async.monitor.diagnosis import (
+    LONG_S,
+    MOVING,
+    REDIS_SILENT_S,
+    STARTS,
+    STOPPED,
+    Process,
+    Redis,
+    Sight,
+    diagnose,
+    waits,
+)
+from miles_async.monitor.sight import process_of
+
+AWAY_S = 3.0  # a supervisor that was not asked for so long was stopped itself: it has seen nothing
+
+
+@dataclass
+class _Life:
+    """Of one process of an actor: when it was seen first, and when it was heard of last."""
+
+    pid: int
+    since: float
+    heard: float
+    last: float = 0.0  # the time in its last heartbeat; 0: it has not sent one
+
+
+class Watchdog:
+    """``pids`` gives the running actors, ``redis_pid`` a server of our own. Times are those of ``clock``, in seconds."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        pids: Callable[[], Mapping[str, int]],
+        redis_pid: Callable[[], int | None],
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        process: Callable[[int], Process] = process_of,
+    ) -> None:
+        self.config, self.clock = config, clock
+        self._pids, self._redis_pid, self._process = pids, redis_pid, process
+        self.verdict = ""  # why the run has to end, with run.watchdog_exit
+        self._asked_at: float | None = None  # since when Redis owes an answer
+        self._beats: Sequence[Heartbeat] = ()
+        self._refusal = ""
+        self._lives: dict[str, _Life] = {}
+        self._counts: dict[str, int] = {}
+        self._waiting: set[tuple[str, str]] = set()
+        self._stepped = False  # this launch has trained
+        self._moved_at = self._ticked_at = clock()
+        self._stalled_at: float | None = None  # the last move before the stall that was told
+        self._tell_after_s = config.run.watchdog_s
+
+    # what is seen
+
+    def asked(self) -> None:
+        """Redis was asked."""
+        if self._asked_at is None:
+            self._asked_at = self.clock()
+
+    def heard(self, beats: Sequence[Heartbeat], counts: Mapping[str, int], refusal: str) -> None:
+        """And answered. ``refusal``: why it takes nothing new."""
+        now, pids = self.clock(), self._pids()
+        was_away = self.redis_silent_s() >= REDIS_SILENT_S
+        self._asked_at, self._refusal, self._beats = None, refusal, beats
+        sent = {beat.actor: beat for beat in beats if pids.get(beat.actor) == beat.pid}
+        for name in self._lives.keys() - pids.keys():
+            del self._lives[name]
+        for name, pid in pids.items():
+            life = self._lives.get(name)
+            if life is None or life.pid != pid:
+                life = self._lives[name] = _Life(pid, now, now)
+            if name in sent and sent[name].time != life.last:
+                life.heard, life.last = now, sent[name].time
+            if was_away or refusal:
+                life.heard = now
+        waiting = {(beat.actor, beat.waits_for) for beat in sent.values() if beat.role != "router"}
+        if counts != self._counts or (not self._stepped and waiting != self._waiting):  # a start has no other news
+            self._moved_at = now
+        self._counts, self._waiting = dict(counts), waiting
+
+    def metrics(self, metrics: Metrics) -> None:
+        """An actor's numbers: some of them mean that something moved."""
+        self._stepped = self._stepped or "raw_reward" in metrics.values
+        if moves(metrics):
+            self._moved_at = self.clock()
+
+    # what follows
+
+    def tick(self) -> list[tuple[str, dict[str, Any]]]:
+        """Kinds and data of the events that are due."""
+        now = self.clock()
+        if now - self._ticked_at > AWAY_S:
+            self._forgive(now)
+        self._ticked_at = now
+        events: list[tuple[str, dict[str, Any]]] = []
+        if self.verdict:  # the run is being ended
+            return events
+        if self._stalled_at is not None and self._moved_at > self._stalled_at:
+            events.append(("moving_again", {"seconds": round(self._moved_at - self._stalled_at)}))
+            self._stalled_at, self._tell_after_s = None, self.config.run.watchdog_s
+        quiet = now - self._moved_at
+        if quiet < self._tell_after_s:
+            return events
+        if self._stalled_at is None and self._starts(now):
+            self._moved_at = now
+            return events
+        sight = self.sight()
+        seconds = round(quiet)
+        culprit = diagnose(sight) or "no culprit is known"
+        found = {"seconds": seconds, "diagnosis": culprit, "waits": [wait.as_dict() for wait in waits(sight)]}
+        events.append(("stalled", found))
+        self._stalled_at, self._tell_after_s = self._moved_at, 2 * self._tell_after_s
+        if self.config.run.watchdog_exit:
+            self.verdict = f"nothing moved for {seconds} s: {culprit}"
+        return events
+
+    def overdue(self) -> dict[str, float]:
+        """Actors silent for ``run.heartbeat_timeout_s``, and for how long: to be killed. Told once."""
+        now = self.clock()
+        if self.redis_silent_s() >= 1.0 or self._refusal:
+            return {}
+        limit, start_s = self.config.run.heartbeat_timeout_s, self.config.engine.start_timeout_s
+        found: dict[str, float] = {}
+        for name, life in list(self._lives.items()):
+            silent = now - life.heard
+            # a process that loads a model in its event loop cannot answer, unless it is stopped
+            if silent >= limit and (now - life.since > start_s or self._process(life.pid).state in STOPPED):
+                found[name] = silent
+                life.heard = now
+        return found
+
+    def redis_silent_s(self) -> float:
+        return self.clock() - self._asked_at if self._asked_at is not None else 0.0
+
+    def sight(self) -> Sight:
+        """What the diagnosis looks at, now."""
+        now, redis_pid = self.clock(), self._redis_pid()
+        redis = self._process(redis_pid) if redis_pid else Process(0)
+        return Sight(
+            now=time.time(),
+            beats=self._beats,
+            processes={name: self._process(pid) for name, pid in self._pids().items()},
+            silent={name: now - life.heard for name, life in self._lives.items()},
+            redis=Redis(redis_pid, redis.state, self.redis_silent_s(), self._refusal),
+            long_s=min(LONG_S, self.config.run.watchdog_s / 2),
+        )
+
+    def _starts(self, now: float) -> bool:
+        """Somebody has not been heard of yet, or builds a model, within ``engine.start_timeout_s``; and is not stopped."""
+        limit = self.config.engine.start_timeout_s
+        beats = {beat.actor: beat for beat in self._beats}
+        for name, pid in self._pids().items():
+            life = self._lives.get(name)
+            if life is None or not life.last:
+                starts = life is None or now - life.since < limit
+            else:
+                named = beats[name].waits if name in beats else ()
+                builds = any(whom in STARTS and time.time() - since < limit for whom, since in named)
+                starts = builds and now - life.heard < LONG_S
+            if starts and self._process(pid).state not in STOPPED and self.redis_silent_s() < REDIS_SILENT_S:
+                return True
+        return False
+
+    def _forgive(self, now: float) -> None:
+        """We were away: what happened meanwhile is not known."""
+        self._moved_at = max(self._moved_at, now) if self._stalled_at is None else self._moved_at
+        for life in self._lives.values():
+            life.heard = now
+        if self._asked_at is not None:
+            self._asked_at = now
+
+
+def moves(metrics: Metrics) -> bool:
+    """Whether they tell of a step, of weights that arrived in an engine, or of an answer or token of one."""
+    values = metrics.values
+    return "raw_reward" in values or values.get("weights/bytes", 0) > 0 or values.get(MOVING, 0) > 0

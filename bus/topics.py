@@ -1,0 +1,40 @@
+"""The streams of a run and what may lie on each.
+
+``tickets`` dealer to rollout workers (consumer group); ``samples`` workers to learner; ``batches`` the learner's
+write-ahead log; ``weights`` learner, engines and broadcaster; ``control`` supervisor to all; ``events`` and ``metrics``
+all to the monitor; ``dead`` groups that were given up, to the monitor.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from bus.messages import (
+    Batch,
+    Control,
+    DeadLetter,
+    EngineDown,
+    EngineServes,
+    EngineUp,
+    Event,
+    Message,
+    Metrics,
+    ReadyGroup,
+    Snapshot,
+    Ticket,
+    Transition,
+)
+
+Topic = Literal["tickets", "samples", "batches", "weights", "control", "events", "metrics", "dead"]
+
+# a reader that wants only some of it passes over the rest; what is none of these is refused
+KINDS: dict[Topic, tuple[type[Message], ...]] = {
+    "tickets": (Ticket,),
+    "samples": (ReadyGroup,),
+    "batches": (Batch,),
+    "weights": (Snapshot, EngineUp, EngineServes, EngineDown),
+    "control": (Control,),
+    "events": (Event, Transition),
+    "metrics": (Metrics,),
+    "dead": (DeadLetter,),
+}

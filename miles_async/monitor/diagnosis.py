@@ -1,0 +1,211 @@
+"""Who waits for whom in a run, and whose fault it is. Pure: what was seen of the run comes in as a ``Sight``.
+
+Promises: the culprit is one sentence that names an actor, or Redis, or the reward function, and for how long; the nearest
+cause wins (a Redis that is silent before a process that is stopped, that before an actor that is silent, that before what
+somebody waits for); a run in which nobody waits for long has no culprit.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from bus.messages import Heartbeat
+
+LONG_S = 5.0
+REDIS_SILENT_S = 3.0
+
+MOVING = "router/moving"  # the metric: how many engines gave an answer or a token since the report before
+REWARD = "the reward function"
+STARTS = ("the model to be built", "the sglang server to start")  # waits that may last for engine.start_timeout_s
+STOPPED = {"stopped": "stopped (SIGSTOP)", "tracing-stop": "stopped by a debugger"}
+DEAD = {"zombie": "a zombie: it has ended", "dead": "dead", "gone": "gone: no such process"}
+
+# Words in what an actor waits for, and the roles that they mean; the first rule that fits counts. Names come before words.
+WORDS: tuple[tuple[str, tuple[str, ...]], ...] = (
+    (r"\bto serve\b", ("broadcaster", "engine")),
+    (r"\bengines?\b", ("router", "engine")),
+    (r"\bgroups for step\b", ("rollout",)),
+    (r"\brank 0\b|\blearner\b", ("learner",)),
+    (r"\bdealer\b", ("dealer",)),
+    (r"\brouter\b", ("router",)),
+)
+# those that are at work whenever nobody says otherwise: the router tells which engine gives nothing
+SELDOM_WAIT = ("engine", "router")
+
+
+@dataclass(frozen=True)
+class Process:
+    """What the operating system says of a process. ``state``: as psutil has it ("running", "stopped", ...), or "gone"."""
+
+    pid: int
+    state: str = "running"
+
+
+@dataclass(frozen=True)
+class Redis:
+    """``pid``: of a server of our own. ``silent_s``: since its last answer. ``refusal``: why it takes nothing new."""
+
+    pid: int | None = None
+    state: str = "running"
+    silent_s: float = 0.0
+    refusal: str = ""
+
+
+@dataclass(frozen=True)
+class Sight:
+    """What is known of a run at ``now`` (seconds since the epoch). ``silent``: actors, and for how long they are."""
+
+    now: float
+    beats: Sequence[Heartbeat] = ()
+    processes: Mapping[str, Process] = field(default_factory=dict[str, Process])
+    silent: Mapping[str, float] = field(default_factory=dict[str, float])
+    redis: Redis = Redis()
+    long_s: float = LONG_S  # a shorter wait, or silence, is nobody's fault
+
+    @property
+    def redis_is_silent(self) -> bool:
+        return self.redis.silent_s >= min(REDIS_SILENT_S, self.long_s)
+
+
+@dataclass(frozen=True)
+class Wait:
+    """``who`` has waited for ``for_whom`` (a name, or words) for ``seconds``."""
+
+    who: str
+    for_whom: str
+    seconds: float
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def engine_wait(engine: str, inflight: int) -> str:
+    """What the router says it waits for when ``engine`` has given nothing for a while."""
+    return f"{engine} ({inflight} requests in flight)"
+
+
+_ENGINE_WAIT = re.compile(r"^(\S+) \((\d+) requests in flight\)$")
+
+
+def waits(sight: Sight) -> list[Wait]:
+    """Everybody's waits, longest first. Of an actor that does not run any more its last words do not count."""
+    if sight.redis_is_silent:
+        names = sorted({beat.actor for beat in sight.beats} | set(sight.processes))
+        return [Wait(name, "redis", round(sight.redis.silent_s, 1)) for name in names]
+    found = [
+        Wait(beat.actor, whom, round(max(0.0, sight.now - since), 1))
+        for beat in sight.beats
+        if not _stands(sight, beat.actor)
+        for whom, since in (beat.waits or (((beat.waits_for, beat.waits_since),) if beat.waits_for else ()))
+    ]
+    return sorted(found, key=lambda wait: (-wait.seconds, wait.who, wait.for_whom))
+
+
+def diagnose(sight: Sight) -> str:
+    """The culprit in one sentence; empty if nobody has waited for long."""
+    redis = sight.redis
+    if sight.redis_is_silent:
+        state = STOPPED.get(redis.state) or DEAD.get(redis.state)
+        return f"{_redis(redis)} has not answered for {redis.silent_s:.0f} s" + (f"; it is {state}" if state else "")
+    if redis.refusal:
+        return f"{_redis(redis)} refuses writes: {redis.refusal}"
+    all_waits = waits(sight)
+    if standing := [name for name in sorted(sight.processes) if sight.processes[name].state in STOPPED | DEAD]:
+        said = [f"{_named(sight, name)} is {(STOPPED | DEAD)[sight.processes[name].state]}" for name in standing]
+        return " and ".join(said) + _followers(sight, all_waits, set(standing))
+    if silent := [name for name in sorted(sight.silent) if sight.silent[name] >= sight.long_s]:
+        said = [f"{_named(sight, name)} has been silent for {sight.silent[name]:.0f} s" for name in silent]
+        return " and ".join(said) + _followers(sight, all_waits, set(silent))
+    long = [wait for wait in all_waits if wait.seconds >= sight.long_s]
+    return _leaf(sight, long) or _busy(sight, long) or _circle(sight, long)
+
+
+def _leaf(sight: Sight, long: Sequence[Wait]) -> str:
+    """What is waited for and does not wait itself, as far as an actor knows: an engine, the reward function, a disk."""
+    for wait in long:
+        if match := _ENGINE_WAIT.match(wait.for_whom):
+            return f"{match[1]}: {match[2]} requests in flight, no token for {wait.seconds:.0f} s"
+        if wait.for_whom == REWARD:
+            return f"{wait.who}: the reward function has not answered for {wait.seconds:.0f} s"
+    for wait in long:
+        if not targets(sight, wait):
+            followers = _followers(sight, long, {wait.who})
+            return f"{wait.who} has waited for {wait.for_whom} for {wait.seconds:.0f} s{followers}"
+    return ""
+
+
+def _busy(sight: Sight, long: Sequence[Wait]) -> str:
+    """An actor that is at work, as far as it knows, while others wait for it."""
+    waiting = {wait.who for wait in long}
+    idle = {beat.actor for beat in sight.beats if beat.waits_for}
+    awaited = {target for wait in long for target in targets(sight, wait)}
+    busy = [n for n in awaited - waiting - idle if _role(sight, n) not in SELDOM_WAIT]
+    if not busy:
+        return ""
+    culprit = max(sorted(busy), key=lambda name: len(_who_follows(sight, long, {name})))
+    seconds = max(w.seconds for w in long if culprit in targets(sight, w))
+    said = f"{_named(sight, culprit)} is busy and has given nothing for {seconds:.0f} s"
+    return said + _followers(sight, long, {culprit})
+
+
+def _circle(sight: Sight, long: Sequence[Wait]) -> str:
+    """Actors that wait for each other: no one of them can go on."""
+    by_actor: dict[str, Wait] = {}
+    for wait in long:
+        by_actor.setdefault(wait.who, wait)
+    path: list[str] = []
+    name = long[0].who if long else ""
+    while name in by_actor and name not in path:
+        path.append(name)
+        name = min(targets(sight, by_actor[name]), key=lambda n: (n not in by_actor, n), default="")
+    if name not in path:
+        wait = next(iter(long), None)
+        return f"{wait.who} has waited for {wait.for_whom} for {wait.seconds:.0f} s" if wait else ""
+    ring = path[path.index(name) :]
+    said = ", ".join(f"{n} for {by_actor[n].for_whom}" for n in ring)
+    return f"{' and '.join(sorted(ring))} wait for each other ({said})"
+
+
+def targets(sight: Sight, wait: Wait) -> set[str]:
+    """The other actors that ``wait`` is for; none: it is for something outside of them."""
+    names = {beat.actor for beat in sight.beats} | set(sight.processes)
+    found = {name for name in names if re.search(rf"(?<![\w-]){re.escape(name)}(?![\w-])", wait.for_whom)}
+    if not found:
+        roles = next((roles for words, roles in WORDS if re.search(words, wait.for_whom)), ())
+        found = {name for name in names if _role(sight, name) in roles}
+    return found - {wait.who}
+
+
+def _role(sight: Sight, name: str) -> str:
+    return next((beat.role for beat in sight.beats if beat.actor == name), re.sub(r"-\d+$", "", name))
+
+
+def _stands(sight: Sight, name: str) -> bool:
+    process = sight.processes.get(name)
+    return process is not None and process.state in STOPPED | DEAD
+
+
+def _who_follows(sight: Sight, found: Sequence[Wait], culprits: set[str]) -> list[str]:
+    """Who waits for one of ``culprits``, or for somebody who does."""
+    reached = set(culprits)
+    while more := {w.who for w in found if w.who not in reached and targets(sight, w) & reached}:
+        reached |= more
+    return sorted(reached - culprits)
+
+
+def _followers(sight: Sight, found: Sequence[Wait], culprits: set[str]) -> str:
+    names = _who_follows(sight, found, culprits)
+    whom = "it" if len(culprits) == 1 else "them"
+    return f"; {', '.join(names)} {'wait' if len(names) > 1 else 'waits'} for {whom}" if names else ""
+
+
+def _named(sight: Sight, name: str) -> str:
+    process = sight.processes.get(name)
+    return f"{name} (pid {process.pid})" if process else name
+
+
+def _redis(redis: Redis) -> str:
+    return f"redis (pid {redis.pid})" if redis.pid else "redis"

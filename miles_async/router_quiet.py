@@ -1,0 +1,67 @@
+"""Which engines give nothing for the requests that they have in flight.
+
+Promises: an engine is called quiet only if it gave no byte of an answer and sampled no token for ``QUIET_S``, as far as it
+says how many it has sampled (``GET /v1/loads``); one that gives answers is never asked.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+from miles_async.router_app import RouterApp, Worker
+from miles_async.upstream import UpstreamError
+
+QUIET_S = 5.0
+ASK_AFTER_S = 1.5  # twice at least before QUIET_S is over
+ASK_TIMEOUT_S = 1.0
+COUNTERS = ("num_generated_tokens", "num_used_tokens")  # the first one that the engine has
+
+
+class QuietEngines:
+    """Looks at the engines of one router."""
+
+    def __init__(self, app: RouterApp) -> None:
+        self._app = app
+        self._tokens: dict[Worker, int] = {}
+
+    async def look(self) -> list[tuple[Worker, float]]:
+        """Every quiet engine and for how long it is. Marks those whose tokens moved since the last look."""
+        workers = list(self._app.workers.values())
+        asked = [worker for worker in workers if worker.quiet_seconds(self._app.clock()) > ASK_AFTER_S]
+        self._tokens = {worker: count for worker, count in self._tokens.items() if worker in asked}
+        await asyncio.gather(*(self._ask(worker) for worker in asked))
+        now = self._app.clock()
+        return [(w, seconds) for w in workers if (seconds := w.quiet_seconds(now)) >= QUIET_S]
+
+    async def _ask(self, worker: Worker) -> None:
+        count = await self._count(worker)
+        if count is not None:
+            if count != self._tokens.get(worker, count):
+                worker.moved_at = self._app.clock()
+            self._tokens[worker] = count
+
+    async def _count(self, worker: Worker) -> int | None:
+        """Tokens that the engine has sampled so far, as it says. None: it does not say."""
+        try:
+            async with asyncio.timeout(ASK_TIMEOUT_S):
+                answer = await worker.upstream.request(b"GET", b"/v1/loads")
+                try:
+                    return _tokens(json.loads(await answer.body()))
+                finally:
+                    answer.done()
+        except (UpstreamError, TimeoutError, ValueError):
+            return None
+
+
+def _tokens(loads: Any) -> int | None:
+    """The sum over the engine's data-parallel ranks."""
+    entries: Any = loads.get("loads") if isinstance(loads, dict) else None
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        return None
+    for counter in COUNTERS:
+        counts = [entry.get(counter) for entry in entries]
+        if counts and all(isinstance(count, int) for count in counts):
+            return sum(counts)
+    return None

@@ -1,0 +1,178 @@
+"""A model of the ledger in plain Python: where every group is, as the recorded transitions tell it.
+
+Promises: :meth:`Story.expect` says, before a script runs, what it must answer and which transitions it must record;
+:meth:`Story.fold` moves groups by recorded transitions only, and refuses a move that the ledger's diagram does not have.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from bus.codec import decode
+from bus.messages import Batch, Transition
+
+OPEN = "wfr"
+REFUSED = "the script answers an error"
+# kind of transition: where its groups were (None: nowhere yet), and where they are then
+MOVES: dict[str, tuple[tuple[str | None, ...], str]] = {
+    "admitted": ((None,), "w"),
+    "claimed": (("w", "f"), "f"),
+    "released": (("f",), "w"),
+    "failed": (("f",), "w"),
+    "published": (("f",), "r"),
+    "batched": (("r",), "b"),
+    "trained": (("b",), "trained"),
+    "dropped": (("w", "f", "r"), "dropped"),
+    "reconciled": ((None, "w", "f", "r"), "trained"),
+}
+
+
+class Expected(NamedTuple):
+    answer: Any
+    moves: list[tuple[str, list[str]]]  # kind and, sorted, its groups
+
+
+class Story:
+    """What has happened in one run."""
+
+    def __init__(self) -> None:
+        self.place: dict[str, str] = {}  # in the order they were dealt
+        self.lease: dict[str, str] = {}
+        self.attempts: dict[str, int] = {}  # that count
+        self.claim: dict[str, int] = {}  # number of the attempt that is under way, or was the last
+        self.most = 0  # attempts that a group has
+        self.batches: dict[int, tuple[str, ...]] = {}  # of all steps, the committed ones too
+        self.last_step = self.committed = self.position = 0
+        self.ahead: set[str] = set()  # trained before they were dealt
+
+    def in_place(self, places: str) -> list[str]:
+        return [gid for gid, place in self.place.items() if place in tuple(places)]
+
+    # what a script must do; ``view`` is what Redis holds before it
+
+    def expect(self, script: str, args: Sequence[Any], view: Any) -> Expected:
+        rule: Callable[..., Expected] = getattr(self, f"_{script}")
+        return rule(view, *args)
+
+    def _open(self, view: Any) -> Expected:
+        order = self.in_place(OPEN)
+        ids, states = [gid.encode() for gid in order], [self.place[gid].encode() for gid in order]
+        return Expected([self.last_step, self.position, ids, states], [])
+
+    def _foreign(self, view: Any, *pairs: str) -> Expected:
+        named = enumerate(zip(pairs[::2], (entry.encode() for entry in pairs[1::2]), strict=True))
+        return Expected([i for i, (gid, e) in named if view.sample.get(gid) != e and e in view.samples], [])
+
+    def _admit(self, view: Any, limit: int, start: int, *flat: Any) -> Expected:
+        if start != self.position:
+            return Expected([0, self.position], [])
+        room, ids, passed = limit - len(self.in_place(OPEN)), [], 0
+        for gid in flat[::2]:
+            if len(ids) >= room:
+                break
+            if gid in self.ahead:
+                self.ahead.remove(gid)
+                passed += 1
+            else:
+                ids.append(gid)
+        self.position += len(ids) + passed
+        return Expected([len(ids), self.position], [("admitted", sorted(ids))] if ids else [])
+
+    def _claim(self, view: Any, gid: str, lease: str, attempts: int, entry: bytes) -> Expected:
+        if view.ticket.get(gid) != entry:
+            return Expected(-1 if entry in view.tickets else 0, [])
+        if self._valid(gid, lease):
+            return Expected(self.claim[gid], [])
+        self.most, attempt = attempts, self.attempts.get(gid, 0) + 1
+        if attempt > attempts:
+            return Expected(0, [("dropped", [gid])])
+        return Expected(attempt, [("claimed", [gid])])
+
+    def _begin(self, view: Any, gid: str, lease: str) -> Expected:
+        if not self._valid(gid, lease):
+            return Expected(0, [])
+        self.attempts[gid] = self.claim[gid]
+        return Expected(1, [])
+
+    def _valid(self, gid: str, lease: str) -> bool:
+        return self.place.get(gid) == "f" and self.lease[gid] == lease
+
+    def _publish(self, view: Any, gid: str, lease: str, payload: str, _ready: bytes) -> Expected:
+        if view.payload.get(gid) == payload:
+            return Expected(2, [])
+        if not self._valid(gid, lease) or payload not in view.payloads:
+            return Expected(0, [])
+        return Expected(1, [("published", [gid])])
+
+    def _fail(self, view: Any, gid: str, lease: str, _reason: str, _detail: str, attempts: int, _: bytes) -> Expected:
+        if not self._valid(gid, lease):
+            return Expected(0, [])
+        last = self.claim[gid] >= attempts
+        return Expected(2, [("dropped", [gid])]) if last else Expected(1, [("failed", [gid])])
+
+    def _release(self, view: Any, lease: str, _why: str) -> Expected:
+        ids = sorted(gid for gid, holder in self.lease.items() if lease in ("", holder))
+        return Expected(len(ids), [("released", ids)] if ids else [])
+
+    def _drop(self, view: Any, gid: str, _reason: str, _detail: str) -> Expected:
+        is_open = self.place.get(gid) in tuple(OPEN)
+        return Expected(1, [("dropped", [gid])]) if is_open else Expected(0, [])
+
+    def _batch(self, view: Any, step: int, _record: bytes, *ids: str) -> Expected:
+        if step <= self.last_step:
+            return Expected(2, [])
+        if step > self.last_step + 1 or any(self.place.get(gid) != "r" for gid in ids):
+            return Expected(0, [])
+        return Expected(1, [("batched", sorted(ids))])
+
+    def _commit(self, view: Any, step: int) -> Expected:
+        if step > self.last_step:
+            return Expected(REFUSED, [])
+        steps = range(self.committed + 1, step + 1)
+        return Expected(sum(len(self.batches[s]) for s in steps), [("trained", sorted(self.batches[s])) for s in steps])
+
+    def _reconcile(self, view: Any, step: int, *ids: str) -> Expected:
+        if step <= self.last_step:
+            return Expected(0, [])  # the retry of a lost answer
+        self.ahead |= {gid for gid in ids if gid not in self.place}
+        return Expected(len(ids), [("reconciled", sorted(ids))])
+
+    # what Redis has on record
+
+    def fold(self, t: Transition) -> None:
+        before, after = MOVES[t.kind]
+        for gid in t.group_ids:
+            place = self.place.get(gid)
+            assert place in before, f"{t.kind}: {gid} was {place}"
+            self.place[gid] = after
+            if after != "f":
+                self.lease.pop(gid, None)
+            if after not in ("w", "f"):
+                self.attempts.pop(gid, None)
+                self.claim.pop(gid, None)
+        if t.kind == "claimed":
+            (gid,) = t.group_ids
+            assert t.attempt == self.attempts.get(gid, 0) + 1, f"{gid}: attempt {t.attempt}"
+            self.lease[gid], self.claim[gid] = t.by, t.attempt
+            if t.attempt == 1 or t.attempt < self.most:
+                self.attempts[gid] = t.attempt  # the last one of several counts when it begins
+        elif t.kind == "released" and not t.detail:
+            for gid in t.group_ids:
+                self.attempts[gid] = self.claim[gid] - 1  # work that is handed back was no attempt
+        elif t.kind == "failed":
+            (gid,) = t.group_ids
+            self.attempts[gid] = self.claim[gid]
+        elif t.kind == "batched":
+            assert t.step == self.last_step + 1
+            self.last_step, self.batches[t.step] = t.step, t.group_ids
+        elif t.kind == "trained":
+            assert t.step == self.committed + 1 and t.group_ids == self.batches[t.step]
+            self.committed = t.step
+        elif t.kind == "reconciled":
+            self.last_step = self.committed = t.step
+
+    def batched_as(self, record: bytes) -> bool:
+        """Whether ``record`` is what its step was batched with, in order."""
+        batch = decode(record, Batch)
+        return self.batches.get(batch.step) == batch.group_ids

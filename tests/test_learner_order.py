@@ -1,0 +1,206 @@
+"""What the learner does before what: record, then train; checkpoint, then commit; no snapshot of a replayed step.
+
+The actor is the real one on a real bus; only its model is a stand-in, so that it can fail at the moments that matter.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from actors.learner import Learner, ResumeError
+from actors.runtime.context import ActorContext, ActorSpec
+from bus import Bus, Ledger
+from bus.codec import TOKENS, VERSIONS, pack
+from bus.messages import Event, Group, Sample, Snapshot, Ticket
+from miles_async.config import Checkpoint, Data, Model, Rollout, Run, RunConfig, Staleness
+
+BATCH = 2
+
+
+class PowerCut(RuntimeError):
+    """What ends a learner in the middle of something."""
+
+
+class StandInTrainer:
+    """Counts versions, and dies where it is told to."""
+
+    def __init__(self, *, fails_at_step: int = 0, fails_to_save: bool = False) -> None:
+        self.version = 0
+        self.trained: list[tuple[str, ...]] = []
+        self.fails_at_step, self.fails_to_save = fails_at_step, fails_to_save
+
+    def step(self, groups: list[Group]) -> dict[str, float]:
+        if self.version + 1 == self.fails_at_step:
+            raise PowerCut
+        self.trained.append(tuple(group.group_id for group in groups))
+        self.version += 1
+        return {"raw_reward": 0.0}
+
+    def save_checkpoint(self, directory: Path, extra: dict[str, Any]) -> None:
+        if self.fails_to_save:
+            raise PowerCut
+
+    def close(self) -> None:
+        """Nothing to leave."""
+
+
+@pytest.fixture(autouse=True)
+def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Learner, "_write_snapshot", lambda self, version: Path(f"v{version}"))
+
+
+def make_learner(
+    bus: Bus, run_dir: Path, trainer: StandInTrainer, monkeypatch: pytest.MonkeyPatch, **sections: Any
+) -> Learner:
+    config = RunConfig(
+        model=Model(hf_checkpoint="none"),
+        data=Data(prompt_data="none"),
+        **{
+            "run": Run(num_steps=3),
+            "rollout": Rollout(rollout_batch_size=BATCH),
+            "checkpoint": Checkpoint(save_interval=100, save_hf=False),
+            **sections,
+        },
+    )
+    trainer_module = type("trainer", (), {"MegatronTrainer": lambda *_, **__: trainer})
+    monkeypatch.setitem(sys.modules, "miles_async.train.trainer", trainer_module)
+    spec = ActorSpec("learner-0", "learner", 0, "", config, run_dir, "", "", bus.run_id, 1)
+    return Learner(ActorContext(spec, bus))
+
+
+async def publish(ledger: Ledger, count: int, version: int = 0) -> None:
+    """``count`` more groups are ready; ``version`` sampled all of their tokens."""
+    await ledger.prepare()
+    start = (await ledger.open_groups()).next_position
+    tickets = [Ticket(group_id=f"0-{start + i}-0", prompt_tokens=b"", sampling_seed=i) for i in range(count)]
+    await ledger.admit(tickets, limit=10**6, position=start)
+    sample = Sample(
+        index=0,
+        tokens=pack([1], TOKENS),
+        logprobs=b"",
+        loss_mask=b"",
+        versions=pack([version], VERSIONS),
+        reward=0.0,
+        finish_reason="stop",
+    )
+    for claimed in await ledger.next_tickets("w", "w/1", count, 60_000):
+        gid = claimed.ticket.group_id
+        group = Group(group_id=gid, prompt_tokens=b"", samples=(sample,), worker="w", started=0.0, finished=0.0)
+        assert await ledger.publish(group, "w/1", 0.0)
+
+
+async def run(learner: Learner) -> None:
+    async with asyncio.timeout(10):
+        await learner.run()
+
+
+async def snapshots(bus: Bus) -> list[int]:
+    return [snapshot.version for snapshot in (await bus.read("weights", Snapshot, "0"))[0]]
+
+
+async def test_a_batch_is_recorded_before_it_is_trained_on_and_trained_again_after_a_death(
+    bus: Bus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger = Ledger(bus)
+    await publish(ledger, 6)
+    first = StandInTrainer(fails_at_step=2)
+    with pytest.raises(PowerCut):
+        await run(make_learner(bus, tmp_path, first, monkeypatch))
+    assert await ledger.steps() == (2, 0)  # step 2 was never trained, and is on record
+    record = await ledger.recorded_batch(2)
+    second = StandInTrainer()
+    await run(make_learner(bus, tmp_path, second, monkeypatch))
+    assert record is not None and second.trained[:2] == [*first.trained, record.group_ids]
+    assert len({gid for step in second.trained for gid in step}) == 3 * BATCH
+
+
+async def test_what_is_on_record_is_trained_again_also_where_nothing_else_is_ready(
+    bus: Bus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await publish(Ledger(bus), 4)
+    with pytest.raises(PowerCut):
+        await run(make_learner(bus, tmp_path, StandInTrainer(fails_at_step=2), monkeypatch))
+    again = StandInTrainer()
+    await run(make_learner(bus, tmp_path, again, monkeypatch, run=Run(num_steps=2)))
+    assert again.trained == [("0-0-0", "0-1-0"), ("0-2-0", "0-3-0")]
+
+
+async def test_the_ledger_forgets_nothing_before_the_checkpoint_is_durable(
+    bus: Bus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger = Ledger(bus)
+    await publish(ledger, 6)
+    trainer = StandInTrainer(fails_to_save=True)
+    with pytest.raises(PowerCut):
+        await run(make_learner(bus, tmp_path, trainer, monkeypatch, checkpoint=Checkpoint(save_interval=2)))
+    assert await ledger.steps() == (2, 0)
+    for step in (1, 2):
+        record = await ledger.recorded_batch(step)
+        assert record is not None and len(await ledger.payloads(record.payload_keys)) == BATCH
+
+
+async def test_a_finished_run_has_committed_all_of_its_steps(
+    bus: Bus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger = Ledger(bus)
+    await publish(ledger, 6)
+    await run(make_learner(bus, tmp_path, StandInTrainer(), monkeypatch))
+    assert await ledger.steps() == (3, 3)
+    assert (await ledger.counts())["trained"] == 6
+
+
+async def test_no_snapshot_is_offered_of_a_step_that_is_only_replayed(
+    bus: Bus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger = Ledger(bus)
+    await publish(ledger, 6)
+    with pytest.raises(PowerCut):
+        await run(make_learner(bus, tmp_path, StandInTrainer(fails_at_step=3), monkeypatch))
+    assert await snapshots(bus) == [0, 1, 2]
+    await bus.redis.delete(bus.key("weights"))
+    await publish(ledger, 2, version=3)
+    await run(make_learner(bus, tmp_path, StandInTrainer(), monkeypatch, run=Run(num_steps=4)))
+    assert await snapshots(bus) == [3, 4]  # engines that serve 2 are not put back to 0, 1
+
+
+@pytest.mark.parametrize("policy", ["fifo", "drop"])
+async def test_what_grew_too_old_is_dropped_on_record_and_not_trained(
+    policy: Any, bus: Bus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger = Ledger(bus)
+    await publish(ledger, 1, version=-1)
+    await publish(ledger, 2)
+    trainer = StandInTrainer()
+    await run(
+        make_learner(
+            bus, tmp_path, trainer, monkeypatch, run=Run(num_steps=1), staleness=Staleness(policy=policy, max_lag=0)
+        )
+    )
+    assert trainer.trained == [("0-1-0", "0-2-0")]
+    assert (await ledger.counts())["dropped:stale"] == 1
+
+
+async def test_a_learner_without_the_checkpoint_of_what_is_committed_refuses_to_start(
+    bus: Bus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await publish(Ledger(bus), 8)
+    await run(make_learner(bus, tmp_path, StandInTrainer(), monkeypatch))
+    again = StandInTrainer()
+    with pytest.raises(ResumeError, match="the ledger has forgotten the groups of step 3"):
+        await run(make_learner(bus, tmp_path, again, monkeypatch, run=Run(num_steps=4)))
+    assert again.trained == []
+
+
+async def test_each_step_and_its_weights_are_on_record(
+    bus: Bus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await publish(Ledger(bus), 6)
+    await run(make_learner(bus, tmp_path, StandInTrainer(), monkeypatch))
+    assert await snapshots(bus) == [0, 1, 2, 3]
+    kinds = [event.kind for event in (await bus.read("events", Event, "0"))[0]]
+    assert kinds == ["learner_ready", "checkpoint", "learner_done"]

@@ -1,0 +1,42 @@
+"""The learner's own check of lag: against its own version, over all ranks, whatever the senders say."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from train_support import VOCAB, make_groups
+
+from miles_async.train.intake import Admitted, LagExceeded, admit
+
+
+class Ranks:
+    """Stands in for the learner's ranks: this one, and others whose oldest tokens have the lags ``others``."""
+
+    def __init__(self, *others: float) -> None:
+        self.others = others
+
+    def gather(self, values: list[float]) -> torch.Tensor:
+        rows = [values, *([0.0, lag, *values[2:]] for lag in self.others)]
+        return torch.tensor(rows, dtype=torch.float64)
+
+
+def check(version: int, max_lag: int, *others: float) -> Admitted:
+    groups = make_groups(2, 2, mask_share=0.0)  # all tokens of version 0
+    return admit(groups, Ranks(*others), version=version, max_lag=max_lag, vocab_size=VOCAB)  # type: ignore[arg-type]
+
+
+def test_the_bound_itself_is_allowed_and_one_more_is_not() -> None:
+    assert check(2, 2).metrics["max_token_lag"] == 2
+    with pytest.raises(LagExceeded, match=r"step 4: a token of learner rank 0 has lag 3, above staleness.max_lag = 2"):
+        check(3, 2)
+
+
+def test_a_rank_refuses_what_another_one_holds() -> None:
+    with pytest.raises(LagExceeded, match="learner rank 2 has lag 5"):
+        check(1, 2, 1, 5)
+
+
+def test_a_bound_of_0_takes_only_tokens_of_the_version_itself() -> None:
+    assert check(0, 0).metrics["max_token_lag"] == 0
+    with pytest.raises(LagExceeded):
+        check(1, 0)
