@@ -78,7 +78,8 @@ UNKNOWN: dict[Topic, tuple[type[Message], ...]] = {
     "dead": (),
 }
 ODD: tuple[Any, ...] = (
-    None, True, -1, 2**31, 2**63, -(2**63), float("nan"), float("inf"), "", "\0", "é" * 300, b"\xff" * 40, [], {}, [[]], {"a": {}},
+    None, True, -1, 2**31, 2**63, -(2**63), float("nan"), float("inf"), "", "\0",
+    "é" * 300, b"\xff" * 40, [], {}, [[]], {"a": {}},
     msgspec.msgpack.Ext(5, b"x"), "http://[", "file:///etc/passwd", "../../..", [1] * 300,
 )  # fmt: skip
 

@@ -19,6 +19,7 @@ import httptools
 
 CONNECT_TIMEOUT_S = 5.0
 MAX_HEAD_BYTES = 64 * 1024  # of an answer
+TOO_LONG = f"an answer whose head has more than {MAX_HEAD_BYTES} bytes"
 MAX_BODY_BYTES = 256 << 20  # of an answer that is read as a whole
 BUFFER_BYTES = 1 << 20  # of an answer not yet taken; more stops the reading until it is
 Header = tuple[bytes, bytes]
@@ -87,11 +88,11 @@ class _Connection(asyncio.Protocol):
         try:
             self.parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
-            self.error = f"not an HTTP answer: {error}"
+            self.error = self.error or f"not an HTTP answer: {error}"
             self.transport.abort()
         self.head_bytes += 0 if self.has_head else len(data)
         if self.head_bytes > MAX_HEAD_BYTES and self.error is None:
-            self.error = f"an answer whose head has more than {MAX_HEAD_BYTES} bytes"
+            self.error = TOO_LONG
             self.transport.abort()
         if self.buffered > BUFFER_BYTES:
             self.transport.pause_reading()
@@ -111,6 +112,9 @@ class _Connection(asyncio.Protocol):
         self.headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
+        if sum(len(name) + len(value) for name, value in self.headers) > MAX_HEAD_BYTES:
+            self.error = TOO_LONG
+            raise ValueError(TOO_LONG)  # ends the parsing
         self.status = self.parser.get_status_code()
         if self.status >= 200:  # else an interim answer: the real one follows
             self.framed = any(name in (b"content-length", b"transfer-encoding") for name, _ in self.headers)

@@ -17,6 +17,14 @@ from bus.server import RedisServer
 _run_ids = itertools.count()
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With several workers: a file's tests share one, for their fixtures; so do all that start the real SGLang server."""
+    for item in items:
+        group = "sglang" if "sglang" in item.path.name else item.path.stem
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
 @pytest.fixture(scope="session")
 def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     server = RedisServer(tmp_path_factory.mktemp("redis"))

@@ -121,6 +121,9 @@ async def test_a_step_has_one_record_for_ever(bus: Bus) -> None:
         await ledger.batch(3, ready[2:])
     with pytest.raises(LedgerError, match="step 2"):
         await ledger.batch(2, ready[:2])  # batched already
+    with pytest.raises(LedgerError, match="step 2"):
+        await ledger.batch(2, [ready[2], ready[2]])
+    assert balanced(await ledger.counts())
 
 
 async def test_payloads_stay_until_a_checkpoint_contains_their_step(bus: Bus) -> None:

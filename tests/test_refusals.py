@@ -59,7 +59,7 @@ async def test_an_unknown_command_is_counted_in_the_heartbeat_and_stops_nobody(b
     await bus.publish("control", Control(command="learner_stop", reason="no number"))
     obeying = asyncio.create_task(ctx.obey())
     async with asyncio.timeout(10):
-        while not bus.refused["control"]:
+        while not bus.refused["control"]:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
         ctx.refusals.note(400, "x")
         assert ctx.heartbeat().refused == 2 and not ctx.stop.is_set()

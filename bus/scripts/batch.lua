@@ -1,13 +1,15 @@
 -- batch: step ARGV[1] trains on the groups ARGV[3..]; ARGV[2] is the record. Written before the step trains.
--- Returns 1; 2 if the step has a record already (read it); 0 if the step is not the next or a group is not ready.
+-- Returns 1; 2 if the step has a record already (read it); 0 if the step is not the next, or a group is not ready
+-- or named twice.
 -- The record is in a hash; the stream only tells that there is one, so that nothing on it can be mistaken for a record.
 local step = tonumber(ARGV[1])
 local last = number(META, 'last_step')
 if step <= last then return 2 end
 if step ~= last + 1 then return 0 end
-local ids = {}
+local ids, named = {}, {}
 for i = 3, #ARGV do
-  if redis.call('HGET', STATE, ARGV[i]) ~= 'r' then return 0 end
+  if named[ARGV[i]] or redis.call('HGET', STATE, ARGV[i]) ~= 'r' then return 0 end
+  named[ARGV[i]] = true
   ids[#ids + 1] = ARGV[i]
 end
 even_if_full()

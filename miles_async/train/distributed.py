@@ -67,15 +67,19 @@ class LearnerGroups:
                 dist.all_reduce(values)
         return values
 
-    def agree(self, what: str, value: object = None) -> object:
-        """Rank 0's ``value``, on every rank; also a barrier."""
+    def agree(self, what: str, text: str = "") -> str:
+        """Rank 0's ``text``, on every rank; also a barrier. (Sent as bytes: torch would pickle an object.)"""
         if self.world_size == 1:
-            return value
-        box = [value]
+            return text
+        mine = torch.tensor(list(text.encode()), dtype=torch.uint8, device=self.device)
+        size = torch.tensor([len(mine)], device=self.device)
         with self.waiting(f"{what} from rank 0 and"):
-            dist.broadcast_object_list(box, src=0)
+            dist.broadcast(size, src=0)
+            theirs = mine if self.rank == 0 else torch.empty(int(size), dtype=torch.uint8, device=self.device)
+            if len(theirs):
+                dist.broadcast(theirs, src=0)
             dist.barrier()
-        return box[0]
+        return bytes(theirs.tolist()).decode()
 
     @contextlib.contextmanager
     def waiting(self, what: str) -> Iterator[None]:

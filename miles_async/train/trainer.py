@@ -196,14 +196,12 @@ class MegatronTrainer:
 
         root = Path(directory)
         first = self._groups.rank == 0
-        writing = Path(
-            str(self._groups.agree("a checkpoint", str(checkpoint.begin(root, self.version)) if first else ""))
-        )
+        writing = Path(self._groups.agree("a checkpoint", str(checkpoint.begin(root, self.version)) if first else ""))
         with cpu_shim.cuda_means_cpu(self._device), self._groups.waiting("the checkpoint shards of"):
             dist_save.save(self._sharded_state(is_loading=False), writing)
         state = checkpoint.LearnerState(version=self.version, extra=extra)
         path = str(checkpoint.commit(root, writing, state, self.config.checkpoint.keep)) if first else ""
-        return Path(str(self._groups.agree("the finished checkpoint", path)))
+        return Path(self._groups.agree("the finished checkpoint", path))
 
     def load_checkpoint(self, directory: Path) -> dict[str, Any]:
         """Restore the latest checkpoint in ``directory`` (or the one it is). Returns its ``extra``.
