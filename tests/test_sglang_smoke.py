@@ -86,7 +86,7 @@ async def test_a_server_starts_generates_takes_weights_in_flight_and_leaves_noth
     assert not server.alive()
     assert left_behind(server.pid) == []
     assert os.listdir(scratch) == []
-    scratch.rmdir()
+    os.rmdir(scratch)
     assert shared_files() <= shared
 
 
