@@ -10,11 +10,16 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from bus import Bus, connect
 from bus.server import RedisServer
 
 _run_ids = itertools.count()
+
+# how fast a machine is, or what else it does, is nothing that a test of ours is about
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("untimed")
 
 
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
