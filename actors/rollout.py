@@ -186,9 +186,8 @@ class RolloutWorker:
                 index=sample.index,
             )
         )
-        for (
-            wait
-        ) in self.grading:  # it answers: groups that stand in line behind this one are not kept waiting by a hang
+        # it answers: groups that stand in line behind this one are not kept waiting by a hang
+        for wait in self.grading:
             wait.since = time.time()
         return msgspec.structs.replace(sample, reward=reward)
 

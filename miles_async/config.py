@@ -29,13 +29,11 @@ class Run(Section, frozen=True):
     # nothing moved for so long (no step, group, token or version): say who waits for whom and whose fault it is
     watchdog_s: PositiveFloat = 120.0
     watchdog_exit: bool = False  # and end the run as failed, with that as its reason
-    heartbeat_timeout_s: PositiveFloat = (
-        60.0  # an actor silent for so long, while Redis answers, is killed and replaced
-    )
+    # an actor silent for so long, while Redis answers, is killed and replaced
+    heartbeat_timeout_s: PositiveFloat = 60.0
     stop_timeout_s: PositiveFloat = 30.0  # an orderly stop takes no longer
-    max_restarts: CountInt = (
-        5  # of one actor (the learner's ranks count as one) in restart_window_s; then the run fails
-    )
+    # of one actor (the learner's ranks count as one) in restart_window_s; then the run fails
+    max_restarts: CountInt = 5
     restart_window_s: PositiveFloat = 600.0
     restart_backoff_s: PositiveFloat = 0.2  # before the first restart; doubles with each further one in the window
 
