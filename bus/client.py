@@ -30,8 +30,6 @@ from bus.topics import KINDS, Topic
 M = TypeVar("M", bound=Message)
 READ_BLOCK_MS = 500  # how long a blocking read lasts before it looks at its stop event
 
-LOGGED = 100  # refusals of a topic that have a line each in the log; then there is one for each LOGGED of them
-
 _SCRIPTS = Path(__file__).parent / "scripts"
 _URL = re.compile(str(get_args(Url)[1].pattern))
 _log = logging.getLogger("bus")
@@ -119,10 +117,8 @@ class Bus:
     def refuse(self, topic: str, what: bytes | str, why: Exception) -> None:
         """Count and log something malformed on ``topic``."""
         self.refused[topic] += 1
-        count = self.refused[topic]
-        if count <= LOGGED or count % LOGGED == 0:
-            name = what.decode(errors="backslashreplace") if isinstance(what, bytes) else what
-            _log.warning("refused %s on %s (number %d): %s", ascii(name)[:100], topic, count, ascii(str(why))[:200])
+        name = what.decode(errors="backslashreplace") if isinstance(what, bytes) else what
+        _log.warning("refused %s on %s: %s", ascii(name)[:100], topic, ascii(str(why))[:200])
 
     async def remove(self, topic: Topic, entry_ids: Iterable[bytes | str]) -> None:
         """Take refused entries off ``topic``."""
@@ -205,6 +201,15 @@ class Bus:
             if time.monotonic() > end:
                 raise TimeoutError(f"waited {deadline_s:.0f} s for the address of {name}")
             await asyncio.sleep(0.02)  # a hash has no blocking read
+
+    async def check_addresses(self, known: Collection[str]) -> None:
+        """Refuse what is no URL or of none of the actors ``known``."""
+        junk: dict[bytes, bytes] = {}
+        for name, url in (await self.redis.hgetall(self.key("addresses"))).items():
+            if name.decode(errors="replace") not in known or not _URL.search(url.decode(errors="backslashreplace")):
+                self.refuse("addresses", name, CodecError(f"{url[:100]!r} is no URL of an actor of this run"))
+                junk[name] = url
+        await self._take_out("addresses", junk)
 
     async def set_engine(self, engine: str, url: str, incarnation: int, version: int, state: str) -> None:
         line = EngineState(url, incarnation, version, state)  # type: ignore[arg-type]

@@ -24,7 +24,6 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 MAX_HEAD_BYTES = 64 * 1024
-LOGGED = 100  # refusals of a status that have a line each in the log; then there is one for each LOGGED of them
 
 _log = logging.getLogger("http")
 
@@ -34,10 +33,8 @@ class Refusals(Counter[str]):
 
     def note(self, status: int, why: str) -> None:
         """Count and log one."""
-        key = str(status)
-        self[key] += 1
-        if self[key] <= LOGGED or self[key] % LOGGED == 0:
-            _log.warning("refused with %s (number %d): %s", key, self[key], ascii(why)[:200])
+        self[str(status)] += 1
+        _log.warning("refused with %d: %s", status, ascii(why)[:200])
 
     def watching(self, scope: Scope, send: Send) -> Send:
         """``send`` for one request; an answer with a status of 400 to 499 is noted."""

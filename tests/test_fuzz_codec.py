@@ -104,12 +104,17 @@ async def test_every_malformed_entry_is_refused_counted_and_taken_off(bus: Bus) 
         assert await bus.read(topic, KINDS[topic], "0", count=1000) == ([], await bus_last(bus, topic))
         assert bus.refused[topic] == 300
         assert await bus.redis.xlen(bus.key(topic)) == 0
-    for table in ("heartbeats", "engines"):
-        assert table in HASHES
+    readers = {
+        "heartbeats": lambda: bus.heartbeats(("dealer",)),
+        "engines": lambda: bus.engines(("engine-0",)),
+        "addresses": lambda: bus.check_addresses(("router",)),
+    }
+    assert set(readers) == set(HASHES)
+    for table, read in readers.items():
         for _ in range(300):
             name, value = fuzz.field(table)
             await bus.redis.hset(bus.key(table), name, value)
-        assert not await (bus.heartbeats(("dealer",)) if table == "heartbeats" else bus.engines(("engine-0",)))
+        assert not await read()
         assert bus.refused[table] == 300
         assert await bus.redis.hlen(bus.key(table)) == 0
 

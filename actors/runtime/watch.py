@@ -24,7 +24,7 @@ from actors.runtime.watchdog import Watchdog
 from bus import Bus, BusError, Ledger
 from bus.client import Entry
 from bus.deadline import within
-from bus.messages import Event, Metrics, Transition
+from bus.messages import Batch, Event, Metrics, Transition
 from miles_async.config import RunConfig
 from miles_async.monitor.monitor import Monitor
 from miles_async.monitor.sight import refusal
@@ -56,6 +56,7 @@ class Watch:
         self._actors, self._engines = actor_names(config), engine_names(config)
         self.counts: dict[str, int] = {}  # of the ledger, as they were at the last look
         self._metrics_cursor = "0"
+        self._batches_cursor = ""
         self._dead_cursor = ""  # those of earlier launches were told then
         self._events_cursor = monitor.written_entry  # what an earlier launch has on disk is not read again
         self._deaths: dict[str, tuple[str, bool]] = {}
@@ -112,7 +113,8 @@ class Watch:
                 except BUS_ERRORS:  # away for longer than the client is patient; the watchdog says so
                     await asyncio.sleep(LOOK_S)
 
-        await asyncio.gather(forever(self._read_metrics), forever(self._read_events), forever(self._read_dead))
+        topics = (self._read_metrics, self._read_events, self._read_dead, self._check_batches)
+        await asyncio.gather(*(forever(read) for read in topics))
 
     async def _read_metrics(self, block_ms: int) -> int:
         entries, cursor = await self.bus.read_entries("metrics", Metrics, self._metrics_cursor, block_ms=block_ms)
@@ -164,6 +166,12 @@ class Watch:
             self.tell("dead_letter", group=letter.group_id, reason=letter.reason, causes=letter.causes, prompt=prompt)
         return len(letters)
 
+    async def _check_batches(self, block_ms: int) -> int:
+        """Who is woken by this topic decodes nothing of it: junk is refused here."""
+        self._batches_cursor = self._batches_cursor or await self.bus.last_id("batches")
+        found, self._batches_cursor = await self.bus.read("batches", Batch, self._batches_cursor, block_ms=block_ms)
+        return len(found)
+
     def _note(self, message: Event | Transition) -> None:
         if isinstance(message, Event):
             if message.kind == "died":
@@ -182,6 +190,7 @@ class Watch:
         pids = self.runtime.pids()
         heartbeats = [beat for beat in await self.bus.heartbeats(self._actors) if beat.actor in pids]
         self.counts, engines = await self.ledger.counts(), await self.bus.engines(self._engines)
+        await self.bus.check_addresses(self._actors)
         self.dog.heard(heartbeats, self.counts, await refusal(self.bus))
         self._report_refusals()
         self.monitor.on_engines({name: engine.version for name, engine in engines.items()})

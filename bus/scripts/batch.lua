@@ -19,6 +19,6 @@ for _, gid in ipairs(ids) do
 end
 redis.call('HSET', BATCH, step, ARGV[2])
 redis.call('HSET', META, 'last_step', step)
-redis.call('XADD', BATCHES, 'MAXLEN', 64, '*', 'm', ARGV[2])
+redis.call('XADD', BATCHES, 'MAXLEN', 1000, '*', 'm', ARGV[2])
 record('batched', ids, { step = step })
 return 1
