@@ -32,6 +32,7 @@ class Sample(Message, tag="sample", frozen=True):
 
     tokens: ``<i4`` token ids. logprobs: ``<f4`` behaviour log-probs (what the engine reported for the token it sampled).
     loss_mask: ``u1``, 1 where the policy wrote the token. versions: ``<i4`` weight version that sampled the token.
+    teacher_logprobs: ``<f4``, empty where nobody teaches.
     """
 
     index: int
@@ -43,10 +44,16 @@ class Sample(Message, tag="sample", frozen=True):
     finish_reason: str  # "stop" | "length" | "abort"
     text: str = ""
     reward_parts: dict[str, float] = {}
+    prompt_tokens: bytes = b""  # <i4, where it is not the group's own (a branch of an agent's run); not empty then
+    rollout_index: int = -1  # which of the group's rollouts: branches of one share it; -1: ``index``
+    teacher_logprobs: bytes = b""
 
 
 class Group(Message, tag="group", frozen=True):
-    """One prompt and its ``n_samples_per_prompt`` responses: the unit the bus carries and the ledger counts."""
+    """One prompt and its ``n_samples_per_prompt`` rollouts: the unit the bus carries and the ledger counts.
+
+    A rollout is one sample, or several of an agent whose turns do not extend one sequence.
+    """
 
     group_id: str
     prompt_tokens: bytes  # <i4

@@ -22,9 +22,8 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import msgspec
 from msgspec import Meta
 
-from miles_async import builtin, secret
+from miles_async import builtin, hook_points, secret
 from miles_async.config import ConfigError, RunConfig
-from miles_async.rewards import check_reward, resolve_reward_path
 
 NONE = "none"
 
@@ -65,7 +64,7 @@ def parse(
         config.check()
         secret.check(config)
         check_files(config)
-        check_reward(config.reward.rm_type)
+        hook_points.check(config)
     return config
 
 
@@ -85,7 +84,7 @@ def dump(config: RunConfig) -> str:
 
 
 def resolve_paths(config: RunConfig, base: Path) -> RunConfig:
-    """``config`` with the paths of files and directories (and of a reward in a file beside the TOML) made absolute."""
+    """``config`` with the paths of files and directories (and of hooks in a file beside the TOML) made absolute."""
     replace = msgspec.structs.replace
 
     def absolute(value: str) -> str:
@@ -94,11 +93,11 @@ def resolve_paths(config: RunConfig, base: Path) -> RunConfig:
     weights = config.weights
     if weights.snapshot_dir is not None:
         weights = replace(weights, snapshot_dir=absolute(weights.snapshot_dir))
+    config = hook_points.resolve_paths(config, base)
     return replace(
         config,
         model=replace(config.model, hf_checkpoint=absolute(config.model.hf_checkpoint)),
         data=replace(config.data, prompt_data=absolute(config.data.prompt_data)),
-        reward=replace(config.reward, rm_type=resolve_reward_path(config.reward.rm_type, base)),
         weights=weights,
     )
 

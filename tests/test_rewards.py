@@ -250,14 +250,14 @@ def test_a_module_that_cannot_be_imported_is_refused_at_start(module: Path, text
     [
         (
             "graded_mach",
-            'there is no such built-in reward; did you mean "graded_match"?; one of graded_match, exact_match',
+            'there is no such built-in; did you mean "graded_match"?; one of graded_match, exact_match',
         ),
         ("absent.score", 'there is no module "absent"'),
         ("bus.absent.score", 'there is no module "bus.absent"'),
         ("bus.codec.encod", 'has no function "encod"; did you mean "encode"?'),
         ("{module}:goood", 'has no function "goood"; did you mean "good"?'),
         ("{module}:NUMBER", 'has no function "NUMBER"'),
-        ("{module}:two", "it must take one argument, the sample, but is (sample, other)"),
+        ("{module}:two", "it must take (sample), but is (sample, other)"),
         ("absent.py:good", "there is no file absent.py"),
     ],
 )
