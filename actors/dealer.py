@@ -18,8 +18,9 @@ from bus import Ledger
 from bus.client import Topic
 from bus.codec import TOKENS, pack
 from bus.messages import Ticket
-from miles_async.data import fingerprint, load_prompts, prompt_at
-from miles_async.staleness import StalenessState, make_policy
+from miles_async.data import counts, fingerprint, load_prompts, prompt_at
+from miles_async.staleness import StalenessState
+from miles_async.staleness_choice import make_policy
 from miles_async.tokenizer import Tokenizer
 
 MAX_TICKETS_AT_ONCE = 256
@@ -37,9 +38,10 @@ class Dealer:
     def __init__(self, ctx: ActorContext) -> None:
         self.ctx = ctx
         self.ledger = Ledger(ctx.bus)
-        self.policy = make_policy(ctx.config.staleness)
+        self.policy = make_policy(ctx.config.staleness, ctx.config.rollout.surplus)
         tokenizer = Tokenizer(ctx.model_path)
         self.prompts = load_prompts(ctx.config, tokenizer)
+        self.counts = counts(self.prompts)
 
     async def run(self) -> None:
         await self._check_prompts()
@@ -54,12 +56,12 @@ class Dealer:
 
     async def _check_prompts(self) -> None:
         """A position in other prompts would mean other prompts. Raises PromptsChangedError."""
-        config = self.ctx.config
-        mine = fingerprint(self.prompts, config.run.seed if config.data.rollout_shuffle else None)
+        data, seed = self.ctx.config.data, self.ctx.config.run.seed
+        mine = fingerprint(self.prompts, seed if data.rollout_shuffle else None, data.prompt_weights)
         if await self.ledger.bind("prompts", mine) != mine:
             raise PromptsChangedError(
-                "the prompts, their order (data.rollout_shuffle, run.seed) or both are not those that this run has dealt so "
-                "far: start another run, or restore data.prompt_data"
+                "the prompts, their order (data.rollout_shuffle, data.prompt_weights, run.seed) or both are not those that "
+                "this run has dealt so far: start another run, or restore data.prompt_data"
             )
 
     async def _deal(self) -> str:
@@ -75,7 +77,8 @@ class Dealer:
             if allowed <= 0:
                 return self._whom(state)
             tickets = list(self._tickets(self._position, allowed))
-            await self.ledger.admit(tickets, limit=state.open_groups + allowed, position=self._position)
+            limit = state.open_groups + allowed
+            await self.ledger.admit(tickets, limit=limit, position=self._position, step=state.batched_steps)
 
     async def _state(self) -> StalenessState | None:
         engines = (await self.ctx.bus.engines(self.ctx.engines)).values()
@@ -99,15 +102,14 @@ class Dealer:
 
     def _tickets(self, position: int, count: int) -> Iterator[Ticket]:
         n = self.ctx.config.rollout.n_samples_per_prompt
+        data, seed = self.ctx.config.data, self.ctx.config.run.seed
         for p in range(position, position + count):
-            epoch, index = prompt_at(
-                p, len(self.prompts), self.ctx.config.run.seed, self.ctx.config.data.rollout_shuffle
-            )
+            epoch, index = prompt_at(p, self.counts, seed, data.rollout_shuffle, data.prompt_weights)
             prompt = self.prompts[index]
             yield Ticket(
                 group_id=f"{epoch}-{prompt.index}-0",
                 prompt_tokens=pack(prompt.tokens, TOKENS),
-                sampling_seed=sampling_seed(self.ctx.config.run.seed, p, n),
+                sampling_seed=sampling_seed(seed, p, n),
                 prompt=prompt.text,
                 label=prompt.label,
                 metadata=prompt.metadata,

@@ -33,16 +33,19 @@ class EngineHost:
 
     async def run(self) -> None:
         try:
-            match self.config.kind:
-                case "embedded":
-                    await self._embedded()
-                case "sglang":
-                    await self._sglang()
-                case "external":
-                    await self._external()
+            await self._host()
         finally:
             down = EngineDown(engine=self.ctx.name, incarnation=self.ctx.incarnation, reason="its host ends")
             await self.ctx.bus.publish("weights", down)
+
+    async def _host(self) -> None:
+        match self.config.kind:
+            case "embedded":
+                await self._embedded()
+            case "sglang":
+                await self._sglang()
+            case "external":
+                await self._external()
 
     async def _announce(self, url: str) -> None:
         """Tell the broadcaster, with the version the engine itself reports."""

@@ -15,6 +15,7 @@ the snapshot.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -27,9 +28,14 @@ from actors.runtime.context import ActorContext
 from bus import Ledger, LedgerError
 from bus.client import READ_BLOCK_MS
 from bus.messages import Batch, Control, Group, ReadyGroup, Snapshot
-from miles_async.staleness import make_policy
+from miles_async.evaluation.pins import pin
+from miles_async.evaluation.settings import is_due, pins_kept
+from miles_async.filters.apply import BufferFilter
+from miles_async.staleness_choice import make_policy
 from miles_async.train.checkpoint import latest
-from miles_async.weights.snapshot import choose_root, write_snapshot
+from miles_async.train.hooks import LOG, POST_SAVE
+from miles_async.train.mismatch import warning
+from miles_async.weights.snapshot import SnapshotError, choose_root, write_snapshot
 
 REWARD_WINDOW = 5  # steps that target_reward looks at
 # A checkpoint names the groups of the steps since the one before it, and of so many seconds: more than an append-only
@@ -47,7 +53,8 @@ class Learner:
     def __init__(self, ctx: ActorContext) -> None:
         self.ctx, self.config = ctx, ctx.config
         self.ledger = Ledger(ctx.bus)
-        self.policy = make_policy(ctx.config.staleness)
+        self.policy = make_policy(ctx.config.staleness, ctx.config.rollout.surplus)
+        self.buffer_filter = BufferFilter(ctx.config)
         self.rank, self.world = ctx.index, ctx.config.learner.num_ranks
         self.checkpoints = ctx.run_dir / "checkpoints"
         self.ready: dict[str, ReadyGroup] = {}
@@ -57,6 +64,9 @@ class Learner:
         self.last_saved = -1
         self.replay_to = 0  # the last step that has a batch when this process began
         self.waited_s = 0.0
+        self.warned = False
+        self.log_functions = LOG.functions(ctx.config)
+        self.post_save_functions = POST_SAVE.functions(ctx.config)
 
     async def run(self) -> None:
         async with ComputeThread("learner-compute") as self.compute:
@@ -138,18 +148,20 @@ class Learner:
             size = self.config.rollout.rollout_batch_size
             chosen = self.policy.select(list(self.ready.values()), open_order, self.trainer.version, size)
             if chosen:
-                return await self.ledger.batch(step, [self.ready[group_id] for group_id in chosen])
+                surplus = self.config.rollout.surplus
+                return await self.ledger.batch(step, [self.ready[group_id] for group_id in chosen], surplus=surplus)
         await self.ctx.bus.publish("control", Control(command="learner_stop", roles=("learner",), reason=str(step)))
         return None
 
     async def _evict(self) -> set[str]:
-        """Drop what has grown too old; returns the ids."""
-        version = self.trainer.version
-        evicted = self.policy.evict(list(self.ready.values()), version)
-        for group_id, reason in evicted:
-            await self.ledger.drop(group_id, reason, f"ready at version {version}")
-            del self.ready[group_id]
-        return {group_id for group_id, _ in evicted}
+        """Drop what has grown too old, and what the user's filter refuses; returns the ids."""
+        version, evicted = self.trainer.version, set[str]()
+        for judge in (self.policy, self.buffer_filter):
+            for group_id, reason in judge.evict(list(self.ready.values()), version):
+                await self.ledger.drop(group_id, reason, f"ready at version {version}")
+                del self.ready[group_id]
+                evicted.add(group_id)
+        return evicted
 
     async def _await_record(self, step: int) -> Batch | None:
         """On other ranks than 0: the record, or None once rank 0 has said that ``step`` will not be taken."""
@@ -178,7 +190,17 @@ class Learner:
         if self.rank == 0:
             step_s = time.monotonic() - started
             perf = {"perf/train_time": step_s, "perf/train_wait_time": self.waited_s}
-            await self.ctx.metrics(batch.step, metrics | perf | {"perf/step_time": step_s + self.waited_s})
+            metrics |= perf | {"perf/step_time": step_s + self.waited_s}
+            for function in self.log_functions:
+                metrics |= function(batch.step, metrics) or {}
+            await self.ctx.metrics(batch.step, metrics)
+            await self._warn_of_mismatch(batch.step, metrics)
+
+    async def _warn_of_mismatch(self, step: int, metrics: dict[str, float]) -> None:
+        """Once in the life of this process."""
+        if not self.warned and (text := warning(metrics, self.config.algorithm.mismatch_warn)):
+            self.warned = True
+            await self.ctx.event("mismatch", step=step, warning=text)
 
     def _train(self, groups: list[Group]) -> dict[str, float]:
         return self.trainer.step(groups)
@@ -203,7 +225,11 @@ class Learner:
         if self.rank != 0:
             return None
         root = choose_root(self.config, self.ctx.run_dir, sum(t.nbytes for t in tensors.values()))
-        return write_snapshot(root, version, self.ctx.incarnation, tensors, self.ctx.model_path)
+        path = write_snapshot(root, version, self.ctx.incarnation, tensors, self.ctx.model_path)
+        if is_due(self.config.eval, version):
+            with contextlib.suppress(SnapshotError):  # the evaluator will say that it is gone
+                pin(path, pins_kept(self.config.eval))
+        return path
 
     def _forget_old(self, version: int) -> list[tuple[float, int, tuple[str, ...]]]:
         """What a ledger that lost its end would have to be told by the checkpoint of ``version``."""
@@ -223,11 +249,13 @@ class Learner:
             "recent": self._forget_old(version),
         }
         with self.ctx.waiting(f"checkpoint {version} to be written"):
-            await self.compute(self.trainer.save_checkpoint, self.checkpoints, extra)
+            directory = await self.compute(self.trainer.save_checkpoint, self.checkpoints, extra)
         self.last_saved = version
         if self.rank == 0:
             await self.ledger.commit(version)
             await self.ctx.event("checkpoint", version=version)
+            for function in self.post_save_functions:
+                await self.compute(function, version, directory)
 
 
 def _is_step(text: str) -> bool:

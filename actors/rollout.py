@@ -2,10 +2,14 @@
 
 Consumes: tickets (claimed under a lease that it renews while it works). Publishes: groups, as the ledger's ``ready``.
 
-Keeps: a group is published once, whole, with the version that sampled every token (invariant 5); an attempt that comes to
-nothing is recorded with its reason and made again, up to ``max_attempts``; a worker that dies or stops leaves its tickets
-to the others (invariant 1). The last attempt at a group is made alone, so that a prompt that kills its worker takes no
-other group with it. It never re-tokenises what was sampled.
+    ticket ─► rollout function ─► grader ─► dynamic filter ──keep──► sample filter, reward post-processing ─► published
+                                               └──refuse──► dropped, with the filter's reason
+
+Keeps: a group is published once, with the version that sampled every token (invariant 5); an attempt that comes to nothing
+is recorded with its reason and made again, up to ``max_attempts``; a worker that dies or stops leaves its tickets to the
+others (invariant 1). A sample that cannot be made or graded is left out of its group, with an event that names it. The last
+attempt at a group is made alone, so that a prompt that kills its worker takes no other group with it. It never
+re-tokenises what was sampled.
 """
 
 from __future__ import annotations
@@ -17,7 +21,6 @@ from collections import deque
 from typing import Any
 
 import aiohttp
-import msgspec
 
 from actors.runtime.context import ActorContext, Waiting
 from actors.runtime.tasks import end
@@ -26,9 +29,14 @@ from bus.codec import TOKENS, unpack
 from bus.ledger import ClaimedTicket
 from bus.messages import Group, Sample, Ticket
 from miles_async.engine_client import EngineClient, EngineError
+from miles_async.filters.apply import GroupFilters
 from miles_async.monitor.diagnosis import REWARD
-from miles_async.rewards import Grader, RewardError, RewardSample
-from miles_async.rollout.generate import AbortedError, AnswerError, generate_group
+from miles_async.rewards import Grader
+from miles_async.rollout.failures import check_samples, reason_of
+from miles_async.rollout.interface import RolloutContext
+from miles_async.rollout.registry import rollout_function
+from miles_async.rollout.scoring import score
+from miles_async.rollout.teacher import teachers
 from miles_async.secret import resolve
 from miles_async.tokenizer import Tokenizer
 
@@ -45,7 +53,9 @@ class RolloutWorker:
         self.ledger = Ledger(ctx.bus)
         self.lease = f"{ctx.name}/{ctx.incarnation}"
         self.tokenizer = Tokenizer(ctx.model_path)
+        self.make, self.filters = rollout_function(ctx.config), GroupFilters(ctx.config)
         self.attempts = ctx.config.rollout.max_attempts
+        self.graded = ctx.config.algorithm.loss_type != "sft_loss"  # nobody looks at those rewards
         self.in_flight: dict[asyncio.Task[None], ClaimedTicket] = {}
         self.grading: set[Waiting] = set()  # of the groups that are being scored
         # groups on their last attempt wait here until nothing is in flight
@@ -55,9 +65,15 @@ class RolloutWorker:
         config = self.ctx.config
         with self.ctx.waiting("the router's address"):
             url = await self.ctx.bus.address("router", deadline_s=config.engine.start_timeout_s)
-        connector = aiohttp.TCPConnector(limit=0)
-        async with aiohttp.ClientSession(connector=connector) as session, Grader.from_config(config.reward) as grader:
-            self.session, self.client, self.grader = session, self._router_at(url, session), grader
+        async with contextlib.AsyncExitStack() as stack:
+            self.session = await stack.enter_async_context(
+                aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))
+            )
+            self.client = self._router_at(url, self.session)
+            self.teachers = teachers(config, self.session) if config.algorithm.use_opd else None
+            self.grader = await stack.enter_async_context(Grader.from_config(config.reward))
+            tokenizer = self.tokenizer.for_chats(config.data.chat_template_path, config.data.apply_chat_template_kwargs)
+            self.context = RolloutContext(config, tokenizer, self._ask, stack, self.ctx.event)
             renewal = asyncio.create_task(self._renew())
             try:
                 self._begin(await self.ledger.own_tickets(self.ctx.name, self.lease, self.attempts))
@@ -81,7 +97,8 @@ class RolloutWorker:
                         pass  # one wait, however many reads it takes
             for task in [t for t in self.in_flight if t.done()]:
                 del self.in_flight[task]
-                task.result()
+                if not task.cancelled():
+                    task.result()
 
     def _free(self) -> int:
         """How many more groups may begin; starts the next last chance when nothing else is in flight."""
@@ -117,23 +134,39 @@ class RolloutWorker:
             await asyncio.sleep(self.ctx.config.rollout.lease_s / 4)
             held = [*self.in_flight.values(), *self.last_chances]
             await self.ledger.renew(self.ctx.name, [claimed.entry_id for claimed in held])
+            await self._let_go()
+
+    async def _let_go(self) -> None:
+        """End the attempts whose groups are this worker's no more (dropped, or given to another): nobody wants them."""
+        groups = {task: claimed.ticket.group_id for task, claimed in self.in_flight.items()}
+        held = await self.ledger.held(list(groups.values()), self.lease)
+        for task, group_id in groups.items():
+            if group_id not in held:
+                task.cancel()
 
     async def _rollout(self, ticket: Ticket) -> None:
-        """One attempt at a group, from its ticket to its publication or the record of its failure."""
+        """One attempt at a group, from its ticket to its publication, its drop or the record of its failure."""
         started = time.time()
         samples: list[Sample] = []
         try:
             with self.ctx.waiting("engines to generate"):
-                samples = await generate_group(ticket, self.ctx.config.rollout, self._ask, self.tokenizer)
-            samples = await self._score_all(ticket, samples)
-        except (EngineError, AnswerError) as error:
-            await self._fail(ticket, "generate_error", str(error), samples)
-        except AbortedError as error:
-            await self._fail(ticket, "aborted", str(error), samples)
-        except RewardError as error:
-            await self._fail(ticket, error.reason, str(error), samples)
+                samples = await self.make(ticket, self.context)
+            check_samples(samples)
+            if self.teachers is not None:
+                with self.ctx.waiting("the teacher"):
+                    samples = await self.teachers.teach(ticket, samples)
+            if self.graded:
+                samples = await self._score_all(ticket, samples)
+            refusal = self.filters.refusal(samples)
+            finished = self.filters.finished(samples) if refusal is None else []
+        except Exception as error:  # also of a function of the user: it costs this attempt, not the worker
+            await self._fail(ticket, *reason_of(error), samples)
+            return
+        if refusal is None:
+            await self._publish(ticket, tuple(finished), started)
         else:
-            await self._publish(ticket, tuple(samples), started)
+            detail = f"rewards {', '.join(f'{sample.reward:g}' for sample in samples)}"
+            await self.ledger.discard(ticket.group_id, self.lease, refusal, detail, lengths=_lengths(samples))
 
     async def _ask(self, body: dict[str, Any]) -> list[dict[str, Any]]:
         """The engines' answers through the router; one that was replaced meanwhile is found again.
@@ -162,34 +195,20 @@ class RolloutWorker:
         return EngineClient(url, session, resolve("router.api_key", self.ctx.config.router.api_key))
 
     async def _score_all(self, ticket: Ticket, samples: list[Sample]) -> list[Sample]:
+        """The samples with their rewards; those that have none are left out, on record. Raises RewardError: all of them."""
         with self.ctx.waiting(REWARD) as wait:
             self.grading.add(wait)
             try:
-                scored = await asyncio.gather(*(self._score(ticket, s) for s in samples), return_exceptions=True)
+                scored, lost = await score(ticket, samples, self.grader)
             finally:
                 self.grading.discard(wait)
-        for result in scored:
-            if isinstance(result, BaseException):
-                raise result
-        return [result for result in scored if isinstance(result, Sample)]
-
-    async def _score(self, ticket: Ticket, sample: Sample) -> Sample:
-        reward = await self.grader.grade(
-            RewardSample(
-                prompt=ticket.prompt,
-                response=sample.text,
-                tokens=unpack(sample.tokens, TOKENS).tolist(),
-                label=ticket.label,
-                metadata=ticket.metadata,
-                finish_reason=sample.finish_reason,
-                group_id=ticket.group_id,
-                index=sample.index,
-            )
-        )
         # it answers: groups that stand in line behind this one are not kept waiting by a hang
         for wait in self.grading:
             wait.since = time.time()
-        return msgspec.structs.replace(sample, reward=reward)
+        for number, error in lost:
+            reason, detail = reason_of(error)
+            await self.ctx.event("sample_lost", group=ticket.group_id, rollout=number, reason=reason, detail=detail)
+        return scored
 
     async def _publish(self, ticket: Ticket, samples: tuple[Sample, ...], started: float) -> None:
         now = time.time()
@@ -206,5 +225,9 @@ class RolloutWorker:
             await self.ctx.event("late_publication_refused", group=ticket.group_id)
 
     async def _fail(self, ticket: Ticket, reason: str, detail: str, samples: list[Sample]) -> None:
-        lengths = [len(unpack(sample.tokens, TOKENS)) for sample in samples]
+        lengths = _lengths(samples)
         await self.ledger.fail(ticket.group_id, self.lease, reason, detail, attempts=self.attempts, lengths=lengths)
+
+
+def _lengths(samples: list[Sample]) -> list[int]:
+    return [len(unpack(sample.tokens, TOKENS)) for sample in samples]

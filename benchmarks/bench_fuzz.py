@@ -40,6 +40,8 @@ CONFIG = """
 hf_checkpoint = "builtin:digits"
 [data]
 prompt_data = "builtin:repeat"
+[algorithm]
+correction = "behaviour"
 [run]
 num_steps = 100000
 max_restarts = 0

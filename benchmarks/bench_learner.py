@@ -22,9 +22,12 @@ from bus.codec import LOGPROBS, MASK, TOKENS, VERSIONS, pack
 from bus.messages import Group, Sample
 from miles_async.builtin import make_model
 from miles_async.config import Data, Learner, Model, RunConfig, Staleness
-from miles_async.train import objective
+from miles_async.rl.reduce import Totals
+from miles_async.rl.terms import LossTerms
 from miles_async.train.batch import MicroBatch, flatten, micro_batches
 from miles_async.train.intake import Admitted
+from miles_async.train.objective import Objective
+from miles_async.train.share import MicroShare, make_share, micro_share
 from miles_async.train.trainer import MegatronTrainer
 
 VOCAB = 16
@@ -67,27 +70,39 @@ class TransformersStep:
 
         self.model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).train()
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=LR, betas=(0.9, 0.98), weight_decay=0.0)
-        self.algorithm = config.algorithm
+        self.objective = Objective(config)
         batch = flatten(groups, VOCAB)
-        admitted = Admitted(batch, float(batch.sequences.mask.sum()), float(len(batch.rewards)), {})
-        advantages, weights = objective.token_terms(admitted, self.algorithm)
-        behaviour = torch.from_numpy(batch.behaviour.copy())
-        self.inputs: list[tuple[MicroBatch, tuple[torch.Tensor, ...]]] = [
-            (micro, (behaviour[micro.token_index], advantages[micro.token_index], weights[micro.token_index]))
+        n_samples = float(len(batch.rewards))
+        totals = Totals(float(batch.sequences.mask.sum()), n_samples)
+        admitted = Admitted(batch, totals, n_samples, False, {})
+        share = make_share(admitted, self.objective, 0, current=None, reference=None)
+        device = torch.device("cpu")
+        self.inputs: list[tuple[MicroBatch, MicroShare]] = [
+            (micro, micro_share(share, micro, device))
             for micro in micro_batches(batch.sequences, config.learner.max_tokens_per_micro_batch)
         ]
 
     def __call__(self) -> float:
         self.optimizer.zero_grad()
         total = 0.0
-        for micro, terms in self.inputs:
+        for micro, part in self.inputs:
             logits = self.model(input_ids=torch.from_numpy(micro.tokens), use_cache=False).logits
             chosen = logits.transpose(0, 1).flatten(0, 1)[torch.from_numpy(micro.positions)].float()
             distribution = chosen.log_softmax(-1)
             logprobs = distribution.gather(-1, torch.from_numpy(micro.targets)[:, None])[:, 0]
             with torch.no_grad():
                 entropy = -(distribution.exp() * distribution).sum(-1)
-            loss, _ = objective.policy_loss(self.algorithm, logprobs, entropy, *terms)
+            terms = LossTerms(
+                logprobs=logprobs,
+                old=part.behaviour,
+                behaviour=part.behaviour,
+                advantages=part.advantages,
+                sample_index=part.sample_index,
+                versions=part.versions,
+                version=0,
+                mask=torch.ones_like(part.behaviour),
+            )
+            loss, _ = self.objective.loss(terms, part.weights, entropy=entropy)
             loss.backward()
             total += loss.item()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)

@@ -34,6 +34,8 @@ CONFIG = """
 hf_checkpoint = "builtin:digits"
 [data]
 prompt_data = "builtin:repeat"
+[algorithm]
+correction = "behaviour"
 [run]
 num_steps = 1000000
 [rollout]

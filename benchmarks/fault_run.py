@@ -38,6 +38,8 @@ CONFIG = f"""
 hf_checkpoint = "builtin:digits"
 [data]
 prompt_data = "builtin:repeat"
+[algorithm]
+correction = "behaviour"
 [run]
 num_steps = {STEPS}
 restart_window_s = 60

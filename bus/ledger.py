@@ -2,9 +2,10 @@
 
     admit        claim          publish       batch(step)       commit(step)
    ───────► waiting ──► in flight ──► ready ──────► batched ──────────► trained
-               ▲            │           │ drop(reason)
-               └── fail, ───┘           └───────► dropped
-                  release    (the last attempt fails: dropped, with its causes on "dead")
+               ▲         │     │        │ drop(reason); the surplus of a batch
+               └─ fail, ─┘     │        ▼
+                  release      └────► dropped
+                      discard(reason)        (so is a group whose last attempt fails, with its causes on "dead")
 
 Promises (design invariants 1, 2 and 7):
 
@@ -40,6 +41,7 @@ _NAMES = (
     "begin",
     "fail",
     "publish",
+    "discard",
     "release",
     "drop",
     "batch",
@@ -100,15 +102,18 @@ class Ledger:
 
     # the dealer
 
-    async def admit(self, tickets: Sequence[Ticket], *, limit: int, position: int) -> tuple[int, int]:
+    async def admit(
+        self, tickets: Sequence[Ticket], *, limit: int, position: int, step: int | None = None
+    ) -> tuple[int, int]:
         """Deal ``tickets``, the prompts from ``position`` on, while fewer than ``limit`` groups are open.
 
-        Returns how many were dealt and the next position. A ``position`` that is not the ledger's deals nothing.
+        Returns how many were dealt and the next position. A ``position``, or a last ``step``, that is not the ledger's
+        deals nothing.
         """
         flat: list[Any] = []
         for ticket in tickets:
             flat += (ticket.group_id, encode(ticket))
-        admitted, next_position = await self._run("admit", limit, position, *flat)
+        admitted, next_position = await self._run("admit", limit, position, -1 if step is None else step, *flat)
         return int(admitted), int(next_position)
 
     async def open_groups(self) -> OpenGroups:
@@ -204,6 +209,23 @@ class Ledger:
         done = await self._run("fail", group_id, lease, reason, detail[:_DETAIL_CHARS], attempts, sizes)
         return ("void", "again", "dropped")[int(done)]
 
+    async def discard(
+        self, group_id: str, lease: str, reason: str, detail: str = "", *, lengths: Sequence[int] = ()
+    ) -> bool:
+        """A filter refuses what was generated: the group is dropped for ``reason``, and another one may begin.
+
+        ``lengths``: response tokens of its samples. False: the lease is not valid any more.
+        """
+        sizes = msgspec.msgpack.encode(list(lengths))
+        return bool(await self._run("discard", group_id, lease, reason, detail[:_DETAIL_CHARS], sizes))
+
+    async def held(self, group_ids: Sequence[str], lease: str) -> set[str]:
+        """Which of ``group_ids`` are in flight under ``lease``."""
+        if not group_ids:
+            return set()
+        holders = await self.bus.redis.hmget(self.bus.key("l:lease"), list(group_ids))
+        return {group_id for group_id, holder in zip(group_ids, holders, strict=True) if holder == lease.encode()}
+
     async def release(self, lease: str = "", why: str = "") -> int:
         """In-flight groups of ``lease`` (all of them where it is empty) wait again. Returns how many.
 
@@ -230,9 +252,10 @@ class Ledger:
         await self.bus.remove("samples", [entries[index].id for index in foreign])
         return [entry.message for index, entry in enumerate(entries) if index not in foreign], last_id
 
-    async def batch(self, step: int, groups: Sequence[ReadyGroup]) -> Batch:
+    async def batch(self, step: int, groups: Sequence[ReadyGroup], *, surplus: int = 0) -> Batch:
         """Record that ``step`` trains on ``groups``, and return the record: an earlier one if there is one.
 
+        With the record, the ``surplus`` open groups that were dealt first of the others are dropped as "surplus".
         Raises LedgerError: ``step`` is not the next, or a group is not ready.
         """
         record = Batch(
@@ -240,7 +263,7 @@ class Ledger:
             group_ids=tuple(g.group_id for g in groups),
             payload_keys=tuple(g.payload_key for g in groups),
         )
-        done = await self._run("batch", step, encode(record), *record.group_ids)
+        done = await self._run("batch", step, encode(record), surplus, *record.group_ids)
         if done == 1:
             return record
         earlier = await self.recorded_batch(step) if done == 2 else None

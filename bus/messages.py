@@ -15,6 +15,7 @@ from msgspec import Meta
 SCHEMA_VERSION = 1
 
 MAX_NUMBER = 2**31 - 1  # of a version, a step, an incarnation: they travel as <i4, too
+UNSAMPLED = MAX_NUMBER  # in place of a weight version: no policy sampled this token (SFT), so it never grows stale
 Number = Annotated[int, Meta(ge=0, le=MAX_NUMBER)]
 Version = Annotated[int, Meta(ge=-1, le=MAX_NUMBER)]  # -1: weights that are nobody's version
 Seconds = Annotated[float, Meta(ge=0, le=1e11)]  # since the epoch; NaN is refused, too
@@ -159,7 +160,7 @@ class EngineDown(Message, tag="engine_down", frozen=True):
 
 
 class Control(Message, tag="control", frozen=True):
-    """Supervisor to everybody: ``stop`` is the only command; ``roles`` limits it (empty means all)."""
+    """Supervisor to everybody: ``stop``, or ``finish`` (do what is left, then end); ``roles`` limits it (empty: all)."""
 
     command: Text
     roles: tuple[Name, ...] = ()

@@ -1,8 +1,9 @@
 """The streams of a run and what may lie on each.
 
-``tickets`` dealer to rollout workers (consumer group); ``samples`` workers to learner; ``batches`` the learner's
-write-ahead log; ``weights`` learner, engines and broadcaster; ``control`` supervisor to all; ``events`` and ``metrics``
-all to the monitor; ``dead`` groups that were given up, to the monitor.
+``tickets`` dealer to rollout workers (consumer group); ``samples`` workers to learner; ``batches`` news of batches and of
+drops, to all who wait for either (the write-ahead log itself is a hash); ``weights`` learner, engines and broadcaster;
+``control`` supervisor to all; ``events`` and ``metrics`` all to the monitor; ``dead`` groups that were given up, to the
+monitor.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ Topic = Literal["tickets", "samples", "batches", "weights", "control", "events",
 KINDS: dict[Topic, tuple[type[Message], ...]] = {
     "tickets": (Ticket,),
     "samples": (ReadyGroup,),
-    "batches": (Batch,),
+    "batches": (Batch, Transition),
     "weights": (Snapshot, EngineUp, EngineServes, EngineDown),
     "control": (Control,),
     "events": (Event, Transition),

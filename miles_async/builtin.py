@@ -5,6 +5,8 @@ architecture, safetensors, ``tokenizer.json``) that transformers, SGLang, mbridg
 other. Nothing here imports torch: the launch makes its inputs while other processes load it.
 
 ``builtin:digits``   16 tokens (pad, eos, '>', the digits, 3 spare), 75,136 parameters: learns ``builtin:repeat``.
+``builtin:guess``    the same sizes (pad, eos, '>', the digits, '+', '-', '?'), a chat template without role names:
+                     ``?>5<eos>+>7<eos>``; learns ``examples/guess_number.toml``.
 ``builtin:words``    128 tokens (printable ASCII by character), 804,096 parameters: any English prompt.
 ``builtin:repeat``   60 prompts ``c>k>``, answer k times the digit c, k in 1..6; ``builtin:repeat9``: 90, k in 1..9.
 """
@@ -39,6 +41,7 @@ class Architecture:
     rope_theta: float
     init_std: float
     max_position: int
+    chat_template: str
 
 
 def _padded(tokens: tuple[str, ...], size: int) -> tuple[str, ...]:
@@ -48,17 +51,30 @@ def _padded(tokens: tuple[str, ...], size: int) -> tuple[str, ...]:
 
 _ASCII = "\n" + "".join(chr(c) for c in range(32, 127) if chr(c) != PAD) + "\ufffd"
 
-MODELS: dict[str, Architecture] = {
-    # theta 100 and deviation 0.1 instead of the usual 10000 and 0.02: at this size they decide whether it learns at all
-    "builtin:digits": Architecture(_padded((PAD, EOS, ">", *string.digits), 16), 64, 128, 2, 4, 2, 16, 100.0, 0.1, 256),
-    "builtin:words": Architecture(_padded((PAD, EOS, *_ASCII), 128), 128, 384, 4, 8, 4, 16, 10000.0, 0.05, 2048),
-}
-PROMPTS: dict[str, int] = {"builtin:repeat": 6, "builtin:repeat9": 9}  # name to the largest count asked for
-
-_CHAT_TEMPLATE = (
+_ROLES = (
     "{% for message in messages %}{{ message['role'] + ': ' + message['content'] + '\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
 )
+# what the policy wrote ends with its own end of sequence, anything else with '>': a turn costs few tokens
+_TERSE = (
+    "{% for message in messages %}"
+    "{{ message['content'] + (eos_token if message['role'] == 'assistant' else '>') }}"
+    "{% endfor %}"
+)
+
+MODELS: dict[str, Architecture] = {
+    # theta 100 and deviation 0.1 instead of the usual 10000 and 0.02: at this size they decide whether it learns at all
+    "builtin:digits": Architecture(
+        _padded((PAD, EOS, ">", *string.digits), 16), 64, 128, 2, 4, 2, 16, 100.0, 0.1, 256, _ROLES
+    ),
+    "builtin:guess": Architecture(
+        (PAD, EOS, ">", *string.digits, *"+-?"), 64, 128, 2, 4, 2, 16, 100.0, 0.1, 256, _TERSE
+    ),
+    "builtin:words": Architecture(
+        _padded((PAD, EOS, *_ASCII), 128), 128, 384, 4, 8, 4, 16, 10000.0, 0.05, 2048, _ROLES
+    ),
+}
+PROMPTS: dict[str, int] = {"builtin:repeat": 6, "builtin:repeat9": 9}  # name to the largest count asked for
 
 
 def is_builtin(name: str) -> bool:
@@ -202,5 +218,5 @@ def _tokenizer_config(arch: Architecture) -> dict[str, Any]:
         "pad_token": PAD,
         "model_max_length": arch.max_position,
         "clean_up_tokenization_spaces": False,
-        "chat_template": _CHAT_TEMPLATE,
+        "chat_template": arch.chat_template,
     }

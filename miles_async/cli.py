@@ -168,6 +168,7 @@ def check_data(config: RunConfig) -> None:
 
     from miles_async import builtin
     from miles_async.data import load_prompts
+    from miles_async.evaluation.datasets import load_datasets
     from miles_async.tokenizer import Tokenizer
 
     model = config.model.hf_checkpoint
@@ -176,6 +177,8 @@ def check_data(config: RunConfig) -> None:
             builtin.make_model(model, Path(made), config.run.seed)
             model = made
         load_prompts(config, Tokenizer(model))
+        if config.eval.eval_interval is not None:
+            load_datasets(config, Tokenizer(model))
 
 
 def resolve(path: str) -> Any:

@@ -6,7 +6,7 @@ overriding and error messages are in ``config_load.py``; checks across sections 
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
@@ -43,20 +43,31 @@ class Model(Section, frozen=True):
     # what the engine and the learner compute in; fp32 weights are kept by the optimizer
     dtype: Literal["float32", "bfloat16"] = "float32"
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    model_provider: str | None = None  # a path to a function (path, dtype, device) that gives the learner's bridge
 
 
 class Data(Section, frozen=True):
-    prompt_data: str  # JSONL file, or "builtin:NAME"
+    # a JSONL or Parquet file, or "builtin:NAME", or a list of them; "path@[a:b]" takes a slice of its rows
+    prompt_data: str | list[str] = []
+    # how often each of them has its turn, in proportion; None: by its prompts, so that all are seen equally often
+    prompt_weights: list[PositiveFloat] | None = None
+    data_source: str = "files"  # or a path to ``def source(config, tokenizer) -> list[Prompt]``
     input_key: str = "input"
     label_key: str | None = "label"
-    metadata_key: str = "metadata"
+    metadata_key: str | None = "metadata"
+    tool_key: str | None = None  # of the tools that the chat template is given; they go into the metadata, too
     apply_chat_template: bool = False
+    apply_chat_template_kwargs: dict[str, Any] = {}  # further variables of the template, such as enable_thinking
+    chat_template_path: str | None = None  # a jinja file in the place of the checkpoint's template
     rollout_shuffle: bool = True
     rollout_max_prompt_len: PositiveInt | None = None  # tokens; longer prompts are left out at load
 
 
 class Rollout(Section, frozen=True):
     rollout_batch_size: PositiveInt = 32  # prompt groups of one optimizer step
+    # prompt groups that are begun for one step, at least rollout_batch_size: the first ones that are ready are trained, the
+    # surplus is dropped; None: no more than are trained
+    over_sampling_batch_size: PositiveInt | None = None
     n_samples_per_prompt: PositiveInt = 8
     rollout_max_response_len: PositiveInt = 128  # tokens
     rollout_temperature: PositiveFloat = 1.0
@@ -69,31 +80,107 @@ class Rollout(Section, frozen=True):
     request_timeout_s: PositiveFloat = 600.0
     lease_s: PositiveFloat = 30.0  # a ticket of a worker silent for so long goes to another one
     max_attempts: PositiveInt = 3  # at one group; then it is dropped, and on record as a dead letter with its causes
+    # Names of built-ins (docs/customization.md has the lists), or dotted paths to functions of the user.
+    rollout_function: str = "single_turn"  # makes a whole group; any other generate_function is called by "per_sample"
+    generate_function: str = "single_turn"  # makes one rollout of a group
+    max_turns: PositiveInt = 16  # of the policy in one rollout of "multi_turn"
+    tool_call_parser: str = "qwen"
+    execute_tool_function: str | None = None
+    tool_timeout_s: PositiveFloat = 30.0  # for each call of a tool
+    agent_function: str | None = None  # of "agent": speaks to an OpenAI-compatible endpoint, as any such program does
+    agent_timeout_s: PositiveFloat = 600.0  # for each rollout of it
+    # a sample that an engine aborted goes on from the tokens it has; false: it is generated anew
+    partial_rollout: bool = True
+    mask_offpolicy_in_partial_rollout: bool = False  # then only what follows the last abort is trained on
+    opd_teacher_urls: dict[str, str] = {}  # of algorithm.use_opd: by metadata["opd_teacher"], else "default"
+    dynamic_sampling_filter: str | None = None  # whether a scored group is of use; another one is begun for it if not
+    sample_filter: str | None = None  # which samples of a group are trained on; the others count as its baseline only
+    buffer_filter: str | None = None  # which ready groups are dropped before the learner chooses a batch
+
+    @property
+    def surplus(self) -> int:
+        """Prompt groups that are begun for one step beyond those that are trained."""
+        return (self.over_sampling_batch_size or self.rollout_batch_size) - self.rollout_batch_size
 
 
 class Reward(Section, frozen=True):
     rm_type: str = "graded_match"  # a built-in name, or a dotted path to ``async def reward(sample) -> float``
-    timeout_s: PositiveFloat = 10.0  # for each call; past it this attempt at the group has failed
+    rm_types: list[str] = []  # functions that metadata["rm_type"] of a prompt may name, beside the built-ins
+    rm_weights: dict[str, float] = {}  # of rm_type = "weighted_sum": by the names of its rewards
+    reward_key: str | None = None  # which entry of a dict of numbers is the reward; a plain number needs none
+    group_rm: bool = False  # functions of the user take the list of a group's samples, and return a list
+    rm_url: str | None = None  # of rm_type = "remote_rm"; "env:NAME" takes it from the environment
+    timeout_s: PositiveFloat = 10.0  # for each call; past it the sample is left out of its group
     num_processes: PositiveInt = 1  # grading processes of each worker, for graders that hold the CPU
+    reward_post_process: str | None = (
+        None  # the rewards of a group as the learner sees them; the raw ones stay on record
+    )
 
 
 class Staleness(Section, frozen=True):
-    policy: Literal["fifo", "drop"] = "fifo"
+    policy: str = "fifo"  # or "drop", or a path to a function (staleness) that gives a policy
     max_lag: CountInt = 2  # versions; 0 is the synchronous loop
 
 
 class Algorithm(Section, frozen=True):
-    advantage_estimator: Literal["grpo"] = "grpo"
+    # Names of built-ins (docs/customization.md has the lists), or dotted paths to functions of the user.
+    loss_type: Literal["policy_loss", "sft_loss"] = "policy_loss"  # sft_loss: likelihood of the tokens, no rewards
+    advantage_estimator: str = "grpo"
+    policy_loss: str | None = None  # None: gspo with that estimator, else ppo_clip
+    # What an asynchronous run does about tokens of another policy than the learner's: one name or several. "behaviour": the
+    # engine's log-probs are the loss's denominator; "uncorrected": nothing. A run with staleness.max_lag > 0 has to say.
+    correction: str | list[str] | None = None
+    # The PPO denominator: the engine's log-probs, the learner's own before the step, or between the two by lag (A-3PO).
+    # None: what the correction needs, and "rollout" without one.
+    old_log_probs: Literal["rollout", "recompute", "loglinear"] | None = None
     grpo_std_normalization: bool = True
+    normalize_advantages: bool | None = None  # whiten over the whole batch; None: as the estimator needs
+    gamma: Share = 1.0
+    lambd: Share = 1.0
     eps_clip: PositiveFloat = 0.2
     eps_clip_high: PositiveFloat | None = None  # None: eps_clip
+    eps_clip_c: Annotated[float, Meta(gt=1)] | None = None  # dual clip
+    loss_aggregation: str = "token"  # mean over tokens; "sample": of per-sample means; "constant": sums / loss_constant
+    loss_constant: PositiveFloat | None = None  # tokens; None: rollout.rollout_max_response_len
     entropy_coef: CountFloat = 0.0
-    # the PPO denominator: the engine's log-probs, or the learner's own before the step (then TIS corrects)
-    old_log_probs: Literal["rollout", "recompute"] = "rollout"
-    use_tis: bool = False  # token-level truncated importance sampling, with old_log_probs = "recompute"
-    tis_clip: PositiveFloat = 2.0
+    kl_loss_type: Literal["k1", "k2", "k3", "low_var_kl"] = "k1"
+    use_kl_loss: bool = (
+        False  # KL to the reference model as a part of the loss; with kl_loss_coef = 0 it is only measured
+    )
+    kl_loss_coef: CountFloat = 0.0
+    use_unbiased_kl: bool = False
+    kl_coef: CountFloat = 0.0  # KL to the reference model in the reward
+    ref_load: str | None = None  # the reference: a Hugging Face directory; None: model.hf_checkpoint
+    use_opd: bool = False  # on-policy distillation: advantages - opd_kl_coef (log-prob - teacher's)
+    opd_kl_coef: CountFloat = 1.0
+    tis_clip: PositiveFloat = 2.0  # of tis, icepop and span_tis
     tis_clip_low: CountFloat = 0.0
-    loss_aggregation: Literal["token", "sample"] = "token"  # mean over all tokens, or mean of per-sample means
+    mis_level: Literal["token", "sequence", "geometric"] = "token"
+    mis_mode: Literal["truncate", "clip", "mask"] = "truncate"
+    mis_upper: PositiveFloat = 2.0
+    mis_lower: PositiveFloat | None = 0.5  # None: 1 / mis_upper
+    mis_batch_normalize: bool = False  # weights with a mean of 1 over the batch
+    rs_level: Literal["token", "sequence", "geometric"] = "geometric"
+    rs_upper: PositiveFloat = 1.001
+    rs_lower: PositiveFloat | None = None  # None: 1 / rs_upper
+    rs_veto_threshold: Annotated[float, Meta(gt=0, lt=1)] = 1e-4
+    opsm_delta: CountFloat = 1e-4
+    m2po_threshold: PositiveFloat = 0.04
+    dppo_tv_threshold: CountFloat = 0.2
+    dppo_kl_coef: CountFloat = 1e-3
+    # warn when the learner's and the engines' log-probs of the same version's tokens differ by more than this, on average
+    mismatch_warn: PositiveFloat = 0.05
+
+
+class Critic(Section, frozen=True):
+    """Of algorithm.advantage_estimator = "ppo", or of another one that is marked with_critic; what is not here it shares with
+    [learner]."""
+
+    critic_load: str | None = None  # what its weights begin with: a Hugging Face directory; None: model.hf_checkpoint
+    critic_lr: PositiveFloat | None = None  # None: learner.lr
+    critic_lr_warmup_steps: CountInt = 0
+    value_clip: PositiveFloat = 0.2  # how far a value may move from what it was before the step and still count
+    num_critic_only_steps: CountInt = 0  # the first steps of a run, in which the policy's weights stay as they are
 
 
 class Learner(Section, frozen=True):
@@ -111,12 +198,18 @@ class Learner(Section, frozen=True):
     max_tokens_per_micro_batch: PositiveInt = 8192  # padded tokens
     use_distributed_optimizer: bool = False
     grad_reduce_timeout_s: PositiveFloat = 300.0
+    # dotted paths to functions of the user; docs/customization.md has their signatures
+    batch_function: str | None = None
+    before_log_prob_function: str | None = None
+    before_train_step_function: str | None = None
+    log_function: str | None = None
 
 
 class Checkpoint(Section, frozen=True):
     save_interval: PositiveInt = 50  # steps
     keep: PositiveInt = 2
     save_hf: bool = True  # a Hugging Face export at the end
+    post_save_function: str | None = None  # a path to a function (version, directory)
 
 
 class Engine(Section, frozen=True):
@@ -163,6 +256,48 @@ class Monitor(Section, frozen=True):
     heartbeat_s: PositiveFloat = 1.0
 
 
+class EvalDataset(Section, frozen=True):
+    """``[eval.datasets.NAME]``. What is unset is as in training: from ``[data]``, ``[reward]``, ``[eval]``, ``[rollout]``."""
+
+    prompt_data: str  # a JSONL or Parquet file, or "builtin:NAME"; "path@[a:b]" takes a slice of its rows
+    input_key: str | None = None
+    label_key: str | None = None  # "": the prompts have no label
+    metadata_key: str | None = None
+    apply_chat_template: bool | None = None
+    rm_type: str | None = None
+    n_samples_per_eval_prompt: PositiveInt | None = None
+    temperature: CountFloat | None = None  # 0: the likeliest token
+    top_p: Annotated[float, Meta(gt=0, le=1)] | None = None
+    top_k: int | None = None
+    max_response_len: PositiveInt | None = None  # tokens
+    stop: list[str] | None = None
+    stop_token_ids: list[int] | None = None
+
+
+class Eval(Section, frozen=True):
+    eval_interval: PositiveInt | None = None  # versions between two points; None: no evaluation
+    skip_eval_before_train: bool = False  # no point of version 0
+    datasets: dict[str, EvalDataset] = {}
+    # of the datasets that do not say otherwise; None: as in [rollout]
+    n_samples_per_eval_prompt: PositiveInt = 1
+    eval_temperature: CountFloat | None = None
+    eval_top_p: Annotated[float, Meta(gt=0, le=1)] | None = None
+    eval_top_k: int | None = None
+    eval_max_response_len: PositiveInt | None = None  # tokens
+    eval_max_prompt_len: PositiveInt | None = None  # tokens; longer prompts are left out at load; None: no limit
+    # engines that no training request reaches, of engine.kind, or somebody's by URL (they must be able to read snapshots)
+    num_engines: PositiveInt = 1
+    urls: list[str] = []
+    engine_args: list[str] | None = None  # of their sglang servers; None: engine.args
+    max_in_flight: PositiveInt = 64  # prompts being generated at once, over all of them
+    # of weights under evaluation or waiting for it; when one more is due, the oldest that waits is skipped
+    keep_snapshots: PositiveInt = 2
+    final_timeout_s: CountFloat = 600.0  # after the last step a run waits so long for the points that are due
+    # dotted paths: async (dataset, generate, grade) -> metrics of one dataset; (version, results) -> None after a point
+    eval_function: str | None = None
+    eval_log_function: str | None = None
+
+
 class Topology(Section, frozen=True):
     """Dotted paths of the actor classes, so that any role can be replaced without a patch."""
 
@@ -172,6 +307,8 @@ class Topology(Section, frozen=True):
     broadcaster: str = "actors.broadcaster.Broadcaster"
     engine: str = "actors.engine.EngineHost"
     router: str = "actors.router.Router"
+    evaluator: str = "actors.evaluator.Evaluator"
+    eval_engine: str = "actors.eval_engine.EvalEngine"
 
 
 class RunConfig(Section, frozen=True):
@@ -182,6 +319,7 @@ class RunConfig(Section, frozen=True):
     reward: Reward = Reward()
     staleness: Staleness = Staleness()
     algorithm: Algorithm = Algorithm()
+    critic: Critic = Critic()
     learner: Learner = Learner()
     checkpoint: Checkpoint = Checkpoint()
     engine: Engine = Engine()
@@ -189,28 +327,36 @@ class RunConfig(Section, frozen=True):
     router: Router = Router()
     bus: Bus = Bus()
     monitor: Monitor = Monitor()
+    eval: Eval = Eval()
     topology: Topology = Topology()
 
     def check(self) -> None:
         """Refuse what no single key can show to be wrong. Raises ConfigError naming the key, the value, what is allowed."""
-        if self.rollout.rollout_batch_size % self.learner.num_ranks:
-            raise ConfigError(
-                f"rollout.rollout_batch_size = {self.rollout.rollout_batch_size} must be a multiple of "
-                f"learner.num_ranks = {self.learner.num_ranks}"
-            )
-        if self.algorithm.use_tis and self.algorithm.old_log_probs == "rollout":
-            raise ConfigError(
-                'algorithm.use_tis = true needs algorithm.old_log_probs = "recompute": with "rollout" the behaviour '
-                "policy is the denominator already"
-            )
-        if self.engine.kind == "external" and not self.engine.urls:
-            raise ConfigError('engine.urls is empty: engine.kind = "external" needs at least one URL')
-        if self.weights.update_interval > self.staleness.max_lag + 1:
-            raise ConfigError(
-                f"weights.update_interval = {self.weights.update_interval} can never meet staleness.max_lag = "
-                f"{self.staleness.max_lag}: at most {self.staleness.max_lag + 1}"
-            )
+        from miles_async.config_check import check
+
+        check(self)
 
 
 class ConfigError(ValueError):
     """One clear line about a key: which, its value, what is allowed."""
+
+
+# what a run may say about tokens of another policy; those that weigh tokens need a denominator of the learner's own
+CORRECTIONS = ("behaviour", "uncorrected", "tis", "icepop", "mis", "rs", "veto", "opsm", "m2po", "span_tis")
+WHITENED = ("reinforce_plus_plus", "reinforce_plus_plus_baseline")
+WITHOUT_REWARD_KL = ("grpo", "gspo", "dr_grpo", "rloo")
+WITHOUT_CRITIC = WHITENED + WITHOUT_REWARD_KL
+
+
+def corrections(algorithm: Algorithm) -> tuple[str, ...]:
+    """The corrections by name, in order."""
+    named = algorithm.correction
+    return () if named is None else (named,) if isinstance(named, str) else tuple(named)
+
+
+def old_log_probs(algorithm: Algorithm) -> str:
+    """The denominator that is meant where the key is unset."""
+    if algorithm.old_log_probs is not None:
+        return algorithm.old_log_probs
+    named = corrections(algorithm)
+    return "rollout" if not named or "behaviour" in named else "recompute"

@@ -11,11 +11,14 @@ TOML has no null: the string ``"none"`` stands for it wherever a key may be unse
 from __future__ import annotations
 
 import difflib
+import importlib.util
 import json
 import math
+import re
 import tomllib
 import types
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from datetime import date, time
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -23,9 +26,13 @@ import msgspec
 from msgspec import Meta
 
 from miles_async import builtin, hook_points, secret
-from miles_async.config import ConfigError, RunConfig
+from miles_async.config import ConfigError, Data, Eval, EvalDataset, RunConfig
+from miles_async.data.rows import PARQUET, partition_slice, sources, split_slice
+from miles_async.data.source import FILES
 
 NONE = "none"
+ANY_NAME = "NAME"
+_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
 def load(path: str | Path, overrides: Sequence[str] = (), *, check: bool = True) -> RunConfig:
@@ -73,14 +80,19 @@ def dump(config: RunConfig) -> str:
     config = secret.masked(config)
     lines: list[str] = []
     for section in msgspec.structs.fields(RunConfig):
-        lines += ["", f"[{section.encode_name}]"]
-        values = getattr(config, section.name)
-        for key in msgspec.structs.fields(section.type):
-            value = getattr(values, key.name)
-            if value is None and key.default is None:
-                continue
-            lines.append(f"{key.encode_name} = {_toml(NONE if value is None else value)}")
+        lines += _dump_table(section.encode_name, getattr(config, section.name))
     return "\n".join(lines[1:]) + "\n"
+
+
+def _dump_table(name: str, values: msgspec.Struct) -> list[str]:
+    lines, tables = ["", f"[{name}]"], []
+    for key in msgspec.structs.fields(type(values)):
+        value = getattr(values, key.name)
+        if _table_of(key.type) is not None:
+            tables += [line for sub in value for line in _dump_table(f"{name}.{key.encode_name}.{sub}", value[sub])]
+        elif not (value is None and key.default is None):
+            lines.append(f"{key.encode_name} = {_toml(NONE if value is None else value)}")
+    return lines + tables
 
 
 def resolve_paths(config: RunConfig, base: Path) -> RunConfig:
@@ -90,35 +102,97 @@ def resolve_paths(config: RunConfig, base: Path) -> RunConfig:
     def absolute(value: str) -> str:
         return value if builtin.is_builtin(value) else str((base / Path(value).expanduser()).resolve())
 
-    weights = config.weights
-    if weights.snapshot_dir is not None:
-        weights = replace(weights, snapshot_dir=absolute(weights.snapshot_dir))
+    def optional(value: str | None) -> str | None:
+        return None if value is None else absolute(value)
+
     config = hook_points.resolve_paths(config, base)
     return replace(
         config,
         model=replace(config.model, hf_checkpoint=absolute(config.model.hf_checkpoint)),
-        data=replace(config.data, prompt_data=absolute(config.data.prompt_data)),
-        weights=weights,
+        algorithm=replace(config.algorithm, ref_load=optional(config.algorithm.ref_load)),
+        critic=replace(config.critic, critic_load=optional(config.critic.critic_load)),
+        data=_resolve_data(config.data, base, absolute),
+        eval=replace(config.eval, datasets=_resolve_datasets(config.eval, absolute)),
+        weights=replace(config.weights, snapshot_dir=optional(config.weights.snapshot_dir)),
     )
+
+
+def _resolve_data(data: Data, base: Path, absolute: Callable[[str], str]) -> Data:
+    """What a data source of the user's is given is a path only where a file of that name lies beside the TOML."""
+
+    def resolved(source: str) -> str:
+        path, part = partition_slice(source)
+        return absolute(path) + part if data.data_source == FILES or (base / path).is_file() else source
+
+    given, template = data.prompt_data, data.chat_template_path
+    return msgspec.structs.replace(
+        data,
+        prompt_data=resolved(given) if isinstance(given, str) else [resolved(source) for source in given],
+        chat_template_path=None if template is None else absolute(template),
+    )
+
+
+def _resolve_datasets(section: Eval, absolute: Callable[[str], str]) -> dict[str, EvalDataset]:
+    parts = {name: (data, *partition_slice(data.prompt_data)) for name, data in section.datasets.items()}
+    return {
+        name: msgspec.structs.replace(data, prompt_data=absolute(path) + part)
+        for name, (data, path, part) in parts.items()
+    }
 
 
 def check_files(config: RunConfig) -> None:
     """Refuse a checkpoint or prompt file that is not there. Raises ConfigError naming key, path and what is missing."""
-    checkpoint, prompts = config.model.hf_checkpoint, config.data.prompt_data
+    checkpoint = config.model.hf_checkpoint
     if builtin.is_builtin(checkpoint):
         _check_builtin("model.hf_checkpoint", checkpoint, builtin.MODELS)
     else:
-        directory = Path(checkpoint)
-        if not directory.is_dir():
-            raise ConfigError(f'model.hf_checkpoint = "{checkpoint}": no such directory')
-        if not (directory / "config.json").is_file():
-            raise ConfigError(f'model.hf_checkpoint = "{checkpoint}": it has no config.json')
-        if not any(directory.glob("*.safetensors")):
-            raise ConfigError(f'model.hf_checkpoint = "{checkpoint}": it has no *.safetensors file')
-    if builtin.is_builtin(prompts):
-        _check_builtin("data.prompt_data", prompts, builtin.PROMPTS)
-    elif not Path(prompts).is_file():
-        raise ConfigError(f'data.prompt_data = "{prompts}": no such file')
+        _check_checkpoint("model.hf_checkpoint", checkpoint)
+    others = ("algorithm.ref_load", config.algorithm.ref_load), ("critic.critic_load", config.critic.critic_load)
+    for key, other in others:
+        if other is not None:
+            _check_checkpoint(key, other)
+    _check_data(config.data)
+    if config.eval.eval_interval is not None:
+        for name, dataset in config.eval.datasets.items():
+            check_prompt_file(f"eval.datasets.{name}.prompt_data", dataset.prompt_data)
+
+
+def _check_checkpoint(key: str, checkpoint: str) -> None:
+    directory = Path(checkpoint)
+    if not directory.is_dir():
+        raise ConfigError(f'{key} = "{checkpoint}": no such directory')
+    if not (directory / "config.json").is_file():
+        raise ConfigError(f'{key} = "{checkpoint}": it has no config.json')
+    if not any(directory.glob("*.safetensors")):
+        raise ConfigError(f'{key} = "{checkpoint}": it has no *.safetensors file')
+
+
+def _check_data(data: Data) -> None:
+    given, template = sources(data), data.chat_template_path
+    if data.data_source == FILES:
+        if not given:
+            raise ConfigError("data.prompt_data is missing: a string or a list of strings")
+        if data.prompt_weights is not None and len(data.prompt_weights) != len(given):
+            raise ConfigError(
+                f"data.prompt_weights = {data.prompt_weights}: expected one for each of {len(given)} sources"
+            )
+        for source in given:
+            check_prompt_file("data.prompt_data", source)
+    if template is not None and not Path(template).is_file():
+        raise ConfigError(f'data.chat_template_path = "{template}": no such file')
+    if taken := {"messages", "add_generation_prompt"} & set(data.apply_chat_template_kwargs):
+        raise ConfigError(f'data.apply_chat_template_kwargs: "{min(taken)}" is set for each prompt and cannot be given')
+
+
+def check_prompt_file(key: str, source: str) -> None:
+    """Raises ConfigError naming ``key``: no slice, no such built-in, no such file, or Parquet that cannot be read here."""
+    path, _ = split_slice(source, key)
+    if builtin.is_builtin(path):
+        _check_builtin(key, path, builtin.PROMPTS)
+    elif not Path(path).is_file():
+        raise ConfigError(f'{key} = "{path}": no such file')
+    elif path.endswith(PARQUET) and importlib.util.find_spec("pyarrow") is None:
+        raise ConfigError(f'{key} = "{path}": a Parquet file needs the package pyarrow')
 
 
 def _check_builtin(key: str, value: str, names: Iterable[str]) -> None:
@@ -156,7 +230,21 @@ def _build_section(section: str, kind: Any, values: dict[str, Any]) -> Any:
     return kind(**built)
 
 
+def _build_tables(key: str, kind: Any, value: Any) -> dict[str, Any]:
+    """Named tables of one kind: ``[eval.datasets.NAME]``."""
+    if not isinstance(value, dict):
+        raise ConfigError(f"{key} = {_show(value)}: expected tables, [{key}.{ANY_NAME}]")
+    for name, values in value.items():
+        if not _NAME.fullmatch(name):
+            raise ConfigError(f"{key}: {_show(name)} is no name: at most 64 letters, digits, - and _")
+        if not isinstance(values, dict):
+            raise ConfigError(f"{key}.{name} = {_show(values)}: expected a table, [{key}.{name}]")
+    return {name: _build_section(f"{key}.{name}", kind, values) for name, values in value.items()}
+
+
 def _convert(key: str, kind: Any, value: Any) -> Any:
+    if (table := _table_of(kind)) is not None:
+        return _build_tables(key, table, value)
     if value == NONE and _optional(kind):
         return None
     try:
@@ -166,8 +254,10 @@ def _convert(key: str, kind: Any, value: Any) -> Any:
         near = _nearest(value, choices) if isinstance(value, str) else ""
         shown = secret.MASK if key in secret.KEYS else _show(value)
         raise ConfigError(f"{key} = {shown}: expected {_allowed(kind)}{near}") from None
-    if isinstance(converted, float) and not math.isfinite(converted):
-        raise ConfigError(f"{key} = {converted}: expected {_allowed(kind)}, finite")
+    many = converted.values() if isinstance(converted, dict) else converted
+    numbers = many if isinstance(converted, list | dict) else [converted]
+    if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
+        raise ConfigError(f"{key} = {_show(converted)}: expected {_allowed(kind)}, finite")
     return converted
 
 
@@ -177,29 +267,49 @@ def _apply_override(table: dict[str, Any], override: str) -> None:
     name, raw = name.strip(), raw.strip()
     if not equals or not name:
         raise ConfigError(f"override {override!r}: expected section.key=value")
-    section, dot, key = name.partition(".")
-    kind = _key_types().get(name)
-    if not dot or kind is None:
+    *tables, key = name.split(".")
+    kind = _key_types().get(name) or _key_types().get(_any_name(name))
+    if not tables or kind is None:
         raise _unknown(name)
     try:
         parsed = tomllib.loads(f"value = {raw}")
         value = parsed["value"] if len(parsed) == 1 else raw
     except tomllib.TOMLDecodeError:
         value = raw
-    if not isinstance(value, str) and _plain(kind) == {str}:
+    takes = _plain(kind)
+    if str in takes and not isinstance(value, str) and not (isinstance(value, list) and len(takes) > 1):
         value = raw  # --set data.label_key=2024: the key takes text only
-    values = table.setdefault(section, {})
-    if not isinstance(values, dict):
-        raise ConfigError(f"{section} = {_show(values)}: expected a table, [{section}]")
+    values = table
+    for depth, part in enumerate(tables, 1):
+        values = values.setdefault(part, {})
+        if not isinstance(values, dict):
+            above = ".".join(tables[:depth])
+            raise ConfigError(f"{above} = {_show(values)}: expected a table, [{above}]")
     values[key] = value
 
 
 def _key_types() -> dict[str, Any]:
-    return {
-        f"{section.encode_name}.{key.encode_name}": key.type
-        for section in msgspec.structs.fields(RunConfig)
-        for key in msgspec.structs.fields(section.type)
-    }
+    """Every key's type; those of named tables as ``eval.datasets.NAME.key``."""
+    kinds: dict[str, Any] = {}
+    for section in msgspec.structs.fields(RunConfig):
+        for key in msgspec.structs.fields(section.type):
+            name = f"{section.encode_name}.{key.encode_name}"
+            kinds[name] = key.type
+            if (table := _table_of(key.type)) is not None:
+                kinds |= {f"{name}.{ANY_NAME}.{sub.encode_name}": sub.type for sub in msgspec.structs.fields(table)}
+    return kinds
+
+
+def _any_name(key: str) -> str:
+    """``key`` of a named table as :func:`_key_types` has it."""
+    parts = key.split(".")
+    return ".".join([*parts[:-2], ANY_NAME, parts[-1]]) if len(parts) > 3 else key
+
+
+def _table_of(kind: Any) -> Any:
+    """The section that the named tables of such a key hold; None: it is a plain key."""
+    held = get_args(kind)[1] if get_origin(kind) is dict else None
+    return held if isinstance(held, type) and issubclass(held, msgspec.Struct) else None
 
 
 def _unknown(name: str) -> ConfigError:
@@ -260,7 +370,11 @@ def _allowed(kind: Any) -> str:
         if get_origin(member) is Literal:
             texts.append(_one_of(get_args(member)))
         elif get_origin(member) is list:
-            texts.append({str: "a list of strings", int: "a list of integers"}[get_args(member)[0]])
+            (item,) = get_args(member)
+            words = {str: "a list of strings", int: "a list of integers"}
+            texts.append(words.get(item) or f"a list of numbers{_allowed(item).removeprefix('a number')}")
+        elif get_origin(member) is dict:
+            texts.append("a table of numbers" if get_args(member)[1] is float else "a table")
         else:
             words = {int: "an integer", float: "a number", str: "a string", bool: "true or false"}
             texts.append(" ".join([words[member], " and ".join(limits)]).strip())
@@ -286,4 +400,8 @@ def _toml(value: Any) -> str:
         return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007F")
     if isinstance(value, list | tuple):
         return "[" + ", ".join(_toml(item) for item in value) + "]"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{_toml(name)} = {_toml(item)}" for name, item in value.items()) + "}"
+    if isinstance(value, date | time):
+        return value.isoformat()
     raise TypeError(f"no TOML for {type(value).__name__}")

@@ -16,7 +16,7 @@ from miles_async.config import ConfigError, RunConfig
 
 ENV = "env:"
 MASK = "***"
-KEYS = frozenset({"router.api_key", "engine.api_key", "bus.url"})
+KEYS = frozenset({"router.api_key", "engine.api_key", "bus.url", "reward.rm_url"})  # a URL may hold a key
 
 
 def resolve(key: str, value: str | None) -> str | None:
@@ -32,6 +32,7 @@ def resolve(key: str, value: str | None) -> str | None:
 def check(config: RunConfig) -> None:
     """Refuse a secret that cannot be had or used, and a router that others could reach. Raises ConfigError."""
     resolve("bus.url", config.bus.url)
+    resolve("reward.rm_url", config.reward.rm_url)
     for key, value in (("router.api_key", config.router.api_key), ("engine.api_key", config.engine.api_key)):
         found = resolve(key, value)
         if found is not None and not (found.isascii() and found.isprintable() and found.strip() == found != ""):
@@ -65,4 +66,5 @@ def masked(config: RunConfig) -> RunConfig:
         router=replace(config.router, api_key=mask("router.api_key", config.router.api_key)),
         engine=replace(config.engine, api_key=mask("engine.api_key", config.engine.api_key)),
         bus=replace(config.bus, url=mask("bus.url", config.bus.url)),
+        reward=replace(config.reward, rm_url=mask("reward.rm_url", config.reward.rm_url)),
     )

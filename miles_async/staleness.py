@@ -24,6 +24,17 @@ the B groups of batch ``k`` start, once version ``k`` is confirmed everywhere: t
 
 *Drop* admits by the same count but takes groups as they finish, so a slow group may be overtaken and grow too old; it
 is then evicted, which frees its place.
+
+*Over-sampling* lets ``W = B + E`` groups be open for a batch, ``E`` of them to spare (a filter drops some, or they are
+slow). Batch ``k`` is the first ``B`` ready ones among the ``W`` that were dealt first, its window; with the batch, what is
+left of the window is dropped as surplus, whatever its state. So a group that is dealt when ``o`` are open is trained or
+dropped with batch ``k + floor(o/W)`` at the latest (drops before it only bring it forward), and admission while
+
+    k + floor(o/W) - L <= s        that is        o < (s + L + 1 - k) * W
+
+keeps its lag within ``L``. For that, a batch and its drops are one transition, and what is admitted at ``k`` is dealt before
+batch ``k`` is recorded or not at all. It does not deadlock, as above: at least ``W`` groups may be open whenever batch ``k``
+is waited for, each of them finishes, and one that is dropped is replaced.
 """
 
 from __future__ import annotations
@@ -33,7 +44,6 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from bus.messages import ReadyGroup
-from miles_async.config import Staleness
 
 STALE = "stale"
 
@@ -84,10 +94,14 @@ def lag(group: ReadyGroup, version: int) -> int:
     return version - group.oldest_version
 
 
-def admissible(state: StalenessState, max_lag: int) -> int:
-    """Groups that may start so that each is within ``max_lag`` when consumed in dealt order (derived above)."""
-    limit = min(state.serving_version + max_lag + 1, state.total_steps) * state.batch_size
-    return max(0, limit - (state.batched_steps * state.batch_size + state.open_groups))
+def admissible(state: StalenessState, max_lag: int, extra: int = 0) -> int:
+    """Groups that may start so that each is within ``max_lag`` when consumed in dealt order (derived above).
+
+    ``extra``: groups that are open for a batch beyond those that it trains.
+    """
+    window = state.batch_size + extra
+    limit = min(state.serving_version + max_lag + 1, state.total_steps) * window
+    return max(0, limit - (state.batched_steps * window + state.open_groups))
 
 
 def too_old(ready: Sequence[ReadyGroup], version: int, max_lag: int) -> list[tuple[str, str]]:
@@ -134,6 +148,22 @@ class Drop(_Bounded):
         return tuple(usable[:batch_size]) if len(usable) >= batch_size else None
 
 
-def make_policy(config: Staleness) -> StalenessPolicy:
-    """The policy that ``config.policy`` names, with its bound."""
-    return {"fifo": Fifo, "drop": Drop}[config.policy](config.max_lag)
+@dataclass(frozen=True, slots=True)
+class OverSampled(_Bounded):
+    """Train the first of each window that are ready, in dealt order; the ledger drops its ``extra`` others with the batch.
+
+    A filter or a slow group does not hold up the step; long responses are lost more.
+    """
+
+    extra: int
+
+    def admit(self, state: StalenessState) -> int:
+        return admissible(state, self.max_lag, self.extra)
+
+    def select(
+        self, ready: Sequence[ReadyGroup], open_order: Sequence[str], version: int, batch_size: int
+    ) -> tuple[str, ...] | None:
+        place = {group_id: i for i, group_id in enumerate(open_order[: batch_size + self.extra])}
+        fresh = (group.group_id for group in ready if lag(group, version) <= self.max_lag)
+        first = [group_id for group_id in fresh if group_id in place][:batch_size]
+        return tuple(sorted(first, key=place.__getitem__)) if len(first) == batch_size else None

@@ -6,8 +6,9 @@ token is added on its own, and workers that need only this start in a fraction o
 
 from __future__ import annotations
 
+import copy
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,16 @@ class Tokenizer:
         self._config = _read_json(self.directory / "tokenizer_config.json")
         self.vocab_size: int = _model_vocab(model) or self._tokenizer.get_vocab_size(with_added_tokens=True)
         self.eos_token_ids: tuple[int, ...] = self._find_eos(model)
+        self._template_path: Path | None = None  # None: the checkpoint's own
+        self._variables: dict[str, Any] = {}
+
+    def for_chats(self, template: str | Path | None, variables: Mapping[str, Any]) -> Tokenizer:
+        """This tokenizer, rendering chats by the jinja file ``template`` (None: the checkpoint's) with ``variables`` set."""
+        other = copy.copy(self)
+        other.__dict__.pop("_template", None)
+        other._template_path = None if template is None else Path(template)
+        other._variables = dict(variables)
+        return other
 
     def encode(self, text: str) -> list[int]:
         """Token ids of ``text``; special tokens only where the text spells them."""
@@ -61,20 +72,18 @@ class Tokenizer:
     def render_chat(
         self, messages: Sequence[dict[str, Any]], *, add_generation_prompt: bool = True, **variables: Any
     ) -> str:
-        """The prompt text of a list of ``{"role", "content"}`` messages, by the checkpoint's chat template.
+        """The prompt text of a list of ``{"role", "content"}`` messages, by the chat template.
 
-        ``variables`` (``tools``, ``enable_thinking``, ...) are handed to the template. Raises TokenizerError: there
-        is no template, or it refuses the messages.
+        ``variables`` (``tools``, ``enable_thinking``, ...) are handed to the template and win over those of
+        :meth:`for_chats`. Raises TokenizerError: there is no template, or it refuses the messages.
         """
+        template = self._template
+        fixed = {"messages": list(messages), "add_generation_prompt": add_generation_prompt}
+        given = {"tools": None, "documents": None} | self._special_tokens | self._variables | variables | fixed
         try:
-            return self._template.render(
-                messages=list(messages),
-                add_generation_prompt=add_generation_prompt,
-                **self._special_tokens,
-                **{"tools": None, "documents": None, **variables},
-            )
-        except jinja2.TemplateError as error:
-            raise TokenizerError(f"chat template of {self.directory}: {error}") from None
+            return template.render(given)
+        except Exception as error:  # a template is not our code: whatever it raises is its refusal
+            raise TokenizerError(f"chat template of {self._template_owner}: {' '.join(str(error).split())}") from None
 
     @cached_property
     def _template(self) -> jinja2.Template:
@@ -93,12 +102,19 @@ class Tokenizer:
         try:
             return environment.from_string(source)
         except jinja2.TemplateError as error:
-            raise TokenizerError(f"chat template of {self.directory}: {error}") from None
+            raise TokenizerError(f"chat template of {self._template_owner}: {error}") from None
+
+    @property
+    def _template_owner(self) -> Path:
+        return self._template_path or self.directory
 
     def _find_template(self) -> str | None:
-        path = self.directory / "chat_template.jinja"
-        if path.is_file():
-            return path.read_text(encoding="utf-8")
+        path = self._template_path or self.directory / "chat_template.jinja"
+        if path == self._template_path or path.is_file():
+            try:
+                return path.read_text(encoding="utf-8")
+            except (OSError, UnicodeDecodeError) as error:
+                raise TokenizerError(f"chat template {path}: {getattr(error, 'strerror', None) or error}") from None
         template = self._config.get("chat_template")
         if isinstance(template, list):  # named templates
             template = {entry["name"]: entry["template"] for entry in template}.get("default")

@@ -64,8 +64,8 @@ class Story:
         named = enumerate(zip(pairs[::2], (entry.encode() for entry in pairs[1::2]), strict=True))
         return Expected([i for i, (gid, e) in named if view.sample.get(gid) != e and e in view.samples], [])
 
-    def _admit(self, view: Any, limit: int, start: int, *flat: Any) -> Expected:
-        if start != self.position:
+    def _admit(self, view: Any, limit: int, start: int, step: int, *flat: Any) -> Expected:
+        if start != self.position or step not in (-1, self.last_step):
             return Expected([0, self.position], [])
         room, ids, passed = limit - len(self.in_place(OPEN)), [], 0
         for gid in flat[::2]:
@@ -111,6 +111,9 @@ class Story:
         last = self.claim[gid] >= attempts
         return Expected(2, [("dropped", [gid])]) if last else Expected(1, [("failed", [gid])])
 
+    def _discard(self, view: Any, gid: str, lease: str, _reason: str, _detail: str, _: bytes) -> Expected:
+        return Expected(1, [("dropped", [gid])]) if self._valid(gid, lease) else Expected(0, [])
+
     def _release(self, view: Any, lease: str, _why: str) -> Expected:
         ids = sorted(gid for gid, holder in self.lease.items() if lease in ("", holder))
         return Expected(len(ids), [("released", ids)] if ids else [])
@@ -119,12 +122,13 @@ class Story:
         is_open = self.place.get(gid) in tuple(OPEN)
         return Expected(1, [("dropped", [gid])]) if is_open else Expected(0, [])
 
-    def _batch(self, view: Any, step: int, _record: bytes, *ids: str) -> Expected:
+    def _batch(self, view: Any, step: int, _record: bytes, surplus: int, *ids: str) -> Expected:
         if step <= self.last_step:
             return Expected(2, [])
         if step > self.last_step + 1 or any(self.place.get(gid) != "r" for gid in ids):
             return Expected(0, [])
-        return Expected(1, [("batched", sorted(ids))])
+        others = [gid for gid in self.in_place(OPEN) if gid not in ids]
+        return Expected(1, [("batched", sorted(ids)), *(("dropped", [gid]) for gid in others[:surplus])])
 
     def _commit(self, view: Any, step: int) -> Expected:
         if step > self.last_step:

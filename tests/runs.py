@@ -27,6 +27,7 @@ TINY: dict[str, dict[str, Any]] = {
     "data": {"prompt_data": "builtin:repeat"},
     "run": {"num_steps": 4, "seed": 3, "stop_timeout_s": 20.0},
     "rollout": {"rollout_batch_size": 8, "n_samples_per_prompt": 4, "rollout_max_response_len": 10},
+    "algorithm": {"correction": "behaviour"},
     "learner": {"lr": 1e-3},
     "checkpoint": {"save_interval": 50, "save_hf": False},
     "monitor": {"live": "off", "tensorboard": False, "heartbeat_s": 0.2},

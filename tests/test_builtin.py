@@ -18,7 +18,9 @@ from miles_async.tokenizer import Tokenizer
 torch.set_num_threads(1)
 
 
-@pytest.mark.parametrize(("name", "parameters"), [("builtin:digits", 75_136), ("builtin:words", 804_096)])
+@pytest.mark.parametrize(
+    ("name", "parameters"), [("builtin:digits", 75_136), ("builtin:guess", 75_136), ("builtin:words", 804_096)]
+)
 def test_transformers_loads_the_checkpoint_whole(tmp_path: Path, name: str, parameters: int) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

@@ -23,6 +23,8 @@ CONFIG = """
 hf_checkpoint = "builtin:tiny"
 [data]
 prompt_data = "builtin:repeat"
+[algorithm]
+correction = "behaviour"
 [run]
 num_steps = 7
 """

@@ -11,11 +11,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from miles_async.config import ConfigError, Data, Learner, Model, Rollout, RunConfig
+from miles_async.config import Algorithm, ConfigError, Data, Learner, Model, Rollout, RunConfig
 from miles_async.config_load import dump, load, parse
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
-MINIMAL = '[model]\nhf_checkpoint = "builtin:digits"\n[data]\nprompt_data = "builtin:repeat"\n'
+MINIMAL = (
+    '[model]\nhf_checkpoint = "builtin:digits"\n[data]\nprompt_data = "builtin:repeat"\n'
+    '[algorithm]\ncorrection = "behaviour"\n'
+)
 
 
 def write(directory: Path, text: str = MINIMAL) -> Path:
@@ -34,7 +37,11 @@ def error(text: str, *overrides: str, base: Path | None = None) -> str:
 
 def test_a_minimal_file_gives_the_defaults(tmp_path: Path) -> None:
     config = load(write(tmp_path))
-    assert config == RunConfig(model=Model(hf_checkpoint="builtin:digits"), data=Data(prompt_data="builtin:repeat"))
+    assert config == RunConfig(
+        model=Model(hf_checkpoint="builtin:digits"),
+        data=Data(prompt_data="builtin:repeat"),
+        algorithm=Algorithm(correction="behaviour"),
+    )
 
 
 @pytest.mark.parametrize("name", ["quickstart.toml", "sync.toml"])
@@ -84,6 +91,7 @@ def test_a_dumped_configuration_loads_back_equal() -> None:
         data=Data(prompt_data="builtin:repeat", label_key=None),
         learner=Learner(lr=1e-6, lr_decay_steps=5, adam_eps=1e-12),
         rollout=Rollout(rollout_stop=["a\n", 'b"\\', "é\x7f🙂"], rollout_stop_token_ids=[3]),
+        algorithm=Algorithm(correction=["tis", "opsm"], tis_clip=3.0),
     )
     assert parse(dump(config)) == config
 
@@ -108,7 +116,8 @@ def test_relative_paths_mean_beside_the_toml_file(tmp_path: Path, monkeypatch: p
     path = write(
         tmp_path,
         '[model]\nhf_checkpoint = "model"\n[data]\nprompt_data = "./prompts.jsonl"\n'
-        '[reward]\nrm_type = "my_reward.score"\n[weights]\nsnapshot_dir = "snapshots"\n',
+        '[reward]\nrm_type = "my_reward.score"\n[weights]\nsnapshot_dir = "snapshots"\n'
+        '[algorithm]\ncorrection = "behaviour"\n',
     )
     monkeypatch.chdir("/")
     config = load(path)
@@ -147,11 +156,11 @@ def test_a_syntax_error_names_file_and_line(tmp_path: Path) -> None:
         ("learner.lr_decay_steps=x", 'learner.lr_decay_steps = "x": expected an integer >= 1 or "none"'),
         ("engine.urls=x", 'engine.urls = "x": expected a list of strings'),
         ("engine.urls=[1]", "engine.urls = [1]: expected a list of strings"),
-        ("staleness.policy=fif", 'staleness.policy = "fif": expected one of "fifo", "drop"; did you mean "fifo"?'),
+        ("staleness.policy=fif", 'staleness.policy = "fif": there is no such built-in; did you mean "fifo"?'),
         ("staleness.policy", "override 'staleness.policy': expected section.key=value"),
         (
             "model.hf_checkpoint=builtin:digit",
-            'did you mean "builtin:digits"?; one of "builtin:digits", "builtin:words"',
+            'did you mean "builtin:digits"?; one of "builtin:digits", "builtin:guess", "builtin:words"',
         ),
         ("data.prompt_data=builtin:x", 'one of "builtin:repeat", "builtin:repeat9"'),
         ("model.hf_checkpoint=nowhere", "no such directory"),
@@ -170,7 +179,8 @@ def test_unknown_and_malformed_sections_are_refused() -> None:
     assert error(MINIMAL + "[learnr]\nlr = 1\n") == 'unknown section "learnr"; did you mean "learner"?'
     assert error('model = "x"') == 'model = "x": expected a table, [model]'
     assert error("[model]\n") == "model.hf_checkpoint is missing: a string"
-    assert error('[model]\nhf_checkpoint = "builtin:digits"\n') == "data.prompt_data is missing: a string"
+    no_data = '[model]\nhf_checkpoint = "builtin:digits"\n[staleness]\nmax_lag = 0\n'
+    assert error(no_data) == "data.prompt_data is missing: a string or a list of strings"
     assert "expected a string" in error(MINIMAL + "[router]\nhost = 1979-05-27\n")
 
 

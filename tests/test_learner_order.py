@@ -14,7 +14,7 @@ import pytest
 
 from actors.learner import Learner, ResumeError
 from actors.runtime.context import ActorContext, ActorSpec
-from bus import Bus, Ledger
+from bus import Bus, Ledger, balanced
 from bus.codec import TOKENS, VERSIONS, pack
 from bus.messages import Event, Group, Sample, Snapshot, Ticket
 from miles_async.config import Checkpoint, Data, Model, Rollout, Run, RunConfig, Staleness
@@ -204,3 +204,33 @@ async def test_each_step_and_its_weights_are_on_record(
     assert await snapshots(bus) == [0, 1, 2, 3]
     kinds = [event.kind for event in (await bus.read("events", Event, "0"))[0]]
     assert kinds == ["learner_ready", "checkpoint", "learner_done"]
+
+
+async def test_what_is_left_of_a_full_batchs_window_is_dropped_on_record(
+    bus: Bus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger = Ledger(bus)
+    await publish(ledger, 4)
+    await ledger.admit([Ticket(group_id="0-4-0", prompt_tokens=b"", sampling_seed=4)], limit=99, position=4)
+    trainer = StandInTrainer()
+    rollout = Rollout(rollout_batch_size=BATCH, over_sampling_batch_size=BATCH + 1)
+    await run(make_learner(bus, tmp_path, trainer, monkeypatch, run=Run(num_steps=1), rollout=rollout))
+    assert trainer.trained == [("0-0-0", "0-1-0")]
+    counts = await ledger.counts()
+    assert (counts["dropped:surplus"], counts["ready"], counts["waiting"]) == (1, 1, 1) and balanced(counts)
+    assert (await ledger.open_groups()).order == ("0-3-0", "0-4-0")  # the next window is not touched
+
+
+async def test_what_the_buffer_filter_names_is_dropped_before_a_batch_is_chosen(
+    bus: Bus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "my_filters.py").write_text(
+        "def every_second(ready, version):\n    return [g.group_id for g in ready if g.group_id in ('0-0-0', '0-2-0')]\n"
+    )
+    ledger = Ledger(bus)
+    await publish(ledger, 4)
+    trainer = StandInTrainer()
+    rollout = Rollout(rollout_batch_size=BATCH, buffer_filter=f"{tmp_path}/my_filters.py:every_second")
+    await run(make_learner(bus, tmp_path, trainer, monkeypatch, run=Run(num_steps=1), rollout=rollout))
+    assert trainer.trained == [("0-1-0", "0-3-0")]
+    assert (await ledger.counts())["dropped:buffer_filter"] == 2 and balanced(await ledger.counts())

@@ -64,11 +64,11 @@ class LedgerMachine(LedgerClients):
     few = precondition(lambda self: len(self.running) < 4)
 
     @few
-    @rule(n=st.integers(1, 3), commands=COMMANDS)
-    def admit(self, n: int, commands: int) -> None:
-        start = self.story.position
+    @rule(n=st.integers(1, 3), commands=COMMANDS, fenced=st.booleans())
+    def admit(self, n: int, commands: int, fenced: bool = False) -> None:
+        start, step = self.story.position, self.story.last_step if fenced else None
         tickets = [ticket(start + i) for i in range(n)]
-        self.begin(lambda: self.ledger.admit(tickets, limit=LIMIT, position=start), commands)
+        self.begin(lambda: self.ledger.admit(tickets, limit=LIMIT, position=start, step=step), commands)
 
     @few
     @rule(worker=WORKERS, count=st.integers(1, 3), lease_ms=st.sampled_from([60_000, 60_000, 0]), commands=COMMANDS)
@@ -107,6 +107,13 @@ class LedgerMachine(LedgerClients):
     @few
     @precondition(lambda self: self.held)
     @rule(which=INDEX, commands=COMMANDS)
+    def discard(self, which: int, commands: int) -> None:
+        gid, lease = self.holder(which)
+        self.begin(lambda: self.ledger.discard(gid, lease, "zero_std", "no", lengths=[1]), commands, lease)
+
+    @few
+    @precondition(lambda self: self.held)
+    @rule(which=INDEX, commands=COMMANDS)
     def begin_last(self, which: int, commands: int) -> None:
         gid, lease = self.holder(which)
         self.begin(lambda: self.ledger.begin_last(gid, lease), commands, lease)
@@ -132,20 +139,20 @@ class LedgerMachine(LedgerClients):
         gid = choice[which % len(choice)]
         self.begin(lambda: self.ledger.drop(gid, "stale"), commands)
 
-    async def _select(self, n: int) -> Batch | None:
+    async def _select(self, n: int, surplus: int = 0) -> Batch | None:
         """As the learner does it: look, choose, record."""
         step = (await self.ledger.steps())[0] + 1
         now = await self.ledger.open_groups()
         state = dict(zip(now.order, now.states, strict=True))
         ready, _ = await self.ledger.ready_groups("0", block_ms=0)
         chosen = [r for r in ready if state.get(r.group_id) == "r"][:n]
-        return await self.ledger.batch(step, chosen) if chosen else None
+        return await self.ledger.batch(step, chosen, surplus=surplus) if chosen else None
 
     @few
     @precondition(lambda self: "r" in self.story.place.values())
-    @rule(n=st.integers(1, 3), commands=st.sampled_from([99, 99, 99, 0, 2, 3]))
-    def batch(self, n: int, commands: int) -> None:
-        self.begin(lambda: self._select(n), commands)
+    @rule(n=st.integers(1, 3), surplus=st.sampled_from([0, 0, 1, 2]), commands=st.sampled_from([99, 99, 99, 0, 2, 3]))
+    def batch(self, n: int, commands: int, surplus: int = 0) -> None:
+        self.begin(lambda: self._select(n, surplus), commands)
 
     @few
     @precondition(lambda self: self.story.last_step > self.story.committed)

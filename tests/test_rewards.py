@@ -10,10 +10,12 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
+from miles_async.config import Reward
 from miles_async.rewards import (
     Grader,
     RewardConfigError,
@@ -71,8 +73,12 @@ def module(tmp_path: Path) -> Path:
 
 @pytest.fixture
 async def grader(module: Path) -> AsyncIterator[Grader]:
-    async with Grader(f"{module}:by_command", timeout_s=0.5) as grader:
+    async with grader_of(f"{module}:by_command", timeout_s=1.0) as grader:
         yield grader
+
+
+def grader_of(rm_type: str, max_tasks: int = 2000, start_timeout_s: float = 120.0, **keys: Any) -> Grader:
+    return Grader(Reward(rm_type=rm_type, **keys), max_tasks=max_tasks, start_timeout_s=start_timeout_s)
 
 
 def sample(response: str, label: str | None = "", finish_reason: str = "stop", **fields: object) -> RewardSample:
@@ -101,7 +107,7 @@ def test_graded_match_counts_positions_and_the_stop(response: str, finish_reason
 
 
 async def test_graded_match_is_full_only_for_the_label_and_a_stop() -> None:
-    async with Grader("graded_match") as grader:
+    async with grader_of("graded_match") as grader:
         assert await grader.grade(sample("", "")) == 1.0
         assert await grader.grade(sample("7", "7")) == 1.0
         assert my_children() == []  # cheap: no process
@@ -117,7 +123,7 @@ def test_exact_match_ignores_white_space_around() -> None:
 
 
 async def test_math_compares_mathematics() -> None:
-    async with Grader("math", timeout_s=60) as grader:
+    async with grader_of("math", timeout_s=60) as grader:
         cases = [
             (r"so the answer is \boxed{\frac{1}{2}}.", "0.5", 1.0),
             (r"so $x = \frac{2}{4}$", r"\frac{1}{2}", 1.0),
@@ -134,7 +140,7 @@ async def test_math_compares_mathematics() -> None:
 
 
 async def test_a_function_of_the_user_sees_the_whole_sample(module: Path) -> None:
-    async with Grader(f"{module}:good", num_processes=2) as grader:
+    async with grader_of(f"{module}:good", num_processes=2) as grader:
         rewards = await asyncio.gather(
             *(grader.grade(sample("ab", tokens=[i], metadata={"bonus": 0.5})) for i in range(20))
         )
@@ -144,7 +150,7 @@ async def test_a_function_of_the_user_sees_the_whole_sample(module: Path) -> Non
 @pytest.mark.parametrize("response", ["hang", "hold the interpreter"])
 async def test_a_hanging_call_costs_that_call_and_its_process(grader: Grader, response: str) -> None:
     before = await grader.grade(sample("pid"))
-    with pytest.raises(RewardError, match=r"by_command gave no reward within 0.5 s") as caught:
+    with pytest.raises(RewardError, match=r"by_command gave no reward within 1 s") as caught:
         await grader.grade(sample(response))
     assert caught.value.reason == "reward_timeout"
     assert not psutil.pid_exists(int(before))
@@ -152,7 +158,7 @@ async def test_a_hanging_call_costs_that_call_and_its_process(grader: Grader, re
 
 
 async def test_an_async_function_that_blocks_does_not_block_the_loop(module: Path) -> None:
-    async with Grader(f"{module}:blocks", timeout_s=0.5) as grader:
+    async with grader_of(f"{module}:blocks", timeout_s=0.5) as grader:
         call = asyncio.create_task(grader.grade(sample("x")))
         turns = 0
         while not call.done():
@@ -191,19 +197,19 @@ async def test_a_process_killed_between_calls_is_replaced(grader: Grader) -> Non
 
 
 async def test_a_cancelled_call_does_not_answer_the_next_one(module: Path) -> None:
-    async with Grader(f"{module}:by_command", timeout_s=30) as grader:
+    async with grader_of(f"{module}:by_command", timeout_s=30) as grader:
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(grader.grade(sample("hang")), 0.3)
         assert await grader.grade(sample("fine")) == 1.0
 
 
 async def test_a_process_is_renewed_after_max_tasks(module: Path) -> None:
-    async with Grader(f"{module}:by_command", max_tasks=2) as grader:
+    async with grader_of(f"{module}:by_command", max_tasks=2) as grader:
         assert [await grader.grade(sample("calls")) for _ in range(5)] == [1, 2, 1, 2, 1]
 
 
 async def test_nothing_outlives_close(module: Path) -> None:
-    grader = Grader(f"{module}:by_command", num_processes=2)
+    grader = grader_of(f"{module}:by_command", num_processes=2)
     await grader.start()
     assert len(my_children()) == 2
     await grader.close()
@@ -214,9 +220,10 @@ async def test_nothing_outlives_close(module: Path) -> None:
 def test_a_killed_worker_leaves_no_grading_process(module: Path) -> None:
     code = """if True:
         import asyncio, sys
+        from miles_async.config import Reward
         from miles_async.rewards import Grader, RewardSample
         async def main():
-            grader = Grader(sys.argv[1], timeout_s=600)
+            grader = Grader(Reward(rm_type=sys.argv[1], timeout_s=600))
             await grader.start()
             print(int(await grader.grade(RewardSample(prompt="", response="pid"))), flush=True)
             await grader.grade(RewardSample(prompt="", response="hold the interpreter"))
@@ -241,7 +248,7 @@ def test_a_killed_worker_leaves_no_grading_process(module: Path) -> None:
 def test_a_module_that_cannot_be_imported_is_refused_at_start(module: Path, text: str, expected: str) -> None:
     module.write_text(text)
     with pytest.raises(RewardConfigError, match=expected):
-        asyncio.run(Grader(f"{module}:good", start_timeout_s=2).start())
+        asyncio.run(grader_of(f"{module}:good", start_timeout_s=2).start())
     assert my_children() == []
 
 
@@ -283,7 +290,7 @@ async def test_reasoning_gym_rewards_come_from_its_own_scorers(tmp_path: Path) -
     command = [sys.executable, script, "--size", "2", "--out", tmp_path / "prompts.jsonl"]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)  # noqa: ASYNC221  nothing else runs here
     rows = [json.loads(line) for line in (tmp_path / "prompts.jsonl").read_text().splitlines()]
-    async with Grader(f"{script}:score") as grader:
+    async with grader_of(f"{script}:score") as grader:
         for row in rows:
             fields = {"prompt": row["input"], "label": row["label"], "metadata": row["metadata"]}
             assert await grader.grade(RewardSample(response=row["label"], **fields)) == 1.0

@@ -64,7 +64,9 @@ def test_a_learner_that_stands_still_or_a_full_redis_stops_admission_and_loses_n
     # the learner stands still: what is open grows up to what may be open, and no further
     learner = pid_of(run_dir, "learner-0")
     os.kill(learner, signal.SIGSTOP)
-    wait_until(lambda: doing(run_dir, "dealer").startswith("waits for the learner"), "end of admission", process)
+    # or for its snapshot to reach the engines, if it was stopped before it had one
+    ended = ("waits for the learner", "waits for engines to serve")
+    wait_until(lambda: doing(run_dir, "dealer").startswith(ended), "end of admission", process)
     wait_until(lambda: ledger(run_dir)["in_flight"] + ledger(run_dir)["waiting"] == 0, "end of generation", process)
     still = ledger(run_dir)
     assert still["ready"] <= (max_lag + 1) * batch

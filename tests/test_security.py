@@ -25,7 +25,10 @@ from miles_async.config_load import dump, parse
 from miles_async.secret import is_loopback, masked, resolve
 
 ROOT = Path(__file__).parents[1]
-MINIMAL = '[model]\nhf_checkpoint = "builtin:digits"\n[data]\nprompt_data = "builtin:repeat"\n'
+MINIMAL = (
+    '[model]\nhf_checkpoint = "builtin:digits"\n[data]\nprompt_data = "builtin:repeat"\n'
+    '[algorithm]\ncorrection = "behaviour"\n'
+)
 PASSWORD = "correct-horse"
 KEPT = ("router-secret-1", "engine-secret-2", PASSWORD)
 

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from bus.messages import ReadyGroup
 from miles_async.config import Staleness
-from miles_async.staleness import Drop, Fifo, StalenessPolicy, StalenessState, make_policy
+from miles_async.staleness import Drop, Fifo, OverSampled, StalenessPolicy, StalenessState
+from miles_async.staleness_choice import make_policy
 
 
 @dataclass
@@ -23,14 +24,26 @@ class Result:
     batches: list[list[int]] = field(default_factory=list)
     lags: list[int] = field(default_factory=list)
     dropped: int = 0
+    refused: int = 0  # by a filter, as soon as they were generated
+    surplus: int = 0
     max_open: int = 0
+    duration: float = 0.0
     started_at: list[int] = field(default_factory=list)  # the learner's version when a group was dealt
 
 
 def simulate(
-    policy: StalenessPolicy, *, seed: int, batch_size: int, steps: int, engines: int, slots: int, update_interval: int
+    policy: StalenessPolicy,
+    *,
+    seed: int,
+    batch_size: int,
+    steps: int,
+    engines: int,
+    slots: int,
+    update_interval: int,
+    refuse: float = 0.0,
 ) -> Result:
-    """A run by events: engines of their own pace with in-flight updates, delayed and skipped pushes, a slow learner.
+    """A run by events: engines of their own pace with in-flight updates, delayed and skipped pushes, a slow learner, and a
+    filter that refuses a share ``refuse`` of the groups.
 
     A group's tokens belong to whatever its engine serves while it runs, so its oldest version is that at its start.
     """
@@ -82,13 +95,19 @@ def simulate(
                 by_id = {group.group_id: group for group in ready}
                 result.batches.append([int(group_id) for group_id in chosen])
                 result.lags += [version - by_id[group_id].oldest_version for group_id in chosen]
-                order = [group_id for group_id in order if group_id not in chosen]
-                ready = [group for group in ready if group.group_id not in chosen]
+                spare = policy.extra if isinstance(policy, OverSampled) else 0
+                surplus = [group_id for group_id in order if group_id not in chosen][:spare]  # as the ledger drops them
+                result.surplus += len(surplus)
+                gone = {*chosen, *surplus}
+                order = [group_id for group_id in order if group_id not in gone]
+                waiting = [group_id for group_id in waiting if group_id not in gone]
+                ready = [group for group in ready if group.group_id not in gone]
                 training = True
                 at(rng.uniform(0.1, 2), "trained")
                 continue  # so does a batch
         assert events, f"deadlock at version {version}: {state}, {len(ready)} ready, serving {serving}"
         clock, _, kind, data = heapq.heappop(events)
+        result.duration = clock
         if kind == "trained":
             training = False
             version += 1
@@ -101,6 +120,12 @@ def simulate(
         else:
             group_id, oldest, engine, slot = data
             free.append((engine, slot))
+            if group_id not in order:
+                continue  # dropped while it was generated
+            if refuse and rng.random() < refuse:
+                order.remove(group_id)
+                result.refused += 1
+                continue
             ready.append(
                 ReadyGroup(
                     group_id=group_id,
@@ -164,6 +189,51 @@ def test_a_bound_of_zero_is_the_synchronous_loop(run: dict, policy: StalenessPol
     assert result.started_at == [position // size for position in range(size * run["steps"])]
 
 
+@settings(max_examples=150, deadline=None)
+@given(
+    run=runs,
+    max_lag=st.integers(0, 3),
+    extra=st.integers(1, 5),
+    refuse=st.sampled_from([0.0, 0.3, 0.8]),
+    data=st.data(),
+)
+def test_over_sampling_keeps_the_bound_and_every_batch_is_whole_and_every_group_has_its_place(
+    run: dict, max_lag: int, extra: int, refuse: float, data: st.DataObject
+) -> None:
+    interval = data.draw(st.integers(1, max_lag + 1))
+    result = simulate(OverSampled(max_lag, extra), update_interval=interval, refuse=refuse, **run)
+    assert max(result.lags) <= max_lag
+    assert result.dropped == 0  # nothing grows too old: the surplus is dropped before it could
+    assert [len(batch) for batch in result.batches] == [run["batch_size"]] * run["steps"]
+    trained = list(chain.from_iterable(result.batches))
+    assert len(set(trained)) == len(trained) and trained == sorted(trained)
+    assert len(result.started_at) == len(trained) + result.surplus + result.refused
+    assert result.max_open <= (max_lag + 1) * (run["batch_size"] + extra)
+
+
+@settings(max_examples=100, deadline=None)
+@given(run=runs, max_lag=st.integers(0, 3), policy=st.sampled_from([Fifo, Drop]), data=st.data())
+def test_a_filter_that_refuses_groups_changes_neither_the_bound_nor_the_batches(
+    run: dict, max_lag: int, policy: type, data: st.DataObject
+) -> None:
+    interval = data.draw(st.integers(1, max_lag + 1))
+    result = simulate(policy(max_lag), update_interval=interval, refuse=0.5, **run)
+    assert max(result.lags) <= max_lag
+    assert [len(batch) for batch in result.batches] == [run["batch_size"]] * run["steps"]
+    if policy is Fifo:  # each refused group is replaced, and by one
+        assert len(result.started_at) == run["batch_size"] * run["steps"] + result.refused
+        assert result.dropped == 0
+
+
+def test_over_sampling_does_not_wait_for_what_a_filter_refuses() -> None:
+    """At bound 0 the next group of a step that lacks one starts only then: to spare ones have begun already."""
+    run = {**WIDE, "steps": 40, "update_interval": 1, "refuse": 0.4}
+    plain, spare = simulate(Fifo(0), **run), simulate(OverSampled(0, 8), **run)
+    assert plain.surplus == 0 < spare.surplus
+    assert set(plain.lags) == set(spare.lags) == {0}
+    assert spare.duration < 0.8 * plain.duration
+
+
 def test_the_bound_is_used_and_not_only_kept() -> None:
     for max_lag in (1, 2, 4):
         result = simulate(Fifo(max_lag), update_interval=1, **WIDE)
@@ -204,6 +274,18 @@ def test_fifo_waits_for_the_group_dealt_first() -> None:
     assert Fifo(1).select([], [], version=5, batch_size=2) is None
 
 
+def test_over_sampling_takes_the_first_that_are_ready_of_its_window() -> None:
+    policy, order = OverSampled(1, extra=2), ["a", "b", "c", "d", "e"]
+    assert policy.select([ready("d", 5)], order, version=5, batch_size=2) is None
+    assert (
+        policy.select([ready("d", 5), ready("e", 5)], order, version=5, batch_size=2) is None
+    )  # e: of the next window
+    three = [ready("d", 5), ready("b", 5), ready("a", 5)]
+    chosen = policy.select(three, order, version=5, batch_size=2)
+    assert chosen == ("b", "d")  # in the order they were dealt
+    assert policy.select([ready("d", 3), ready("b", 5)], order, version=5, batch_size=2) is None
+
+
 def test_drop_takes_groups_as_they_were_published() -> None:
     groups = [ready("c", 5), ready("b", 5)]
     assert Drop(1).select(groups, ["a", "b", "c"], version=5, batch_size=2) == ("c", "b")
@@ -221,3 +303,4 @@ def test_a_group_beyond_the_bound_is_evicted_and_never_selected(policy: Stalenes
 def test_the_configuration_names_the_policy() -> None:
     assert make_policy(Staleness(policy="fifo", max_lag=3)) == Fifo(3)
     assert make_policy(Staleness(policy="drop", max_lag=0)) == Drop(0)
+    assert make_policy(Staleness(max_lag=2), extra=4) == OverSampled(2, 4)

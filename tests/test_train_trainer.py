@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -13,37 +13,21 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from train_support import hf_log_probs, make_checkpoint, make_config, make_groups
+from train_support import Build, hf_log_probs, make_checkpoint, make_groups, trainers
 
 from bus.codec import LOGPROBS, MASK, TOKENS, VERSIONS, pack, unpack
 from bus.messages import Group
+from miles_async.rl.terms import LossTerms, Metrics
 from miles_async.train.batch import BatchError
 from miles_async.train.bridge import ModelError
 from miles_async.train.optimizer import NonFiniteGradient
-from miles_async.train.trainer import LagExceeded, MegatronTrainer
-
-Build = Callable[..., MegatronTrainer]
+from miles_async.train.trainer import LagExceeded
 
 
 @pytest.fixture
 def build(tmp_path: Path) -> Iterator[Build]:
-    """Builds a trainer; the one before is closed first, as a process holds one at a time."""
-    open_trainers: list[MegatronTrainer] = []
-
-    def make(path: Path, **sections: Any) -> MegatronTrainer:
-        close()
-        meeting = tmp_path / f"meeting-{len(list(tmp_path.iterdir()))}"
-        config = make_config(path, **sections)
-        trainer = MegatronTrainer(config, str(path), rank=0, world_size=1, init_method=f"file://{meeting}")
-        open_trainers.append(trainer)
-        return trainer
-
-    def close() -> None:
-        while open_trainers:
-            open_trainers.pop().close()
-
-    yield make
-    close()
+    with trainers(tmp_path) as make:
+        yield make
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +61,8 @@ def reference_step(
 ) -> tuple[float, float]:
     """GRPO on a transformers model in plain PyTorch, one sequence at a time. Returns the loss and the gradient's norm."""
     n_samples = sum(len(group.samples) for group in groups)
-    n_tokens = sum(sum(unpack(sample.loss_mask, MASK)) for group in groups for sample in group.samples)
+    # as in Miles, a sample without a trained token counts as one in the denominator
+    n_tokens = sum(max(int(unpack(s.loss_mask, MASK).sum()), 1) for group in groups for s in group.samples)
     high = algorithm.eps_clip_high or algorithm.eps_clip
     total = torch.zeros(())
     for group in groups:
@@ -92,7 +77,7 @@ def reference_step(
             entropy = -(logp.exp() * logp).sum(-1)
             logp = logp.gather(-1, ids[0, len(prompt) :, None])[:, 0]
             behaviour = torch.from_numpy(unpack(sample.logprobs, LOGPROBS).copy())
-            if algorithm.old_log_probs == "rollout":
+            if algorithm.correction is None:
                 ratio, correction = (logp - behaviour).exp(), torch.ones(())
             else:
                 ratio = (logp - logp.detach()).exp()
@@ -117,7 +102,7 @@ def reference_step(
     [
         {"entropy_coef": 0.01, "eps_clip_high": 0.28},
         {"loss_aggregation": "sample"},
-        {"old_log_probs": "recompute", "use_tis": True, "tis_clip": 1.1, "tis_clip_low": 0.8},
+        {"correction": "tis", "tis_clip": 1.1, "tis_clip_low": 0.8},
     ],
 )
 def test_steps_equal_those_of_plain_pytorch_and_adamw(build: Build, tmp_path: Path, algorithm: dict[str, Any]):
@@ -225,7 +210,7 @@ def test_malformed_groups_and_broken_gradients_leave_the_weights_alone(build: Bu
         broken = msgspec.structs.replace(groups[0].samples[0], versions=b"")
         trainer.step([msgspec.structs.replace(groups[0], samples=(broken,))])
     with monkeypatch.context() as patch:
-        patch.setattr("miles_async.train.trainer.objective.policy_loss", _poisoned_loss)
+        patch.setattr(trainer._objective, "_policy_loss", _poisoned_loss)
         with pytest.raises(NonFiniteGradient, match="nan"):
             trainer.step(groups)
     assert trainer.version == 0
@@ -234,8 +219,8 @@ def test_malformed_groups_and_broken_gradients_leave_the_weights_alone(build: Bu
     assert all(bool(torch.isfinite(tensor).all()) for tensor in trainer.export().values())
 
 
-def _poisoned_loss(algorithm: Any, logprobs: torch.Tensor, *_: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    return logprobs.sum() * math.nan, torch.zeros(9, dtype=torch.float64)
+def _poisoned_loss(terms: LossTerms, algorithm: Any) -> tuple[torch.Tensor, Metrics]:
+    return terms.logprobs * math.nan, {"pg_clipfrac": terms.old, "ppo_kl": terms.old}
 
 
 def test_a_batch_without_a_trained_token_is_a_step_of_zero_gradient(build: Build, qwen3):

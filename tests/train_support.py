@@ -6,6 +6,8 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import contextlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ import torch
 
 from bus.codec import LOGPROBS, MASK, TOKENS, VERSIONS, pack
 from bus.messages import Group, Sample
-from miles_async.config import Algorithm, Checkpoint, Data, Learner, Model, Rollout, RunConfig, Staleness
+from miles_async.config import Algorithm, Checkpoint, Critic, Data, Learner, Model, Rollout, RunConfig, Staleness
 
 torch.set_num_threads(1)
 
@@ -113,7 +115,33 @@ def make_config(path: Path | str, **sections: dict[str, Any]) -> RunConfig:
         data=Data(prompt_data="builtin:test"),
         learner=Learner(**learner),
         algorithm=Algorithm(**sections.get("algorithm", {})),
+        critic=Critic(**sections.get("critic", {})),
         staleness=Staleness(**{"max_lag": 1000, **sections.get("staleness", {})}),
         checkpoint=Checkpoint(**sections.get("checkpoint", {})),
         rollout=Rollout(**sections.get("rollout", {})),
     )
+
+
+Build = Callable[..., Any]
+
+
+@contextlib.contextmanager
+def trainers(directory: Path) -> Iterator[Build]:
+    """Builds trainers from a checkpoint and sections; each closes the one before it, as a process holds one at a time."""
+    from miles_async.train.trainer import MegatronTrainer
+
+    last: list[MegatronTrainer] = []
+
+    def make(path: Path, **sections: Any) -> MegatronTrainer:
+        close()
+        meeting = directory / f"meeting-{len(list(directory.iterdir()))}"
+        config = make_config(path, **sections)
+        last.append(MegatronTrainer(config, str(path), rank=0, world_size=1, init_method=f"file://{meeting}"))
+        return last[0]
+
+    def close() -> None:
+        while last:
+            last.pop().close()
+
+    yield make
+    close()

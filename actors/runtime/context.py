@@ -24,7 +24,7 @@ from bus.messages import Control, Event, Heartbeat, Metrics
 from miles_async.config import RunConfig
 from miles_async.http_limits import Refusals
 
-COMMANDS = ("stop", "learner_stop")  # the second one is between the ranks of the learner
+COMMANDS = ("stop", "finish", "learner_stop")  # the last one is between the ranks of the learner
 # what a restart would not change: a wrong key, file or path
 FATAL = (ValueError, ImportError)
 
@@ -77,6 +77,7 @@ class ActorContext:
         self.engines = engine_names(spec.config)  # what is said of another one is refused
         self.refusals = Refusals()  # of an actor that answers HTTP, by status
         self.stop = asyncio.Event()
+        self.finish = asyncio.Event()  # nothing more is coming: to do what is left, and end
         self.log = logging.getLogger(spec.name)
         self._waits: set[Waiting] = set()
 
@@ -134,9 +135,9 @@ class ActorContext:
         async for control in self.bus.follow("control", Control, stop=self.stop):
             if control.command not in COMMANDS:
                 self.bus.refuse("control", control.command[:100], ValueError("no such command"))
-            elif control.command == "stop" and (not control.roles or self.role in control.roles):
-                self.log.info("asked to stop: %s", control.reason)
-                self.stop.set()
+            elif control.command != "learner_stop" and (not control.roles or self.role in control.roles):
+                self.log.info("asked to %s: %s", control.command, control.reason)
+                (self.stop if control.command == "stop" else self.finish).set()
 
 
 async def run_actor(spec: ActorSpec, make: Callable[[ActorContext], Actor]) -> None:

@@ -104,10 +104,10 @@ class Crew:
         for spec in specs:
             self.start(replace(spec, incarnation=incarnation))
 
-    async def _ask_to_stop(self, roles: tuple[str, ...]) -> bool:
+    async def ask(self, command: str, roles: tuple[str, ...]) -> bool:
         """Over the bus. False: it did not take the word, and there is nothing to wait for."""
         try:
-            control = Control(command="stop", roles=roles, reason="the run ends")
+            control = Control(command=command, roles=roles, reason="the run ends")
             await within(ASK_S, self.bus.publish("control", control), "redis")
         except (RedisError, OSError):
             return False
@@ -119,7 +119,7 @@ class Crew:
         deadline = asyncio.get_running_loop().time() + self.config.run.stop_timeout_s
         everybody = tuple({spec.role for spec in self._specs.values()})
         for stage in STOP_STAGES if orderly else (everybody,):
-            asked = await self._ask_to_stop(stage)
+            asked = await self.ask("stop", stage)
             waiting = [task for task, name in self._ends.items() if self._specs[name].role in stage and not task.done()]
             if waiting and asked:
                 left = max(0.1, deadline - asyncio.get_running_loop().time())

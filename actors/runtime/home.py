@@ -16,13 +16,14 @@ import psutil
 
 from miles_async.builtin import is_builtin, make_model
 from miles_async.config import RunConfig
-from miles_async.data import load_prompts
+from miles_async.data import bytes_to_read, load_prompts
+from miles_async.evaluation.datasets import load_datasets
 from miles_async.tokenizer import Tokenizer
 
 STATE_FILE = "supervisor.json"  # who runs this, and where its bus is: what `miles-async status` reads
 
 STATE_BYTES = 1 << 20  # no such file is longer
-CHECKED_BYTES = 32_000_000  # a prompt file up to this size is read at launch
+CHECKED_BYTES = 32_000_000  # prompt files up to this size are read at launch
 
 
 class RunInUseError(ValueError):
@@ -96,11 +97,13 @@ def make_inputs(name: str, directory: Path, seed: int) -> None:
 def check_prompts(config: RunConfig, model_path: Path) -> None:
     """Read the prompts as the dealer will, unless that would take long: so a bad line is told before anything starts.
 
-    Raises DataError, TokenizerError.
+    Those of the evaluation are read in any case. Raises DataError, TokenizerError.
     """
-    source = config.data.prompt_data
-    if is_builtin(source) or Path(source).stat().st_size <= CHECKED_BYTES:
+    size = bytes_to_read(config.data)
+    if size is not None and size <= CHECKED_BYTES:
         load_prompts(config, Tokenizer(model_path))
+    if config.eval.eval_interval is not None:
+        load_datasets(config, Tokenizer(model_path))
 
 
 def _read(file: Path) -> dict[str, Any] | None:

@@ -39,6 +39,8 @@ PRELOAD = [
 # Where actors share cores with the learner, it goes first: it is one, and what it waits for is there already as long as the
 # others find time at all. When it waits, they have every core.
 YIELD_TO_LEARNER = 10
+YIELD_TO_ALL = 19
+NICE = {"learner": 0, "eval_engine": YIELD_TO_ALL}  # by role
 
 
 def log_path(run_dir: Path, name: str) -> Path:
@@ -65,8 +67,7 @@ def _become(spec: ActorSpec) -> None:
     logging.basicConfig(stream=log, level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
     logging.getLogger("asyncio").setLevel(logging.WARNING)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    if spec.role != "learner":
-        os.nice(YIELD_TO_LEARNER)
+    os.nice(NICE.get(spec.role, YIELD_TO_LEARNER))
     import uvloop
 
     def make(ctx: ActorContext) -> Actor:

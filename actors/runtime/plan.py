@@ -12,12 +12,14 @@ if TYPE_CHECKING:
 
 # in which order they are asked to stop: first those who hand back their work or save it, then who serves them; the
 # broadcaster before the engines, with which it may be in a collective
-STOP_STAGES = (("dealer", "rollout", "learner"), ("broadcaster",), ("router", "engine"))
+STOP_STAGES = (("dealer", "rollout", "learner", "evaluator"), ("broadcaster",), ("router", "engine", "eval_engine"))
 
 
 def topology(config: RunConfig) -> dict[str, int]:
     """How many processes of each role."""
     engines = len(config.engine.urls) if config.engine.kind == "external" else config.engine.num_engines
+    evaluates = config.eval.eval_interval is not None
+    evaluation = {"evaluator": 1, "eval_engine": len(config.eval.urls) or config.eval.num_engines} if evaluates else {}
     return {
         "learner": config.learner.num_ranks,  # first: it takes longest to start
         "engine": engines,
@@ -25,11 +27,12 @@ def topology(config: RunConfig) -> dict[str, int]:
         "broadcaster": 1,
         "rollout": config.rollout.num_workers,
         "dealer": 1,
+        **evaluation,
     }
 
 
 def _names(role: str, count: int) -> list[str]:
-    if count == 1 and role in ("dealer", "router", "broadcaster"):
+    if count == 1 and role in ("dealer", "router", "broadcaster", "evaluator"):
         return [role]
     return [f"{role}-{index}" for index in range(count)]
 
@@ -42,6 +45,11 @@ def actor_names(config: RunConfig) -> frozenset[str]:
 def engine_names(config: RunConfig) -> frozenset[str]:
     """Every engine that a run has."""
     return frozenset(_names("engine", topology(config)["engine"]))
+
+
+def eval_engine_names(config: RunConfig) -> tuple[str, ...]:
+    """Every engine that a run evaluates on: no training request reaches one."""
+    return tuple(_names("eval_engine", topology(config).get("eval_engine", 0)))
 
 
 def specs(

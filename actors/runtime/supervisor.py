@@ -31,8 +31,10 @@ from bus.deadline import within
 from bus.server import RedisServer
 from miles_async.builtin import is_builtin
 from miles_async.config import RunConfig
+from miles_async.evaluation import settings as evaluation
 from miles_async.monitor.monitor import Monitor
 from miles_async.secret import resolve
+from miles_async.weights.place import clear
 
 OK, FAILED, INTERRUPTED = 0, 1, 130
 BUS_CLOSE_S = 3.0
@@ -46,6 +48,8 @@ class Supervisor:
         self.runtime = LocalRuntime()
         self.server = RedisServer(run_dir / "redis", config.bus.appendfsync, maxmemory_mb=config.bus.maxmemory_mb)
         self.interrupted = asyncio.Event()
+        self.trained = asyncio.Event()  # the learner is done: only the evaluation is waited for
+        self.evaluates = config.eval.eval_interval is not None
 
     def run(self) -> int:
         """Run to the end; returns the exit code. Raises NoRedisError, RunInUseError, OSError before anything runs."""
@@ -97,6 +101,8 @@ class Supervisor:
                 self.server.kill()  # nothing else would end a server that is stopped, nor the calls that wait for it
             await watch.close(bus_answers=answers)
             self.monitor.finish(status, watch.counts, reason)
+            if status != "stopped":  # one that was interrupted goes on with what waits for an evaluation
+                clear(self.home.path)
         return {"finished": OK, "stopped": INTERRUPTED}.get(status, FAILED)
 
     def _interrupt(self) -> None:
@@ -121,12 +127,15 @@ class Supervisor:
         interruption = asyncio.create_task(self.interrupted.wait())
         trouble = asyncio.create_task(watch.trouble())
         ended = asyncio.create_task(self._next_end(crew, watch))
+        too_late = asyncio.create_task(self._final_deadline(watch))
         try:
             while True:
-                waited: set[asyncio.Task[Any]] = {interruption, trouble, guard, ended}
+                waited: set[asyncio.Task[Any]] = {interruption, trouble, guard, ended, too_late}
                 done, _ = await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
                 if interruption in done:
-                    return "stopped", "interrupted"
+                    return ("finished", "") if self.trained.is_set() else ("stopped", "interrupted")
+                if too_late in done:
+                    return "finished", ""
                 for failure in (trouble, guard):
                     if failure in done:
                         return "failed", failure.result()
@@ -134,7 +143,7 @@ class Supervisor:
                     return outcome
                 ended = asyncio.create_task(self._next_end(crew, watch))
         finally:
-            await end([interruption, trouble, ended])
+            await end([interruption, trouble, ended, too_late])
 
     async def _next_end(self, crew: Crew, watch: Watch) -> tuple[str, str] | None:
         """Wait for a process to end, and replace it; the run's status and its cause if that is its end.
@@ -143,9 +152,30 @@ class Supervisor:
         """
         spec, code = await crew.next_end()
         if spec.role == "learner" and code == 0:
-            return None if crew.running(("learner",)) else ("finished", "")
+            return None if crew.running(("learner",)) else await self._finish_evaluation(crew, watch)
+        if spec.role == "evaluator" and code == 0 and self.trained.is_set():
+            return "finished", ""
         cause = await self._replace(spec, code, crew, watch)
-        return None if cause is None else ("failed", cause)
+        if cause is None or spec.role not in evaluation.ROLES:
+            return None if cause is None else ("failed", cause)
+        watch.tell("evaluation_given_up", actor=spec.name, cause=cause)  # no reason to end a training
+        self.evaluates = False
+        return ("finished", "") if self.trained.is_set() else None
+
+    async def _finish_evaluation(self, crew: Crew, watch: Watch) -> tuple[str, str] | None:
+        """The learner is done. The end of the run, unless points are due still: then the evaluator is asked for them."""
+        if not self.evaluates or not await crew.ask("finish", ("evaluator",)):
+            return "finished", ""
+        watch.rest()
+        self.trained.set()
+        return None
+
+    async def _final_deadline(self, watch: Watch) -> None:
+        """Until ``eval.final_timeout_s`` after the last step."""
+        await self.trained.wait()
+        limit = self.config.eval.final_timeout_s
+        await asyncio.sleep(limit)
+        watch.tell("evaluation_too_late", cause=f"not done eval.final_timeout_s = {limit:g} after the last step")
 
     async def _replace(self, spec: ActorSpec, code: int, crew: Crew, watch: Watch) -> str | None:
         """Replace who died; the cause of the run's failure if that is pointless or too often."""

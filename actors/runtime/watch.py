@@ -34,7 +34,9 @@ CLOSE_S = 3.0  # a bus that does not answer by then is not waited for at the end
 REST_S = 30.0  # what reading the last messages may take
 JUDGE_S = 0.25
 LOOK_S = 1.0  # how often heartbeats and the ledger are looked at
-BATCHES_OF_DROPS = 4  # so many batches dropped in a row, and nothing published: give up
+# so many batches dropped in a row, and nothing published: give up. More of them where a filter refuses groups by intent.
+BATCHES_OF_DROPS = 4
+BATCHES_OF_REFUSALS = 40
 
 
 class Watch:
@@ -82,6 +84,10 @@ class Watch:
     def tell(self, kind: str, **data: Any) -> None:
         """An event of the supervisor's own."""
         self.monitor.on_event(Event(actor="supervisor", kind=kind, time=time.time(), data=data))
+
+    def rest(self) -> None:
+        """The training is over: that nothing moves is no stall any more."""
+        self.dog.rest()
 
     async def bus_answers(self) -> bool:
         """Whether Redis does, within ``CLOSE_S``."""
@@ -222,5 +228,7 @@ class Watch:
         if kept != self._kept:
             self._kept, self._dropped_then = kept, counts["dropped"]
         lost = counts["dropped"] - self._dropped_then
-        if lost >= BATCHES_OF_DROPS * self.config.rollout.rollout_batch_size and not self._trouble.done():
+        rollout = self.config.rollout
+        patience = BATCHES_OF_DROPS if rollout.dynamic_sampling_filter is None else BATCHES_OF_REFUSALS
+        if lost >= patience * rollout.rollout_batch_size and not self._trouble.done():
             self._trouble.set_result(f"the last {lost} groups were all dropped; the last one: {self._last_drop}")

@@ -15,6 +15,7 @@ from typing import Any
 
 from bus.messages import Heartbeat, Metrics
 from miles_async.config import RunConfig
+from miles_async.evaluation import settings as evaluation
 from miles_async.monitor.diagnosis import (
     LONG_S,
     MOVING,
@@ -25,6 +26,7 @@ from miles_async.monitor.diagnosis import (
     Redis,
     Sight,
     diagnose,
+    role_of,
     waits,
 )
 from miles_async.monitor.sight import process_of
@@ -65,6 +67,7 @@ class Watchdog:
         self._waiting: set[tuple[str, str]] = set()
         self._stepped = False  # this launch has trained
         self._moved_at = self._ticked_at = clock()
+        self._rests = False  # nothing has to move any more
         self._stalled_at: float | None = None  # the last move before the stall that was told
         self._tell_after_s = config.run.watchdog_s
 
@@ -91,7 +94,9 @@ class Watchdog:
                 life.heard, life.last = now, sent[name].time
             if was_away or refusal:
                 life.heard = now
-        waiting = {(beat.actor, beat.waits_for) for beat in sent.values() if beat.role != "router"}
+        waiting = {
+            (beat.actor, beat.waits_for) for beat in sent.values() if beat.role not in ("router", *evaluation.ROLES)
+        }
         if counts != self._counts or (not self._stepped and waiting != self._waiting):  # a start has no other news
             self._moved_at = now
         self._counts, self._waiting = dict(counts), waiting
@@ -102,6 +107,10 @@ class Watchdog:
         if moves(metrics):
             self._moved_at = self.clock()
 
+    def rest(self) -> None:
+        """The training is over."""
+        self._rests = True
+
     # what follows
 
     def tick(self) -> list[tuple[str, dict[str, Any]]]:
@@ -111,7 +120,7 @@ class Watchdog:
             self._forgive(now)
         self._ticked_at = now
         events: list[tuple[str, dict[str, Any]]] = []
-        if self.verdict:  # the run is being ended
+        if self.verdict or self._rests:  # the run is being ended
             return events
         if self._stalled_at is not None and self._moved_at > self._stalled_at:
             events.append(("moving_again", {"seconds": round(self._moved_at - self._stalled_at)}))
@@ -168,6 +177,8 @@ class Watchdog:
         limit = self.config.engine.start_timeout_s
         beats = {beat.actor: beat for beat in self._beats}
         for name, pid in self._pids().items():
+            if role_of(name) in evaluation.ROLES:
+                continue
             life = self._lives.get(name)
             if life is None or not life.last:
                 starts = life is None or now - life.since < limit

@@ -27,12 +27,15 @@ local function move(gid, from, to)
 end
 
 -- The transition, on the stream of events, in the same atomic script. `t` has the fields of bus.messages.Transition.
+-- Returns the message.
 local function record(kind, ids, t)
   local message = {
     'transition', kind, ids, t.by or '', t.step or 0, t.reason or '', t.detail or '', t.attempt or 0, t.lengths or {},
   }
   if t.ready then message[10] = cmsgpack.unpack(string.sub(t.ready, 2)) end
-  redis.call('XADD', EVENTS, '*', 'm', SCHEMA .. cmsgpack.pack(message))
+  local packed = SCHEMA .. cmsgpack.pack(message)
+  redis.call('XADD', EVENTS, '*', 'm', packed)
+  return packed
 end
 
 local function forget_ticket(gid)
@@ -69,7 +72,7 @@ local function requeue(gid)
   move(gid, 'f', 'w')
 end
 
--- The open group leaves undone, counted under `t.reason`.
+-- The open group leaves undone, counted under `t.reason`. Admission, which has a place more to give, is woken.
 local function drop(gid, t)
   local state = redis.call('HGET', STATE, gid)
   if state == 'r' and not t.lengths then
@@ -82,7 +85,7 @@ local function drop(gid, t)
   redis.call('HINCRBY', COUNT, NAME[state], -1)
   redis.call('HINCRBY', COUNT, 'dropped', 1)
   redis.call('HINCRBY', COUNT, 'dropped:' .. t.reason, 1)
-  record('dropped', { gid }, t)
+  redis.call('XADD', BATCHES, 'MAXLEN', 1000, '*', 'm', record('dropped', { gid }, t))
 end
 
 -- Remember why an attempt came to nothing: one line each.

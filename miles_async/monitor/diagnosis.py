@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from bus.messages import Heartbeat
+from miles_async.evaluation import settings as evaluation
 
 LONG_S = 5.0
 REDIS_SILENT_S = 3.0
@@ -106,6 +107,7 @@ def waits(sight: Sight) -> list[Wait]:
 
 def diagnose(sight: Sight) -> str:
     """The culprit in one sentence; empty if nobody has waited for long."""
+    sight = _of_training(sight)
     redis = sight.redis
     if sight.redis_is_silent:
         state = STOPPED.get(redis.state) or DEAD.get(redis.state)
@@ -121,6 +123,16 @@ def diagnose(sight: Sight) -> str:
         return " and ".join(said) + _followers(sight, all_waits, set(silent))
     long = [wait for wait in all_waits if wait.seconds >= sight.long_s]
     return _leaf(sight, long) or _busy(sight, long) or _circle(sight, long)
+
+
+def _of_training(sight: Sight) -> Sight:
+    """``sight`` without the evaluation: nobody waits for it."""
+    return replace(
+        sight,
+        beats=[beat for beat in sight.beats if beat.role not in evaluation.ROLES],
+        processes={name: process for name, process in sight.processes.items() if role_of(name) not in evaluation.ROLES},
+        silent={name: seconds for name, seconds in sight.silent.items() if role_of(name) not in evaluation.ROLES},
+    )
 
 
 def _leaf(sight: Sight, long: Sequence[Wait]) -> str:
@@ -180,7 +192,12 @@ def targets(sight: Sight, wait: Wait) -> set[str]:
 
 
 def _role(sight: Sight, name: str) -> str:
-    return next((beat.role for beat in sight.beats if beat.actor == name), re.sub(r"-\d+$", "", name))
+    return next((beat.role for beat in sight.beats if beat.actor == name), role_of(name))
+
+
+def role_of(name: str) -> str:
+    """Of an actor of that name, unless it says otherwise itself."""
+    return re.sub(r"-\d+$", "", name)
 
 
 def _stands(sight: Sight, name: str) -> bool:

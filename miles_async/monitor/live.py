@@ -139,6 +139,9 @@ def _figures(progress: Progress) -> list[tuple[str, str]]:
         ),
         ("busy", "   ".join([f"learner {_number(recent.learner_busy, '.0%')}", *busy])),
     ]
+    if any(progress.evals.values()):
+        last = {name: max(points.items()) for name, points in progress.evals.items() if points}
+        rows.append(("eval", "   ".join(f"{name} {value:.3f} (v{version})" for name, (version, value) in last.items())))
     bias = {name: progress.latest[PREFIX + name] for name in NAMES if PREFIX + name in progress.latest}
     if bias:
         rows.append(("lengths", lengths_line(bias)))

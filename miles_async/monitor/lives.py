@@ -86,7 +86,7 @@ def _go_on(life: Life, line: TransitionLine) -> None:
         life.moments.append(Moment(line.time, "lease_ended", life.holder))
     if line.kind == "failed" or (line.kind == "dropped" and life.holder and life.holder == line.by):
         life.causes.append(f"{line.by}: {line.reason}: {line.detail}")
-    elif line.kind == "dropped" and life.holder:  # the last attempt was that of a worker that fell silent
+    elif line.kind == "dropped" and life.holder and line.by:  # the last attempt was that of a worker that fell silent
         life.causes.append(f"{life.holder}: its lease ended")
         life.moments.append(Moment(line.time, "lease_ended", life.holder))
     elif line.kind == "released" and line.detail:

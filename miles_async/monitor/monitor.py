@@ -36,7 +36,7 @@ from miles_async.monitor.summary import summarize
 SUMMARY_FILE = "summary.json"
 CONFIG_FILE = "config.toml"
 
-ANNOUNCED = frozenset({"died", "engine_down"})  # events of actors that are worth a line of their own
+ANNOUNCED = frozenset({"died", "engine_down", "mismatch"})  # events of actors that are worth a line of their own
 
 
 class Monitor:
@@ -58,7 +58,7 @@ class Monitor:
         Raises RecordError if the record of a resumed run is damaged, OSError if the directory cannot be written.
         """
         self._run_dir = run_dir
-        self._progress = Progress(config.run.num_steps, config.run.target_reward)
+        self._progress = Progress(config.run.num_steps, config.run.target_reward, config.eval.datasets)
         if resumed:
             self._progress.replay(read_metrics(run_dir), read_events(run_dir))
         self._record = RecordWriter(run_dir, tensorboard=config.monitor.tensorboard, keep=resumed)
@@ -128,16 +128,21 @@ class Monitor:
             troubles = [self._record.error] if self._record.error else []
         self.summary = summarize(self._progress, status, ledger, time.time(), reason)
         self.summary["run_dir"] = str(self._run_dir)
+        self.summary["troubles"] = troubles
+        if self._record:  # else it never began, and there is no directory that is its own
+            self._leave(self.summary, status, troubles)
+        return self.summary
+
+    def _leave(self, summary: dict[str, Any], status: str, troubles: list[str]) -> None:
+        """Write the picture and the summary, which holds ``troubles``; what does not work is added there."""
         try:
             draw(self._progress, self._run_dir / PICTURE_FILE, self._title(status))
         except (ImportError, OSError, ValueError, RuntimeError) as error:
             troubles.append(f"no picture: {error}")
-        self.summary["troubles"] = troubles
         try:
-            _write(self._run_dir / SUMMARY_FILE, msgspec.json.format(msgspec.json.encode(self.summary)) + b"\n")
+            _write(self._run_dir / SUMMARY_FILE, msgspec.json.format(msgspec.json.encode(summary)) + b"\n")
         except OSError as error:
             troubles.append(f"no {SUMMARY_FILE}: {error}")
-        return self.summary
 
     @property
     def progress(self) -> Progress:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 PICTURE_FILE = "run.png"
 
 _BLUE, _ORANGE, _GREEN, _GREY = "#2563eb", "#ea580c", "#059669", "#6b7280"
+_EVALS = ("#be185d", "#7c3aed", "#b45309", "#0f766e")
 
 
 def draw(progress: Progress, path: Path, title: str) -> None:
@@ -32,6 +33,7 @@ def draw(progress: Progress, path: Path, title: str) -> None:
     reward, lag, throughput = figure.subplots(3, 1, height_ratios=[3, 1.5, 2])
     steps = progress.steps
     _reward(reward, steps, progress.target_reward)
+    _evals(reward, progress)
     _lag(lag, steps)
     _throughput(throughput, steps)
     for axes in (reward, lag, throughput):
@@ -51,6 +53,13 @@ def _reward(axes: Axes, steps: list[Step], target: float | None) -> None:
     for before, after in itertools.pairwise(steps):
         if before.start != after.start:
             axes.axvline(after.step, color=_GREY, linewidth=1, linestyle=":", label="resumed")
+
+
+def _evals(axes: Axes, progress: Progress) -> None:
+    for number, (name, points) in enumerate(sorted(progress.evals.items())):
+        if points:
+            color, (versions, values) = _EVALS[number % len(_EVALS)], zip(*sorted(points.items()), strict=True)
+            axes.plot(versions, values, color=color, marker="o", markersize=4, linewidth=1.2, label=f"eval {name}")
 
 
 def _lag(axes: Axes, steps: list[Step]) -> None:

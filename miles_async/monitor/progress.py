@@ -23,10 +23,11 @@ MONITOR = "monitor"
 LEDGER = "ledger"  # speaks through the monitor; its numbers are of a batch, and make no step
 START = "start"  # the monitor's own value: which start of this run begins here, 0 for the first
 
-FREQUENT = frozenset({"dropped", "late_publication_refused"})  # events that are counted only
+FREQUENT = frozenset({"dropped", "late_publication_refused", "sample_lost"})  # events that are counted only
 
 RATE_STEPS = 20  # steps that "now" means in a rate
 ENGINE_BUSY = "engine_busy/"  # then the engine
+EVAL = "eval/"  # then the dataset: the mean reward of a point
 PAUSED = "weights/paused_s"  # then, where each engine is reported, a slash and the engine
 
 
@@ -56,7 +57,8 @@ class Rate(msgspec.Struct, frozen=True):
 class Progress:
     """State of one run, fed message by message. All times are seconds since the epoch."""
 
-    def __init__(self, num_steps: int, target_reward: float | None = None) -> None:
+    def __init__(self, num_steps: int, target_reward: float | None = None, datasets: Iterable[str] = ()) -> None:
+        """``datasets``: the names of those that the run is evaluated on."""
         self.num_steps = num_steps
         self.target_reward = target_reward
         self.steps: list[Step] = []
@@ -67,6 +69,7 @@ class Progress:
         self.engine_versions: dict[str, int] = {}
         self.latest: dict[str, float] = {}  # last value of every metric
         self.updates: list[tuple[float, float]] = []  # seconds of an update, mean seconds that its engines paused
+        self.evals: dict[str, dict[int, float]] = {name: {} for name in datasets}  # mean reward, by dataset and version
         self.events: Counter[str] = Counter()
         self.recent_events: deque[EventLine] = deque(maxlen=4)
         self.heartbeats: dict[str, Heartbeat] = {}
@@ -99,6 +102,9 @@ class Progress:
         self.last_seen[start] = max(self.last_seen[start], line.time)
         if line.actor == LEARNER and "raw_reward" in values:
             self._add_step(line, start, values)
+        for name, points in self.evals.items():
+            if EVAL + name in values:
+                points[line.step] = values[EVAL + name]
         busy = [value for key, value in values.items() if key.startswith(ENGINE_BUSY)]
         if busy:
             self.engine_samples.append((line.time, sum(busy) / len(busy)))

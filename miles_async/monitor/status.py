@@ -211,8 +211,8 @@ def _progress(run_dir: Path) -> Progress:
     from miles_async.config_load import load
 
     path = run_dir / CONFIG_FILE
-    num_steps = load(path, check=False).run.num_steps if path.exists() else 0
-    progress = Progress(num_steps)
+    config = load(path, check=False) if path.exists() else None
+    progress = Progress(config.run.num_steps, datasets=config.eval.datasets) if config else Progress(0)
     progress.replay(read_metrics(run_dir), read_events(run_dir))
     return progress
 

@@ -53,6 +53,10 @@ def summarize(
         "length_bias": {name: _finite(progress.latest.get(PREFIX + name, math.nan)) for name in NAMES},
         "weights_update_s": mean(update for update, _ in progress.updates),
         "weights_paused_s": mean(paused for _, paused in progress.updates),
+        "eval": {
+            name: {str(version): _finite(value) for version, value in sorted(points.items())}
+            for name, points in progress.evals.items()
+        },
         "events": dict(progress.events),
         "ledger": counts,
         "balanced": balanced(counts),
@@ -103,6 +107,7 @@ def describe(summary: Mapping[str, Any]) -> str:
         f"lag      max {show('max_token_lag', '.0f')}, mean {show('mean_token_lag', '.2f')} versions",
         f"rate     {show('samples_per_s', ',.0f')} samples/s, {show('tokens_per_s', ',.0f')} tokens/s",
         f"busy     learner {show('learner_busy', '.0%')}, engines {show('engine_busy', '.0%')}",
+        *(f"eval     {name}: {_last_point(points)}" for name, points in (summary.get("eval") or {}).items()),
         f"lengths  {lengths_line(summary.get('length_bias') or {})}",
         f"ledger   {ledger_line(ledger) if ledger is not None else 'not known'}",
     ]
@@ -130,6 +135,13 @@ def lengths_line(bias: Mapping[str, float | None]) -> str:
         f"trained {show('trained_mean', ',.1f')} of {show('dispatched_mean', ',.1f')} dispatched "
         f"(ratio {show('ratio', '.3f')}, ks {show('ks', '.3f')}), unknown {show('unknown_share', '.0%')}"
     )
+
+
+def _last_point(points: Mapping[str, float | None]) -> str:
+    """``0.412 at version 40 (5 points)``."""
+    version = max(points, key=int, default=None)
+    value = None if version is None else points[version]
+    return "-" if value is None else f"{value:.3f} at version {version} ({len(points)} points)"
 
 
 def _engine_busy(progress: Progress) -> float | None:

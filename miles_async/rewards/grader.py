@@ -1,99 +1,163 @@
-"""Calls the reward function for a rollout worker, each call under its own deadline.
+"""Grades the samples of a rollout worker, each call of a reward function under its own deadline.
 
-Promises: the event loop never blocks on a grader; a call that hangs, raises or kills its process costs that one sample,
-which gets a ``RewardError`` with its reason, and the process is killed and replaced; a process is also replaced after
-``max_tasks`` calls, since symbolic mathematics leaks; nothing outlives ``close``.
+    sample ──► chosen(): which reward ──┬─ cheap built-in ─────► here, at once
+               weighted_sum: several    ├─ remote_rm ──────────► HTTP, many at once
+                                        └─ mathematics, users' ► GradingPool, one call at a time for each process
 
-The cheap built-ins run inline. Everything else runs in ``num_processes`` processes, one call at a time each: an
-``async`` function that forgets itself and blocks, or a regular expression that holds the interpreter, cannot be
-stopped otherwise.
+Promises: the event loop never blocks on a grader; a call that hangs, raises or kills its process costs that one sample (with
+``reward.group_rm`` that group), which gets a ``RewardError`` with its reason; nothing outlives ``close``.
+
+User code runs in processes: an ``async`` function that forgets itself and blocks, or a regular expression that holds the
+interpreter, cannot be stopped otherwise.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import os
-import sys
+from collections.abc import Sequence
 from types import TracebackType
-from typing import Self
-
-import msgspec
+from typing import TYPE_CHECKING, Any, Self
 
 from miles_async.config import Reward
-from miles_async.rewards.registry import INLINE, RewardConfigError
-from miles_async.rewards.sample import HEADER_BYTES, Reply, RewardSample, frame
+from miles_async.rewards import boxed, registry
+from miles_async.rewards.graded import Graded, RewardError, graded, numbers
+from miles_async.rewards.grading_pool import GradingPool
+from miles_async.rewards.registry import RewardFunction
+from miles_async.rewards.sample import Request, RewardSample
+from miles_async.rewards.weighted import weighted_sum
+
+if TYPE_CHECKING:
+    from miles_async.rewards.remote import RewardServer
 
 START_TIMEOUT_S = 120.0  # a user's module may import torch on a busy machine
 MAX_TASKS = 2000
-MAX_REPLY_BYTES = 1 << 20
 
-
-class RewardError(Exception):
-    """A sample has no reward. ``reason`` is "reward_timeout" or "reward_error"; the text says more, on one line."""
-
-    def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(f"{reason}: {detail}")
-        self.reason = reason
+Grades = list[Graded | RewardError]
 
 
 class Grader:
-    """The reward function of a run, callable from one event loop; ``async with`` starts and closes it."""
+    """The rewards of a run, callable from one event loop; ``async with`` starts and closes it."""
 
-    def __init__(
-        self,
-        rm_type: str,
-        *,
-        timeout_s: float = 10.0,
-        num_processes: int = 1,
-        max_tasks: int = MAX_TASKS,
-        start_timeout_s: float = START_TIMEOUT_S,
-    ) -> None:
-        self.rm_type = rm_type
-        self.timeout_s = timeout_s
-        self._inline = INLINE.get(rm_type)
-        self._children = [
-            _Child(rm_type, max_tasks, start_timeout_s) for _ in range(0 if self._inline is not None else num_processes)
-        ]
-        self._idle: asyncio.Queue[_Child] = asyncio.Queue()
-        for child in self._children:
-            self._idle.put_nowait(child)
+    def __init__(self, config: Reward, *, max_tasks: int = MAX_TASKS, start_timeout_s: float = START_TIMEOUT_S) -> None:
+        self.config = config
+        self._pool = GradingPool(config.num_processes, max_tasks, start_timeout_s)
+        self._functions: dict[str, RewardFunction] = {}  # the built-ins that run here, as they are needed
+        self._server: RewardServer | None = None
+        if config.rm_url is not None:
+            # not at the top: the grading processes import this package, too, and have no use for an HTTP client
+            from miles_async.rewards.remote import RewardServer
+
+            self._server = RewardServer(config.rm_url, config.timeout_s)
 
     @classmethod
     def from_config(cls, config: Reward) -> Self:
         """The grader that a run's ``[reward]`` section asks for."""
-        return cls(config.rm_type, timeout_s=config.timeout_s, num_processes=config.num_processes)
+        return cls(config)
 
     async def start(self) -> None:
-        """Start the processes. Raises RewardConfigError: the function cannot be imported, or not in time."""
+        """Start what the configuration names. Raises RewardConfigError: a function cannot be imported, or not in time.
+
+        What only metadata name is started when the first sample asks for it.
+        """
         try:
-            await asyncio.gather(*(child.start() for child in self._children))
+            for name in {self.config.rm_type, *self.config.rm_types, *self.config.rm_weights}:
+                if not self._runs_here(name):
+                    await self._pool.load(name, group=self._takes_groups(name))
         except BaseException:
             await self.close()
             raise
 
-    async def grade(self, sample: RewardSample) -> float:
-        """The reward of one sample, finite. Raises RewardError.
+    async def score(self, samples: Sequence[RewardSample]) -> Grades:
+        """The grade of each sample, in order; in the place of one that has none lies the error that says why.
 
-        Waiting for a free process does not count towards the deadline; each call before this one has its own.
+        With ``reward.group_rm`` the samples are one group: a function of the user is called with all of them that it grades.
         """
-        if self._inline is not None:
+        grades: list[Any] = [None] * len(samples)
+        places: dict[str, list[int]] = {}
+        for place, sample in enumerate(samples):
             try:
-                return self._inline(sample)
-            except Exception as error:
-                raise RewardError("reward_error", f"{type(error).__name__}: {error}") from None
-        child = await self._idle.get()
-        try:
-            reply = await child.call(sample, self.timeout_s)
-        finally:
-            self._idle.put_nowait(child)
-        if reply.reward is None:
-            raise RewardError("reward_error", reply.error)
-        return reply.reward
+                places.setdefault(registry.chosen(sample, self.config), []).append(place)
+            except RewardError as error:
+                grades[place] = error
+        found = await asyncio.gather(*(self._score(name, [samples[i] for i in mine]) for name, mine in places.items()))
+        for mine, their_grades in zip(places.values(), found, strict=True):
+            for place, grade in zip(mine, their_grades, strict=True):
+                grades[place] = grade
+        return grades
+
+    async def grade(self, sample: RewardSample) -> float:
+        """The reward of one sample, finite. Raises RewardError."""
+        (grade,) = await self.score([sample])
+        if isinstance(grade, RewardError):
+            raise grade
+        return grade.reward
 
     async def close(self) -> None:
-        """End the processes; can be repeated. Calls under way fail."""
-        await asyncio.gather(*(child.stop() for child in self._children))
+        """End processes and connections; can be repeated. Calls under way fail."""
+        if self._server is not None:
+            await self._server.close()
+        await self._pool.close()
+
+    async def _score(self, name: str, samples: list[RewardSample]) -> Grades:
+        if name == registry.WEIGHTED_SUM:
+            return await self._score_sum(samples)
+        if self._takes_groups(name):
+            try:
+                return [self._graded(name, result) for result in await self._in_process(name, samples, group=True)]
+            except RewardError as error:
+                return [error for _ in samples]
+        return list(await asyncio.gather(*(self._score_one(name, sample) for sample in samples)))
+
+    async def _score_sum(self, samples: list[RewardSample]) -> Grades:
+        weights = self.config.rm_weights
+        if not weights:
+            return [
+                RewardError("reward_error", f"{registry.WEIGHTED_SUM}: reward.rm_weights is empty") for _ in samples
+            ]
+        names = [registry.short_name(name) for name in weights]
+        columns = await asyncio.gather(*(self._score(name, samples) for name in weights))
+        by_name = dict(zip(names, weights.values(), strict=True))
+        return [weighted_sum(dict(zip(names, row, strict=True)), by_name) for row in zip(*columns, strict=True)]
+
+    async def _score_one(self, name: str, sample: RewardSample) -> Graded | RewardError:
+        try:
+            if name.removeprefix(boxed.PREFIX) == registry.REMOTE:
+                return self._graded(name, await self._remotely(name, sample))
+            if self._runs_here(name):
+                return self._graded(name, self._here(name, sample))
+            (result,) = await self._in_process(name, [sample], group=False)
+            return self._graded(name, result)
+        except RewardError as error:
+            return error
+
+    def _here(self, name: str, sample: RewardSample) -> Any:
+        if name not in self._functions:
+            self._functions[name] = registry.resolve_reward(name)
+        try:
+            return numbers(self._functions[name](sample))
+        except Exception as error:
+            raise RewardError("reward_error", f"{type(error).__name__}: {error}") from None
+
+    async def _remotely(self, name: str, sample: RewardSample) -> Any:
+        if self._server is None:
+            raise RewardError("reward_error", f"{name} needs reward.rm_url")
+        return await registry.resolve_reward(name)(sample, self._server)
+
+    async def _in_process(self, name: str, samples: list[RewardSample], *, group: bool) -> list[Any]:
+        reply = await self._pool.call(Request(name, samples, group), self.config.timeout_s)
+        if reply.error:
+            raise RewardError("reward_error", reply.error)
+        return reply.results
+
+    def _graded(self, name: str, result: Any) -> Graded:
+        own_key = registry.KEYS.get(name.removeprefix(boxed.PREFIX))
+        return graded(result, self.config.reward_key or own_key)
+
+    def _runs_here(self, name: str) -> bool:
+        return name.removeprefix(boxed.PREFIX) in (*registry.INLINE, registry.REMOTE, registry.WEIGHTED_SUM)
+
+    def _takes_groups(self, name: str) -> bool:
+        return self.config.group_rm and not registry.is_built_in(name)
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -103,92 +167,3 @@ class Grader:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.close()
-
-
-class _Child:
-    """One place for a grading process: started when needed, killed when it fails, then started afresh."""
-
-    def __init__(self, rm_type: str, max_tasks: int, start_timeout_s: float) -> None:
-        self._rm_type = rm_type
-        self._max_tasks = max_tasks
-        self._start_timeout_s = start_timeout_s
-        self._process: asyncio.subprocess.Process | None = None
-        self._tasks = 0
-
-    async def start(self) -> None:
-        """A process that has imported the function. Raises RewardConfigError."""
-        # the same modules as here, and not whatever lies in the working directory (-P)
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-        environment.setdefault("OMP_NUM_THREADS", "1")
-        command = (sys.executable, "-P", "-m", "miles_async.rewards.grading_process", self._rm_type, str(os.getpid()))
-        self._process = await asyncio.create_subprocess_exec(
-            *command, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, env=environment
-        )
-        self._tasks = 0
-        try:
-            async with asyncio.timeout(self._start_timeout_s):
-                reply = await self._read()
-        except TimeoutError:
-            await self.stop()
-            raise RewardConfigError(
-                f'reward.rm_type = "{self._rm_type}": its process was not ready after {self._start_timeout_s:g} s'
-            ) from None
-        except BaseException:
-            await self.stop()
-            raise
-        if reply.error:
-            await self.stop()
-            raise RewardConfigError(reply.error)
-
-    async def call(self, sample: RewardSample, timeout_s: float) -> Reply:
-        """The answer for one sample; a process that died answers with an error. Raises RewardError past the deadline."""
-        if self._process is None:
-            try:
-                await self.start()
-            except RewardConfigError as error:
-                return Reply(error=str(error))
-        assert self._process is not None and self._process.stdin is not None
-        try:
-            async with asyncio.timeout(timeout_s):
-                # a process that died between two calls shows itself by the end of its output
-                with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-                    self._process.stdin.write(frame(sample))
-                    await self._process.stdin.drain()
-                reply = await self._read()
-        except TimeoutError:
-            await self.stop()
-            raise RewardError("reward_timeout", f"{self._rm_type} gave no reward within {timeout_s:g} s") from None
-        except BaseException:
-            await self.stop()  # the answer of a cancelled call must not become that of the next one
-            raise
-        self._tasks += 1
-        if self._tasks >= self._max_tasks:
-            await self.stop()
-        return reply
-
-    async def _read(self) -> Reply:
-        assert self._process is not None and self._process.stdout is not None
-        try:
-            length = int.from_bytes(await self._process.stdout.readexactly(HEADER_BYTES), "little")
-            if length > MAX_REPLY_BYTES:
-                raise msgspec.DecodeError(f"{length} bytes")
-            return msgspec.msgpack.decode(await self._process.stdout.readexactly(length), type=Reply)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            await self.stop()
-            return Reply(error=f"the grading process wrote what is no reply: {error}")
-        except asyncio.IncompleteReadError:
-            code = await self._process.wait()
-            self._process = None
-            how = f"by signal {-code}" if code < 0 else f"with exit status {code}"
-            return Reply(error=f"the grading process ended {how}")
-
-    async def stop(self) -> None:
-        """Kill the process, if there is one, and wait for its end."""
-        process, self._process = self._process, None
-        if process is None:
-            return
-        with contextlib.suppress(ProcessLookupError):
-            process.kill()
-        if process.stdin is not None:
-            process.stdin.close()
-        await process.wait()

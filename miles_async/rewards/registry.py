@@ -1,43 +1,133 @@
-"""From the name in ``reward.rm_type`` to the function.
+"""From the name of a reward to its function: in the configuration, and in a prompt's metadata.
 
-Promises: a name that leads nowhere, or to something that cannot take one sample, is refused before the run starts, in
-one line that names the nearest valid name.
+Promises: a name that leads nowhere, or to something that cannot take what it is called with, is refused before the run
+starts, in one line that names the nearest valid name; data can choose among the built-ins and the functions that the
+configuration names, and so brings no code into a run.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from miles_async.hooks import Hook, HookError
-from miles_async.rewards import builtin_rewards
+from miles_async.config import Reward, RunConfig
+from miles_async.hooks import Hook, HookError, nearest
+from miles_async.rewards import boxed
+from miles_async.rewards.graded import RewardError
 from miles_async.rewards.sample import RewardSample
 
-RewardFunction = Callable[[RewardSample], Any]  # a number, or an awaitable of one
+# a number or a dict of numbers (a list of them for a group), or an awaitable of one
+RewardFunction = Callable[..., Any]
+
+WEIGHTED_SUM = "weighted_sum"
+REMOTE = "remote_rm"
 
 # cheap enough for the event loop
-INLINE: dict[str, Callable[[RewardSample], float]] = {
-    "graded_match": builtin_rewards.graded_match,
-    "exact_match": builtin_rewards.exact_match,
+INLINE = {
+    "graded_match": "miles_async.rewards.builtin_rewards.graded_match",
+    "exact_match": "miles_async.rewards.builtin_rewards.exact_match",
+    "f1": "miles_async.rewards.builtin_rewards.f1",
+    "gpqa": "miles_async.rewards.gpqa.gpqa",
+    "dapo": "miles_async.rewards.dapo.dapo",
+    "random": "miles_async.rewards.builtin_rewards.random",
+    "deterministic_random": "miles_async.rewards.builtin_rewards.deterministic_random",
+}
+# each of these has a boxed_ twin
+BUILT_IN = INLINE | {
+    "math": "miles_async.rewards.math_rewards.math",
+    "deepscaler": "miles_async.rewards.math_rewards.deepscaler",
+    "gemma_math": "miles_async.rewards.math_rewards.gemma_math",
+    REMOTE: "miles_async.rewards.remote.remote_rm",
 }
 # module and package; a grading process imports it before its first call
-NEEDS = {"math": ("math_verify", "math-verify")}
+NEEDS = {name: ("math_verify", "math-verify") for name in ("math", "deepscaler", "gemma_math")}
+# which entry of a built-in's dict is the reward where reward.reward_key does not say
+KEYS = {"dapo": "score"}
 
 
 class RewardConfigError(HookError):
-    """``reward.rm_type`` does not lead to a reward function."""
+    """A key of ``[reward]`` does not lead to a reward function."""
 
 
-REWARD = Hook(
-    "reward.rm_type",
-    ("sample",),
-    returns="a number, or an awaitable of one",
-    default="graded_match",
-    built_in={name: f"miles_async.rewards.builtin_rewards.{name}" for name in (*INLINE, "math")},
-    needs=NEEDS,
-    error=RewardConfigError,
-)
+@dataclass(frozen=True)
+class RewardHook(Hook):
+    """A hook whose built-ins have ``boxed_`` twins. group: of a run with that ``reward.group_rm``; None: of any."""
+
+    group: bool | None = None
+
+    def load(self, value: str) -> RewardFunction:
+        """The function that ``value`` names. Raises RewardConfigError."""
+        name = value.removeprefix(boxed.PREFIX)
+        if name == value or "." in name or ":" in name:  # a module of the user may be called so
+            return super().load(value)
+        if name not in BUILT_IN:
+            raise self._error(value, f"no built-in follows {boxed.PREFIX}{nearest(name, list(BUILT_IN))}")
+        return boxed.boxed(name, super().load(name))
+
+    def values(self, config: RunConfig) -> tuple[str, ...]:
+        """What the configuration names here."""
+        return super().values(config) if self.group in (None, config.reward.group_rm) else ()
+
+
+def _hook(key: str, parameters: tuple[str, ...], group: bool | None = None, sums: bool = True) -> RewardHook:
+    return RewardHook(
+        key,
+        parameters,
+        returns="a number or a dict of numbers" + (" for each sample" if group else "") + ", or an awaitable of that",
+        default="graded_match" if key == "reward.rm_type" else "none",
+        built_in=BUILT_IN | ({WEIGHTED_SUM: "miles_async.rewards.weighted.weighted_sum"} if sums else {}),
+        needs=NEEDS,
+        error=RewardConfigError,
+        group=group,
+    )
+
+
+REWARD = _hook("reward.rm_type", ("sample",), False)
+# reward.group_rm = true: the functions of the user are called with all samples of a group; the built-ins as ever
+GROUP_REWARD = _hook("reward.rm_type", ("samples",), True)
+REWARD_CHOICES = _hook("reward.rm_types", ("sample",))
+REWARD_WEIGHTS = _hook("reward.rm_weights", ("sample",), sums=False)
+HOOKS: tuple[Hook, ...] = (REWARD, GROUP_REWARD, REWARD_CHOICES, REWARD_WEIGHTS)
+
+
+def is_built_in(name: str) -> bool:
+    """Whether ``name`` is that of a built-in, ``boxed_`` or not."""
+    return name == WEIGHTED_SUM or name.removeprefix(boxed.PREFIX) in BUILT_IN
+
+
+def chosen(sample: RewardSample, config: Reward) -> str:
+    """Which reward grades ``sample``: ``rm_type`` in its metadata (Miles), else ``reward.rm_type``.
+
+    The metadata may name a built-in, or a function of ``reward.rm_type``, ``rm_types`` or ``rm_weights``, by its path or any
+    ending of it: ``rewards/brief.py:score``, ``brief.score`` and ``score`` mean the same. Raises RewardError for another.
+    """
+    given = sample.metadata.get("rm_type")
+    if given is None or given == "":
+        return config.rm_type
+    if isinstance(given, str) and is_built_in(given.strip()):
+        return given.strip()
+    functions = [name for name in (config.rm_type, *config.rm_types, *config.rm_weights) if not is_built_in(name)]
+    if isinstance(given, str):
+        for function in functions:
+            if f".{_dotted(function)}".endswith(f".{_dotted(given.strip())}"):
+                return function
+    names = [*map(short_name, functions), *BUILT_IN]
+    near = nearest(given, names) if isinstance(given, str) else ""
+    raise RewardError(
+        "reward_error",
+        f"the prompt's metadata has rm_type = {given!r}{near}; one of {', '.join(names)} (reward.rm_types)",
+    )
+
+
+def short_name(name: str) -> str:
+    """What the parts of a sum are called: a built-in's name, or that of the function without its module or file."""
+    return name.replace(":", ".").rpartition(".")[2]
+
+
+def _dotted(path: str) -> str:
+    return path.replace(".py:", ".").replace(":", ".").replace("/", ".")
 
 
 def resolve_reward_path(rm_type: str, base: Path) -> str:
@@ -50,6 +140,6 @@ def check_reward(rm_type: str) -> None:
     resolve_reward(rm_type)
 
 
-def resolve_reward(rm_type: str) -> RewardFunction:
+def resolve_reward(rm_type: str, *, group: bool = False) -> RewardFunction:
     """The function that ``rm_type`` names. Raises RewardConfigError: no such name, failed import, wrong signature."""
-    return REWARD.load(rm_type)
+    return (GROUP_REWARD if group else REWARD).load(rm_type)

@@ -1,10 +1,12 @@
-"""What a reward function sees of one response, and the two frames between a worker and its grading processes."""
+"""What a reward function sees of one response, and the frames between a worker and its grading processes."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import msgspec
+
+from miles_async.rewards.graded import Numbers
 
 
 class RewardSample(msgspec.Struct, kw_only=True, frozen=True):
@@ -25,10 +27,21 @@ class RewardSample(msgspec.Struct, kw_only=True, frozen=True):
     index: int = 0
 
 
-class Reply(msgspec.Struct, array_like=True, frozen=True):
-    """A grading process answers: neither field set means that it is ready for its first sample."""
+class Request(msgspec.Struct, array_like=True, frozen=True):
+    """Call ``function`` (a name as in ``reward.rm_type``): with one sample, or with a whole group at once.
 
-    reward: float | None = None
+    Without samples it is only imported, so that its first call does not pay for that.
+    """
+
+    function: str
+    samples: list[RewardSample] = []
+    group: bool = False
+
+
+class Reply(msgspec.Struct, array_like=True, frozen=True):
+    """What a grading process answers: one result a sample, or why there is none."""
+
+    results: list[Numbers] = []
     error: str = ""
 
 

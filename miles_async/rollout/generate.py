@@ -1,26 +1,29 @@
-"""Single-turn generation of one prompt group through SGLang's native API.
+"""Sampling through SGLang's native /generate: what is asked for, what an answer says, going on where an engine broke off.
 
 Promises: token ids and log-probs are the engine's own, never re-tokenised; every token carries the weight version that
-sampled it (``meta_info.weight_versions``); a sample that an engine aborted is generated anew, a few times.
+sampled it (``meta_info.weight_versions``); a sample that an engine aborts (a weight update with ``pause_mode = "abort"``, a
+drain) goes on from the tokens it has, so that they are lost only with their engine.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from typing import Any
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from bus.codec import LOGPROBS, MASK, TOKENS, VERSIONS, pack, unpack
+from bus.codec import TOKENS, VERSIONS, unpack
 from bus.messages import Sample, Ticket
 from miles_async.config import Rollout
+from miles_async.rollout.interface import Ask
+from miles_async.rollout.trajectory import Trajectory
 from miles_async.tokenizer import Tokenizer
 
-# sends the body of a /generate of several prompts somewhere and returns the answers, in order
-Ask = Callable[[dict[str, Any]], Awaitable[list[dict[str, Any]]]]
-
-MAX_ABORTS = 5  # a sample aborted so often by engines costs its group
+MAX_ABORTS = 5  # a sample aborted so often in a row, without a token more, costs its group
+SEED_SPACE = 2**31 - 1  # what SGLang takes as a sampling_seed
 
 
 class AbortedError(RuntimeError):
@@ -31,13 +34,45 @@ class AnswerError(RuntimeError):
     """An engine's answer contradicts itself, or does not say what is needed."""
 
 
-def sampling_params(config: Rollout, seed: int) -> dict[str, Any]:
-    """SGLang's sampling parameters of one sample."""
+@dataclass
+class Turn:
+    """What the policy is to write next in ``trajectory``: up to an end of its own, or to the limit of the response.
+
+    rid: of its requests, each with its number behind it. seed: of the whole sample.
+    """
+
+    trajectory: Trajectory
+    rid: str
+    seed: int
+    finish: dict[str, Any] = field(default_factory=dict)  # SGLang's finish_reason, once it has ended
+    start: int = 0  # response tokens that were there before it
+    aborts: int = 0  # in a row, without a token more
+
+    def __post_init__(self) -> None:
+        self.start = len(self.trajectory.tokens)
+
+    @property
+    def finish_reason(self) -> str:
+        """ "stop" or "length"."""
+        return self.finish["type"]
+
+
+class Answer(NamedTuple):
+    """What an engine sampled, one entry for each token."""
+
+    tokens: list[int]
+    logprobs: list[float]
+    versions: list[int]
+    finish: dict[str, Any]
+
+
+def sampling_params(config: Rollout, seed: int, max_new_tokens: int | None = None) -> dict[str, Any]:
+    """SGLang's sampling parameters of one sample; ``max_new_tokens``: None for a whole response."""
     params: dict[str, Any] = {
         "temperature": config.rollout_temperature,
         "top_p": config.rollout_top_p,
         "top_k": config.rollout_top_k,
-        "max_new_tokens": config.rollout_max_response_len,
+        "max_new_tokens": config.rollout_max_response_len if max_new_tokens is None else max_new_tokens,
         "sampling_seed": seed,
         "no_stop_trim": True,
         "spaces_between_special_tokens": False,
@@ -49,54 +84,89 @@ def sampling_params(config: Rollout, seed: int) -> dict[str, Any]:
     return params
 
 
-async def generate_group(ticket: Ticket, config: Rollout, ask: Ask, tokenizer: Tokenizer) -> list[Sample]:
-    """The ``n_samples_per_prompt`` samples of ``ticket``, unscored (reward 0).
+def continuation_seed(seed: int, tokens: int) -> int:
+    """The seed of the request that goes on behind ``tokens`` response tokens of the sample with ``seed``.
 
+    An engine draws its noise from the seed and the place in *its* response, so the sample's own seed would repeat the noise
+    that the first tokens had. The mixture (splitmix64, Steele et al. 2014) is unrelated to it and the same in every run.
+    """
+    if tokens == 0:
+        return seed
+    x = (seed + tokens * 0x9E3779B97F4A7C15) % 2**64
+    x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
+    x = (x ^ (x >> 27)) * 0x94D049BB133111EB % 2**64
+    return (x ^ (x >> 31)) % SEED_SPACE
+
+
+async def complete(turns: Sequence[Turn], config: Rollout, ask: Ask) -> None:
+    """Let the policy write every turn to its end; those that an engine aborts are asked for again, together.
+
+    A stop string that lies across such a seam is not seen: an engine looks for it in what it samples itself.
     Raises AnswerError, AbortedError, and what ``ask`` raises.
     """
-    prompt = unpack(ticket.prompt_tokens, TOKENS).tolist()
-    samples: dict[int, Sample] = {}
-    missing = list(range(config.n_samples_per_prompt))
-    for attempt in range(MAX_ABORTS):
-        body = {
-            "rid": [f"{ticket.group_id}.{i}.{attempt}" for i in missing],
-            "input_ids": [prompt] * len(missing),
-            "sampling_params": [sampling_params(config, ticket.sampling_seed + i) for i in missing],
-            "return_logprob": True,
-        }
-        answers = await ask(body)
-        try:
-            for i, answer in zip(list(missing), answers, strict=True):
-                if answer["meta_info"]["finish_reason"]["type"] != "abort":
-                    samples[i] = to_sample(i, answer, tokenizer)
-                    missing.remove(i)
-        except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
-            raise AnswerError(
-                f"an answer of another form than /generate gives: {type(error).__name__}: {error}"
-            ) from None
-        if not missing:
-            return [samples[i] for i in range(config.n_samples_per_prompt)]
-    raise AbortedError(f"sample {missing[0]} of group {ticket.group_id} was aborted {MAX_ABORTS} times")
+    open_turns, number = list(turns), 0
+    while open_turns:
+        answers = await ask(_body(open_turns, config, number))
+        if not isinstance(answers, list) or len(answers) != len(open_turns):
+            raise AnswerError(f"{len(open_turns)} answers were asked for, not {answers!r:.100}")
+        for turn, answer in zip(open_turns, answers, strict=True):
+            _take(turn, read_answer(answer), config)
+        open_turns = [turn for turn in open_turns if not turn.finish]
+        number += 1
 
 
-def to_sample(index: int, answer: dict[str, Any], tokenizer: Tokenizer) -> Sample:
-    """A sample from an engine's answer. Raises AnswerError if ids, log-probs or version spans do not fit together."""
-    meta = answer["meta_info"]
-    logprobs = [entry[0] for entry in meta["output_token_logprobs"]]
-    tokens = [entry[1] for entry in meta["output_token_logprobs"]]
-    if tokens != list(answer["output_ids"]):
-        raise AnswerError(f"{meta.get('id')}: output_ids and output_token_logprobs differ")
-    finish = meta["finish_reason"]["type"]
-    return Sample(
-        index=index,
-        tokens=pack(tokens, TOKENS),
-        logprobs=pack(logprobs, LOGPROBS),
-        loss_mask=pack(np.ones(len(tokens)), MASK),
-        versions=pack(token_versions(meta, len(tokens)), VERSIONS),
-        reward=0.0,
-        finish_reason=finish,
-        text=tokenizer.decode(tokens, skip_special_tokens=True),
-    )
+def _body(turns: Sequence[Turn], config: Rollout, number: int) -> dict[str, Any]:
+    done = [len(turn.trajectory.tokens) for turn in turns]
+    return {
+        "rid": [f"{turn.rid}.{number}" for turn in turns],
+        "input_ids": [turn.trajectory.input_ids for turn in turns],
+        "sampling_params": [
+            sampling_params(config, continuation_seed(turn.seed, n), config.rollout_max_response_len - n)
+            for turn, n in zip(turns, done, strict=True)
+        ],
+        "return_logprob": True,
+    }
+
+
+def _take(turn: Turn, answer: Answer, config: Rollout) -> None:
+    """Add what was sampled to the turn's trajectory, and see whether it has ended."""
+    trajectory = turn.trajectory
+    if answer.finish["type"] == "abort":
+        kept = config.partial_rollout and _is_sound(answer)
+        turn.aborts = 0 if kept and answer.tokens else turn.aborts + 1
+        if turn.aborts >= MAX_ABORTS:
+            raise AbortedError(f"sample {turn.rid} was aborted {MAX_ABORTS} times: {answer.finish.get('message')}")
+        if not kept or not answer.tokens:
+            return
+    trajectory.sampled(answer.tokens, answer.logprobs, answer.versions)
+    if answer.finish["type"] != "abort":
+        turn.finish = answer.finish
+    elif len(trajectory.tokens) >= config.rollout_max_response_len:
+        turn.finish = {"type": "length", "length": len(trajectory.tokens)}
+    elif config.mask_offpolicy_in_partial_rollout:
+        trajectory.mask_all()
+
+
+def _is_sound(answer: Answer) -> bool:
+    """Whether the tokens of an aborted answer can be gone on from: not those of weights that have diverged."""
+    return answer.finish.get("status_code") is None and all(map(math.isfinite, answer.logprobs))
+
+
+def read_answer(answer: dict[str, Any]) -> Answer:
+    """The tokens of one answer. Raises AnswerError: it has another form than /generate gives, or its ids, log-probs and
+    version spans do not fit together."""
+    try:
+        meta = answer["meta_info"]
+        logprobs = [entry[0] for entry in meta["output_token_logprobs"]]
+        tokens = [entry[1] for entry in meta["output_token_logprobs"]]
+        if tokens != list(answer["output_ids"]):
+            raise AnswerError(f"{meta.get('id')}: output_ids and output_token_logprobs differ")
+        finish = dict(meta["finish_reason"])
+        if finish["type"] not in ("stop", "length", "abort"):
+            raise AnswerError(f"{meta.get('id')}: finish_reason {finish!r:.100}")
+        return Answer(tokens, logprobs, token_versions(meta, len(tokens)).tolist(), finish)
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise AnswerError(f"an answer of another form than /generate gives: {type(error).__name__}: {error}") from None
 
 
 def token_versions(meta: dict[str, Any], n_tokens: int) -> npt.NDArray[np.int32]:
@@ -112,3 +182,17 @@ def token_versions(meta: dict[str, Any], n_tokens: int) -> npt.NDArray[np.int32]
         spans = meta.get("weight_versions")
         raise AnswerError(f"{meta.get('id')}: a token without a weight version in spans {spans}")
     return versions
+
+
+async def generate_group(ticket: Ticket, config: Rollout, ask: Ask, tokenizer: Tokenizer) -> list[Sample]:
+    """The ``n_samples_per_prompt`` responses to ``ticket``, in one request; unscored (reward 0).
+
+    Raises AnswerError, AbortedError, and what ``ask`` raises.
+    """
+    prompt = unpack(ticket.prompt_tokens, TOKENS).tolist()
+    turns = [
+        Turn(Trajectory(prompt), rid=f"{ticket.group_id}.{i}", seed=ticket.sampling_seed + i)
+        for i in range(config.n_samples_per_prompt)
+    ]
+    await complete(turns, config, ask)
+    return [turn.trajectory.sample(i, turn.finish_reason, tokenizer) for i, turn in enumerate(turns)]

@@ -3,24 +3,36 @@
     rollout function    async (ticket, context) -> list[Sample]          the whole group
     generate function   async (ticket, index, context) -> list[Sample]   one rollout of it: one sample, or an agent's branches
 
-Samples come back unscored (reward 0) unless the function scores itself. Token ids and log-probs are the engine's own; what
-the policy did not write has ``loss_mask`` 0.
+Samples come back unscored (reward 0, no ``reward_parts``); a function that scores a sample itself puts the numbers it was
+made of into ``reward_parts``, and nobody grades that sample again. Token ids and log-probs are the engine's own; what the
+policy did not write has ``loss_mask`` 0.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from bus.messages import Sample, Ticket
 from miles_async.config import RunConfig
-from miles_async.tokenizer import Tokenizer
+
+if TYPE_CHECKING:  # what only names the hooks needs no tokenizer
+    from miles_async.tokenizer import Tokenizer
 
 # sends the body of a /generate of several prompts somewhere and returns the answers, in order
 Ask = Callable[[dict[str, Any]], Awaitable[list[dict[str, Any]]]]
 
+# records something that happened once: (kind, **data)
+Tell = Callable[..., Awaitable[None]]
+
 R = TypeVar("R")
+
+
+async def tell_nobody(kind: str, **data: Any) -> None:
+    """Where nobody keeps a record."""
 
 
 @dataclass(frozen=True)
@@ -31,10 +43,20 @@ class RolloutContext:
     tokenizer: Tokenizer
     ask: Ask  # raises EngineError: refused, or nobody answers within rollout.request_timeout_s
     stack: contextlib.AsyncExitStack  # closed when the worker ends
+    tell: Tell = tell_nobody
     _resources: dict[str, Any] = field(default_factory=dict)
+    _opening: dict[str, asyncio.Lock] = field(default_factory=dict)
 
     async def resource(self, name: str, opened: Callable[[], contextlib.AbstractAsyncContextManager[R]]) -> R:
-        """What ``opened()`` gives, entered once for this worker and left when it ends."""
-        if name not in self._resources:
-            self._resources[name] = await self.stack.enter_async_context(opened())
-        return self._resources[name]
+        """What ``opened()`` gives, entered once for this worker, however many ask at once, and left when it ends.
+
+        Raises what entering it raises; the next one who asks then tries again.
+        """
+        async with self._opening.setdefault(name, asyncio.Lock()):
+            if name not in self._resources:
+                self._resources[name] = await self.stack.enter_async_context(opened())
+            return self._resources[name]
+
+
+RolloutFunction = Callable[[Ticket, RolloutContext], Awaitable[list[Sample]]]
+GenerateFunction = Callable[[Ticket, int, RolloutContext], Awaitable[list[Sample]]]

@@ -49,8 +49,11 @@ class TrainBatch:
     behaviour: Array  # [N] float32, the engine's log-probs
     versions: Array  # [N] int32
     sample_index: Array  # [N] int64
-    rewards: Array  # [S] float64
+    rewards: Array  # [S] float64, what is trained on
+    raw_rewards: Array  # [S] float64, before rollout-side post-processing: what is reported
     group_index: Array  # [S] int64
+    rollout_index: Array  # [S] int64 from 0: the branches of one agent's rollout share it
+    teacher: Array | None  # [N] float32, the teacher's log-probs; None where it was not asked
     truncated: Array  # [S] bool: the length limit ended the response
 
 
@@ -70,16 +73,20 @@ def flatten(groups: Sequence[Group], vocab_size: int) -> TrainBatch:
     for group, sample in samples:
         if not len(sample.tokens) == len(sample.logprobs) == 4 * len(sample.loss_mask) == len(sample.versions):
             raise BatchError(f"{_name(group, sample)}: tokens, logprobs, loss_mask and versions differ in length")
-        if not group.prompt_tokens:
+        if len(sample.teacher_logprobs) not in (0, len(sample.logprobs)):
+            raise BatchError(f"{_name(group, sample)}: teacher_logprobs and logprobs differ in length")
+        if not _prompt(group, sample):
             raise BatchError(f"{_name(group, sample)}: the prompt is empty, so the first token has no prefix")
     try:
-        tokens = unpack(b"".join(part for g, s in samples for part in (g.prompt_tokens, s.tokens)), TOKENS)
+        tokens = unpack(b"".join(part for g, s in samples for part in (_prompt(g, s), s.tokens)), TOKENS)
         behaviour = unpack(b"".join(s.logprobs for _, s in samples), LOGPROBS)
         mask = unpack(b"".join(s.loss_mask for _, s in samples), MASK) != 0
         versions = unpack(b"".join(s.versions for _, s in samples), VERSIONS)
+        taught = all(s.teacher_logprobs or not s.logprobs for _, s in samples) and any(s.logprobs for _, s in samples)
+        teacher = unpack(b"".join(s.teacher_logprobs for _, s in samples), LOGPROBS) if taught else None
     except CodecError as error:
         raise BatchError(f"groups {groups[0].group_id}..{groups[-1].group_id}: {error}") from None
-    prompt_lengths = np.array([len(g.prompt_tokens) // 4 for g, _ in samples], dtype=np.int64)
+    prompt_lengths = np.array([len(_prompt(g, s)) // 4 for g, s in samples], dtype=np.int64)
     response_lengths = np.array([len(s.loss_mask) for _, s in samples], dtype=np.int64)
     lengths = prompt_lengths + response_lengths
     sample_index = np.repeat(np.arange(len(samples)), response_lengths)
@@ -90,7 +97,10 @@ def flatten(groups: Sequence[Group], vocab_size: int) -> TrainBatch:
         versions=versions,
         sample_index=sample_index,
         rewards=np.array([s.reward for _, s in samples], dtype=np.float64),
+        raw_rewards=np.array([s.reward_parts.get("raw", s.reward) for _, s in samples], dtype=np.float64),
         group_index=np.repeat(np.arange(len(groups)), sizes),
+        rollout_index=_rollouts(groups),
+        teacher=teacher,
         truncated=np.array([s.finish_reason == "length" for _, s in samples], dtype=bool),
     )
     _refuse_at(samples, (tokens < 0) | (tokens >= vocab_size), lengths, f"a token id is not in 0..{vocab_size - 1}")
@@ -180,6 +190,21 @@ def _ragged_arange(counts: Array) -> Array:
     """0..counts[0]-1, 0..counts[1]-1, ... in one array."""
     starts = np.cumsum(counts) - counts
     return np.arange(int(counts.sum())) - np.repeat(starts, counts)
+
+
+def _prompt(group: Group, sample: Sample) -> bytes:
+    return sample.prompt_tokens or group.prompt_tokens
+
+
+def _rollouts(groups: Sequence[Group]) -> Array:
+    """A number from 0 for each sample's rollout, [S] int64."""
+    named = [
+        (g, s.index if s.rollout_index < 0 else s.rollout_index)
+        for g, group in enumerate(groups)
+        for s in group.samples
+    ]
+    numbers = {name: number for number, name in enumerate(dict.fromkeys(named))}
+    return np.array([numbers[name] for name in named], dtype=np.int64)
 
 
 def _name(group: Group, sample: Sample) -> str:

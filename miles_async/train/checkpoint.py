@@ -34,6 +34,7 @@ class LearnerState(msgspec.Struct, frozen=True):
 
     version: int
     extra: dict[str, Any]
+    critic: bool = False  # whether its weights are there
 
 
 def latest(root: Path) -> Path | None:

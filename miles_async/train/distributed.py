@@ -67,6 +67,22 @@ class LearnerGroups:
                 dist.all_reduce(values)
         return values
 
+    def sum_on_cpu(self, values: torch.Tensor) -> torch.Tensor:
+        """The sum over ranks of a small tensor on the CPU; a new one."""
+        return self.sum(values.to(self.device, copy=True)).to(values.device)
+
+    def concatenate(self, values: torch.Tensor) -> torch.Tensor:
+        """The [n] tensors of all ranks, on the CPU, one after the other; n may differ. Returns [sum of n]."""
+        if self.world_size == 1:
+            return values
+        sizes = self.gather([float(len(values))])[:, 0].long().tolist()
+        mine = torch.zeros(max(sizes), dtype=values.dtype, device=self.device)
+        mine[: len(values)] = values.to(self.device)
+        rows = [torch.empty_like(mine) for _ in sizes]
+        with self.waiting("the tokens of"):
+            dist.all_gather(rows, mine)
+        return torch.cat([row[:size] for row, size in zip(rows, sizes, strict=True)]).to(values.device)
+
     def agree(self, what: str, text: str = "") -> str:
         """Rank 0's ``text``, on every rank; also a barrier. (Sent as bytes: torch would pickle an object.)"""
         if self.world_size == 1:

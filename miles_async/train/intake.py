@@ -7,10 +7,13 @@ before it. Lag is measured here, against the learner's own version: what senders
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from bus.messages import Group
+import numpy as np
+
+from bus.messages import UNSAMPLED, Group
+from miles_async.rl.reduce import Totals
 from miles_async.train.batch import BatchError, TrainBatch, flatten
 from miles_async.train.distributed import LearnerGroups
 
@@ -28,12 +31,21 @@ class Admitted:
     """A rank's share of a batch that every rank may train on."""
 
     batch: TrainBatch
-    total_tokens: float  # masked-in response tokens of all ranks
-    total_samples: float  # samples of all ranks
+    totals: Totals  # of all ranks
+    total_samples: float  # of all ranks, whether or not a token of them is trained
+    taught: bool  # every rank's samples have a teacher's log-probs
     metrics: dict[str, float]  # of the whole batch, under Miles' names
 
 
-def admit(groups: Sequence[Group], ranks: LearnerGroups, *, version: int, max_lag: int, vocab_size: int) -> Admitted:
+def admit(
+    groups: Sequence[Group],
+    ranks: LearnerGroups,
+    *,
+    version: int,
+    max_lag: int,
+    vocab_size: int,
+    to_batch: Callable[[Sequence[Group], int], TrainBatch] = flatten,
+) -> Admitted:
     """Flatten this rank's groups and agree with the other ranks that the step from ``version`` may run. Collective.
 
     Raises BatchError (this rank's groups are malformed), BatchRefused (another's are), LagExceeded (any rank's token is
@@ -41,20 +53,27 @@ def admit(groups: Sequence[Group], ranks: LearnerGroups, *, version: int, max_la
     """
     problem: BatchError | None = None
     try:
-        batch = flatten(groups, vocab_size)
+        batch = to_batch(groups, vocab_size)
     except BatchError as error:
         problem, batch = error, flatten((), vocab_size)
-    lag = version - batch.versions[batch.sequences.mask]
+    mask = batch.sequences.mask
+    lag = version - batch.versions[mask & (batch.versions != UNSAMPLED)].astype(np.int64)
+    n_samples = len(batch.rewards)
+    trained = np.bincount(batch.sample_index[mask], minlength=n_samples)
     rows = ranks.gather(
         [
             float(problem is not None),
             float(lag.max()) if len(lag) else -math.inf,
-            float(len(lag)),
-            float(len(batch.rewards)),
+            float(batch.teacher is None and n_samples > 0),
+            float(mask.sum()),
             float(lag.sum()),
-            float(batch.rewards.sum()),
+            float(np.maximum(trained, 1).sum()),
+            float(n_samples),
+            float(len(np.unique(batch.rollout_index))),
+            float(batch.raw_rewards.sum()),
             float((batch.sequences.lengths - batch.sequences.prompt_lengths).sum()),
             float(batch.truncated.sum()),
+            float(_mixed(batch)),
         ]
     )
     step = version + 1
@@ -69,14 +88,29 @@ def admit(groups: Sequence[Group], ranks: LearnerGroups, *, version: int, max_la
             f"step {step}: a token of learner rank {int(rows[:, 1].argmax())} has lag {oldest:.0f}, above "
             f"staleness.max_lag = {max_lag}; nothing was trained"
         )
-    tokens, samples, lag_sum, reward, response, truncated = rows[:, 2:].sum(dim=0).tolist()
+    untaught, tokens, lag_sum, normalizer, samples, rollouts, reward, response, truncated, mixed = (
+        rows[:, 2:].sum(dim=0).tolist()
+    )
+    share = 1 / max(samples, 1.0)
     metrics = {
-        "raw_reward": reward / max(samples, 1.0),
-        "response_lengths": response / max(samples, 1.0),
-        "truncated": truncated / max(samples, 1.0),
-        "max_token_lag": oldest if tokens else 0.0,
+        "raw_reward": reward * share,
+        "response_lengths": response * share,
+        "truncated": truncated * share,
+        "max_token_lag": oldest if math.isfinite(oldest) else 0.0,
         "mean_token_lag": lag_sum / max(tokens, 1.0),
+        "mixed_version_ratio": mixed * share,
         "n_tokens": tokens,
         "n_samples": samples,
     }
-    return Admitted(batch, tokens, samples, metrics)
+    return Admitted(batch, Totals(normalizer, rollouts), samples, untaught == 0, metrics)
+
+
+def _mixed(batch: TrainBatch) -> int:
+    """Samples whose trained tokens were sampled by more than one weight version."""
+    n = len(batch.rewards)
+    mask = batch.sequences.mask
+    sample, versions = batch.sample_index[mask], batch.versions[mask].astype(np.int64)
+    newest, oldest = np.full(n, -1), np.full(n, np.iinfo(np.int64).max)
+    np.maximum.at(newest, sample, versions)
+    np.minimum.at(oldest, sample, versions)
+    return int(((newest > oldest) & (newest >= 0)).sum())

@@ -1,97 +1,263 @@
-"""The loss the configuration asks for, put together from the functions of ``miles_async.rl``.
+"""The objective that a configuration asks for, put together from the functions of ``miles_async.rl`` and the user's own.
 
-Promises: pure; the value for a micro-batch is its share of the whole step's mean, so shares add up over micro-batches and
-ranks, for the loss and for every metric.
+Promises: the value for a micro-batch is its share of the whole step's mean, so shares add up over micro-batches and ranks,
+for the loss and for every metric; a function of the user that gives something of another shape is refused when the learner
+is built, before a step.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+
 import torch
 
-from miles_async.config import Algorithm
-from miles_async.rl import losses
-from miles_async.rl.advantages import grpo_advantages
-from miles_async.train.intake import Admitted
+from miles_async.config import WHITENED, ConfigError, RunConfig, old_log_probs
+from miles_async.rl import advantages, kl, losses
+from miles_async.rl.corrections import loglinear_old
+from miles_async.rl.hooks import CORRECTION, ESTIMATOR, POLICY_LOSS, REDUCER
+from miles_async.rl.reduce import Totals, sample_mean, token_mean, weighted_sum
+from miles_async.rl.terms import Correction, LossTerms, Metrics, StepTerms, wants_critic, wants_whole_batch
 
-METRICS = (
-    "loss",
-    "pg_loss",
-    "pg_clipfrac",
-    "ppo_kl",
-    "entropy_loss",
-    "train_rollout_logprob_abs_diff",
-    "train_rollout_kl",
-    "tis",
-    "tis_clipfrac",
-)
+Sums = dict[str, torch.Tensor]  # name to a float64 scalar: shares that add up over micro-batches and ranks
+
+# sums that are no mean over the step: |learner - engine| over the tokens that the learner's own version sampled
+MISMATCH, MISMATCH_TOKENS = "mismatch_sum", "mismatch_tokens"
 
 
-def token_terms(admitted: Admitted, algorithm: Algorithm) -> tuple[torch.Tensor, torch.Tensor]:
-    """Advantage [N] float32 and weight in the step's mean [N] float64 of every response token, on the CPU."""
-    batch = admitted.batch
-    sample_index = torch.from_numpy(batch.sample_index)
-    advantages = grpo_advantages(
-        torch.from_numpy(batch.rewards),
-        torch.from_numpy(batch.group_index),
-        std_normalization=algorithm.grpo_std_normalization,
-    )
-    weights = losses.token_weights(
-        torch.from_numpy(batch.sequences.mask),
-        sample_index,
-        aggregation=algorithm.loss_aggregation,
-        total_tokens=admitted.total_tokens,
-        total_samples=admitted.total_samples,
-    )
-    return advantages[sample_index].float(), weights
+class Objective:
+    """Raises HookError, or ConfigError for a function whose result does not fit."""
 
-
-def policy_loss(
-    algorithm: Algorithm,
-    logprobs: torch.Tensor,
-    entropy: torch.Tensor,
-    behaviour: torch.Tensor,
-    advantages: torch.Tensor,
-    weights: torch.Tensor,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The share of n tokens in the step's loss (scalar float64, with gradient) and in METRICS ([9] float64, without).
-
-    logprobs, entropy, behaviour, advantages: [n] float32. weights: [n] float64, see ``losses.token_weights``.
-    """
-    current = logprobs.detach()
-    # There is one optimizer step for each batch, so a separate pass before it would recompute exactly `current`.
-    old = behaviour if algorithm.old_log_probs == "rollout" else current
-    pg_loss, clipped, ppo_kl = losses.ppo_clip_loss(
-        logprobs,
-        old,
-        advantages,
-        eps_clip=algorithm.eps_clip,
-        eps_clip_high=algorithm.eps_clip if algorithm.eps_clip_high is None else algorithm.eps_clip_high,
-    )
-    tis, tis_clipped = torch.ones_like(current), torch.zeros_like(current)
-    if algorithm.use_tis:
-        correction, tis, tis_clipped = losses.truncated_importance_weights(
-            old, behaviour, low=algorithm.tis_clip_low, high=algorithm.tis_clip
+    def __init__(self, config: RunConfig) -> None:
+        self.config, self.algorithm = config, config.algorithm
+        algorithm = config.algorithm
+        self._estimator = ESTIMATOR.functions(config)[0]
+        implied = "gspo" if algorithm.advantage_estimator == "gspo" else "ppo_clip"
+        self._policy_loss = POLICY_LOSS.load(algorithm.policy_loss or implied)
+        named = CORRECTION.functions(config)
+        self._whole_batch = [f for f in named if wants_whole_batch(f, algorithm)]
+        self._corrections = [f for f in named if f not in self._whole_batch]
+        self._reducer = REDUCER.functions(config)[0]
+        self.old_mode = old_log_probs(algorithm)
+        self.is_sft = algorithm.loss_type == "sft_loss"
+        self.needs_critic = wants_critic(self._estimator) and not self.is_sft
+        self.needs_reference = algorithm.use_kl_loss or algorithm.kl_coef > 0
+        early = bool(self._whole_batch) or algorithm.kl_coef > 0 or algorithm.use_opd
+        # a forward pass of its own before the step; else `old` is taken from the step's own pass, which is the same
+        self.needs_pass = early and self.old_mode != "rollout"
+        self.whitens = algorithm.normalize_advantages or (
+            algorithm.normalize_advantages is None and algorithm.advantage_estimator in WHITENED
         )
-        pg_loss = pg_loss * correction
-    loss = losses.weighted_sum(pg_loss, weights)
-    if algorithm.entropy_coef > 0:
-        loss = loss - algorithm.entropy_coef * losses.weighted_sum(entropy, weights)
-    with torch.no_grad():
-        rest = (
-            pg_loss,
-            clipped,
-            ppo_kl,
-            entropy,
-            (current - behaviour).abs(),
-            losses.k3_kl(current, behaviour),
-            tis,
-            tis_clipped,
+        self.names = sorted(self._try_out())
+
+    # before the step, for a rank's whole share
+
+    def old(self, current: torch.Tensor, behaviour: torch.Tensor, versions: torch.Tensor, version: int) -> torch.Tensor:
+        """The denominator [n], without gradient. current: the learner's log-probs before the step."""
+        if self.old_mode == "rollout":
+            return behaviour
+        if self.old_mode == "loglinear":
+            return loglinear_old(current, behaviour, versions, version)
+        return current.detach()
+
+    def advantages(self, terms: StepTerms) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Advantages [N] float32 and, with a critic, the returns [N] float32 that it learns: what the estimator gives plus
+        the values. Collective if advantages are whitened. Raises ValueError for rewards that cannot be used."""
+        if self.is_sft:
+            return torch.zeros(len(terms.mask)), None
+        found = self._estimator(terms, self.algorithm)
+        returns = None if terms.values is None else (found + terms.values.double()).float()
+        if self.algorithm.use_opd:
+            assert terms.old is not None and terms.teacher is not None
+            found = advantages.distil(found, terms.old, terms.teacher, coef=self.algorithm.opd_kl_coef)
+        if self.whitens:
+            found = advantages.whiten(found, terms.mask, all_sum=terms.all_sum)
+        return found.float(), returns
+
+    def observed(self, terms: StepTerms) -> Metrics:
+        """What is reported of the whole share besides the loss's own metrics, [N] float64 each."""
+        if not self.algorithm.use_opd:
+            return {}
+        assert terms.old is not None and terms.teacher is not None
+        return {"opd_reverse_kl": terms.old.double() - terms.teacher.double()}
+
+    def mean_weights(
+        self, mask: torch.Tensor, sample_index: torch.Tensor, rollout_index: torch.Tensor, totals: Totals
+    ) -> torch.Tensor:
+        """Weight [N] float64 of every response token in the step's means: entropy, KL, metrics."""
+        mean = token_mean if self.algorithm.loss_aggregation == "token" else sample_mean
+        return mean(mask, sample_index, rollout_index, totals)
+
+    def token_weights(
+        self, mask: torch.Tensor, sample_index: torch.Tensor, rollout_index: torch.Tensor, totals: Totals
+    ) -> torch.Tensor:
+        """Weight [N] float64 of every response token in the policy loss (as in Miles, a reducer is for that alone)."""
+        return self._reducer(mask, sample_index, rollout_index, totals, self.config)
+
+    def correct_batch(self, terms: LossTerms) -> Correction | None:
+        """The corrections that look at the whole step at once; None if there is none. Collective."""
+        return self._multiplied(self._whole_batch, terms) if self._whole_batch else None
+
+    # in the step, for a micro-batch
+
+    def loss(
+        self,
+        terms: LossTerms,
+        weights: torch.Tensor,
+        *,
+        pg_weights: torch.Tensor | None = None,
+        entropy: torch.Tensor,
+        reference: torch.Tensor | None = None,
+        batch_correction: Correction | None = None,
+    ) -> tuple[torch.Tensor, Sums]:
+        """The share of n tokens in the step's loss (scalar float64, with gradient) and in every metric.
+
+        weights, pg_weights: [n] float64, of :meth:`mean_weights` and :meth:`token_weights` (None: the same). entropy,
+        reference: [n] float32. batch_correction: these tokens' part of what :meth:`correct_batch` gave.
+        """
+        algorithm = self.algorithm
+        terms, entropy, reference = _without_masked(terms, entropy, reference)
+        if self.is_sft:
+            pg_loss, metrics = losses.sft(terms.logprobs), {}
+            correction = Correction(torch.ones_like(terms.behaviour), {})
+        else:
+            pg_loss, metrics = self._policy_loss(terms, algorithm)
+            correction = self._multiplied(self._corrections, terms)
+            if batch_correction is not None:
+                correction = _product(correction, batch_correction)
+        pg_weights = weights if pg_weights is None else pg_weights
+        change = -metrics["ppo_kl"] if "ppo_kl" in metrics else losses.log_ratio(terms.logprobs.detach(), terms.old)
+        fixed = {name: weighted_sum(value.double(), weights) for name, value in correction.metrics.items()}
+        fixed |= self._shift(change, terms, weights)
+        if correction.keep is not None:
+            weights, pg_weights = (w * correction.keep for w in (weights, pg_weights))
+        # a token of weight 0 is out, whatever its loss is
+        pg_loss = torch.where(correction.weights == 0, torch.zeros_like(pg_loss), pg_loss * correction.weights)
+        loss = weighted_sum(pg_loss, pg_weights)
+        if algorithm.entropy_coef > 0:
+            loss = loss - algorithm.entropy_coef * weighted_sum(entropy, weights)
+        if reference is not None and algorithm.use_kl_loss:
+            kl_loss = self._kl_loss(terms, reference)
+            metrics = metrics | {"kl_loss": kl_loss.detach()}
+            if algorithm.kl_loss_coef > 0:
+                loss = loss + algorithm.kl_loss_coef * weighted_sum(kl_loss, weights)
+        with torch.no_grad():
+            metrics = metrics | {"entropy_loss": entropy} | _apart(terms)
+            sums = {name: weighted_sum(value.detach().double(), weights) for name, value in metrics.items()}
+            pg_sum = weighted_sum(pg_loss.detach().double(), pg_weights)
+        return loss, {"loss": loss.detach(), "pg_loss": pg_sum} | sums | fixed
+
+    def _kl_loss(self, terms: LossTerms, reference: torch.Tensor) -> torch.Tensor:
+        ratio = None
+        if self.algorithm.use_unbiased_kl:
+            difference = losses.log_ratio(terms.logprobs, terms.old)
+            ratio = difference.clamp(-losses.MAX_LOG_RATIO, losses.MAX_LOG_RATIO).exp()
+        return kl.approx_kl(terms.logprobs, reference, self.algorithm.kl_loss_type, importance_ratio=ratio)
+
+    def _multiplied(self, functions: list[Callable[..., Correction]], terms: LossTerms) -> Correction:
+        product = Correction(torch.ones_like(terms.behaviour), {})
+        for function in functions:
+            product = _product(product, function(terms, self.algorithm))
+        return product
+
+    def _shift(self, change: torch.Tensor, terms: LossTerms, weights: torch.Tensor) -> Sums:
+        """How far the policy is from the denominator, and the learner's own tokens from the engine's.
+
+        change: [n] log-ratio, of the sample where the loss looks at samples.
+        """
+        ess = losses.ess_ratio(change, terms.mask, terms.sample_index)[terms.sample_index]
+        ratio = change.clamp(-losses.MAX_LOG_RATIO, losses.MAX_LOG_RATIO).exp()
+        own = ((terms.versions == terms.version) & (terms.mask != 0)).double()
+        apart = (terms.logprobs.detach() - terms.behaviour).abs().double()
+        return {
+            "ois": weighted_sum(ratio.double(), weights),
+            "ess_ratio": weighted_sum(ess.double(), weights),
+            MISMATCH: weighted_sum(apart, own),
+            MISMATCH_TOKENS: own.sum(),
+        }
+
+    def _try_out(self) -> Sums:
+        """Two tokens of one sample, to see what the functions give."""
+        zeros = torch.zeros(2)
+        index = torch.zeros(2, dtype=torch.int64)
+        step = StepTerms(
+            rewards=torch.zeros(1, dtype=torch.float64),
+            group_index=torch.zeros(1, dtype=torch.int64),
+            rollout_index=torch.zeros(1, dtype=torch.int64),
+            sample_index=index,
+            mask=torch.ones(2, dtype=torch.bool),
+            behaviour=zeros,
+            old=zeros,
+            reference=zeros,
+            teacher=zeros,
+            values=zeros if self.needs_critic else None,
         )
-        sums = [loss.detach(), *(losses.weighted_sum(value, weights) for value in rest)]
-    return loss, torch.stack(sums)
+        if not self.is_sft:
+            self._expect(ESTIMATOR.key, self._estimator(step, self.algorithm), 2)
+        self.advantages(step)
+        weights = self.token_weights(step.mask, index, step.rollout_index, Totals(2.0, 1.0))
+        self._expect(REDUCER.key, weights, 2)
+        logprobs = zeros.clone().requires_grad_(True)
+        terms = LossTerms(logprobs, zeros, zeros, zeros, index, index, 0, torch.ones(2))
+        if not self.is_sft:
+            found = self._policy_loss(terms, self.algorithm)
+            self._expect(POLICY_LOSS.key, found[0] if isinstance(found, tuple) else found, 2)
+            if not isinstance(found, tuple) or len(found) != 2 or not isinstance(found[1], dict):
+                raise ConfigError(f"{POLICY_LOSS.key}: its function gives no (loss, metrics)")
+            for function in (*self._corrections, *self._whole_batch):
+                correction = function(terms, self.algorithm)
+                if not isinstance(correction, Correction):
+                    raise ConfigError(
+                        f"{CORRECTION.key}: its function gives {type(correction).__name__}, no Correction"
+                    )
+                self._expect(CORRECTION.key, correction.weights, 2)
+        batch = self.correct_batch(terms)
+        return self.loss(terms, weights, entropy=zeros, reference=zeros, batch_correction=batch)[1]
+
+    def _expect(self, key: str, result: object, size: int) -> None:
+        if not isinstance(result, torch.Tensor) or result.shape != (size,):
+            what = f"shape {tuple(result.shape)}" if isinstance(result, torch.Tensor) else type(result).__name__
+            raise ConfigError(f"{key}: for {size} tokens its function gives {what}, not a tensor of shape ({size},)")
 
 
-def named(sums: torch.Tensor, algorithm: Algorithm) -> dict[str, float]:
-    """The METRICS by name; those of a correction that is off are left out."""
-    values = dict(zip(METRICS, sums.tolist(), strict=True))
-    return {name: value for name, value in values.items() if algorithm.use_tis or not name.startswith("tis")}
+def _without_masked(
+    terms: LossTerms, entropy: torch.Tensor, reference: torch.Tensor | None
+) -> tuple[LossTerms, torch.Tensor, torch.Tensor | None]:
+    """Zeros in the place of whatever a masked token holds, so that no gradient of it can be NaN."""
+    kept = terms.mask != 0
+
+    def only(values: torch.Tensor) -> torch.Tensor:
+        return torch.where(kept, values, torch.zeros_like(values))
+
+    terms = replace(
+        terms,
+        logprobs=only(terms.logprobs),
+        old=only(terms.old),
+        behaviour=only(terms.behaviour),
+        advantages=only(terms.advantages),
+    )
+    return terms, only(entropy), None if reference is None else only(reference)
+
+
+def _product(a: Correction, b: Correction) -> Correction:
+    keeps = [c.keep for c in (a, b) if c.keep is not None]
+    keep = keeps[0] * keeps[1] if len(keeps) == 2 else keeps[0] if keeps else None
+    return Correction(a.weights * b.weights.detach(), a.metrics | b.metrics, keep)
+
+
+def _apart(terms: LossTerms) -> Metrics:
+    """Between the learner's policy now and the engine's that sampled, lag and mismatch together."""
+    current = terms.logprobs.detach()
+    return {
+        "train_rollout_logprob_abs_diff": (current - terms.behaviour).abs(),
+        "train_rollout_kl": kl.reverse_k3(current, terms.behaviour),
+    }
+
+
+def named(sums: torch.Tensor, names: list[str]) -> dict[str, float]:
+    """The metrics of a step from the sums over all micro-batches and ranks, in the order of ``names``."""
+    values = dict(zip(names, sums.tolist(), strict=True))
+    apart, tokens = values.pop(MISMATCH), values.pop(MISMATCH_TOKENS)
+    if tokens:
+        values["on_policy_logprob_abs_diff"] = apart / tokens
+    return values

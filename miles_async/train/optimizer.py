@@ -54,18 +54,20 @@ class LearnerOptimizer:
         of the buffer, and the next backward would then count its first micro-batch twice."""
         self.megatron.zero_grad()
 
-    def step(self, lr: float) -> float:
-        """Clip and apply the gradients in the DDP buffers with rate ``lr``. Returns the norm before clipping.
-
-        Raises NonFiniteGradient with weights and state unchanged. Collective with the distributed optimizer.
-        """
-        for group in self.megatron.param_groups:
-            group["lr"] = lr
-            group["weight_decay"] = self._weight_decay * group.get("wd_mult", 1.0)  # 0 for norms and biases
+    def check(self) -> None:
+        """Raises NonFiniteGradient if the gradients in the DDP buffers are not finite; weights and state stay as they are.
+        Collective with the distributed optimizer."""
         self.megatron.prepare_grads()
         norm = float(self.megatron.get_grad_norm())
         if not math.isfinite(norm):
             raise NonFiniteGradient(f"the gradient norm is {norm}; the weights are unchanged")
+
+    def step(self, lr: float) -> float:
+        """Clip and apply the gradients in the DDP buffers, which :meth:`check` has passed, with rate ``lr``. Returns the
+        norm before clipping. Collective with the distributed optimizer."""
+        for group in self.megatron.param_groups:
+            group["lr"] = lr
+            group["weight_decay"] = self._weight_decay * group.get("wd_mult", 1.0)  # 0 for norms and biases
         _, norm, _ = self.megatron.step()
         return float(norm)
 

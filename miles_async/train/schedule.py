@@ -6,7 +6,11 @@ Promises: pure; the same step gives the same rate after any restart, so no sched
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import Literal
+
+from miles_async.config import Learner
 
 
 def learning_rate(
@@ -32,3 +36,15 @@ def learning_rate(
     done = (step - warmup_steps) / (decay_steps - warmup_steps)
     left = 1.0 - done if decay_style == "linear" else 0.5 * (1.0 + math.cos(math.pi * done))
     return min_lr + (lr - min_lr) * left
+
+
+def rate_of(learner: Learner, *, lr: float, warmup_steps: int) -> Callable[[int], float]:
+    """The rate by optimizer step of a model that decays as ``learner`` says, from a rate and a warm-up of its own."""
+    return partial(
+        learning_rate,
+        lr=lr,
+        min_lr=learner.min_lr,
+        warmup_steps=warmup_steps,
+        decay_steps=learner.lr_decay_steps,
+        decay_style=learner.lr_decay_style,
+    )

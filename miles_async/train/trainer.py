@@ -6,7 +6,8 @@ Promises:
 - A token whose lag exceeds the bound stops the step on every rank before anything is touched (LagExceeded).
 - The loss is a mean over the whole step, all ranks: neither the split into micro-batches nor the number of ranks
   changes it, beyond rounding.
-- ``version`` is the number of optimizer steps in the weights; a restored checkpoint continues bit for bit.
+- ``version`` is the number of steps behind the weights; a restored checkpoint continues bit for bit. A step is one of the
+  optimizer, except that the first ``critic.num_critic_only_steps`` of them leave the policy's weights as they are.
 - An exported tensor is a copy: later steps do not change it.
 
 All methods are collective over ranks, in the same order. Any thread may call them, one at a time.
@@ -24,13 +25,21 @@ import torch
 
 from bus.messages import Group
 from miles_async.config import RunConfig
-from miles_async.train import checkpoint, cpu_shim, objective, rng
-from miles_async.train.batch import MicroBatch, micro_batches, whole_sequences
+from miles_async.rl.terms import LossTerms
+from miles_async.train import cpu_shim, hooks, on_policy
+from miles_async.train.batch import BatchError, MicroBatch, Sequences, flatten, micro_batches, whole_sequences
 from miles_async.train.bridge import ModelBridge
+from miles_async.train.critic import METRICS as CRITIC_METRICS
+from miles_async.train.critic import Critic
 from miles_async.train.distributed import LearnerGroups
-from miles_async.train.intake import LagExceeded, admit
+from miles_async.train.intake import Admitted, LagExceeded, admit
 from miles_async.train.logprobs import token_logprobs
-from miles_async.train.schedule import learning_rate
+from miles_async.train.model import TrainedModel, of_all_tokens, update
+from miles_async.train.model_state import ModelState
+from miles_async.train.objective import Objective, named
+from miles_async.train.reference import ReferenceWeights, copies
+from miles_async.train.schedule import rate_of
+from miles_async.train.share import MicroShare, Share, make_share, micro_share
 
 __all__ = ["LagExceeded", "MegatronTrainer"]
 
@@ -45,6 +54,13 @@ class MegatronTrainer:
     def __init__(self, config: RunConfig, model_path: str, *, rank: int, world_size: int, init_method: str):
         self.config = config
         self.version = 0
+        self._objective = Objective(config)
+        self._to_batch = next(iter(hooks.BATCH.functions(config)), flatten)
+        self._before_log_prob = hooks.BEFORE_LOG_PROB.functions(config)
+        self._before_step = hooks.BEFORE_TRAIN_STEP.functions(config)
+        self._provider = next(iter(hooks.MODEL_PROVIDER.functions(config)), ModelBridge)
+        # of this process; in a synchronous run it checks that the two ways to a log-prob agree
+        self._first_step = config.staleness.max_lag == 0 and not self._objective.is_sft
         self._device = _device(config.model.device, rank)
         self._dtype = torch.bfloat16 if config.model.dtype == "bfloat16" else torch.float32
         _quiet_megatron()
@@ -64,26 +80,36 @@ class MegatronTrainer:
             raise
 
     def _build(self, model_path: str) -> None:
-        from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
         from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
-
-        from miles_async.train.optimizer import LearnerOptimizer
 
         torch.manual_seed(self.config.run.seed)
         model_parallel_cuda_manual_seed(self.config.run.seed, force_reset_rng=True)
-        self._bridge = ModelBridge(model_path, self._dtype, self._device)
-        model: Any = self._bridge.build()
-        self._module: Any = model.module if self._dtype is torch.bfloat16 else model  # Float16Module holds a GPTModel
-        self._ddp = DistributedDataParallel(
+        self._bridge = self._provider(model_path, self._dtype, self._device)
+        reference = self._reference_weights() if self._objective.needs_reference else None
+        learner = self.config.learner
+        self._policy = TrainedModel(
+            self._bridge.build(),
             self._bridge.config,
-            DistributedDataParallelConfig(
-                grad_reduce_in_fp32=True,
-                overlap_grad_reduce=False,
-                use_distributed_optimizer=self.config.learner.use_distributed_optimizer,
-            ),
-            model,
+            learner,
+            dtype=self._dtype,
+            device=self._device,
+            rate=rate_of(learner, lr=learner.lr, warmup_steps=learner.lr_warmup_steps),
         )
-        self._optimizer = LearnerOptimizer(self.config.learner, self._dtype, self._ddp)
+        self._module = self._policy.module
+        self._reference = ReferenceWeights(self._module, reference) if reference is not None else None
+        self._critic = self._build_critic() if self._objective.needs_critic else None
+        critic = self._critic.model if self._critic is not None else None
+        self._state = ModelState(self._policy, critic, self._groups, self._device)
+
+    def _reference_weights(self) -> list[torch.Tensor]:
+        """The parameters of the reference model, on the CPU."""
+        path = self.config.algorithm.ref_load or self._bridge.path
+        return copies(self._provider(path, self._dtype, self._device).build())
+
+    def _build_critic(self) -> Critic:
+        path = self.config.critic.critic_load or self._bridge.path
+        bridge = self._provider(path, self._dtype, self._device)
+        return Critic(self.config, bridge, self._bridge.hf_config.vocab_size, dtype=self._dtype, device=self._device)
 
     # -- training -----------------------------------------------------------------------------------------------------
 
@@ -93,79 +119,117 @@ class MegatronTrainer:
         Returns metrics over all ranks, named as Miles names them. Raises, with the weights unchanged: LagExceeded,
         BatchError (this rank's groups are malformed), BatchRefused (another rank's are), NonFiniteGradient.
         """
-        from megatron.core.distributed import finalize_model_grads
-
-        algorithm = self.config.algorithm
         admitted = admit(
             groups,
             self._groups,
             version=self.version,
             max_lag=self.config.staleness.max_lag,
             vocab_size=self._bridge.hf_config.vocab_size,
+            to_batch=self._to_batch,
         )
-        batch = admitted.batch
-        advantages, weights = objective.token_terms(admitted, algorithm)
-        sums = torch.zeros(len(objective.METRICS), dtype=torch.float64, device=self._device)
-        self._ddp.zero_grad_buffer()
-        self._optimizer.zero_grad()
-        for micro in micro_batches(batch.sequences, self.config.learner.max_tokens_per_micro_batch):
-            logprobs, entropy = self._forward(
-                micro, self.config.rollout.rollout_temperature, entropy_grad=algorithm.entropy_coef > 0
-            )
-            behaviour = torch.from_numpy(batch.behaviour[micro.token_index])
-            terms = (behaviour, advantages[micro.token_index], weights[micro.token_index])
-            loss, parts = objective.policy_loss(algorithm, logprobs, entropy, *(t.to(self._device) for t in terms))
-            loss.backward()
-            sums += parts
+        for function in self._before_step:
+            function(self, self.version + 1)
+        share = self._share(admitted)
+        names = [*self._objective.names, *(CRITIC_METRICS if self._critic is not None else ())]
+        sums = torch.zeros(len(names), dtype=torch.float64, device=self._device)
+        drift = torch.zeros(2, dtype=torch.float64, device=self._device)
+        learning = self._critic is None or self.version >= self.config.critic.num_critic_only_steps
+        models = ([self._policy] if learning else []) + ([self._critic.model] if self._critic is not None else [])
+        for model in models:
+            model.zero_grad()
+        for micro in micro_batches(admitted.batch.sequences, self.config.learner.max_tokens_per_micro_batch):
+            part = micro_share(share, micro, self._device)
+            with torch.set_grad_enabled(learning):
+                logprobs, loss, parts = self._loss(micro, part)
+            if learning:
+                loss.backward()
+            if self._critic is not None:
+                parts |= self._critic.backward(micro, part)
+            sums += torch.stack([parts[name] for name in names])
+            if part.current is not None:
+                drift += on_policy.drift(logprobs, part.current, part.weights, self.config.algorithm)
+        if self._first_step:
+            on_policy.check(self._groups.sum(drift), self.version + 1)
+        self._first_step = False
         with self._groups.waiting(f"the gradients of step {self.version + 1} of"):
-            # Gradients are reduced here, once, not in backward: without overlap DDP needs no no_sync().
-            finalize_model_grads([self._ddp])
-            lr = self._learning_rate()
-            with cpu_shim.cuda_means_cpu(self._device):
-                grad_norm = self._optimizer.step(lr)
+            moved = update(models)
         self.version += 1
-        means = objective.named(self._groups.sum(sums), algorithm)
-        return {**means, "grad_norm": grad_norm, "lr": lr, **admitted.metrics}
+        observed = [value.to(self._device) for value in share.observed.values()]
+        totals = self._groups.sum(torch.cat([sums, *(value[None] for value in observed)]))
+        means = named(totals, [*names, *share.observed])
+        return {**means, "grad_norm": 0.0, "lr": 0.0, **moved, **admitted.metrics}
+
+    def _share(self, admitted: Admitted) -> Share:
+        """What has to be known of all tokens before the first micro-batch."""
+        objective, sequences = self._objective, admitted.batch.sequences
+        if self.config.algorithm.use_opd and not admitted.taught:
+            raise BatchError("algorithm.use_opd = true, but samples came without a teacher's log-probs")
+        reference = None
+        if self._reference is not None:
+            with self._reference.in_place():
+                reference = self._all_logprobs(sequences, "reference")
+        wanted = objective.needs_pass or self._first_step
+        current = self._all_logprobs(sequences, "current") if wanted else None
+        values = self._critic.all_values(sequences) if self._critic is not None else None
+        return make_share(
+            admitted,
+            objective,
+            self.version,
+            current=current,
+            reference=reference,
+            values=values,
+            all_sum=self._groups.sum_on_cpu,
+            gather=self._groups.concatenate,
+        )
+
+    def _loss(self, micro: MicroBatch, part: MicroShare) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
+        """Log-probs [n] (detached), loss (with gradient) and metrics of one micro-batch."""
+        temperature, objective = self.config.rollout.rollout_temperature, self._objective
+        entropy_grad = self.config.algorithm.entropy_coef > 0
+        logprobs, entropy = self._forward(micro, temperature, entropy_grad=entropy_grad)
+        current = logprobs.detach() if part.current is None else part.current
+        terms = LossTerms(
+            logprobs=logprobs,
+            old=objective.old(current, part.behaviour, part.versions, self.version),
+            behaviour=part.behaviour,
+            advantages=part.advantages,
+            sample_index=part.sample_index,
+            versions=part.versions,
+            version=self.version,
+            mask=torch.ones_like(part.behaviour),
+        )
+        loss, sums = objective.loss(
+            terms,
+            part.weights,
+            pg_weights=part.pg_weights,
+            entropy=entropy,
+            reference=part.reference,
+            batch_correction=part.correction,
+        )
+        return logprobs.detach(), loss, sums
+
+    def _all_logprobs(self, sequences: Sequences, name: str) -> torch.Tensor:
+        """[N] float32 on the CPU: log-probs of all unmasked response tokens, without gradient."""
+        for function in self._before_log_prob:
+            function(self, name)
+        return self._pass(sequences, self.config.rollout.rollout_temperature)
+
+    def _pass(self, sequences: Sequences, temperature: float) -> torch.Tensor:
+        limit = self.config.learner.max_tokens_per_micro_batch
+        return of_all_tokens(sequences, limit, lambda micro: self._forward(micro, temperature)[0])
 
     def _forward(
         self, micro: MicroBatch, temperature: float, *, entropy_grad: bool = False
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Log-prob and entropy [n] of the micro-batch's tokens. Logits are computed at their positions only."""
-        tokens = torch.from_numpy(micro.tokens).to(self._device)
-        positions = torch.from_numpy(micro.positions).to(self._device)
+        """Log-prob and entropy [n] of the micro-batch's tokens."""
         targets = torch.from_numpy(micro.targets).to(self._device)
-        position_ids = torch.arange(tokens.shape[1], device=self._device).expand_as(tokens)
-
-        def keep_wanted(_: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-            hidden, *rest = args  # [columns, rows, hidden]
-            return (hidden.flatten(0, 1).index_select(0, positions)[:, None], *rest)
-
-        handle = self._module.output_layer.register_forward_pre_hook(keep_wanted)
-        try:
-            logits = self._ddp(tokens, position_ids, None)  # [1, n, vocabulary]
-        finally:
-            handle.remove()
-        return token_logprobs(logits[0], targets, temperature=temperature, entropy_grad=entropy_grad)
-
-    def _learning_rate(self) -> float:
-        learner = self.config.learner
-        return learning_rate(
-            self.version,
-            lr=learner.lr,
-            min_lr=learner.min_lr,
-            warmup_steps=learner.lr_warmup_steps,
-            decay_steps=learner.lr_decay_steps,
-            decay_style=learner.lr_decay_style,
-        )
+        logits = self._policy.outputs(micro)
+        return token_logprobs(logits, targets, temperature=temperature, entropy_grad=entropy_grad)
 
     def log_probs(self, sequences: list[np.ndarray], temperature: float) -> list[np.ndarray]:
         """Log-prob of each token given its prefix, without the first: for a sequence of L token ids, [L - 1] float32."""
         packed = whole_sequences(sequences)
-        flat = np.zeros(len(packed.mask), dtype=np.float32)
-        with torch.no_grad():
-            for micro in micro_batches(packed, self.config.learner.max_tokens_per_micro_batch):
-                logprobs, _ = self._forward(micro, temperature)
-                flat[micro.token_index] = logprobs.cpu().numpy()
+        flat = self._pass(packed, temperature).numpy()
         return np.split(flat, np.cumsum(packed.lengths - 1)[:-1])
 
     # -- weights out, state in and out --------------------------------------------------------------------------------
@@ -192,41 +256,17 @@ class MegatronTrainer:
 
         extra: msgpack-able, returned by load_checkpoint. Keeps checkpoint.keep checkpoints. Returns the new one's path.
         """
-        from miles_async.train import dist_save
-
-        root = Path(directory)
-        first = self._groups.rank == 0
-        writing = Path(self._groups.agree("a checkpoint", str(checkpoint.begin(root, self.version)) if first else ""))
-        with cpu_shim.cuda_means_cpu(self._device), self._groups.waiting("the checkpoint shards of"):
-            dist_save.save(self._sharded_state(is_loading=False), writing)
-        state = checkpoint.LearnerState(version=self.version, extra=extra)
-        path = str(checkpoint.commit(root, writing, state, self.config.checkpoint.keep)) if first else ""
-        return Path(self._groups.agree("the finished checkpoint", path))
+        return self._state.save(Path(directory), self.version, extra, keep=self.config.checkpoint.keep)
 
     def load_checkpoint(self, directory: Path) -> dict[str, Any]:
         """Restore the latest checkpoint in ``directory`` (or the one it is). Returns its ``extra``.
 
-        Raises CheckpointError if there is none. The number of ranks may differ from the one that saved it.
+        Raises CheckpointError: there is none, or it has a critic and this run none, or the reverse. The number of ranks
+        may differ from the one that saved it.
         """
-        from megatron.core import dist_checkpointing
-
-        path = checkpoint.resolve(Path(directory))
-        state = checkpoint.read_state(path)
-        with cpu_shim.cuda_means_cpu(self._device), self._groups.waiting("the checkpoint shards of"):
-            loaded: Any = dist_checkpointing.load(self._sharded_state(is_loading=True), str(path))
-            self._module.load_state_dict(loaded["model"])
-            self._optimizer.load_state_dict(loaded["optimizer"], state.version)
-        rng.set_state(loaded["rng"])
+        state = self._state.load(Path(directory))
         self.version = state.version
         return state.extra
-
-    def _sharded_state(self, is_loading: bool) -> dict[str, Any]:
-        model = self._module.sharded_state_dict()
-        return {
-            "model": model,
-            "optimizer": self._optimizer.sharded_state_dict(model, is_loading),
-            "rng": rng.get_state(),
-        }
 
     def close(self) -> None:
         """Leave the process groups."""

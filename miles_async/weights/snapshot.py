@@ -7,7 +7,6 @@ The tensors lie in the file in the order of ``buckets.by_item_size``, so that bu
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -18,10 +17,11 @@ from pathlib import Path
 import torch
 
 from miles_async.config import RunConfig
+from miles_async.evaluation.settings import pins_kept
 from miles_async.weights.buckets import by_item_size, dtype_name
+from miles_async.weights.place import MEMORY_ROOT, in_memory
 
 WEIGHTS_FILE = "model.safetensors"
-MEMORY_ROOT = Path("/dev/shm")
 KEEP = 2  # snapshots besides the one being written; the mapping of a removed one stays valid
 _NAME = re.compile(r"i\d+-v\d+")
 _CONFIG_FILES = ("*.json", "*.txt", "*.model", "*.jinja")  # what an engine reads besides the weights
@@ -50,7 +50,8 @@ class SnapshotError(RuntimeError):
 
 
 def choose_root(config: RunConfig, run_dir: Path, n_bytes: int = 0) -> Path:
-    """Where snapshots go: ``weights.snapshot_dir``, else memory if ``KEEP + 1`` of ``n_bytes`` fit, else the run directory.
+    """Where snapshots go: ``weights.snapshot_dir``, else memory if ``KEEP + 1`` of ``n_bytes`` fit (and those that wait for
+    an evaluation), else the run directory.
 
     Raises SnapshotError: the directory in memory belongs to somebody else.
     """
@@ -58,9 +59,8 @@ def choose_root(config: RunConfig, run_dir: Path, n_bytes: int = 0) -> Path:
         return Path(config.weights.snapshot_dir)
     if MEMORY_ROOT.is_dir() and os.access(MEMORY_ROOT, os.W_OK):
         room = shutil.disk_usage(MEMORY_ROOT).free
-        if room > 1.1 * (KEEP + 1) * n_bytes:
-            mark = hashlib.sha1(str(run_dir.resolve()).encode()).hexdigest()[:12]
-            root = MEMORY_ROOT / f"miles_async-{os.getuid()}-{mark}"
+        if room > 1.1 * (KEEP + 1 + pins_kept(config.eval)) * n_bytes:
+            root = in_memory(run_dir)
             root.mkdir(mode=0o700, exist_ok=True)
             if root.is_symlink() or root.stat().st_uid != os.getuid():
                 raise SnapshotError(f"{root} belongs to another user: set weights.snapshot_dir")

@@ -1,0 +1,151 @@
+"""Where a run's prompts come from: files, or a function of the user's; checked in the same way before anything is dealt.
+
+Promises: what comes out is what the dealer, a dry run and the launch see alike; a prompt that cannot be dealt is refused in
+one line, and so is a source of which no prompt is left.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import traceback
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from miles_async.builtin import is_builtin
+from miles_async.config import Data, RunConfig
+from miles_async.data.prompt import DataError, Prompt
+from miles_async.data.rows import one_line, sources, split_slice
+from miles_async.hooks import Hook
+from miles_async.tokenizer import Tokenizer
+
+log = logging.getLogger(__name__)
+
+FILES = "files"
+
+DATA_SOURCE = Hook(
+    "data.data_source",
+    ("config", "tokenizer"),
+    returns="a list of Prompt; index i at place i, the prompts of source 0 first, the same list at every call",
+    default=FILES,
+    built_in={FILES: "miles_async.data.files.files"},
+)
+
+
+def load_prompts(config: RunConfig, tokenizer: Tokenizer) -> list[Prompt]:
+    """What ``config.data.data_source`` gives, without the prompts longer than ``rollout_max_prompt_len``.
+
+    The source is handed the tokenizer with the chat template and its variables that ``config.data`` asks for. Raises
+    DataError (a prompt that cannot be used, a source without any, as many weights as there are not sources), HookError.
+    """
+    data = config.data
+    (source,) = DATA_SOURCE.functions(config)
+    tokenizer = tokenizer.for_chats(data.chat_template_path, data.apply_chat_template_kwargs)
+    if data.data_source == FILES:
+        prompts = source(config, tokenizer)
+    else:
+        prompts = _checked(data, _called(data, source, config, tokenizer), tokenizer)
+    kept = _short_enough(data, prompts)
+    n_sources = len(counts(kept))
+    if data.prompt_weights is not None and len(data.prompt_weights) != n_sources:
+        raise DataError(f"data.prompt_weights has {len(data.prompt_weights)} numbers for {n_sources} sources")
+    return kept
+
+
+def counts(prompts: Sequence[Prompt]) -> tuple[int, ...]:
+    """The number of prompts of each source."""
+    return tuple(Counter(prompt.source for prompt in prompts).values())  # in the order in which they are met
+
+
+def fingerprint(prompts: Sequence[Prompt], seed: int | None, weights: Sequence[float] | None = None) -> str:
+    """The same for the same prompts in the same order of dealing. ``seed``: of the shuffle, None without one."""
+    digest = hashlib.blake2b(repr(seed).encode(), digest_size=16)
+    for prompt in prompts:
+        digest.update(len(prompt.tokens).to_bytes(8, "little") + prompt.tokens.tobytes())
+    if len(of_each := counts(prompts)) > 1:  # one source is dealt alike whatever its weight
+        digest.update(repr((of_each, weights and [float(weight) for weight in weights])).encode())
+    return digest.hexdigest()
+
+
+def bytes_to_read(data: Data) -> int | None:
+    """The size of the files of ``data.prompt_data``, in bytes; None where a function of the user's gives the prompts.
+
+    Raises OSError: a file is not there.
+    """
+    if data.data_source != FILES:
+        return None
+    paths = [split_slice(source)[0] for source in sources(data)]
+    return sum(Path(path).stat().st_size for path in paths if not is_builtin(path))
+
+
+def _called(data: Data, source: Any, config: RunConfig, tokenizer: Tokenizer) -> Any:
+    try:
+        return source(config, tokenizer)
+    except Exception as error:
+        if isinstance(error, DataError):
+            raise
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        reason = f"{type(error).__name__}: {one_line(error)} ({last.filename}:{last.lineno})"
+        raise DataError(f'data.data_source = "{data.data_source}": {reason}') from error
+
+
+def _checked(data: Data, prompts: Any, tokenizer: Tokenizer) -> list[Prompt]:
+    """What a function of the user's gave, if it can be dealt. Raises DataError with the first thing that is wrong."""
+    if not isinstance(prompts, list | tuple):
+        raise DataError(f'data.data_source = "{data.data_source}": it must give a list, not {type(prompts).__name__}')
+    before = 0
+    for index, prompt in enumerate(prompts):
+        wrong = _fault(index, prompt, before, tokenizer)
+        if wrong is not None:
+            raise DataError(f'data.data_source = "{data.data_source}": prompt {index}: {wrong}')
+        before = prompt.source
+    return list(prompts)
+
+
+def _fault(index: int, prompt: Any, before: int, tokenizer: Tokenizer) -> str | None:
+    """Why ``prompt`` cannot be prompt ``index``, of which the one before is of source ``before``."""
+    if not isinstance(prompt, Prompt):
+        return f"it must be a miles_async.data.Prompt, not {type(prompt).__name__}"
+    if prompt.index != index:
+        return f"its index is {prompt.index}"
+    if prompt.source not in (before, before + 1) or (index == 0 and prompt.source != 0):
+        return f"it is of source {prompt.source} after source {before}: the prompts of source 0 come first, then those of 1"
+    tokens = prompt.tokens
+    if not isinstance(tokens, np.ndarray) or tokens.dtype != np.int32 or tokens.ndim != 1 or not len(tokens):
+        return "its tokens must be an int32 array of one dimension that is not empty"
+    if tokens.min() < 0 or tokens.max() >= tokenizer.vocab_size:
+        return f"a token id is not in the model's vocabulary of {tokenizer.vocab_size}"
+    if not isinstance(prompt.text, str) or not isinstance(prompt.label, str | None):
+        return "its text must be text, and its label text or None"
+    if not isinstance(prompt.metadata, dict):
+        return f"its metadata must be a dict, not {type(prompt.metadata).__name__}"
+    try:
+        msgspec.msgpack.encode(prompt.metadata)  # what a ticket will do with it
+    except (TypeError, OverflowError) as error:
+        return f"its metadata cannot be sent: {one_line(error)}"
+    return None
+
+
+def _short_enough(data: Data, prompts: list[Prompt]) -> list[Prompt]:
+    """Those of at most ``rollout_max_prompt_len`` tokens, numbered anew. Raises DataError: a source has none of them."""
+    limit, total = data.rollout_max_prompt_len, len(prompts)
+    names = sources(data) if data.data_source == FILES else (f'data.data_source = "{data.data_source}"',)
+    if not prompts:
+        raise DataError(f"{', '.join(names)}: there is no prompt")
+    if limit is None:
+        return prompts
+    kept = [prompt for prompt in prompts if len(prompt.tokens) <= limit]
+    left = Counter(prompt.source for prompt in kept)
+    for source, count in Counter(prompt.source for prompt in prompts).items():
+        if not left[source]:
+            name = names[source] if source < len(names) else f"{names[0]}: source {source}"
+            raise DataError(f"{name}: all {count} prompts exceed data.rollout_max_prompt_len")
+    if len(kept) < total:
+        log.info("%s: left out %d prompts of more than %d tokens", ", ".join(names), total - len(kept), limit)
+    return [prompt if prompt.index == index else replace(prompt, index=index) for index, prompt in enumerate(kept)]

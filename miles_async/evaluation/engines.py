@@ -1,0 +1,72 @@
+"""The engines of an evaluation, as the evaluator uses them: brought to a version from disk, asked, and nothing else.
+
+Promises: ``load`` returns only when every engine has confirmed the version, after ending whatever it was doing; an engine
+that is being replaced is waited for, up to ``engine.start_timeout_s``; a request goes to the engine with the fewest.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import msgspec
+
+from bus import Bus
+from miles_async.config import RunConfig
+from miles_async.engine_client import EngineClient, EngineError
+from miles_async.secret import resolve
+from miles_async.weights.group import Receiver, WeightGroups
+from miles_async.weights.push import Update, push
+
+PROBE_TIMEOUT_S = 5.0
+PROBE_PAUSE_S = 0.25
+
+
+class EvalEngines:
+    """The engines ``names`` of a run, at the addresses that they have put on the bus."""
+
+    def __init__(self, bus: Bus, names: tuple[str, ...], config: RunConfig, session: aiohttp.ClientSession) -> None:
+        self.bus, self.names, self.config, self.session = bus, names, config, session
+        self._api_key = resolve("engine.api_key", config.engine.api_key)
+        # what an engine still does is of an attempt that nobody waits for any more
+        self._push = msgspec.structs.replace(config.weights, transport="disk", pause_mode="abort")
+        self._clients: list[EngineClient] = []
+        self._inflight: Counter[str] = Counter()
+
+    async def load(self, version: int, path: Path) -> None:
+        """Bring all engines to the weights in ``path`` and name them ``version``. Raises EngineError."""
+        self._clients = list(await asyncio.gather(*(self._reach(name) for name in self.names)))
+        receivers = [Receiver(client.name, client) for client in self._clients]
+        report = await push(receivers, Update(version, path, ()), WeightGroups("gloo"), self._push)
+        for name, why in report.failed.items():
+            raise EngineError(name, f"version {version}", why)
+
+    async def ask(self, body: dict[str, Any]) -> list[dict[str, Any]]:
+        """The answers to a /generate of several prompts. Raises EngineError."""
+        client = min(self._clients, key=lambda client: self._inflight[client.name])
+        self._inflight[client.name] += 1
+        try:
+            answer = await client.generate(body, self.config.rollout.request_timeout_s)
+        finally:
+            self._inflight[client.name] -= 1
+        if not isinstance(answer, list):
+            raise EngineError(client.name, "/generate", "one answer to several prompts")
+        return answer
+
+    async def _reach(self, name: str) -> EngineClient:
+        """A client of the engine ``name``, once it answers. Raises EngineError."""
+        loop, limit = asyncio.get_running_loop(), self.config.engine.start_timeout_s
+        deadline = loop.time() + limit
+        while True:
+            try:
+                url = await self.bus.address(name, deadline_s=max(0.0, deadline - loop.time()))
+                client = EngineClient(url, self.session, self._api_key, name=name)
+                await client.model_info(PROBE_TIMEOUT_S)
+                return client
+            except (EngineError, TimeoutError) as error:
+                if loop.time() >= deadline:
+                    raise EngineError(name, "/model_info", f"no answer within {limit:g} s: {error}") from None
+            await asyncio.sleep(PROBE_PAUSE_S)

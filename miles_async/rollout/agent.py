@@ -1,0 +1,128 @@
+"""A rollout played by an agent that knows nothing of training: the built-in generate function "agent".
+
+    ticket ─► session ─► agent_function(task) ──openai client──► /sessions/ID/v1/chat/completions ─► engines
+                 └─ its branches become samples ◄─ reward (or None: reward.rm_type grades what the policy said last)
+
+Promises: the agent's session is its own and ends with it; what it was answered, and nothing else, is in the samples; an agent
+that raises, makes no request or exceeds ``rollout.agent_timeout_s`` costs its one rollout, with the reason. A plain function
+runs in a thread, an ``async`` one on the worker's event loop, which it must not block.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import inspect
+import logging
+import os
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from bus.messages import Sample, Ticket
+from miles_async.daemon_thread import in_thread
+from miles_async.rewards.graded import graded, numbers
+from miles_async.rollout.failures import RolloutError
+from miles_async.rollout.interface import RolloutContext
+from miles_async.rollout.registry import AGENT, TOOL_CALL_PARSER
+from miles_async.sessions.server import SessionServer, serve_sessions
+from miles_async.sessions.session import Session
+
+PART = "agent"  # the name of a reward that is a plain number, among ``reward_parts``
+
+
+class AgentError(RolloutError):
+    """The agent gave up, was too slow, asked nothing of the policy, or returned no reward; one line."""
+
+
+@dataclass(frozen=True)
+class AgentTask:
+    """What an agent is given. ``base_url``, ``api_key``: for an OpenAI client, of this rollout alone. ``prompt``: its text;
+    ``messages``: the row's own, or the prompt as a user's. ``label``, ``metadata``: of the row. ``index``: which rollout of
+    its group."""
+
+    base_url: str
+    api_key: str
+    model: str
+    prompt: str
+    messages: list[dict[str, Any]]
+    label: str | None = None
+    metadata: dict[str, Any] = field(default_factory=dict)
+    group_id: str = ""
+    index: int = 0
+
+
+@dataclass(frozen=True)
+class _Agents:
+    """Of one worker."""
+
+    server: SessionServer
+    function: Callable[[AgentTask], Any]
+
+
+async def generate(ticket: Ticket, index: int, context: RolloutContext) -> list[Sample]:
+    """Rollout ``index`` of the group: a sample of each branch of the agent's session, all with the agent's reward.
+
+    Raises AgentError.
+    """
+    agents = await context.resource("agents", lambda: _open(context))
+    server, name = agents.server, f"{ticket.group_id}.{index}"
+    session_id, session = server.begin(ticket.sampling_seed + index, name)
+    task = AgentTask(
+        base_url=server.base_url(session_id),
+        api_key=server.api_key,
+        model=server.model,
+        prompt=ticket.prompt,
+        messages=ticket.metadata.get("messages") or [{"role": "user", "content": ticket.prompt}],
+        label=ticket.label,
+        metadata=ticket.metadata,
+        group_id=ticket.group_id,
+        index=index,
+    )
+    try:
+        result = await _play(agents.function, task, context.config.rollout.agent_timeout_s)
+        samples = session.samples(index, ticket.prompt_tokens)
+    finally:
+        server.end(session_id)
+    if not samples:
+        raise AgentError("the agent asked nothing of the policy: there is no completion in its session")
+    return samples if result is None else _rewarded(samples, result, context.config.reward.reward_key)
+
+
+async def _play(function: Callable[[AgentTask], Any], task: AgentTask, timeout_s: float) -> Any:
+    deadline = asyncio.timeout(timeout_s)
+    try:
+        async with deadline:
+            if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__):
+                return await function(task)
+            result = await in_thread(lambda: function(task))
+            return await result if inspect.isawaitable(result) else result
+    except Exception as error:
+        if deadline.expired():
+            raise AgentError(f"the agent was not done within rollout.agent_timeout_s = {timeout_s:g} s") from None
+        raise AgentError(f"the agent failed: {type(error).__name__}: {error}") from error
+
+
+def _rewarded(samples: list[Sample], result: Any, reward_key: str | None) -> list[Sample]:
+    try:
+        grade = graded(numbers(result), reward_key)
+    except Exception as error:
+        raise AgentError(f"the agent returned {result!r:.100}: {error}") from None
+    parts = grade.parts or {PART: grade.reward}
+    return [msgspec.structs.replace(sample, reward=grade.reward, reward_parts=parts) for sample in samples]
+
+
+@contextlib.asynccontextmanager
+async def _open(context: RolloutContext) -> AsyncIterator[_Agents]:
+    (function,), (parse_calls,) = AGENT.functions(context.config), TOOL_CALL_PARSER.functions(context.config)
+
+    def make(name: str, seed: int) -> Session:
+        return Session(name, seed, context.config.rollout, context.tokenizer, context.ask, parse_calls)
+
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # an OpenAI client's: it logs a line for every request
+    for name in ("NO_PROXY", "no_proxy"):  # nor may that client ask a proxy of the site for what lies on loopback
+        os.environ[name] = f"{os.environ[name]},127.0.0.1" if os.environ.get(name) else "127.0.0.1"
+    async with serve_sessions(SessionServer(context.config.model.hf_checkpoint, make)) as server:
+        yield _Agents(server, function)

@@ -1,0 +1,49 @@
+"""A group from a generate function that makes one rollout at a time.
+
+Promises: the rollouts of a group run at once and do not wait for each other's requests; one that fails costs itself, with
+an event that says why, and the group is made of the others; if all fail, the first failure is the attempt's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+import msgspec
+
+from bus.messages import Sample, Ticket
+from miles_async.rollout.failures import check_samples, reason_of
+from miles_async.rollout.interface import RolloutContext
+from miles_async.rollout.registry import GENERATE
+
+
+async def rollout(ticket: Ticket, context: RolloutContext) -> list[Sample]:
+    """The samples of ``n_samples_per_prompt`` calls of ``rollout.generate_function``, numbered through.
+
+    Raises what the first of the calls raised, if none gave a sample.
+    """
+    (generate,) = GENERATE.functions(context.config)
+
+    async def one(index: int) -> list[Sample]:
+        samples = await generate(ticket, index, context)
+        check_samples(samples)
+        return samples
+
+    n = context.config.rollout.n_samples_per_prompt
+    found = await asyncio.gather(*(one(index) for index in range(n)), return_exceptions=True)
+    samples: list[Sample] = []
+    failures: list[Exception] = []
+    for index, result in enumerate(found):
+        if isinstance(result, Exception):
+            failures.append(result)
+            reason, detail = reason_of(result)
+            await context.tell("sample_lost", group=ticket.group_id, rollout=index, reason=reason, detail=detail)
+        elif isinstance(result, BaseException):
+            raise result
+        else:
+            samples += [
+                msgspec.structs.replace(sample, index=len(samples) + i, rollout_index=index)
+                for i, sample in enumerate(result)
+            ]
+    if not samples:
+        raise failures[0]
+    return samples

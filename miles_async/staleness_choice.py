@@ -1,0 +1,33 @@
+"""From the configuration to a staleness policy: a built-in one, or the user's."""
+
+from __future__ import annotations
+
+from miles_async.config import Staleness
+from miles_async.hooks import Hook
+from miles_async.staleness import Drop, Fifo, OverSampled, StalenessPolicy
+
+POLICY = Hook(
+    "staleness.policy",
+    ("staleness",),
+    returns="a staleness.StalenessPolicy that keeps staleness.max_lag (the learner refuses what is older)",
+    default="fifo",
+    built_in={name: f"miles_async.staleness_choice.{name}" for name in ("fifo", "drop")},
+)
+
+
+def fifo(staleness: Staleness) -> StalenessPolicy:
+    """Train in dealt order."""
+    return Fifo(staleness.max_lag)
+
+
+def drop(staleness: Staleness) -> StalenessPolicy:
+    """Train what is ready first, drop what grew too old."""
+    return Drop(staleness.max_lag)
+
+
+def make_policy(config: Staleness, extra: int = 0) -> StalenessPolicy:
+    """The policy that ``config.policy`` names, with its bound. ``extra``: ``rollout.surplus``; only with "fifo".
+
+    Raises HookError.
+    """
+    return OverSampled(config.max_lag, extra) if extra else POLICY.load(config.policy)(config)

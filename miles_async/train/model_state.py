@@ -1,0 +1,70 @@
+"""The models of a learner, with their optimizers and the random states, into a checkpoint and back.
+
+Promises: what is restored goes on bit for bit, on any number of ranks; a checkpoint with other models than the run's is
+refused before anything is loaded. Which files there are is the matter of checkpoint.py. Collective over ranks.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from miles_async.train import checkpoint, cpu_shim, rng
+from miles_async.train.checkpoint import CheckpointError, LearnerState
+from miles_async.train.distributed import LearnerGroups
+from miles_async.train.model import TrainedModel
+
+_CRITIC = "critic"
+
+
+class ModelState:
+    """Of a policy, and of a critic where there is one."""
+
+    def __init__(
+        self, policy: TrainedModel, critic: TrainedModel | None, groups: LearnerGroups, device: torch.device
+    ) -> None:
+        self._policy, self._critic = policy, critic
+        self._groups, self._device = groups, device
+
+    def save(self, root: Path, version: int, extra: dict[str, Any], *, keep: int) -> Path:
+        """Add a checkpoint to ``root`` and make it the latest of ``keep``. Returns its path."""
+        from miles_async.train import dist_save
+
+        first = self._groups.rank == 0
+        writing = Path(self._groups.agree("a checkpoint", str(checkpoint.begin(root, version)) if first else ""))
+        with cpu_shim.cuda_means_cpu(self._device), self._groups.waiting("the checkpoint shards of"):
+            dist_save.save(self._sharded(is_loading=False), writing)
+        state = LearnerState(version=version, extra=extra, critic=self._critic is not None)
+        path = str(checkpoint.commit(root, writing, state, keep)) if first else ""
+        return Path(self._groups.agree("the finished checkpoint", path))
+
+    def load(self, directory: Path) -> LearnerState:
+        """Restore the latest checkpoint in ``directory``, or the one it is. Raises CheckpointError."""
+        from megatron.core import dist_checkpointing
+
+        path = checkpoint.resolve(directory)
+        state = checkpoint.read_state(path)
+        if state.critic != (self._critic is not None):
+            theirs, ours = ("with", "has none") if state.critic else ("without", "has one")
+            raise CheckpointError(
+                f"{path} was written by a run {theirs} a critic, this run {ours}: "
+                "algorithm.advantage_estimator cannot change on the way"
+            )
+        with cpu_shim.cuda_means_cpu(self._device), self._groups.waiting("the checkpoint shards of"):
+            loaded: Any = dist_checkpointing.load(self._sharded(is_loading=True), str(path))
+            self._policy.load_state(loaded)
+            if self._critic is not None:
+                self._critic.load_state(loaded[_CRITIC])
+        rng.set_state(loaded["rng"])
+        return state
+
+    def _sharded(self, *, is_loading: bool) -> dict[str, Any]:
+        from megatron.core.dist_checkpointing.utils import add_prefix_for_sharding
+
+        state = {**self._policy.sharded_state(is_loading=is_loading), "rng": rng.get_state()}
+        if self._critic is not None:
+            state[_CRITIC] = self._critic.sharded_state(is_loading=is_loading)
+            add_prefix_for_sharding(state[_CRITIC], f"{_CRITIC}.")  # both models name their weights alike
+        return state

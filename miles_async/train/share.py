@@ -1,0 +1,154 @@
+"""A rank's share of a step as tensors: what the objective computes for all tokens before the step, and micro-batches of it.
+
+Promises: what is asked of a micro-batch is exactly its tokens, those of a sample together and in order; nothing here
+touches the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from miles_async.rl.reduce import weighted_sum
+from miles_async.rl.terms import Correction, LossTerms, StepTerms, alone
+from miles_async.train.batch import MicroBatch
+from miles_async.train.intake import Admitted
+from miles_async.train.objective import Objective, Sums
+
+
+@dataclass(frozen=True)
+class Share:
+    """All [N] over the share's response tokens, on the CPU; entries of masked tokens mean nothing."""
+
+    behaviour: torch.Tensor  # float32
+    versions: torch.Tensor  # int64
+    sample_index: torch.Tensor  # int64
+    advantages: torch.Tensor  # float32
+    weights: torch.Tensor  # float64, in the step's means
+    pg_weights: torch.Tensor  # float64, in the policy loss
+    current: torch.Tensor | None  # float32, the learner's log-probs before the step, where they were computed
+    reference: torch.Tensor | None  # float32
+    values: torch.Tensor | None  # float32, the critic's before the step
+    returns: torch.Tensor | None  # float32, what they should be
+    correction: Correction | None  # of the whole batch
+    observed: Sums  # its part of further metrics' means over the step, under the same names on every rank
+
+
+@dataclass(frozen=True)
+class MicroShare:
+    """The n tokens of one micro-batch, on the learner's device."""
+
+    behaviour: torch.Tensor
+    versions: torch.Tensor
+    sample_index: torch.Tensor  # from 0
+    advantages: torch.Tensor
+    weights: torch.Tensor
+    pg_weights: torch.Tensor
+    current: torch.Tensor | None
+    reference: torch.Tensor | None
+    values: torch.Tensor | None
+    returns: torch.Tensor | None
+    correction: Correction | None
+
+
+def make_share(
+    admitted: Admitted,
+    objective: Objective,
+    version: int,
+    *,
+    current: torch.Tensor | None,
+    reference: torch.Tensor | None,
+    values: torch.Tensor | None = None,
+    all_sum: Callable[[torch.Tensor], torch.Tensor] = alone,
+    gather: Callable[[torch.Tensor], torch.Tensor] = alone,
+) -> Share:
+    """Advantages, weights and whole-batch corrections of a rank's share. Collective where the algorithm asks for it.
+
+    current, reference, values: [N] float32, of the learner before the step, the reference model, the critic; None where
+    the objective needs none. all_sum, gather: over the data-parallel ranks.
+    """
+    batch = admitted.batch
+    mask = torch.from_numpy(batch.sequences.mask)
+    sample_index = torch.from_numpy(batch.sample_index)
+    rollout_index = torch.from_numpy(batch.rollout_index)
+    behaviour = torch.from_numpy(batch.behaviour.copy())  # a buffer of the bus is read-only
+    versions = torch.from_numpy(batch.versions.astype(np.int64))
+    before = behaviour if current is None else current
+    step = StepTerms(
+        rewards=torch.from_numpy(batch.rewards),
+        group_index=torch.from_numpy(batch.group_index),
+        rollout_index=rollout_index,
+        sample_index=sample_index,
+        mask=mask,
+        behaviour=behaviour,
+        old=objective.old(before, behaviour, versions, version),
+        reference=reference,
+        teacher=None if batch.teacher is None else torch.from_numpy(batch.teacher.copy()),
+        values=values,
+        all_sum=all_sum,
+    )
+    advantages, returns = objective.advantages(step)
+    terms = LossTerms(
+        logprobs=before,
+        old=objective.old(before, behaviour, versions, version),
+        behaviour=behaviour,
+        advantages=advantages,
+        sample_index=sample_index,
+        versions=versions,
+        version=version,
+        mask=mask.float(),
+        gather=gather,
+        all_sum=all_sum,
+    )
+    weights = objective.mean_weights(mask, sample_index, rollout_index, admitted.totals)
+    observed = objective.observed(step)
+    if values is not None and returns is not None:
+        observed = observed | {"values": values, "returns": returns}
+    return Share(
+        behaviour=behaviour,
+        versions=versions,
+        sample_index=sample_index,
+        advantages=advantages,
+        weights=weights,
+        pg_weights=objective.token_weights(mask, sample_index, rollout_index, admitted.totals),
+        current=current,
+        reference=reference,
+        values=values,
+        returns=returns,
+        correction=objective.correct_batch(terms),
+        observed={name: weighted_sum(value, weights) for name, value in observed.items()},
+    )
+
+
+def micro_share(share: Share, micro: MicroBatch, device: torch.device) -> MicroShare:
+    """The part of ``share`` that ``micro`` computes."""
+    index = torch.from_numpy(micro.token_index)
+
+    def part(values: torch.Tensor) -> torch.Tensor:
+        return values[index].to(device)
+
+    def maybe(values: torch.Tensor | None) -> torch.Tensor | None:
+        return None if values is None else part(values)
+
+    _, numbers = np.unique(share.sample_index[index].numpy(), return_inverse=True)
+    correction = share.correction
+    if correction is not None:
+        metrics = {name: part(value) for name, value in correction.metrics.items()}
+        keep = maybe(correction.keep)
+        correction = replace(correction, weights=part(correction.weights), metrics=metrics, keep=keep)
+    return MicroShare(
+        behaviour=part(share.behaviour),
+        versions=part(share.versions),
+        sample_index=torch.from_numpy(numbers.astype(np.int64)).to(device),
+        advantages=part(share.advantages),
+        weights=part(share.weights),
+        pg_weights=part(share.pg_weights),
+        current=maybe(share.current),
+        reference=maybe(share.reference),
+        values=maybe(share.values),
+        returns=maybe(share.returns),
+        correction=correction,
+    )

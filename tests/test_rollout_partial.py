@@ -1,0 +1,131 @@
+"""A weight update that aborts what is being generated loses no token: a real engine, over HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+from embedded_engines import EngineProcess, engines, snapshot_of
+
+from bus.codec import LOGPROBS, MASK, TOKENS, VERSIONS, pack, unpack
+from bus.messages import Sample, Ticket
+from miles_async.builtin import make_model
+from miles_async.config import Rollout
+from miles_async.engine_client import EngineClient
+from miles_async.rollout.generate import generate_group
+from miles_async.tokenizer import Tokenizer
+
+SAMPLES = 4
+LIMIT = 1200
+DEADLINE_S = 60.0
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("words")
+    make_model("builtin:words", directory, seed=1)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def engine(words: Path) -> Iterator[EngineProcess]:
+    with engines(words, 1) as (one,):
+        yield one
+
+
+class Log:
+    """What an engine was asked and what it sampled, for each sample."""
+
+    def __init__(self, client: EngineClient) -> None:
+        self.client = client
+        self.pieces: dict[int, list[tuple[dict[str, Any], dict[str, Any]]]] = {i: [] for i in range(SAMPLES)}
+
+    async def ask(self, body: dict[str, Any]) -> list[dict[str, Any]]:
+        answers: Any = await self.client.generate(body)
+        for place, (rid, answer) in enumerate(zip(body["rid"], answers, strict=True)):
+            asked = {key: body[key][place] for key in ("input_ids", "sampling_params")}
+            self.pieces[int(rid.split(".")[1])].append((asked, answer))
+        return answers
+
+
+async def generated(session: aiohttp.ClientSession, url: str) -> int:
+    """Tokens that the engine has sampled since it began."""
+    async with session.get(url + "/v1/loads") as response:
+        return (await response.json())["loads"][0]["num_generated_tokens"]
+
+
+async def update_in_the_middle(session: aiohttp.ClientSession, client: EngineClient, path: Path, version: int) -> None:
+    """As the broadcaster does it with ``pause_mode = "abort"``, once the engine is at work."""
+    before = await generated(session, client.url)
+    while await generated(session, client.url) < before + 8 * SAMPLES:
+        pass
+    await client.pause("abort")
+    await client.update_from_disk(str(path), version=str(version), flush_cache=True, timeout=30)
+    await client.resume()
+
+
+async def group_across_an_update(
+    engine: EngineProcess, words: Path, tmp_path: Path, version: int, **rollout: Any
+) -> tuple[Log, list[Sample]]:
+    """A group that is being generated while its engine is updated from ``version - 1``."""
+    tokenizer = Tokenizer(words)
+    ticket = Ticket(group_id="0-0-0", prompt_tokens=pack(tokenizer.encode("Once "), TOKENS), sampling_seed=11)
+    config = Rollout(n_samples_per_prompt=SAMPLES, rollout_max_response_len=LIMIT, **rollout)
+    path = snapshot_of(words, tmp_path, version)
+    async with aiohttp.ClientSession() as session, asyncio.timeout(DEADLINE_S):
+        log = Log(EngineClient(engine.url, session))
+        samples, _ = await asyncio.gather(
+            generate_group(ticket, config, log.ask, tokenizer), update_in_the_middle(session, log.client, path, version)
+        )
+    assert any(
+        answer["meta_info"]["finish_reason"]["type"] == "abort"
+        for pieces in log.pieces.values()
+        for _, answer in pieces
+    )
+    return log, samples
+
+
+async def test_an_update_that_aborts_loses_no_token_and_every_token_knows_its_version(
+    engine: EngineProcess, words: Path, tmp_path: Path
+) -> None:
+    log, samples = await group_across_an_update(engine, words, tmp_path, 1)
+    crossed = 0
+    for sample in samples:
+        tokens, versions = unpack(sample.tokens, TOKENS).tolist(), unpack(sample.versions, VERSIONS).tolist()
+        pieces = log.pieces[sample.index]
+        prompt = pieces[0][0]["input_ids"]
+        assert tokens == [token for _, answer in pieces for token in answer["output_ids"]]
+        logprobs = [entry[0] for _, answer in pieces for entry in answer["meta_info"]["output_token_logprobs"]]
+        assert unpack(sample.logprobs, LOGPROBS).tolist() == pytest.approx(logprobs, rel=1e-6)
+        assert unpack(sample.loss_mask, MASK).tolist() == [1] * len(tokens) and len(tokens) <= LIMIT
+        spans = [
+            (int(span["version"]), span["end"] - span["start"])
+            for _, answer in pieces
+            for span in answer["meta_info"]["weight_versions"]
+        ]
+        assert versions == [version for version, length in spans for _ in range(length)]
+        done = 0
+        for asked, answer in pieces:
+            assert asked["input_ids"] == prompt + tokens[:done]
+            assert asked["sampling_params"]["max_new_tokens"] == LIMIT - done
+            done += len(answer["output_ids"])
+        crossed += set(versions) == {0, 1}
+        assert sample.finish_reason == pieces[-1][1]["meta_info"]["finish_reason"]["type"] != "abort"
+    assert crossed > 0
+
+
+async def test_what_the_old_weights_sampled_is_not_trained_on_where_the_run_says_so(
+    engine: EngineProcess, words: Path, tmp_path: Path
+) -> None:
+    log, samples = await group_across_an_update(engine, words, tmp_path, 2, mask_offpolicy_in_partial_rollout=True)
+    crossing = [sample for sample in samples if set(unpack(sample.versions, VERSIONS).tolist()) == {1, 2}]
+    assert crossing
+    for sample in crossing:
+        last = len(log.pieces[sample.index][-1][1]["output_ids"])
+        mask = unpack(sample.loss_mask, MASK).tolist()
+        assert mask == [0] * (len(mask) - last) + [1] * last
+        assert unpack(sample.versions, VERSIONS)[-last:].tolist() == [2] * last
