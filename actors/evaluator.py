@@ -77,7 +77,7 @@ class Evaluator:
             self.engines = EvalEngines(self.ctx.bus, eval_engine_names(self.ctx.config), self.ctx.config, session)
             for reward in (dataset.config.reward for dataset in self.datasets):
                 if reward.rm_type not in self.graders:
-                    self.graders[reward.rm_type] = await stack.enter_async_context(Grader.from_config(reward))
+                    self.graders[reward.rm_type] = await stack.enter_async_context(Grader(reward))
             follow, work = asyncio.create_task(self._follow()), asyncio.create_task(self._work())
             stopped = asyncio.create_task(self.ctx.stop.wait())
             pending: set[asyncio.Task[Any]] = {follow, work, stopped}

@@ -71,7 +71,7 @@ class RolloutWorker:
             )
             self.client = self._router_at(url, self.session)
             self.teachers = teachers(config, self.session) if config.algorithm.use_opd else None
-            self.grader = await stack.enter_async_context(Grader.from_config(config.reward))
+            self.grader = await stack.enter_async_context(Grader(config.reward))
             tokenizer = self.tokenizer.for_chats(config.data.chat_template_path, config.data.apply_chat_template_kwargs)
             self.context = RolloutContext(config, tokenizer, self._ask, stack, self.ctx.event)
             renewal = asyncio.create_task(self._renew())

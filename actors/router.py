@@ -15,16 +15,14 @@ import contextlib
 import errno
 import socket
 import time
-from collections.abc import Iterator
 from typing import Any
-
-import uvicorn
 
 from actors.runtime.context import ActorContext
 from bus.messages import EngineDown, EngineServes
 from miles_async.config import ConfigError
 from miles_async.config import Router as RouterConfig
-from miles_async.http_limits import Refusals, answer_at_once, protocol
+from miles_async.http_limits import Refusals, answer_at_once
+from miles_async.http_server import HttpServer
 from miles_async.monitor.diagnosis import MOVING, engine_wait
 from miles_async.router_app import RouterApp, Worker, create_app
 from miles_async.router_health import HealthChecker
@@ -73,7 +71,7 @@ class Router:
             max_failures=config.health_failures,
             is_updating=self._updating.__contains__,
         )
-        server = _Server(_server_config(self.app))
+        server = _server(self.app)
         duties = (
             self._follow(),
             self._read_ledger(),
@@ -201,22 +199,10 @@ class Router:
             await self.ctx.bus.publish("weights", down)
 
 
-class _Server(uvicorn.Server):
-    """A server that leaves the signals to the actor's runtime."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-
-def _server_config(app: Any) -> uvicorn.Config:
-    return uvicorn.Config(
+def _server(app: Any) -> HttpServer:
+    return HttpServer(
         app,
-        http=protocol(app.refusals if isinstance(app, RouterApp) else Refusals()),
-        ws="none",
-        lifespan="off",
-        access_log=False,
-        log_level="error",  # what is no HTTP is logged by the protocol
+        app.refusals if isinstance(app, RouterApp) else Refusals(),
         backlog=BACKLOG,
         timeout_keep_alive=75,
         timeout_graceful_shutdown=1,

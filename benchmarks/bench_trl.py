@@ -169,7 +169,7 @@ def trl_job(config: RunConfig, model: Path, threads: int) -> dict[str, Any]:
         "weight_decay": learner.weight_decay,
         "clip_grad": learner.clip_grad,
         "eps_clip": algorithm.eps_clip,
-        "eps_clip_high": algorithm.eps_clip if algorithm.eps_clip_high is None else algorithm.eps_clip_high,
+        "eps_clip_high": algorithm.upper_clip,
         "entropy_coef": algorithm.entropy_coef,
         "threads": threads,
     }

@@ -171,6 +171,11 @@ class Algorithm(Section, frozen=True):
     # warn when the learner's and the engines' log-probs of the same version's tokens differ by more than this, on average
     mismatch_warn: PositiveFloat = 0.05
 
+    @property
+    def upper_clip(self) -> float:
+        """``eps_clip_high``, or what is meant where it is unset."""
+        return self.eps_clip if self.eps_clip_high is None else self.eps_clip_high
+
 
 class Critic(Section, frozen=True):
     """Of algorithm.advantage_estimator = "ppo", or of another one that is marked with_critic; what is not here it shares with

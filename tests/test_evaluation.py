@@ -309,7 +309,7 @@ def dataset(tokenizer: Tokenizer, *overrides: str) -> Dataset:
 
 
 async def evaluated(data: Dataset, tokenizer: Tokenizer, ask: Any, function: Any = None, version: int = 4) -> Result:
-    async with Grader.from_config(data.config.reward) as grader:
+    async with Grader(data.config.reward) as grader:
         return await Evaluation(data, version, ask, tokenizer, grader).run(function)
 
 

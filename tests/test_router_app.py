@@ -10,7 +10,7 @@ from typing import Any
 
 import aiohttp
 
-from actors.router import _Server, _server_config
+from actors.router import _server
 from miles_async.http_limits import answer_at_once
 from miles_async.router_app import RouterApp, Worker, create_app
 from miles_async.router_health import HealthChecker
@@ -25,7 +25,7 @@ async def served(app: Any, port: int = 0) -> AsyncIterator[str]:
     """A web application on a real socket, in this loop."""
     listener = socket.create_server(("127.0.0.1", port))
     answer_at_once(listener)
-    server = _Server(_server_config(app))
+    server = _server(app)
     task = asyncio.create_task(server.serve(sockets=[listener]))
     try:
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import gc
 import inspect
 import logging
@@ -17,13 +16,12 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import psutil
 import torch
-import uvicorn
 
 from miles_async.config import ConfigError
 from miles_async.engine.app import EngineApp
@@ -35,7 +33,8 @@ from miles_async.engine.model import DenseModel, WeightError
 from miles_async.engine.protocol import Limits
 from miles_async.engine.scheduler import Scheduler
 from miles_async.engine.text import TextCodec
-from miles_async.http_limits import Refusals, answer_at_once, protocol
+from miles_async.http_limits import Refusals, answer_at_once
+from miles_async.http_server import HttpServer
 from miles_async.secret import resolve
 
 KEEP_ALIVE_S = 600  # an idle connection costs nothing; closing one under a client's next request costs a retry
@@ -105,7 +104,12 @@ async def serve(
         "engine": "miles_async embedded",
     }
     refusals = Refusals() if refusals is None else refusals
-    server = _Server(EngineApp(frontend, weights, config, info, api_key, refusals), refusals)
+    server = HttpServer(
+        EngineApp(frontend, weights, config, info, api_key, refusals),
+        refusals,
+        timeout_keep_alive=KEEP_ALIVE_S,
+        timeout_graceful_shutdown=STOP_TIMEOUT_S,
+    )
     gc.collect()
     gc.freeze()  # torch's many objects stay: without them the collections that requests cause cost half as much
     frontend.compute.start()
@@ -138,36 +142,8 @@ def cache_tokens(config: ModelConfig, dtype: torch.dtype, device: torch.device, 
     return max(1, min(wanted, int(free * CACHE_SHARE[device.type]) // position))
 
 
-class _Server(uvicorn.Server):
-    """uvicorn that says when it has started and leaves signals alone."""
-
-    def __init__(self, app: EngineApp, refusals: Refusals) -> None:
-        super().__init__(
-            uvicorn.Config(
-                app,
-                http=protocol(refusals),
-                ws="none",
-                lifespan="off",
-                loop="none",
-                access_log=False,
-                log_level="error",  # what is no HTTP is logged by the protocol
-                timeout_keep_alive=KEEP_ALIVE_S,
-                timeout_graceful_shutdown=STOP_TIMEOUT_S,
-            )
-        )
-        self.ready = asyncio.Event()
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        self.ready.set()
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-
 async def _run(
-    server: _Server,
+    server: HttpServer,
     listener: socket.socket,
     host: str,
     frontend: Frontend,

@@ -49,11 +49,6 @@ class Grader:
 
             self._server = RewardServer(config.rm_url, config.timeout_s)
 
-    @classmethod
-    def from_config(cls, config: Reward) -> Self:
-        """The grader that a run's ``[reward]`` section asks for."""
-        return cls(config)
-
     async def start(self) -> None:
         """Start what the configuration names. Raises RewardConfigError: a function cannot be imported, or not in time.
 

@@ -16,7 +16,7 @@ from typing import Literal
 
 import torch
 
-from miles_async.rl.losses import MAX_LOG_RATIO
+from miles_async.rl.losses import bounded_exp
 from miles_async.rl.segments import masked_mean, masked_sum, n_segments
 
 IMPOSSIBLE = 1e4  # a log-ratio that no finite log-probs of a model have
@@ -42,7 +42,7 @@ def importance_ratio(
         difference = masked_sum(difference, mask, sample_index, n_segments(sample_index))[sample_index]
     elif level == "geometric":
         difference = masked_mean(difference, mask, sample_index, n_segments(sample_index))[sample_index]
-    return difference.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
+    return bounded_exp(difference)
 
 
 def truncate(ratio: torch.Tensor, *, low: float, high: float) -> torch.Tensor:

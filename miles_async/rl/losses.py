@@ -32,7 +32,8 @@ def log_ratio(logprobs: torch.Tensor, old_logprobs: torch.Tensor) -> torch.Tenso
     return torch.where(torch.isfinite(difference), difference, torch.zeros_like(difference))
 
 
-def _ratio(difference: torch.Tensor) -> torch.Tensor:
+def bounded_exp(difference: torch.Tensor) -> torch.Tensor:
+    """``exp`` of a log-ratio that is clamped at ``MAX_LOG_RATIO``, so that it is finite. [N]."""
     return difference.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
 
 
@@ -51,7 +52,7 @@ def ppo_clip(
     ``eps_clip_c`` > 1, tokens with A < 0 get ``min(-eps_clip_c A, loss)`` (dual clip, arXiv 1912.09729).
     """
     difference = log_ratio(logprobs, old_logprobs)
-    return _clip(_ratio(difference), difference, advantages, eps_clip, eps_clip_high, eps_clip_c)
+    return _clip(bounded_exp(difference), difference, advantages, eps_clip, eps_clip_high, eps_clip_c)
 
 
 def gspo(
@@ -73,7 +74,7 @@ def gspo(
     difference = log_ratio(logprobs, old_logprobs)
     per_sample = masked_mean(difference, mask, sample_index, n_segments(sample_index))
     spread = per_sample[sample_index]
-    return _clip(_ratio(spread), spread, advantages, eps_clip, eps_clip_high, eps_clip_c)
+    return _clip(bounded_exp(spread), spread, advantages, eps_clip, eps_clip_high, eps_clip_c)
 
 
 def _clip(
@@ -105,7 +106,7 @@ def cispo(
     No token loses its gradient; the paper has no lower bound, which is ``eps_clip`` = 1.
     """
     difference = log_ratio(logprobs, old_logprobs)
-    ratio = _ratio(difference).detach()
+    ratio = bounded_exp(difference).detach()
     weight = ratio.clamp(1.0 - eps_clip, 1.0 + eps_clip_high)
     return PolicyLoss(-weight * advantages * logprobs, (weight != ratio).to(ratio.dtype), -difference.detach())
 
@@ -163,7 +164,7 @@ def ess_ratio(log_weights: torch.Tensor, mask: torch.Tensor, sample_index: torch
     """
     count = n_segments(sample_index)
     kept = (mask != 0).to(log_weights.dtype)
-    w = torch.where(mask != 0, _ratio(log_weights), torch.zeros_like(log_weights)).double()
+    w = torch.where(mask != 0, bounded_exp(log_weights), torch.zeros_like(log_weights)).double()
     n = torch.zeros(count, dtype=w.dtype, device=w.device).index_add(0, sample_index, kept.double())
     total = torch.zeros_like(n).index_add(0, sample_index, w)
     squares = torch.zeros_like(n).index_add(0, sample_index, w.square())

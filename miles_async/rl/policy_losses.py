@@ -23,7 +23,7 @@ def ppo_clip(terms: LossTerms, algorithm: Algorithm) -> Result:
             terms.old,
             terms.advantages,
             eps_clip=algorithm.eps_clip,
-            eps_clip_high=_high(algorithm),
+            eps_clip_high=algorithm.upper_clip,
             eps_clip_c=algorithm.eps_clip_c,
         )
     )
@@ -39,7 +39,7 @@ def gspo(terms: LossTerms, algorithm: Algorithm) -> Result:
             terms.mask,
             terms.sample_index,
             eps_clip=algorithm.eps_clip,
-            eps_clip_high=_high(algorithm),
+            eps_clip_high=algorithm.upper_clip,
             eps_clip_c=algorithm.eps_clip_c,
         )
     )
@@ -49,14 +49,14 @@ def cispo(terms: LossTerms, algorithm: Algorithm) -> Result:
     """Clipped importance weights, no clipped gradients."""
     return _reported(
         losses.cispo(
-            terms.logprobs, terms.old, terms.advantages, eps_clip=algorithm.eps_clip, eps_clip_high=_high(algorithm)
+            terms.logprobs, terms.old, terms.advantages, eps_clip=algorithm.eps_clip, eps_clip_high=algorithm.upper_clip
         )
     )
 
 
 def truncated_reinforce(terms: LossTerms, algorithm: Algorithm) -> Result:
     """REINFORCE with truncated importance weights."""
-    high = _high(algorithm)
+    high = algorithm.upper_clip
     return _reported(losses.truncated_reinforce(terms.logprobs, terms.old, terms.advantages, eps_clip_high=high))
 
 
@@ -71,10 +71,6 @@ def dppo(terms: LossTerms, algorithm: Algorithm) -> Result:
             kl_coef=algorithm.dppo_kl_coef,
         )
     )
-
-
-def _high(algorithm: Algorithm) -> float:
-    return algorithm.eps_clip if algorithm.eps_clip_high is None else algorithm.eps_clip_high
 
 
 def _reported(found: losses.PolicyLoss) -> Result:

@@ -15,11 +15,10 @@ import logging
 import secrets
 import socket
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from typing import Annotated, Any
 
 import msgspec
-import uvicorn
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import StreamingResponse
 from msgspec import Meta
@@ -37,9 +36,9 @@ from miles_async.http_limits import (
     answer_at_once,
     bounded,
     has_key,
-    protocol,
     send_whole,
 )
+from miles_async.http_server import HttpServer
 from miles_async.sessions import chat
 from miles_async.sessions.errors import ApiError
 from miles_async.sessions.session import Session
@@ -203,42 +202,20 @@ def _json(content: Any, status: int = 200) -> Response:
     return Response(msgspec.json.encode(content), status, media_type="application/json")
 
 
-class _Uvicorn(uvicorn.Server):
-    """A server that leaves the signals to the actor's runtime and says when it has started."""
-
-    def __init__(self, config: uvicorn.Config) -> None:
-        super().__init__(config)
-        self.ready = asyncio.Event()
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        self.ready.set()
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-
 @contextlib.asynccontextmanager
 async def serve_sessions(server: SessionServer) -> AsyncIterator[SessionServer]:
     """``server`` on a free port of loopback, until the end of the block. Raises TimeoutError: it does not start."""
     listener = socket.create_server(("127.0.0.1", 0), backlog=4096)
     answer_at_once(listener)
     server.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-    config = uvicorn.Config(
+    http = HttpServer(
         server,
-        http=protocol(server.refusals),
-        ws="none",
-        lifespan="off",
-        loop="none",
-        access_log=False,
-        log_level="error",  # what is no HTTP is logged by the protocol
+        server.refusals,
         timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=1,
         server_header=False,
         date_header=False,
     )
-    http = _Uvicorn(config)
     serving = asyncio.create_task(http.serve(sockets=[listener]))
     try:
         async with asyncio.timeout(START_TIMEOUT_S):

@@ -150,8 +150,7 @@ class Objective:
     def _kl_loss(self, terms: LossTerms, reference: torch.Tensor) -> torch.Tensor:
         ratio = None
         if self.algorithm.use_unbiased_kl:
-            difference = losses.log_ratio(terms.logprobs, terms.old)
-            ratio = difference.clamp(-losses.MAX_LOG_RATIO, losses.MAX_LOG_RATIO).exp()
+            ratio = losses.bounded_exp(losses.log_ratio(terms.logprobs, terms.old))
         return kl.approx_kl(terms.logprobs, reference, self.algorithm.kl_loss_type, importance_ratio=ratio)
 
     def _multiplied(self, functions: list[Callable[..., Correction]], terms: LossTerms) -> Correction:
@@ -166,7 +165,7 @@ class Objective:
         change: [n] log-ratio, of the sample where the loss looks at samples.
         """
         ess = losses.ess_ratio(change, terms.mask, terms.sample_index)[terms.sample_index]
-        ratio = change.clamp(-losses.MAX_LOG_RATIO, losses.MAX_LOG_RATIO).exp()
+        ratio = losses.bounded_exp(change)
         own = ((terms.versions == terms.version) & (terms.mask != 0)).double()
         apart = (terms.logprobs.detach() - terms.behaviour).abs().double()
         return {

@@ -26,9 +26,8 @@ def drift(logprobs: torch.Tensor, before: torch.Tensor, weights: torch.Tensor, a
     logprobs, before: [n] float32. weights: [n] float64, in the step's mean.
     """
     change = log_ratio(logprobs, before).double()
-    high = algorithm.eps_clip if algorithm.eps_clip_high is None else algorithm.eps_clip_high
     ratio = change.exp()
-    clipped = ((ratio < 1 - algorithm.eps_clip) | (ratio > 1 + high)).double()
+    clipped = ((ratio < 1 - algorithm.eps_clip) | (ratio > 1 + algorithm.upper_clip)).double()
     return torch.stack([weighted_sum(-change, weights), weighted_sum(clipped, weights)])
 
 

@@ -20,12 +20,12 @@ from miles_async.train.objective import Objective, Sums
 
 
 @dataclass(frozen=True)
-class Share:
-    """All [N] over the share's response tokens, on the CPU; entries of masked tokens mean nothing."""
+class MicroShare:
+    """The n tokens of one micro-batch, on the learner's device."""
 
     behaviour: torch.Tensor  # float32
     versions: torch.Tensor  # int64
-    sample_index: torch.Tensor  # int64
+    sample_index: torch.Tensor  # int64, from 0
     advantages: torch.Tensor  # float32
     weights: torch.Tensor  # float64, in the step's means
     pg_weights: torch.Tensor  # float64, in the policy loss
@@ -34,24 +34,13 @@ class Share:
     values: torch.Tensor | None  # float32, the critic's before the step
     returns: torch.Tensor | None  # float32, what they should be
     correction: Correction | None  # of the whole batch
-    observed: Sums  # its part of further metrics' means over the step, under the same names on every rank
 
 
 @dataclass(frozen=True)
-class MicroShare:
-    """The n tokens of one micro-batch, on the learner's device."""
+class Share(MicroShare):
+    """The same of all the share's N response tokens, on the CPU; entries of masked tokens mean nothing."""
 
-    behaviour: torch.Tensor
-    versions: torch.Tensor
-    sample_index: torch.Tensor  # from 0
-    advantages: torch.Tensor
-    weights: torch.Tensor
-    pg_weights: torch.Tensor
-    current: torch.Tensor | None
-    reference: torch.Tensor | None
-    values: torch.Tensor | None
-    returns: torch.Tensor | None
-    correction: Correction | None
+    observed: Sums  # its part of further metrics' means over the step, under the same names on every rank
 
 
 def make_share(
@@ -77,6 +66,7 @@ def make_share(
     behaviour = torch.from_numpy(batch.behaviour.copy())  # a buffer of the bus is read-only
     versions = torch.from_numpy(batch.versions.astype(np.int64))
     before = behaviour if current is None else current
+    old = objective.old(before, behaviour, versions, version)
     step = StepTerms(
         rewards=torch.from_numpy(batch.rewards),
         group_index=torch.from_numpy(batch.group_index),
@@ -84,7 +74,7 @@ def make_share(
         sample_index=sample_index,
         mask=mask,
         behaviour=behaviour,
-        old=objective.old(before, behaviour, versions, version),
+        old=old,
         reference=reference,
         teacher=None if batch.teacher is None else torch.from_numpy(batch.teacher.copy()),
         values=values,
@@ -93,7 +83,7 @@ def make_share(
     advantages, returns = objective.advantages(step)
     terms = LossTerms(
         logprobs=before,
-        old=objective.old(before, behaviour, versions, version),
+        old=old,
         behaviour=behaviour,
         advantages=advantages,
         sample_index=sample_index,

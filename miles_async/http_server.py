@@ -1,0 +1,43 @@
+"""What every HTTP server of ours is: uvicorn inside somebody else's event loop, behind the limits of ``http_limits.py``."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+import uvicorn
+
+from miles_async.http_limits import Refusals, protocol
+
+
+class HttpServer(uvicorn.Server):
+    """Leaves the signals to whoever runs the process; ``ready`` is set once it has started.
+
+    refusals: where what it refuses is counted. options: further ones of ``uvicorn.Config``.
+    """
+
+    def __init__(self, app: Any, refusals: Refusals, **options: Any) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,
+                http=protocol(refusals),
+                ws="none",
+                lifespan="off",
+                loop="none",
+                access_log=False,
+                log_level="error",  # what is no HTTP is logged by the protocol
+                **options,
+            )
+        )
+        self.ready = asyncio.Event()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.ready.set()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
