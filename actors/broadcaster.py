@@ -16,6 +16,8 @@ from __future__ import annotations
 
 import asyncio
 import math
+from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -26,9 +28,12 @@ from bus import EngineState
 from bus.messages import EngineDown, EngineServes, EngineUp, Message, Snapshot
 from miles_async.engine_client import EngineClient, EngineError
 from miles_async.secret import resolve
-from miles_async.weights.fleet import Fleet, Member, next_wave, wave_partition
+from miles_async.weights.check import Checks, bucket_sums, engine_sums
+from miles_async.weights.delta_mirror import shared_dir
+from miles_async.weights.delta_sender import Delivery, DeltaSender
+from miles_async.weights.fleet import Fleet, Member, key, next_wave, wave_partition
 from miles_async.weights.group import Receiver, WeightGroups, choose_backend
-from miles_async.weights.push import PushReport, Update, bucket_limit, prepare, push
+from miles_async.weights.push import PushReport, Update, prepare, push
 from miles_async.weights.snapshot import SnapshotError, has_weights
 
 READ_BLOCK_MS = 500
@@ -47,9 +52,13 @@ class Broadcaster:
         self.config = ctx.config.weights
         self.fleet = Fleet()
         self.groups = WeightGroups(choose_backend(ctx.config))
-        self._bucket_mb = bucket_limit(self.config, self.groups.backend)
+        self.deltas: DeltaSender | None = None
+        if self.config.transport == "disk_delta":
+            self.deltas = DeltaSender(shared_dir(ctx.config, ctx.run_dir), self.config.timeout_s)
+        self.checks = Checks(self.config.check_interval)
         self._news = asyncio.Event()
         self._update: Update | None = None
+        self._wave: set[str] = set()  # engines that are being updated
         self._written: dict[str, EngineState] = {}
         self._api_key = resolve("engine.api_key", ctx.config.engine.api_key)
 
@@ -76,10 +85,12 @@ class Broadcaster:
             messages, cursor = await self.ctx.bus.read("weights", (Snapshot, EngineUp, EngineDown), cursor, block_ms=1)
             for message in messages:
                 # old snapshots have been removed since: no reason to refuse what was said of them
-                if self._is_ours(message) and not (isinstance(message, Snapshot) and not has_weights(message.path)):
+                if await self._is_ours(message) and not (
+                    isinstance(message, Snapshot) and not has_weights(message.path)
+                ):
                     self.fleet.fold(message)
         await asyncio.gather(*(self._forget_if_gone(member) for member in list(self.fleet.members.values())))
-        for name, engine in (await self.ctx.bus.engines(self.ctx.engines)).items():
+        for name, engine in (await self.ctx.engine_states()).items():
             if engine.state in ("serving", "updating"):
                 self.fleet.assume_serving(name, engine.incarnation, engine.version)
         return cursor
@@ -99,8 +110,10 @@ class Broadcaster:
                 if isinstance(message, Snapshot) and not has_weights(message.path):
                     self.ctx.bus.refuse("weights", message.path, SnapshotError("no weights lie there"))
                     continue
-                if not self._is_ours(message):
+                if not await self._is_ours(message):
                     continue
+                if isinstance(message, EngineUp) and await self.ctx.engine_leaves(message.engine):
+                    continue  # it was still starting when it was told to leave
                 self.fleet.fold(message)
                 if isinstance(message, EngineUp):
                     await self._write_ledger(message.engine, "starting")
@@ -109,8 +122,8 @@ class Broadcaster:
             if messages:
                 self._news.set()
 
-    def _is_ours(self, message: Message) -> bool:
-        if isinstance(message, EngineUp | EngineDown) and message.engine not in self.ctx.engines:
+    async def _is_ours(self, message: Message) -> bool:
+        if isinstance(message, EngineUp | EngineDown) and not await self.ctx.has_engine(message.engine):
             self.ctx.bus.refuse("weights", message.engine, ValueError("no engine of this run"))
             return False
         return True
@@ -119,7 +132,8 @@ class Broadcaster:
         """Keep the ledger of versions as we wrote it: without its lines nobody would be given work."""
         while not self.ctx.stop.is_set():
             await asyncio.sleep(MEND_S)
-            lines = await self.ctx.bus.engines(self.ctx.engines)
+            lines = await self.ctx.engine_states()
+            await self._let_go(lines)
             for name, ours in list(self._written.items()):
                 line = lines.get(name)
                 # a host that has started its engine again writes the first line of its new incarnation itself
@@ -128,11 +142,30 @@ class Broadcaster:
                 ):
                     await self.ctx.bus.set_engine(name, ours.url, ours.incarnation, ours.version, ours.state)
 
+    async def _let_go(self, lines: Collection[str]) -> None:
+        """Forget the engines that leave, each when the router has said that it is down and no update is under way there.
+
+        The supervisor ends an engine's process when its line is gone. Until it is down an engine that leaves is updated like
+        any other: its last requests may take long, and nothing is admitted that an old version could make too stale.
+        """
+        for name in self.ctx.roster.leaving:
+            member = self.fleet.members.get(name)
+            if member is not None and member.served is None:  # no request has ever been sent there
+                member.down = True
+            if member is not None and (name in self._wave or not member.down):
+                continue
+            self.fleet.members.pop(name, None)
+            self._written.pop(name, None)
+            if name in lines:
+                await self.ctx.bus.forget(name, ("engines",))
+
     async def _revive(self) -> None:
         """An engine that was reported gone and answers after all is brought back like a new one."""
         while not self.ctx.stop.is_set():
             await asyncio.sleep(self.ctx.config.router.health_interval_s)
             for member in [m for m in self.fleet.members.values() if m.down]:
+                if await self.ctx.engine_leaves(member.name):
+                    continue
                 try:
                     await self._client(member).model_info(timeout=PROBE_TIMEOUT_S)
                 except EngineError:
@@ -154,7 +187,9 @@ class Broadcaster:
                 with self.ctx.waiting(whom):
                     await self._news.wait()
                 continue
+            self._wave = {member.name for member in wave}
             await self._update_wave(wave)
+            self._wave = set()
 
     async def _update_wave(self, wave: list[Member]) -> None:
         snapshot = self.fleet.newest
@@ -163,6 +198,14 @@ class Broadcaster:
         update = await self._load(snapshot) if wave else None
         if update is None:
             return
+        if self.deltas is not None:
+            names = [member.name for member in wave]
+            with self.ctx.waiting(f"the mirrors of {', '.join(names)} to have version {snapshot.version}"):
+                delivery = await self.deltas.wait(names)
+            wave = await self._settle(wave, delivery, snapshot)
+            update = replace(update, copies=delivery.paths)
+            if not wave:
+                return
         for member in wave:
             await self._write_ledger(member.name, "updating")
         receivers = [await self._receiver(member) for member in wave]
@@ -170,12 +213,46 @@ class Broadcaster:
         self.groups.keep_only([receivers, *waves])
         with self.ctx.waiting(f"engines {', '.join(m.name for m in wave)} to take version {snapshot.version}"):
             report = await push(receivers, update, self.groups, self.config)
+        await self._compare([member for member in wave if member.name in report.served], snapshot, update)
         for member in wave:
             if member.name in report.failed:
                 await self._announce_down(member, report.failed[member.name])
             else:
                 await self._announce(member, snapshot)
         await self._report(report)
+
+    async def _settle(self, wave: list[Member], delivery: Delivery, snapshot: Snapshot) -> list[Member]:
+        """Tell what became of a delivery; give back the engines whose mirrors have the version."""
+        for name, why in delivery.asked.items():
+            await self.ctx.event("full_copy", engine=name, version=snapshot.version, cause=why)
+        for member in wave:
+            if member.name in delivery.failed:
+                await self._announce_down(member, delivery.failed[member.name])
+        return [member for member in wave if member.name in delivery.paths]
+
+    async def _compare(self, served: list[Member], snapshot: Snapshot, update: Update) -> None:
+        """Ask engines for the checksums of what they have just got, where that is due, and take out those that are wrong.
+
+        They come back like any engine that was down: with all of the weights.
+        """
+        asked = [member for member in served if self.checks.due(member.name, key(snapshot))]
+        questions = (engine_sums(self._client(member), self.config.timeout_s) for member in asked)
+        sums: dict[str, dict[str, str]] = {}
+        for member, answer in zip(asked, await asyncio.gather(*questions, return_exceptions=True), strict=True):
+            if isinstance(answer, EngineError):
+                await self._announce_down(member, str(answer))
+            elif isinstance(answer, BaseException):
+                raise answer
+            else:
+                sums[member.name] = answer
+        expected = None
+        if sums and self.ctx.config.engine.kind == "embedded":  # it names and hashes tensors as we do
+            dtype = self.ctx.config.model.dtype
+            expected = await asyncio.to_thread(bucket_sums, update.buckets, dtype)
+        for name, why in self.checks.judge(key(snapshot), sums, expected).items():
+            await self.ctx.event("weights_differ", engine=name, version=snapshot.version, cause=why)
+            if name in self.fleet.members:
+                await self._announce_down(self.fleet.members[name], f"version {snapshot.version}: {why}")
 
     async def _announce_current(self, wave: list[Member], snapshot: Snapshot) -> list[Member]:
         """Announce the engines that came with the right weights; give back the others.
@@ -203,8 +280,11 @@ class Broadcaster:
         if self._update is None or (self._update.version, str(self._update.path)) != (snapshot.version, snapshot.path):
             self._update = None
             try:
-                self._update = await prepare(Path(snapshot.path), snapshot.version, self._bucket_mb)
-            except SnapshotError as error:
+                self._update = await prepare(Path(snapshot.path), snapshot.version, self.config.bucket_mb)
+                if self.deltas is not None:
+                    await self.deltas.offer(Path(snapshot.path), key(snapshot))
+            except (SnapshotError, OSError) as error:
+                self._update = None
                 await self.ctx.event("snapshot_gone", version=snapshot.version, cause=str(error))
                 if self.fleet.newest is snapshot:
                     self.fleet.newest = None
@@ -257,6 +337,7 @@ class Broadcaster:
             "weights/update_s": report.seconds,
             "weights/bytes": float(report.n_bytes * len(report.served)),
             "weights/failed_engines": float(len(report.failed)),
+            **({"weights/delta_bytes": float(self.deltas.file_bytes)} if self.deltas is not None else {}),
             "weights/publish_lag": float(max(lags, default=math.nan)),
             **{f"weights/paused_s/{name}": seconds for name, seconds in report.paused_s.items()},
         }

@@ -81,7 +81,7 @@ class Dealer:
             await self.ledger.admit(tickets, limit=limit, position=self._position, step=state.batched_steps)
 
     async def _state(self) -> StalenessState | None:
-        engines = (await self.ctx.bus.engines(self.ctx.engines)).values()
+        engines = (await self.ctx.engine_states()).values()
         serving = [engine.version for engine in engines if engine.state in ("serving", "updating")]
         if not serving:
             return None

@@ -4,23 +4,36 @@ Publishes: ``EngineUp`` once the engine answers. Consumes: nothing; prompts reac
 broadcaster.
 
 Keeps: an engine is announced with the version of the weights that it really has; it gets work only after the broadcaster
-has brought it to the current version. ``engine.kind``: ``embedded`` (in this process), ``sglang`` (a child process),
-``external`` (somebody's, by URL).
+has brought it to the current version; an sglang server that hangs is killed, and this actor ends with the cause, so that
+another one takes its place; somebody's server is checked before it is announced. ``engine.kind``: ``embedded`` (in this
+process), ``sglang`` (a child process), ``external`` (somebody's, by URL).
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, nullcontext
+from typing import TYPE_CHECKING
 
 import aiohttp
 
 from actors.runtime.context import ActorContext
 from actors.runtime.local import log_path
+from actors.runtime.tasks import end
 from bus.messages import EngineDown, EngineUp
+from miles_async.config import RunConfig
 from miles_async.engine_client import EngineClient
 from miles_async.secret import resolve
+from miles_async.sglang_server.check import check_server, until_it_answers
+from miles_async.sglang_server.observer import Observer
+
+if TYPE_CHECKING:
+    from miles_async.sglang_server.driver import SglangServer
 
 UNKNOWN_VERSION = -1  # weights that are nobody's version: the broadcaster will send all
+LOOK_INTERVAL_S = 5.0  # between two looks at a server
 
 
 class EngineHost:
@@ -33,10 +46,19 @@ class EngineHost:
 
     async def run(self) -> None:
         try:
-            await self._host()
+            async with self._mirrored():
+                await self._host()
         finally:
             down = EngineDown(engine=self.ctx.name, incarnation=self.ctx.incarnation, reason="its host ends")
             await self.ctx.bus.publish("weights", down)
+
+    def _mirrored(self) -> AbstractAsyncContextManager[None]:
+        """With ``weights.transport = "disk_delta"``: a full copy of the weights on this machine, kept current."""
+        if self.ctx.config.weights.transport != "disk_delta" or self.config.kind == "external":
+            return nullcontext()  # an engine of somebody else is on a machine of its own
+        from miles_async.weights.delta_mirror import mirrored  # imports torch
+
+        return mirrored(self.ctx.config, self.ctx.run_dir, self.ctx.name)
 
     async def _host(self) -> None:
         match self.config.kind:
@@ -88,22 +110,73 @@ class EngineHost:
                 dtype=self.ctx.config.model.dtype,
                 max_running_requests=self.config.max_running_requests,
                 context_length=self.config.context_length,
+                tp_size=self.config.tp_size,
                 args=self.config.args,
                 weight_version="0",
                 api_key=self.api_key,
                 timeout_s=self.config.start_timeout_s,
             )
         stop, ended = asyncio.create_task(self.ctx.stop.wait()), asyncio.create_task(server.wait())
+        hung = asyncio.create_task(self._until_hung(server))
         try:
+            for line in server.suspicious:
+                await self.ctx.event("engine_suspicious", what=line)
             await self._announce(server.url)
-            await asyncio.wait({stop, ended}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({stop, ended, hung}, return_when=asyncio.FIRST_COMPLETED)
             if ended.done():
                 raise RuntimeError(f"its sglang server ended with code {ended.result()}: {server.log_tail(3)}")
+            if hung.done():
+                raise RuntimeError(f"its sglang server hangs, and is killed: {hung.result()}")
         finally:
-            stop.cancel()
+            await end([stop, hung])
             await server.stop()
             await ended
 
+    async def _until_hung(self, server: SglangServer) -> str:
+        """Returns when the server shows no sign of life any more, with what is missing."""
+        async with self._client(server.url) as client:
+            observer = Observer(client, hang_timeout(self.ctx.config))
+            while True:
+                health = await observer.look(server.alive())
+                if health.state == "hung":
+                    return health.reason
+                await asyncio.sleep(LOOK_INTERVAL_S)
+
     async def _external(self) -> None:
-        await self._announce(self.config.urls[self.ctx.index].rstrip("/"))
-        await self.ctx.stop.wait()
+        url = self.config.urls[self.ctx.index].rstrip("/")
+        stop, attached = asyncio.create_task(self.ctx.stop.wait()), asyncio.create_task(self._attach(url))
+        try:
+            await asyncio.wait({stop, attached}, return_when=asyncio.FIRST_COMPLETED)
+            if attached.done():
+                attached.result()
+        finally:
+            await end([stop, attached])
+
+    async def _attach(self, url: str) -> None:
+        """Check and announce somebody's server, and from then on record when it hangs, dies and comes back.
+
+        Raises UnfitServerError: it cannot be an engine of this run; EngineError: it does not answer.
+        """
+        async with self._client(url) as client:
+            with self.ctx.waiting(f"the server at {url}"):
+                await until_it_answers(client, self.config.start_timeout_s)
+                suspicious = await check_server(client, self.ctx.model_path, self.ctx.config.model.dtype)
+            for line in suspicious:
+                await self.ctx.event("engine_suspicious", what=line)
+            await self._announce(url)
+            observer, gone = Observer(client, hang_timeout(self.ctx.config)), False
+            while True:
+                health = await observer.look()
+                if gone != (gone := health.state in ("hung", "dead")):
+                    await self.ctx.event(f"engine_{health.state}", engine=self.ctx.name, url=url, reason=health.reason)
+                await asyncio.sleep(LOOK_INTERVAL_S)
+
+    @contextlib.asynccontextmanager
+    async def _client(self, url: str) -> AsyncIterator[EngineClient]:
+        async with aiohttp.ClientSession() as session:
+            yield EngineClient(url, session, self.api_key, name=self.ctx.name)
+
+
+def hang_timeout(config: RunConfig) -> float:
+    """Seconds without a sign of life after which a server is hung: ``engine.hang_timeout_s``, or what is meant if unset."""
+    return config.engine.hang_timeout_s or 2 * config.weights.timeout_s

@@ -74,7 +74,8 @@ class Evaluator:
     async def run(self) -> None:
         async with contextlib.AsyncExitStack() as stack:
             session = await stack.enter_async_context(aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)))
-            self.engines = EvalEngines(self.ctx.bus, eval_engine_names(self.ctx.config), self.ctx.config, session)
+            names, vocab_size = eval_engine_names(self.ctx.config), self.tokenizer.vocab_size
+            self.engines = EvalEngines(self.ctx.bus, names, self.ctx.config, session, vocab_size)
             for reward in (dataset.config.reward for dataset in self.datasets):
                 if reward.rm_type not in self.graders:
                     self.graders[reward.rm_type] = await stack.enter_async_context(Grader(reward))

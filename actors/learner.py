@@ -35,6 +35,7 @@ from miles_async.staleness_choice import make_policy
 from miles_async.train.checkpoint import latest
 from miles_async.train.hooks import LOG, POST_SAVE
 from miles_async.train.mismatch import warning
+from miles_async.weights.export import exported
 from miles_async.weights.snapshot import SnapshotError, choose_root, write_snapshot
 
 REWARD_WINDOW = 5  # steps that target_reward looks at
@@ -224,6 +225,7 @@ class Learner:
         tensors = self.trainer.export()  # collective: every rank takes part, rank 0 has the result
         if self.rank != 0:
             return None
+        tensors = exported(self.config, tensors)
         root = choose_root(self.config, self.ctx.run_dir, sum(t.nbytes for t in tensors.values()))
         path = write_snapshot(root, version, self.ctx.incarnation, tensors, self.ctx.model_path)
         if is_due(self.config.eval, version):

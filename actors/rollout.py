@@ -18,17 +18,17 @@ import asyncio
 import contextlib
 import time
 from collections import deque
-from typing import Any
+from dataclasses import replace
 
 import aiohttp
 
+from actors.rollout_requests import EngineRequests
 from actors.runtime.context import ActorContext, Waiting
 from actors.runtime.tasks import end
 from bus import Ledger
 from bus.codec import TOKENS, unpack
 from bus.ledger import ClaimedTicket
 from bus.messages import Group, Sample, Ticket
-from miles_async.engine_client import EngineClient, EngineError
 from miles_async.filters.apply import GroupFilters
 from miles_async.monitor.diagnosis import REWARD
 from miles_async.rewards import Grader
@@ -36,11 +36,9 @@ from miles_async.rollout.failures import check_samples, reason_of
 from miles_async.rollout.interface import RolloutContext
 from miles_async.rollout.registry import rollout_function
 from miles_async.rollout.scoring import score
+from miles_async.rollout.slots import GroupSlots
 from miles_async.rollout.teacher import teachers
-from miles_async.secret import resolve
 from miles_async.tokenizer import Tokenizer
-
-GONE = (None, 502, 503, 504)  # statuses of a request that may be sent again: no answer, or none of an engine's
 
 TICKETS_AT_ONCE = 4  # a read takes few, so that the tickets of a small batch spread over the workers
 
@@ -53,6 +51,7 @@ class RolloutWorker:
         self.ledger = Ledger(ctx.bus)
         self.lease = f"{ctx.name}/{ctx.incarnation}"
         self.tokenizer = Tokenizer(ctx.model_path)
+        self.requests = EngineRequests(ctx)
         self.make, self.filters = rollout_function(ctx.config), GroupFilters(ctx.config)
         self.attempts = ctx.config.rollout.max_attempts
         self.graded = ctx.config.algorithm.loss_type != "sft_loss"  # nobody looks at those rewards
@@ -63,52 +62,58 @@ class RolloutWorker:
 
     async def run(self) -> None:
         config = self.ctx.config
-        with self.ctx.waiting("the router's address"):
-            url = await self.ctx.bus.address("router", deadline_s=config.engine.start_timeout_s)
         async with contextlib.AsyncExitStack() as stack:
-            self.session = await stack.enter_async_context(
-                aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))
-            )
-            self.client = self._router_at(url, self.session)
-            self.teachers = teachers(config, self.session) if config.algorithm.use_opd else None
+            session = await stack.enter_async_context(aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)))
+            await self.requests.open(session, self.tokenizer.vocab_size)
+            self.teachers = teachers(config, session) if config.algorithm.use_opd else None
             self.grader = await stack.enter_async_context(Grader(config.reward))
             tokenizer = self.tokenizer.for_chats(config.data.chat_template_path, config.data.apply_chat_template_kwargs)
-            self.context = RolloutContext(config, tokenizer, self._ask, stack, self.ctx.event)
-            renewal = asyncio.create_task(self._renew())
+            self.context = RolloutContext(config, tokenizer, self.requests.slots.begin(0).ask, stack, self.ctx.event)
+            duties = [asyncio.create_task(self._renew()), asyncio.create_task(self.requests.watch())]
             try:
                 self._begin(await self.ledger.own_tickets(self.ctx.name, self.lease, self.attempts))
                 await self._work()
+                await self.requests.report()
             finally:
-                await end([renewal, *self.in_flight])
+                await end([*duties, *self.in_flight])
                 await self.ledger.release(self.lease)
 
     async def _work(self) -> None:
         lease_ms = int(self.ctx.config.rollout.lease_s * 1000)
         stopped = asyncio.create_task(self.ctx.stop.wait())
-        while not self.ctx.stop.is_set():
+        while not self._is_over():
+            freed = self.requests.slots.freed
+            freed.clear()
             if (free := self._free()) <= 0:
-                with self.ctx.waiting("engines to finish a group"):
-                    await asyncio.wait({stopped, *self.in_flight}, return_when=asyncio.FIRST_COMPLETED)
+                with self.ctx.waiting("engines to finish a sample"):
+                    news = asyncio.create_task(freed.wait())
+                    await asyncio.wait({stopped, news}, return_when=asyncio.FIRST_COMPLETED)
+                    news.cancel()
             elif self.in_flight:
                 await self._take(min(free, TICKETS_AT_ONCE), lease_ms)
             else:
                 with self.ctx.waiting("the dealer for a ticket"):
-                    while not await self._take(min(free, TICKETS_AT_ONCE), lease_ms) and not self.ctx.stop.is_set():
+                    while not await self._take(min(free, TICKETS_AT_ONCE), lease_ms) and not self._is_over():
                         pass  # one wait, however many reads it takes
             for task in [t for t in self.in_flight if t.done()]:
                 del self.in_flight[task]
                 if not task.cancelled():
                     task.result()
 
+    def _is_over(self) -> bool:
+        """Asked to stop; or to finish, and nothing is left to do."""
+        finished = self.ctx.finish.is_set() and not self.in_flight and not self.last_chances
+        return finished or self.ctx.stop.is_set()
+
     def _free(self) -> int:
         """How many more groups may begin; starts the next last chance when nothing else is in flight."""
         if self.last_chances and not self.in_flight:
-            claimed = self.last_chances.popleft()
-            self.in_flight[asyncio.create_task(self._last_chance(claimed.ticket))] = claimed
+            self._start(self.last_chances.popleft())
             return 0
-        if self.last_chances or any(self._is_last(claimed) for claimed in self.in_flight.values()):
+        one_at_a_time = self.last_chances or any(self._is_last(claimed) for claimed in self.in_flight.values())
+        if one_at_a_time or self.ctx.finish.is_set():
             return 0
-        return self.ctx.config.rollout.max_groups_in_flight - len(self.in_flight)
+        return self.requests.slots.room(self.ctx.config.rollout.n_samples_per_prompt)
 
     def _is_last(self, claimed: ClaimedTicket) -> bool:
         return 1 < claimed.attempt == self.attempts
@@ -123,11 +128,19 @@ class RolloutWorker:
             if self._is_last(claimed):
                 self.last_chances.append(claimed)
             else:
-                self.in_flight[asyncio.create_task(self._rollout(claimed.ticket))] = claimed
+                self._start(claimed)
 
-    async def _last_chance(self, ticket: Ticket) -> None:
-        if await self.ledger.begin_last(ticket.group_id, self.lease):
-            await self._rollout(ticket)
+    def _start(self, claimed: ClaimedTicket) -> None:
+        size = self.ctx.config.rollout.n_samples_per_prompt
+        group = self.requests.slots.begin(size, claimed.ticket.group_id)
+        task = asyncio.create_task(self._attempt(claimed, group))
+        task.add_done_callback(lambda _: group.end())  # also of one that is cancelled before it begins
+        self.in_flight[task] = claimed
+
+    async def _attempt(self, claimed: ClaimedTicket, group: GroupSlots) -> None:
+        ticket = claimed.ticket
+        if not self._is_last(claimed) or await self.ledger.begin_last(ticket.group_id, self.lease):
+            await self._rollout(ticket, replace(self.context, ask=group.ask, slots=group))
 
     async def _renew(self) -> None:
         while True:
@@ -144,13 +157,13 @@ class RolloutWorker:
             if group_id not in held:
                 task.cancel()
 
-    async def _rollout(self, ticket: Ticket) -> None:
+    async def _rollout(self, ticket: Ticket, context: RolloutContext) -> None:
         """One attempt at a group, from its ticket to its publication, its drop or the record of its failure."""
         started = time.time()
         samples: list[Sample] = []
         try:
             with self.ctx.waiting("engines to generate"):
-                samples = await self.make(ticket, self.context)
+                samples = await self.make(ticket, context)
             check_samples(samples)
             if self.teachers is not None:
                 with self.ctx.waiting("the teacher"):
@@ -167,32 +180,6 @@ class RolloutWorker:
         else:
             detail = f"rewards {', '.join(f'{sample.reward:g}' for sample in samples)}"
             await self.ledger.discard(ticket.group_id, self.lease, refusal, detail, lengths=_lengths(samples))
-
-    async def _ask(self, body: dict[str, Any]) -> list[dict[str, Any]]:
-        """The engines' answers through the router; one that was replaced meanwhile is found again.
-
-        Raises EngineError: refused, or nobody answers within ``request_timeout_s``.
-        """
-        loop = asyncio.get_running_loop()
-        deadline, pause = loop.time() + self.ctx.config.rollout.request_timeout_s, 0.1
-        while True:
-            try:
-                left = max(deadline - loop.time(), 0.1)
-                answers: Any = await self.client.generate(body, timeout=left)
-                return answers
-            except EngineError as error:
-                if error.status not in GONE or loop.time() >= deadline:
-                    raise
-            with self.ctx.waiting("the router, or an engine behind it"):
-                await asyncio.sleep(pause)
-                pause = min(2 * pause, 2.0)
-                with contextlib.suppress(TimeoutError):  # none is known at the moment
-                    url = await self.ctx.bus.address("router", deadline_s=1.0)
-                    self.client = self._router_at(url, self.session)
-            body = body | {"rid": [f"{rid}+" for rid in body["rid"]]}  # an engine may still know the first one
-
-    def _router_at(self, url: str, session: aiohttp.ClientSession) -> EngineClient:
-        return EngineClient(url, session, resolve("router.api_key", self.ctx.config.router.api_key))
 
     async def _score_all(self, ticket: Ticket, samples: list[Sample]) -> list[Sample]:
         """The samples with their rewards; those that have none are left out, on record. Raises RewardError: all of them."""
@@ -221,6 +208,7 @@ class RolloutWorker:
             finished=now,
             label=ticket.label,
         )
+        self.requests.published(samples)
         if not await self.ledger.publish(group, self.lease, now):
             await self.ctx.event("late_publication_refused", group=ticket.group_id)
 

@@ -1,4 +1,4 @@
-"""Router: one URL for the whole fleet. Requests go to the engine with the fewest of them in flight.
+"""Router: one URL for the whole fleet. Each request goes to the engine that `router.policy` chooses.
 
     rollout workers ──HTTP──► Router ──HTTP──► engines            reads  "weights": EngineServes, EngineDown; the ledger
                                 │                                 writes "weights": EngineDown; metrics; its address
@@ -15,19 +15,24 @@ import contextlib
 import errno
 import socket
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from actors.runtime.context import ActorContext
+from bus import EngineState
 from bus.messages import EngineDown, EngineServes
 from miles_async.config import ConfigError
 from miles_async.config import Router as RouterConfig
 from miles_async.http_limits import Refusals, answer_at_once
 from miles_async.http_server import HttpServer
 from miles_async.monitor.diagnosis import MOVING, engine_wait
-from miles_async.router_app import RouterApp, Worker, create_app
+from miles_async.router_app import RouterApp
 from miles_async.router_health import HealthChecker
+from miles_async.router_looks import EngineLooks
 from miles_async.router_quiet import QuietEngines
-from miles_async.routing import LeastInflight
+from miles_async.router_suspects import Suspects, Verdict
+from miles_async.router_worker import Worker
+from miles_async.routing.choice import make_policy
 from miles_async.secret import resolve
 
 READ_BLOCK_MS = 500
@@ -45,9 +50,8 @@ class Router:
     def __init__(self, ctx: ActorContext) -> None:
         self.ctx = ctx
         config = ctx.config
-        self.policy = LeastInflight()
-        self.app = create_app(
-            self.policy,
+        self.app = RouterApp(
+            make_policy(config.router.policy, config.run.seed),
             wait_s=config.engine.start_timeout_s,
             request_timeout_s=config.rollout.request_timeout_s,
             max_retries=config.router.max_retries,
@@ -55,10 +59,15 @@ class Router:
             api_key=resolve("router.api_key", config.router.api_key),
             engine_key=resolve("engine.api_key", config.engine.api_key),
             max_body_bytes=config.router.max_body_mb << 20,
+            max_concurrency=config.router.max_concurrency,
+            breaker_failures=config.router.breaker_failures,
+            breaker_open_s=config.router.breaker_open_s,
             refusals=ctx.refusals,
         )
         self._updating: set[str] = set()
+        self._draining: set[str] = set()
         self._deaths: asyncio.Queue[EngineDown] = asyncio.Queue()
+        self._verdicts: asyncio.Queue[Verdict] = asyncio.Queue()
 
     async def run(self) -> None:
         ctx, config = self.ctx, self.ctx.config.router
@@ -71,6 +80,12 @@ class Router:
             max_failures=config.health_failures,
             is_updating=self._updating.__contains__,
         )
+        suspects = Suspects(
+            interval_s=config.suspect_interval_s,
+            slow_share=config.slow_share,
+            slow_looks=config.slow_looks,
+            hung_s=config.hung_s,
+        )
         server = _server(self.app)
         duties = (
             self._follow(),
@@ -78,6 +93,8 @@ class Router:
             self._publish_deaths(),
             self._name_the_quiet(),
             health.run(ctx.stop),
+            EngineLooks(self.app, suspects, self._found).run(ctx.stop),
+            self._record_verdicts(),
         )
         try:
             async with asyncio.TaskGroup() as tasks:
@@ -101,16 +118,17 @@ class Router:
     async def _follow(self) -> None:
         """Engines join and leave. At the start the ledger says who serves, from then on the stream."""
         bus, cursor = self.ctx.bus, await self.ctx.bus.last_id("weights")  # first, so that nothing falls in between
-        for name, engine in (await bus.engines(self.ctx.engines)).items():
-            if engine.state in ("serving", "updating"):
+        for name, engine in (await self.ctx.engine_states()).items():
+            if engine.state in ("serving", "updating") and name not in self.ctx.roster.leaving:
                 self._join(name, engine.url, engine.version, engine.incarnation)
         while not self.ctx.stop.is_set():
             messages, cursor = await bus.read("weights", (EngineServes, EngineDown), cursor, block_ms=READ_BLOCK_MS)
             for message in messages:
-                if message.engine not in self.ctx.engines:
+                if not await self.ctx.has_engine(message.engine):
                     bus.refuse("weights", message.engine, ValueError("no engine of this run"))
                 elif isinstance(message, EngineServes):
-                    self._join(message.engine, message.url, message.version, message.incarnation)
+                    if not await self.ctx.engine_leaves(message.engine):
+                        self._join(message.engine, message.url, message.version, message.incarnation)
                 else:
                     self._leave(message)
 
@@ -130,15 +148,28 @@ class Router:
                 return
             self._updating.discard(name)
 
+    async def _drain(self, engines: Mapping[str, EngineState]) -> None:
+        """Engines that leave get nothing new; of those that have nothing left the broadcaster hears that they are down."""
+        for name in self.ctx.roster.leaving:
+            worker, line = self.app.workers.get(name), engines.get(name)
+            if worker is not None and name not in self._draining:
+                self._draining.add(name)
+                self.app.drain(name)
+            elif worker is None and line is not None and line.state in ("serving", "updating"):
+                down = EngineDown(
+                    engine=name, incarnation=line.incarnation, reason="it leaves, and has answered all it had"
+                )
+                await self.ctx.bus.publish("weights", down)
+        self._draining &= self.ctx.roster.leaving
+
     async def _read_ledger(self) -> None:
         """Prefer engines that are not being updated at the moment."""
         while not self.ctx.stop.is_set():
-            engines = await self.ctx.bus.engines(self.ctx.engines)
+            engines = await self.ctx.engine_states()
+            await self._drain(engines)
             now = {name for name, engine in engines.items() if engine.state == "updating"}
             for name in now ^ self._updating:
-                worker = self.app.workers.get(name)
-                if worker is not None and not worker.trouble:
-                    self.policy.set_state(name, "updating" if name in now else "up")
+                self.app.set_updating(name, name in now)
             self._updating.clear()
             self._updating.update(now)
             await asyncio.sleep(LEDGER_INTERVAL_S)
@@ -191,6 +222,17 @@ class Router:
 
     def _report_death(self, worker: Worker, why: str) -> None:
         self._deaths.put_nowait(EngineDown(engine=worker.name, incarnation=worker.incarnation, reason=why))
+
+    def _found(self, worker: Worker, verdict: Verdict) -> None:
+        """An engine was taken out, or let back."""
+        self._verdicts.put_nowait(verdict)
+        if verdict.kind == "lying":  # then nobody knows what it serves: the broadcaster sends it all weights again
+            self.app.mark_dead(worker, verdict.why)
+
+    async def _record_verdicts(self) -> None:
+        while not self.ctx.stop.is_set():
+            engine, kind, why = await self._verdicts.get()
+            await self.ctx.event("engine_suspected" if kind else "engine_trusted", engine=engine, what=kind, why=why)
 
     async def _publish_deaths(self) -> None:
         while not self.ctx.stop.is_set():

@@ -1,15 +1,18 @@
-"""What a weight update costs: pushes to real engines against bare broadcasts of the same bytes, and the pauses.
+"""What a weight update costs: pushes to real engines against bare broadcasts of the same bytes; pauses; the learner's stall.
+
+    snapshot write (the learner waits) ─► prepare: map, cut; a delta and its mirrors ─► push: pause, send, load, go on
 
 A push is all that the broadcaster does for one version: pause, begin, broadcast with the load into the model, end, read
-the version back, continue. The bare baseline is ``torch.distributed.broadcast`` of the same bytes over the same
-backend to as many processes that do nothing else. Both are run in turns in the same minute; medians.
-The preparation (mapping the snapshot, cutting buckets) happens before the pause and is given by itself.
-``miles-async bench weights``.
+the version back, continue. The bare baseline is ``torch.distributed.broadcast`` of the same bytes over gloo to as many
+processes that do nothing else, into memory that they have used before. Every version goes by every transport and by the
+baseline in turns; medians. ``paused_share``: of the time from the first byte of the snapshot to the last engine's going on.
+``disk_delta``: mirrors in this process, weights that move by a millionth of themselves. ``miles-async bench weights``.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import multiprocessing
 import os
@@ -18,13 +21,18 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections import defaultdict
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack, ExitStack
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-ENGINE_TIMEOUT_S = 120.0
+if TYPE_CHECKING:
+    import torch
+
+PIECE_BYTES = 256 << 20  # of the bare broadcast: its receivers need not have room for everything
 
 
 def make_checkpoint(directory: Path, hidden: int, layers: int) -> None:
@@ -63,18 +71,18 @@ def start_engine(stack: ExitStack, model: Path) -> str:
 
 
 def bare_receiver(rank: int, world: int, port: int, n_bytes: int, control: Connection) -> None:
-    """One receiver of the baseline: a broadcast for every message on ``control``."""
+    """One receiver of the baseline: all the bytes for every message on ``control``."""
     import torch
     import torch.distributed as dist
 
     torch.set_num_threads(1)
     store = dist.TCPStore("127.0.0.1", port, world, False, wait_for_workers=False)  # type: ignore[attr-defined]
     dist.init_process_group("gloo", store=store, rank=rank, world_size=world)
-    buffer = torch.empty(n_bytes, dtype=torch.uint8)
-    buffer.fill_(0)
+    buffer = torch.zeros(min(n_bytes, PIECE_BYTES), dtype=torch.uint8)
     control.send("ready")
     while control.recv() == "go":
-        dist.broadcast(buffer, 0)
+        for start in range(0, n_bytes, PIECE_BYTES):
+            dist.broadcast(buffer[: min(PIECE_BYTES, n_bytes - start)], 0)
         control.send("done")
     dist.destroy_process_group()
 
@@ -82,8 +90,8 @@ def bare_receiver(rank: int, world: int, port: int, n_bytes: int, control: Conne
 class Bare:
     """Rank 0 of the baseline, and its receivers."""
 
-    def __init__(self, stack: ExitStack, count: int, n_bytes: int) -> None:
-        import torch
+    def __init__(self, stack: ExitStack, count: int, data: torch.Tensor) -> None:
+        """``data``: what is sent, uint8."""
         import torch.distributed as dist
 
         # the store on a port of its own choice, which the receivers are told
@@ -92,7 +100,7 @@ class Bare:
         self._controls: list[Connection] = []
         for rank in range(1, count + 1):
             ours, theirs = context.Pipe()
-            arguments = (rank, count + 1, store.port, n_bytes, theirs)
+            arguments = (rank, count + 1, store.port, data.numel(), theirs)
             process = context.Process(target=bare_receiver, args=arguments, daemon=True)
             process.start()
             stack.callback(process.join, 10)
@@ -101,7 +109,7 @@ class Bare:
         dist.init_process_group("gloo", store=store, rank=0, world_size=count + 1)
         stack.callback(dist.destroy_process_group)
         self._broadcast = dist.broadcast
-        self._buffer = torch.zeros(n_bytes, dtype=torch.uint8)
+        self._pieces = data.split(PIECE_BYTES)
         for control in self._controls:
             control.recv()
 
@@ -110,92 +118,142 @@ class Bare:
         started = time.perf_counter()
         for control in self._controls:
             control.send("go")
-        self._broadcast(self._buffer, 0)
+        for piece in self._pieces:
+            self._broadcast(piece, 0)
         for control in self._controls:
             control.recv()
         return time.perf_counter() - started
 
 
-async def measure(n_engines: int, hidden: int, layers: int, repeats: int, transport: str) -> dict[str, Any]:
-    import aiohttp
+Figures = dict[str, list[float]]
+COUNTS = (1, 2, 4)  # engines
+SIZES = {"50MB": (512, 4, 9), "1GB": (2048, 5, 5)}  # hidden size, layers, repeats
+DEADLINE_S = 300.0
+STEP = 1e-6  # of every weight, relatively, between two versions
+
+
+async def measure(n_engines: int, hidden: int, layers: int, repeats: int, transports: Sequence[str]) -> dict[str, Any]:
+    """Medians of one size for ``n_engines``, by transport."""
     import torch
 
-    from miles_async.config import Weights
-    from miles_async.engine_client import EngineClient
-    from miles_async.weights.group import Receiver, WeightGroups
-    from miles_async.weights.push import bucket_limit, prepare, push
-    from miles_async.weights.snapshot import MEMORY_ROOT, load_snapshot, write_snapshot
+    from miles_async.weights.buckets import make_buckets
+    from miles_async.weights.snapshot import MEMORY_ROOT, load_snapshot
 
     torch.set_num_threads(1)
     memory = str(MEMORY_ROOT) if MEMORY_ROOT.exists() else None
-    config = Weights(transport=transport)  # type: ignore[arg-type]
     with ExitStack() as stack:
         home = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=memory)))
         make_checkpoint(home / "model", hidden, layers)
         tensors = load_snapshot(home / "model")
         n_bytes = sum(tensor.nbytes for tensor in tensors.values())
+        [whole] = make_buckets(tensors, n_bytes)  # a view
+        whole.flat[::4096].sum()
         urls = [start_engine(stack, home / "model") for _ in range(n_engines)]
-        bare = Bare(stack, n_engines, n_bytes)
-        figures: dict[str, list[float]] = {name: [] for name in ("bare", "push", "pause", "write", "prepare", "ratio")}
-        async with aiohttp.ClientSession() as session:
-            receivers = [Receiver(f"engine-{i}", EngineClient(url, session)) for i, url in enumerate(urls)]
-            groups = WeightGroups("gloo")
+        bare = Bare(stack, n_engines, whole.flat)
+        if "disk_delta" in transports:
+            tensors = {name: tensor.clone() for name, tensor in tensors.items()}
+        figures: dict[str, Figures] = {transport: defaultdict(list) for transport in transports}
+        async with pushes(urls, home, transports) as push_version:
             for version in range(repeats + 1):
-                started = time.perf_counter()
-                path = write_snapshot(home / "snapshots", version, 0, tensors, str(home / "model"))
-                written = time.perf_counter()
-                update = await prepare(path, version, bucket_limit(config, groups.backend))
-                prepared = time.perf_counter()
-                report = await push(receivers, update, groups, config)
-                if report.failed:
-                    raise RuntimeError(f"a push failed: {report.failed}")
-                bare_s = await asyncio.to_thread(bare.run)
-                if version == 0:
-                    continue  # forms the groups, touches the memory
-                figures["write"].append(written - started)
-                figures["prepare"].append(prepared - written)
-                figures["push"].append(report.seconds)
-                figures["pause"].append(statistics.median(report.paused_s.values()))
-                figures["bare"].append(bare_s)
-                figures["ratio"].append(bare_s / report.seconds)
-            await groups.close()
-    median = {name: statistics.median(values) for name, values in figures.items()}
+                for transport in transports:
+                    bare_s = await asyncio.to_thread(bare.run)
+                    timed = await push_version(transport, version, tensors)
+                    if version > 0:  # the first one forms the groups and touches the memory
+                        for name, value in timed.items():
+                            figures[transport][name].append(value)
+                        figures[transport]["bare_s"].append(bare_s)
+                        figures[transport]["of_bare"].append(bare_s / timed["push_s"])
+                if "disk_delta" in transports:
+                    for tensor in tensors.values():
+                        tensor += STEP * tensor * torch.randn_like(tensor)
+    return {transport: summary(n_bytes, values) for transport, values in figures.items()}
+
+
+Push = Callable[[str, int, "dict[str, torch.Tensor]"], Awaitable[dict[str, float]]]
+
+
+@contextlib.asynccontextmanager
+async def pushes(urls: list[str], home: Path, transports: Sequence[str]) -> AsyncIterator[Push]:
+    """A function that brings all engines to a version by a transport and says what each part took, in seconds."""
+    import aiohttp
+
+    from miles_async.config import Weights
+    from miles_async.engine_client import EngineClient
+    from miles_async.weights.delta_mirror import Mirror
+    from miles_async.weights.delta_sender import DeltaSender
+    from miles_async.weights.group import Receiver, WeightGroups
+    from miles_async.weights.push import prepare, push
+    from miles_async.weights.snapshot import prune, write_snapshot
+
+    names = [f"engine-{i}" for i in range(len(urls))]
+    sender = DeltaSender(home / "shared", timeout_s=DEADLINE_S)
+    async with aiohttp.ClientSession() as session, AsyncExitStack() as stack:
+        receivers = [Receiver(n, EngineClient(url, session, name=n)) for n, url in zip(names, urls, strict=True)]
+        groups = WeightGroups("gloo")
+        stack.push_async_callback(groups.close)
+        for name in names if "disk_delta" in transports else ():
+            following = asyncio.create_task(Mirror(name, home / "shared", lambda _: home / "local").follow())
+            stack.callback(following.cancel)
+
+        async def one(transport: str, version: int, tensors: dict[str, torch.Tensor]) -> dict[str, float]:
+            config = Weights(transport=transport, timeout_s=DEADLINE_S)  # type: ignore[arg-type]
+            started = time.perf_counter()
+            path = write_snapshot(home / "snapshots", version, 0, tensors, str(home / "model"))
+            written = time.perf_counter()
+            update = await prepare(path, version, config.bucket_mb)
+            timed = {}
+            if transport == "disk_delta":
+                await sender.offer(path, (0, version))
+                timed["delta_bytes"] = float(sender.file_bytes)
+                timed["delta_write_s"] = time.perf_counter() - written
+                update = replace(update, copies=(await sender.wait(names)).paths)
+            prepared = time.perf_counter()
+            report = await push(receivers, update, groups, config)
+            if report.failed:
+                raise RuntimeError(f"a push failed: {report.failed}")
+            paused, ended = max(report.paused_s.values()), time.perf_counter()
+            prune(home / "snapshots", 1)  # several of 1 GB would not fit
+            return timed | {
+                "snapshot_write_s": written - started,
+                "prepare_s": prepared - written,
+                "push_s": report.seconds,
+                "paused_s": paused,
+                "paused_share": paused / (ended - started),
+            }
+
+        yield one
+
+
+def summary(n_bytes: int, figures: Figures) -> dict[str, Any]:
+    """Medians; the ratio that is aimed at with its range, too."""
+    medians = {name: statistics.median(values) for name, values in figures.items()}
     return {
-        "engines": n_engines,
-        "transport": transport,
         "bytes": n_bytes,
-        "repeats": repeats,
-        "push_mb_per_s_to_each": n_bytes / median["push"] / 1e6,
-        "bare_broadcast_mb_per_s_to_each": n_bytes / median["bare"] / 1e6,
-        "push_speed_over_bare": median["ratio"],
-        "push_speed_over_bare_range": [min(figures["ratio"]), max(figures["ratio"])],
-        "push_s": median["push"],
-        "paused_s": median["pause"],
-        "paused_s_max": max(figures["pause"]),
-        "snapshot_write_s": median["write"],
-        "prepare_s": median["prepare"],
+        "repeats": len(figures["push_s"]),
+        "push_mb_per_s_to_each": n_bytes / medians["push_s"] / 1e6,
+        "bare_mb_per_s_to_each": n_bytes / medians["bare_s"] / 1e6,
+        "of_bare_range": [min(figures["of_bare"]), max(figures["of_bare"])],
+        **medians,
     }
 
 
 def run(
-    n_engines: int = 2,
-    hidden: int = 512,
-    layers: int = 8,
-    repeats: int = 7,
-    progress: Callable[[str], None] = lambda line: None,
+    sizes: Sequence[str] = tuple(SIZES),
+    counts: Sequence[int] = COUNTS,
+    progress: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True),
 ) -> dict[str, Any]:
-    """Medians for a small model (where the calls count) and a larger one (where the bytes do), and by way of the disk."""
+    """Every size to every number of engines, by every transport (``disk_delta``: of the small size)."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    results = {}
-    for name, size, depth, transport in (
-        ("small_collective", 64, 2, "collective"),
-        ("large_collective", hidden, layers, "collective"),
-        ("large_disk", hidden, layers, "disk"),
-    ):
-        results[name] = asyncio.run(measure(n_engines, size, depth, repeats, transport))
-        progress(f"{name}: {json.dumps(results[name])}")
-    return results
+    results: dict[str, Any] = {"cores": os.cpu_count(), "load_before": os.getloadavg()}
+    for size in sizes:
+        hidden, layers, repeats = SIZES[size]
+        transports = ("collective", "disk", "disk_delta") if size == "50MB" else ("collective", "disk")
+        for count in counts:
+            found = asyncio.run(measure(count, hidden, layers, repeats, transports))
+            results[f"{size}_{count}_engines"] = found
+            progress(f"{size}, {count} engines: {json.dumps(found)}")
+    return results | {"load_after": os.getloadavg()}
 
 
 if __name__ == "__main__":
-    print(json.dumps(run(progress=lambda line: print(line, file=sys.stderr)), indent=2))
+    print(json.dumps(run(), indent=2))

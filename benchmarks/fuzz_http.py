@@ -32,7 +32,9 @@ ENGINE_JSON = (
 )
 ENGINE_GET = ("/model_info", "/get_model_info", "/server_info", "/get_server_info", "/v1/loads", "/v1/models")
 OPEN = ("/health", "/health_generate", "/ready")  # of an engine: asked without a key
-ROUTER_GET = ("/workers", "/metrics")
+ROUTER_GET = ("/workers", "/metrics", "/list_workers", "/openapi.json")
+MILES = ("/add_worker", "/remove_worker")
+VERSIONS = ("seven", "-1", "1.5", "9" * 40, "", "0x1", "\xb2")  # no value of x-weight-version
 SAMPLING: dict[str, tuple[Any, ...]] = {
     "temperature": (-1, "hot", 1e300),
     "top_p": (0, 2, []),
@@ -156,7 +158,7 @@ class HttpFuzz:
 
     def _bad_body(self, target: Target) -> bytes:
         if target == "router" and self.rng.random() < 0.3:
-            return self._body("POST", "/workers", self._json_or_garbage(WORKERS))
+            return self._bad_for_router()
         path = self.rng.choice(ENGINE_JSON)
         if path == "/generate":
             if self.rng.random() < 0.5:
@@ -165,6 +167,15 @@ class HttpFuzz:
                 return self._body("POST", path, json.dumps(body).encode())
             return self._body("POST", path, self._json_or_garbage(GENERATE))
         return self._body("POST", path, self._json_or_garbage(BODIES.get(path, ())))
+
+    def _bad_for_router(self) -> bytes:
+        draw = self.rng.random()
+        if draw < 0.3:
+            return self._body("POST", self.rng.choice(MILES), self._garbage())
+        if draw < 0.5:
+            header = self.rng.choice(("x-weight-version: ", "x-min-weight-version: ")) + self.rng.choice(VERSIONS)
+            return self._body("POST", "/generate", self._garbage(), [header])
+        return self._body("POST", "/workers", self._json_or_garbage(WORKERS))
 
     def _json_or_garbage(self, bodies: tuple[Any, ...]) -> bytes:
         return json.dumps(self.rng.choice(bodies)).encode() if bodies and self.rng.random() < 0.6 else self._garbage()

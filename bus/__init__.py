@@ -1,7 +1,7 @@
 """The message bus: typed messages, their codec, topics on Redis Streams, the ledger, the embedded server."""
 
-from bus.client import Bus, EngineState, connect
+from bus.client import Bus, EngineState, Roster, connect
 from bus.errors import BusError, LedgerError, NoRedisError
 from bus.ledger import Ledger, balanced
 
-__all__ = ["Bus", "BusError", "EngineState", "Ledger", "LedgerError", "NoRedisError", "balanced", "connect"]
+__all__ = ["Bus", "BusError", "EngineState", "Ledger", "LedgerError", "NoRedisError", "Roster", "balanced", "connect"]

@@ -22,7 +22,7 @@ import redis.exceptions
 
 from bus.codec import CodecError, decode, encode
 from bus.errors import NoRedisError
-from bus.messages import Heartbeat, Message, Number, Url, Version
+from bus.messages import Heartbeat, Message, Name, Number, Url, Version
 from bus.password import refuse_wrong_password, without_password
 from bus.patience import PatientRedis, patient
 from bus.topics import KINDS, Topic
@@ -49,6 +49,13 @@ class EngineState(msgspec.Struct, array_like=True, frozen=True):
     incarnation: Number
     version: Version
     state: Literal["starting", "serving", "updating", "down"]
+
+
+class Roster(msgspec.Struct, array_like=True, frozen=True):
+    """The engines of a run; those ``leaving`` (or gone, by now) among them get no new work."""
+
+    engines: frozenset[Name]
+    leaving: frozenset[Name] = frozenset()
 
 
 class Bus:
@@ -232,6 +239,24 @@ class Bus:
         await self._take_out("engines", junk)
         return engines
 
+    async def set_roster(self, roster: Roster) -> None:
+        await self._always(keys=[self.key("roster")], args=["SET", msgspec.msgpack.encode(roster)])
+
+    async def roster(self) -> Roster | None:
+        """The engines that the run has, as its supervisor says. None: it has said nothing, or nothing that can be read."""
+        if (line := await self.redis.get(self.key("roster"))) is None:
+            return None
+        try:
+            return msgspec.msgpack.decode(line, type=Roster)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            self.refuse("roster", "roster", error)
+            return None
+
+    async def forget(self, actor: str, tables: Iterable[str] = ("heartbeats", "addresses", "engines")) -> None:
+        """Take out what there is of an actor that has left."""
+        for table in tables:
+            await self.redis.hdel(self.key(table), actor)
+
     async def memory(self) -> tuple[int, int]:
         """Bytes that Redis uses, and may use (0: no limit)."""
         info = await self.redis.info("memory")
@@ -243,7 +268,7 @@ class Bus:
         The snapshots on ``weights``, too: they are of weights that a learner which resumes from an earlier checkpoint never
         had, and their versions would be numbers given twice.
         """
-        void = ("addresses", "engines", "heartbeats", "control", "weights")
+        void = ("addresses", "engines", "roster", "heartbeats", "control", "weights")
         await self.redis.delete(*(self.key(name) for name in void))
 
 

@@ -23,6 +23,9 @@ Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.:-]{0,99}\Z")]  # o
 Url = Annotated[str, Meta(pattern=r"^http://[A-Za-z0-9_.:\[\]-]{1,255}(/[A-Za-z0-9_.~/-]{0,255})?\Z")]
 Text = Annotated[str, Meta(max_length=10_000)]  # for people to read
 
+MAX_MEMBERS = 1024  # engines, or rollout workers, of a run
+Members = Annotated[int, Meta(ge=1, le=MAX_MEMBERS)]
+
 
 class Message(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
     """Base of all messages: msgpack arrays, tagged by type name on the wire."""
@@ -160,11 +163,34 @@ class EngineDown(Message, tag="engine_down", frozen=True):
 
 
 class Control(Message, tag="control", frozen=True):
-    """Supervisor to everybody: ``stop``, or ``finish`` (do what is left, then end); ``roles`` limits it (empty: all)."""
+    """Supervisor to everybody: ``stop``, or ``finish`` (do what is left, then end).
+
+    ``roles`` limits it (empty: all); ``process``, an actor and its incarnation, to that one.
+    """
 
     command: Text
     roles: tuple[Name, ...] = ()
     reason: Text = ""
+    process: tuple[Name, Number] | None = None
+
+
+class Scale(Message, tag="scale", frozen=True):
+    """Somebody to the supervisor: have so many engines and rollout workers (None: as many as now)."""
+
+    request: Name  # the answer has it, too
+    engines: Members | None = None
+    workers: Members | None = None
+
+
+class Scaled(Message, tag="scaled", frozen=True):
+    """The supervisor's answer to a Scale: how many there are before and after, and who comes and goes."""
+
+    request: Name
+    refusal: Text = ""  # why nothing is changed
+    engines: tuple[Number, Number] = (0, 0)
+    workers: tuple[Number, Number] = (0, 0)
+    starts: tuple[Name, ...] = ()
+    leaves: tuple[Name, ...] = ()
 
 
 class Event(Message, tag="event", frozen=True):
@@ -213,6 +239,8 @@ AnyMessage = (
     | EngineServes
     | EngineDown
     | Control
+    | Scale
+    | Scaled
     | Event
     | Metrics
     | Heartbeat

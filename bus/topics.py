@@ -2,8 +2,8 @@
 
 ``tickets`` dealer to rollout workers (consumer group); ``samples`` workers to learner; ``batches`` news of batches and of
 drops, to all who wait for either (the write-ahead log itself is a hash); ``weights`` learner, engines and broadcaster;
-``control`` supervisor to all; ``events`` and ``metrics`` all to the monitor; ``dead`` groups that were given up, to the
-monitor.
+``control`` supervisor to all, and what is asked of it with its answers; ``events`` and ``metrics`` all to the monitor;
+``dead`` groups that were given up, to the monitor.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from bus.messages import (
     Message,
     Metrics,
     ReadyGroup,
+    Scale,
+    Scaled,
     Snapshot,
     Ticket,
     Transition,
@@ -34,7 +36,7 @@ KINDS: dict[Topic, tuple[type[Message], ...]] = {
     "samples": (ReadyGroup,),
     "batches": (Batch, Transition),
     "weights": (Snapshot, EngineUp, EngineServes, EngineDown),
-    "control": (Control,),
+    "control": (Control, Scale, Scaled),
     "events": (Event, Transition),
     "metrics": (Metrics,),
     "dead": (DeadLetter,),

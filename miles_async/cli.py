@@ -1,11 +1,11 @@
-"""The command line: ``miles-async launch | status | inspect | bench | doctor``.
+"""The command line: ``miles-async launch | status | inspect | scale | bench | doctor``.
 
 Promises: whatever the user got wrong is one line on standard error and exit code 2; with ``--json`` standard output
 holds one JSON document and nothing else; importing this file costs no torch. Exit codes:
 
 ====  =====================================================
 0     it worked
-1     a run failed, or a check of ``doctor``: the cause is the last line on standard error
+1     a run failed, or a check of ``doctor``, or a run did not answer: the cause is the last line on standard error
 2     bad input: the command line, the configuration, a file
 3     no Redis can be found, started or reached
 130   interrupted; the run has a checkpoint, the same command with ``--run-dir`` goes on from it
@@ -106,6 +106,20 @@ def inspect(
 
         found = look.inspect(run_dir, subject, name)
         _print(found, show(found), as_json)
+
+
+@app.command()
+def scale(
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="The directory of a run that is alive.")],
+    changes: Annotated[list[str], typer.Argument(metavar="engines=K workers=N", help="How many there are to be.")],
+    as_json: AsJson = False,
+) -> None:
+    """Add or remove engines and rollout workers of a run while it goes on; who is removed finishes its work first."""
+    with clear_errors():
+        from miles_async import scale as scaling
+
+        found = scaling.scale(run_dir, changes)
+        _print(found, scaling.show(found), as_json)
 
 
 @app.command()

@@ -32,6 +32,9 @@ class Run(Section, frozen=True):
     # an actor silent for so long, while Redis answers, is killed and replaced
     heartbeat_timeout_s: PositiveFloat = 60.0
     stop_timeout_s: PositiveFloat = 30.0  # an orderly stop takes no longer
+    # an engine or a worker that `miles-async scale` takes out may finish what it has in flight for so long; then the others
+    # get it
+    drain_timeout_s: PositiveFloat = 300.0
     # of one actor (the learner's ranks count as one) in restart_window_s; then the run fails
     max_restarts: CountInt = 5
     restart_window_s: PositiveFloat = 600.0
@@ -76,7 +79,14 @@ class Rollout(Section, frozen=True):
     rollout_stop: list[str] = []
     rollout_stop_token_ids: list[int] = []
     num_workers: PositiveInt = 2  # rollout worker processes
-    max_groups_in_flight: PositiveInt = 64  # for each worker
+    max_groups_in_flight: PositiveInt = 64  # for each worker, where max_samples_in_flight is unset
+    # for each worker: samples whose tokens have not ended; None: max_groups_in_flight * n_samples_per_prompt
+    max_samples_in_flight: PositiveInt | None = None
+    # of "single_turn": each sample is a request of its own, whose slot frees when it ends: more requests, for long responses;
+    # false: a group is one request, whose slots free when its last sample ends
+    request_per_sample: bool = False
+    # the limit follows the engines' load below that: fewer where requests queue or caches are full, more where there is room
+    adaptive_in_flight: bool = False
     request_timeout_s: PositiveFloat = 600.0
     lease_s: PositiveFloat = 30.0  # a ticket of a worker silent for so long goes to another one
     max_attempts: PositiveInt = 3  # at one group; then it is dropped, and on record as a dead letter with its causes
@@ -96,6 +106,11 @@ class Rollout(Section, frozen=True):
     dynamic_sampling_filter: str | None = None  # whether a scored group is of use; another one is begun for it if not
     sample_filter: str | None = None  # which samples of a group are trained on; the others count as its baseline only
     buffer_filter: str | None = None  # which ready groups are dropped before the learner chooses a batch
+
+    @property
+    def samples_in_flight(self) -> int:
+        """What a worker may have in flight at most."""
+        return self.max_samples_in_flight or self.max_groups_in_flight * self.n_samples_per_prompt
 
     @property
     def surplus(self) -> int:
@@ -223,28 +238,57 @@ class Engine(Section, frozen=True):
     urls: list[str] = []  # of engine.kind = "external"
     max_running_requests: PositiveInt = 256
     context_length: PositiveInt | None = None  # None: the model's
+    tp_size: PositiveInt = 1  # tensor-parallel ranks of one sglang server; Miles: rollout_num_gpus_per_engine
     args: list[str] = []  # further flags of the sglang server
     start_timeout_s: PositiveFloat = 180.0
+    # a server that shows no sign of life for so long is hung: one of engine.kind = "sglang" is killed and replaced, one of
+    # "external" is on record; None: twice weights.timeout_s, since a server stands still while it takes weights
+    hang_timeout_s: PositiveFloat | None = None
     api_key: str | None = None  # what engines ask for; "env:NAME" takes it from the environment
 
 
 class Weights(Section, frozen=True):
-    transport: Literal["collective", "disk"] = "collective"
+    # "disk_delta": what has changed goes through a directory, for engines on machines that no collective reaches
+    transport: Literal["collective", "disk", "disk_delta"] = "collective"
     backend: Literal["auto", "gloo", "nccl"] = "auto"
-    bucket_mb: PositiveInt = 256
+    bucket_mb: PositiveInt = 256  # of one broadcast; over gloo an engine keeps host memory for two of them
     pause_mode: Literal["retract", "in_place", "abort"] = "retract"
     update_waves: PositiveInt = 2  # engines are updated in so many waves, so that some always generate
     update_interval: PositiveInt = 1  # steps between two updates
     timeout_s: PositiveFloat = 60.0  # for one engine and version
+    # versions between two comparisons of the engines' checksums; one that differs is out until a full update has made it
+    # right; None: never. A check holds an engine up for as long as it takes to hash its weights.
+    check_interval: PositiveInt | None = None
+    export_function: str | None = None  # what the learner's tensors go through on their way into a snapshot
     snapshot_dir: str | None = None  # None: memory (/dev/shm) where it has room, else the run directory
+    # of "disk_delta": a directory that the learner's machine and the engines' share; None: the run directory has it
+    delta_dir: str | None = None
+    mirror_dir: str | None = None  # and where, on its own machine, an engine's full copy lies; None: as snapshot_dir
 
 
 class Router(Section, frozen=True):
+    kind: Literal["builtin", "sglang"] = "builtin"  # "sglang": the package sglang-router as a child process
+    args: list[str] = []  # further flags of sglang-router
     host: str = "127.0.0.1"
     port: Annotated[int, Meta(ge=0, le=65535)] = 0  # 0: any free one
     health_interval_s: PositiveFloat = 5.0
     health_failures: PositiveInt = 3
+    # consistent_hash: requests with the same x-routing-key go to the same engine, as far as its load allows
+    policy: Literal["least_inflight", "power_of_two", "consistent_hash"] = "least_inflight"
     max_retries: CountInt = 3
+    # an engine that fails so many requests in a row (no answer, a torn one, 5xx) gets none for a while
+    breaker_failures: PositiveInt = 5
+    breaker_open_s: CountFloat = 10.0  # then one request shows whether it serves again
+    # each so many seconds the router looks at what the engines do: tokens, versions
+    suspect_interval_s: PositiveFloat = 2.0
+    # one that gives each of its requests fewer tokens a second than this share of the others' median, in slow_looks looks in
+    # a row, gets no requests until it is faster; 0: none is too slow
+    slow_share: Share = 0.2
+    slow_looks: PositiveInt = 5
+    # one that gives nothing for what it has in flight for so long, while others do, gets none until it answers; below
+    # run.watchdog_s, or that speaks first
+    hung_s: PositiveFloat = 30.0
+    max_concurrency: PositiveInt | None = None  # requests in flight and waiting; further ones get 429 and Retry-After
     api_key: str | None = None  # what the router asks for; "env:NAME" takes it from the environment
     max_body_mb: PositiveInt = 64  # of one request
 

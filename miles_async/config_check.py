@@ -18,6 +18,7 @@ from miles_async.config import (
     corrections,
     old_log_probs,
 )
+from miles_async.sglang_server.flags import check_args
 
 
 def check(config: RunConfig) -> None:
@@ -32,14 +33,35 @@ def check(config: RunConfig) -> None:
     check_algorithm(config)
     check_bounds(config.algorithm)
     check_critic(config)
-    if config.engine.kind == "external" and not config.engine.urls:
-        raise ConfigError('engine.urls is empty: engine.kind = "external" needs at least one URL')
+    check_engine(config)
+    if config.router.args and config.router.kind != "sglang":
+        raise ConfigError(f'router.args = {config.router.args} are flags of router.kind = "sglang"')
     if config.weights.update_interval > config.staleness.max_lag + 1:
         raise ConfigError(
             f"weights.update_interval = {config.weights.update_interval} can never meet staleness.max_lag = "
             f"{config.staleness.max_lag}: at most {config.staleness.max_lag + 1}"
         )
     check_eval(config)
+
+
+def check_engine(config: RunConfig) -> None:
+    """Refuse engines that are nowhere, and servers that would be no engines of a run. Raises ConfigError."""
+    engine, weights = config.engine, config.weights
+    if engine.kind == "external" and not engine.urls:
+        raise ConfigError('engine.urls is empty: engine.kind = "external" needs at least one URL')
+    if engine.kind != "sglang" and engine.tp_size > 1:
+        raise ConfigError(
+            f'engine.tp_size = {engine.tp_size} needs engine.kind = "sglang": an embedded engine has one rank, and external '
+            "servers say themselves how many they have"
+        )
+    if engine.kind == "sglang":
+        check_args("engine.args", engine.args)
+        check_args("eval.engine_args", config.eval.engine_args or [])
+    if engine.hang_timeout_s is not None and engine.hang_timeout_s <= weights.timeout_s:
+        raise ConfigError(
+            f"engine.hang_timeout_s = {engine.hang_timeout_s:g} must be more than weights.timeout_s = {weights.timeout_s:g}: "
+            "a server stands still while it takes weights"
+        )
 
 
 def check_rollout(config: RunConfig) -> None:
@@ -64,6 +86,11 @@ def check_rollout(config: RunConfig) -> None:
         raise ConfigError(
             'rollout.agent_function is missing: rollout.generate_function = "agent" needs a function (task) that plays one '
             "rollout against task.base_url"
+        )
+    if rollout.adaptive_in_flight and config.router.kind != "builtin":
+        raise ConfigError(
+            f'rollout.adaptive_in_flight = true needs router.kind = "builtin": "{config.router.kind}" does not say how busy '
+            "the engines are"
         )
     if rollout.mask_offpolicy_in_partial_rollout and not rollout.partial_rollout:
         raise ConfigError(

@@ -113,7 +113,12 @@ def resolve_paths(config: RunConfig, base: Path) -> RunConfig:
         critic=replace(config.critic, critic_load=optional(config.critic.critic_load)),
         data=_resolve_data(config.data, base, absolute),
         eval=replace(config.eval, datasets=_resolve_datasets(config.eval, absolute)),
-        weights=replace(config.weights, snapshot_dir=optional(config.weights.snapshot_dir)),
+        weights=replace(
+            config.weights,
+            snapshot_dir=optional(config.weights.snapshot_dir),
+            delta_dir=optional(config.weights.delta_dir),
+            mirror_dir=optional(config.weights.mirror_dir),
+        ),
     )
 
 

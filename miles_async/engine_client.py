@@ -1,61 +1,84 @@
 """One engine, spoken to in SGLang's HTTP contract.
 
 Promises: every call has a deadline; whatever goes wrong is an :class:`EngineError` that names the engine, the endpoint
-and what it answered, also for an answer that is too long or not of its kind. Nothing is retried here: who calls knows
-whether a second try is safe.
+and what it answered, also for an answer that is too long or not of its kind; no request with a token id outside the model's
+vocabulary is sent, where that is given. Nothing is retried here: who calls knows whether a second try is safe.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import aiohttp
 
+from miles_async.token_ids import TokenIdError, check_token_ids
+
 CONTROL_TIMEOUT_S = 30.0
 MAX_ANSWER_BYTES = 256 << 20
+ROUTING_KEY = "x-routing-key"
 ANSWER_CHARS = 300  # of an engine's answer in an error message
 
 
 class EngineError(RuntimeError):
     """An engine did not do what it was asked.
 
-    ``status`` is its HTTP status, or None if it gave no answer (refused, broken off, too late).
+    ``status`` is its HTTP status, or None if it gave no answer (refused, broken off, too late); ``refused``: nobody listens.
     """
 
-    def __init__(self, engine: str, endpoint: str, answer: str, status: int | None = None) -> None:
+    def __init__(
+        self, engine: str, endpoint: str, answer: str, status: int | None = None, *, refused: bool = False
+    ) -> None:
         super().__init__(f"engine {engine}, {endpoint}: {answer}")
         self.engine = engine
         self.endpoint = endpoint
         self.answer = answer
         self.status = status
+        self.refused = refused
 
 
 class EngineClient:
-    """Calls of one engine. The session is the caller's (and closed by the caller); timeouts are in seconds."""
+    """Calls of one engine. The session is the caller's (and closed by the caller); timeouts are in seconds.
+
+    ``vocab_size``: of the model that it serves; requests with other ids are refused here, where they harm nobody.
+    ``batches``: whether one request may ask for several answers; sglang-router takes no lists, so each goes alone.
+    """
 
     def __init__(
-        self, url: str, session: aiohttp.ClientSession, api_key: str | None = None, *, name: str | None = None
+        self,
+        url: str,
+        session: aiohttp.ClientSession,
+        api_key: str | None = None,
+        *,
+        name: str | None = None,
+        vocab_size: int | None = None,
+        batches: bool = True,
     ) -> None:
         self.url = url.rstrip("/")
         self.name = name or self.url
+        self.vocab_size = vocab_size
+        self._batches = batches
         self._session = session
         self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
 
-    async def _call(self, method: str, path: str, body: Mapping[str, Any] | None, timeout: float) -> Any:
+    async def _call(
+        self, method: str, path: str, body: Mapping[str, Any] | None, timeout: float, headers: Mapping[str, str] = {}
+    ) -> Any:
         """The answer as JSON, or as text where it is not JSON. Raises EngineError for any status but 200."""
         limit = aiohttp.ClientTimeout(total=timeout)
         try:
             async with self._session.request(
-                method, self.url + path, json=body, headers=self._headers, timeout=limit
+                method, self.url + path, json=body, headers={**self._headers, **headers}, timeout=limit
             ) as response:
                 content = await self._read(response, path)
                 status = response.status
         except TimeoutError:
             raise EngineError(self.name, path, f"no answer within {timeout:g} s") from None
         except (aiohttp.ClientError, OSError, ValueError) as error:
-            raise EngineError(self.name, path, f"{type(error).__name__}: {error}") from None
+            refused = isinstance(error, aiohttp.ClientConnectorError)
+            raise EngineError(self.name, path, f"{type(error).__name__}: {error}", refused=refused) from None
         text = content.decode(errors="replace")
         try:
             answer: Any = json.loads(text) if text else {}
@@ -98,19 +121,64 @@ class EngineClient:
         """The resolved server arguments (``tp_size``, ...). Its weight_version is that of the start: do not use it."""
         return await self._info("/server_info", timeout)
 
+    async def has_endpoint(self, path: str, timeout: float = CONTROL_TIMEOUT_S) -> bool:
+        """Whether ``path`` is one of its endpoints, without using it: none takes DELETE, so that is a 405 there, else a 404."""
+        try:
+            await self._call("DELETE", path, None, timeout)
+        except EngineError as error:
+            if error.status is None:
+                raise
+            return error.status != 404
+        return True
+
+    async def ready(self, timeout: float = CONTROL_TIMEOUT_S) -> None:
+        """Returns if the engine takes requests; EngineError (503) at once while it is paused or starting."""
+        await self._call("GET", "/ready", None, timeout)
+
+    async def loads(self, timeout: float = CONTROL_TIMEOUT_S) -> dict[str, Any]:
+        """``{"loads": [{"num_running_reqs": ..., "num_waiting_reqs": ..., "token_usage": ...}]}``, one for each dp rank."""
+        return await self._info("/v1/loads", timeout)
+
     async def checksums(self, timeout: float = CONTROL_TIMEOUT_S) -> dict[str, Any]:
         """``{"ranks": [{"checksums": {name: hash}}], "per_engine_checksum": ...}``; names may be the engine's own."""
         return await self._post("/weights_checker", {"action": "checksum"}, timeout)
 
     # --- generation -------------------------------------------------------------------------------------------------
 
-    async def generate(self, body: Mapping[str, Any], timeout: float = 600.0) -> list[dict[str, Any]] | dict[str, Any]:
-        """One answer, or a list of them where ``input_ids`` is a batch."""
-        return await self._post("/generate", body, timeout)
+    async def generate(
+        self, body: Mapping[str, Any], timeout: float = 600.0, *, routing_key: str = ""
+    ) -> list[dict[str, Any]] | dict[str, Any]:
+        """One answer, or a list of them where ``input_ids`` is a batch. EngineError (400, unsent) for an unknown id.
+
+        ``routing_key``: a router of which this is asked may give requests with the same one to the same engine.
+        """
+        key = {ROUTING_KEY: routing_key} if routing_key else {}
+        if self.vocab_size is not None:
+            try:
+                check_token_ids(body, self.vocab_size)
+            except TokenIdError as error:
+                raise EngineError(self.name, "/generate", f"not sent: {error}", 400) from None
+        ids = body.get("input_ids")
+        if self._batches or not ids or not isinstance(ids[0], list):
+            return await self._call("POST", "/generate", body, timeout, key)
+        each = [
+            {key: value[i] if isinstance(value, list) else value for key, value in body.items()}
+            for i in range(len(ids))
+        ]
+        calls = [asyncio.ensure_future(self._call("POST", "/generate", one, timeout, key)) for one in each]
+        try:
+            return await asyncio.gather(*calls)
+        finally:
+            for call in calls:  # of a batch of which one has failed
+                call.cancel()
 
     async def abort(self, rid: str = "", *, abort_all: bool = False, timeout: float = CONTROL_TIMEOUT_S) -> None:
         """Stop one request (its answer is partial, HTTP 200). An unknown rid is no error."""
         await self._post("/abort_request", {"rid": rid, "abort_all": abort_all}, timeout)
+
+    async def fleet_loads(self, timeout: float = CONTROL_TIMEOUT_S) -> dict[str, Any]:
+        """Of our router only: ``{"engines": [{"engine", "running", "waiting", "kv_usage"}]}``."""
+        return await self._info("/loads", timeout)
 
     async def flush(self, timeout: float = CONTROL_TIMEOUT_S) -> None:
         """Forget the prefix cache. EngineError (400) while requests run."""

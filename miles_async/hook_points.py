@@ -23,8 +23,19 @@ from miles_async.rl.hooks import HOOKS as ALGORITHM
 from miles_async.rollout.registry import HOOKS as ROLLOUTS
 from miles_async.staleness_choice import POLICY
 from miles_async.train.hooks import HOOKS as LEARNER
+from miles_async.weights.export import EXPORT
 
-HOOKS: tuple[Hook, ...] = (*ALGORITHM, *LEARNER, DATA_SOURCE, *REWARDS, *ROLLOUTS, *FILTERS, POLICY, *EVALUATION)
+HOOKS: tuple[Hook, ...] = (
+    *ALGORITHM,
+    *LEARNER,
+    DATA_SOURCE,
+    *REWARDS,
+    *ROLLOUTS,
+    *FILTERS,
+    POLICY,
+    EXPORT,
+    *EVALUATION,
+)
 
 
 def resolve_paths(config: RunConfig, base: Path) -> RunConfig:

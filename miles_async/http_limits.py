@@ -7,17 +7,22 @@ announces; whoever sends more gets 431 or 413; nothing that a client sends ends 
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import secrets
 import socket
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
-from typing import Any
+from typing import Any, cast
+from urllib.parse import unquote
 
+import httptools
 from fastapi import FastAPI, Request, Response
 from starlette.requests import ClientDisconnect
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from miles_async.http_cycle import Cycle
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -130,6 +135,7 @@ def protocol(refusals: Refusals) -> type[HttpToolsProtocol]:
     class Bounded(HttpToolsProtocol):
         _head_bytes = 0
         _in_head = True
+        _cycles: list[Cycle] = []  # replaced, never changed
 
         def data_received(self, data: bytes) -> None:
             if self.transport.is_closing():
@@ -155,7 +161,42 @@ def protocol(refusals: Refusals) -> type[HttpToolsProtocol]:
             if len(self.url) + sum(len(name) + len(value) for name, value in self.headers) > MAX_HEAD_BYTES:
                 self._refuse_head()
                 raise ValueError("the head is too long")  # ends the parsing; all is said
-            super().on_headers_complete()
+            self._begin_cycle()
+
+        def _begin_cycle(self) -> None:
+            """What uvicorn does here, with a cycle of ours."""
+            parser, scope = cast(Any, self.parser), self.scope
+            version = parser.get_http_version()
+            url = httptools.parse_url(self.url)
+            path = url.path.decode("ascii")
+            scope["method"], scope["http_version"] = parser.get_method().decode("ascii"), version
+            scope["path"], scope["raw_path"] = unquote(path) if "%" in path else path, url.path
+            scope["query_string"] = url.query or b""
+            before, app = self._cycles, cast(Any, self.app)
+            self.cycle = cycle = Cycle(
+                scope=scope,
+                transport=self.transport,
+                flow=self.flow,
+                logger=self.logger,
+                access_logger=self.access_logger,
+                access_log=False,
+                default_headers=self.server_state.default_headers,
+                message_event=asyncio.Event(),
+                expect_100_continue=self.expect_100_continue,
+                keep_alive=version != "1.0" and parser.should_keep_alive(),
+                on_response=self.on_response_complete,
+            )
+            self._cycles = [*(c for c in before if not c.response_complete), cycle]
+            if len(self._cycles) == 1:
+                self._start_asgi_task(cycle, app)
+            else:  # a pipelined request waits for the answer to the one before it
+                self.flow.pause_reading()
+                self.pipeline.appendleft((cycle, app))
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            super().connection_lost(exc)
+            for cycle in self._cycles:
+                cycle.left()
 
         def send_400_response(self, msg: str) -> None:
             if not self.transport.is_closing():

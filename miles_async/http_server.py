@@ -28,6 +28,7 @@ class HttpServer(uvicorn.Server):
                 lifespan="off",
                 loop="none",
                 access_log=False,
+                proxy_headers=False,  # nobody asks who the client is
                 log_level="error",  # what is no HTTP is logged by the protocol
                 **options,
             )

@@ -1,105 +1,120 @@
-"""The router's own pages: its engines (``/workers``), whether it can serve (``/health``), its numbers (``/metrics``)."""
+"""The router's own pages.
+
+POST /workers, GET /workers, GET /workers/ID      engines join and are listed
+DELETE /workers/ID                                one leaves when it has answered what it has; ?now=true: at once
+/add_worker, /remove_worker, /list_workers        the same in Miles' forms (router_miles.py)
+GET /loads                                        how busy the engines are (router_loads.py)
+GET /health, /metrics, /openapi.json              whether it can serve, its numbers, this list for programs
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
-from urllib.parse import unquote
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from fastapi import FastAPI, HTTPException, Request, Response
-from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
-from prometheus_client.registry import Collector
+from prometheus_client import generate_latest
 
-from bus.messages import Version
 from miles_async.http_limits import BodyTooLongError, refuse_in
+from miles_async.router_loads import add_loads_page
+from miles_async.router_metrics import registry_of
+from miles_async.router_miles import add_miles_pages, page
+from miles_async.router_openapi import document
+from miles_async.router_pages import Detail, Leaving, NewWorker, WorkerList, WorkerView, body_of
 
 if TYPE_CHECKING:
     from miles_async.router_app import RouterApp, Worker
 
+_OWN = {"/workers", "/health", "/loads", "/metrics", "/openapi.json", "/add_worker", "/remove_worker", "/list_workers"}
+_UNKNOWN: dict[str, Any] = {"description": "no such worker", "content": body_of(Detail)}
 
-class NewWorker(msgspec.Struct):
-    """The body of ``POST /workers``."""
 
-    url: Annotated[str, msgspec.Meta(max_length=500)]
-    id: Annotated[str, msgspec.Meta(max_length=500)] = ""  # the URL's host and port if not given
-    version: Version = -1
+def is_own(path: str) -> bool:
+    """Whether a path is not passed on to engines."""
+    return path in _OWN or path.startswith("/workers/")
 
 
 def admin_app(router: RouterApp) -> FastAPI:
-    """``/workers``, ``/health`` and ``/metrics``."""
+    """The application that serves them."""
     app = FastAPI(title="miles_async router", docs_url=None, redoc_url=None, openapi_url=None)
     refuse_in(app)
-    registry = CollectorRegistry()
-    registry.register(_Gauges(router))
+    _add_worker_pages(app, router)
+    add_miles_pages(app, router)
+    add_loads_page(app, router)
+    registry = registry_of(router)
 
-    def describe(worker: Worker) -> dict[str, Any]:
-        return {
-            "id": worker.name,
-            "url": worker.url,
-            "version": worker.version,
-            "state": "dead" if worker.trouble else "up",
-            "trouble": worker.trouble,
-            "inflight": worker.inflight,
-        }
+    answers: dict[int | str, dict[str, Any]] = {
+        200: {"description": "an engine is up"},
+        503: {"description": "none is"},
+    }
 
-    @app.get("/workers")
-    async def list_workers() -> dict[str, Any]:
-        return {"workers": [describe(worker) for worker in router.workers.values()]}
+    @app.get("/health", responses=answers, response_class=Response)
+    async def health() -> Response:
+        up = any(not worker.trouble for worker in router.workers.values())
+        return Response(status_code=200 if up else 503)
 
-    @app.post("/workers", status_code=201)
-    async def add_worker(request: Request) -> dict[str, Any]:
+    @app.get("/metrics", responses={200: {"content": {"text/plain": {}}}}, response_class=Response)
+    async def metrics() -> Response:
+        return Response(generate_latest(registry), media_type="text/plain; version=0.0.4")
+
+    @app.get("/openapi.json", responses={200: {"content": {"application/json": {}}}})
+    async def openapi() -> dict[str, Any]:
+        return document(app)
+
+    return app
+
+
+def _add_worker_pages(app: FastAPI, router: RouterApp) -> None:
+    def known(name: str) -> Worker:
+        if name not in router.workers:
+            raise HTTPException(404, f"no worker {name!r}; known: {', '.join(router.workers) or 'none'}")
+        return router.workers[name]
+
+    @app.get("/workers", responses={200: {"content": body_of(WorkerList)}})
+    async def list_workers() -> Response:
+        return page(WorkerList([WorkerView.of(worker) for worker in router.workers.values()]))
+
+    @app.post(
+        "/workers",
+        status_code=201,
+        openapi_extra={"requestBody": {"required": True, "content": body_of(NewWorker)}},
+        responses={
+            201: {"description": "it gets requests", "content": body_of(WorkerView)},
+            400: {"description": "this is no worker", "content": body_of(Detail)},
+            409: {"description": "a worker of this name drains", "content": body_of(Detail)},
+            413: {"description": "the body is too long"},
+        },
+    )
+    async def add_worker(request: Request) -> Response:
         try:
             body = msgspec.json.decode(await request.body(), type=NewWorker)
             name = body.id or body.url.rstrip("/").removeprefix("http://")
+            if name in router.workers and router.workers[name].draining:
+                raise HTTPException(409, f"worker {name!r} drains: DELETE /workers/{name}?now=true removes it at once")
             router.add(name, body.url, body.version)
         except BodyTooLongError:
             raise
         except (ValueError, RecursionError) as error:
             raise HTTPException(400, f'expected {{"url": "http://host:port", "id": optional}}: {error}') from None
-        return describe(router.workers[name])
+        return page(WorkerView.of(router.workers[name]), 201)
 
-    @app.delete("/workers/{name:path}")
-    async def remove_worker(name: str) -> dict[str, str]:
-        name = unquote(name)
-        if name not in router.workers:
-            raise HTTPException(404, f"no worker {name!r}; known: {', '.join(router.workers) or 'none'}")
-        router.remove(name)
-        return {"removed": name}
+    @app.get("/workers/{name:path}", responses={200: {"content": body_of(WorkerView)}, 404: _UNKNOWN})
+    async def show_worker(name: str) -> Response:
+        return page(WorkerView.of(known(name)))
 
-    @app.get("/health")
-    async def health() -> Response:
-        up = any(not worker.trouble for worker in router.workers.values())
-        return Response(status_code=200 if up else 503)
-
-    @app.get("/metrics")
-    async def metrics() -> Response:
-        return Response(generate_latest(registry), media_type="text/plain; version=0.0.4")
-
-    return app
-
-
-class _Gauges(Collector):
-    """The router's numbers, read when somebody asks."""
-
-    def __init__(self, router: RouterApp) -> None:
-        self._router = router
-
-    def collect(self) -> Any:
-        inflight = GaugeMetricFamily("router_inflight", "requests in flight", labels=["engine"])
-        up = GaugeMetricFamily("router_engine_up", "1 if the engine gets requests", labels=["engine"])
-        version = GaugeMetricFamily("router_engine_version", "weight version announced for it", labels=["engine"])
-        busy = CounterMetricFamily("router_engine_busy_seconds", "time with a request in flight", labels=["engine"])
-        answered = CounterMetricFamily("router_answered", "requests answered", labels=["engine"])
-        for worker in self._router.workers.values():
-            inflight.add_metric([worker.name], worker.inflight)
-            up.add_metric([worker.name], 0 if worker.trouble else 1)
-            version.add_metric([worker.name], worker.version)
-            busy.add_metric([worker.name], worker.busy_seconds(self._router.clock()))
-            answered.add_metric([worker.name], worker.answered)
-        failovers = CounterMetricFamily("router_failovers", "requests given to another engine")
-        failovers.add_metric([], self._router.failovers)
-        refused = CounterMetricFamily("router_refused", "requests refused by the router itself", labels=["status"])
-        for status, count in self._router.refusals.items():
-            refused.add_metric([status], count)
-        return [inflight, up, version, busy, answered, failovers, refused]
+    @app.delete(
+        "/workers/{name:path}",
+        responses={
+            200: {"description": "it is removed", "content": body_of(Leaving)},
+            202: {"description": "it is removed when it has answered what it has", "content": body_of(Leaving)},
+            404: _UNKNOWN,
+        },
+    )
+    async def remove_worker(name: str, now: bool = False) -> Response:
+        worker = known(name)
+        if now:
+            router.remove(name)
+        else:
+            router.drain(name)
+        removed = name not in router.workers
+        return page(Leaving(removed, name, worker.inflight), 200 if removed else 202)

@@ -2,7 +2,8 @@
 
 Promises: an engine that nobody listens for is given up at once; one that is paused for its weights is not given up,
 although it does not answer ``/health`` (SGLang then blocks 20 s and says 503); one that answered a request since the
-last look is not asked at all; one that was given up gets its requests back when it answers again.
+last look is not asked at all; one that was given up gets its requests back when it answers again; one whose circuit breaker
+opens is looked at at once, and its health alone does not close that.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from miles_async.router_app import RouterApp, Worker
+from miles_async.router_fleet import RouterFleet
+from miles_async.router_worker import Worker
 from miles_async.upstream import UpstreamError
 
 
@@ -23,7 +25,7 @@ class HealthChecker:
 
     def __init__(
         self,
-        app: RouterApp,
+        app: RouterFleet,
         *,
         interval_s: float,
         max_failures: int,
@@ -38,13 +40,16 @@ class HealthChecker:
 
     async def run(self, stop: asyncio.Event) -> None:
         """Look until ``stop`` is set."""
-        while not stop.is_set():
-            await self.look()
-            try:
-                async with asyncio.timeout(self._interval_s):
-                    await stop.wait()
-            except TimeoutError:
-                pass
+        stopped = asyncio.create_task(stop.wait())
+        try:
+            while not stop.is_set():
+                self._app.tripped.clear()
+                await self.look()
+                tripped = asyncio.create_task(self._app.tripped.wait())
+                await asyncio.wait((stopped, tripped), timeout=self._interval_s, return_when=asyncio.FIRST_COMPLETED)
+                tripped.cancel()
+        finally:
+            stopped.cancel()
 
     async def look(self) -> None:
         """One look at all engines at once."""
@@ -63,7 +68,7 @@ class HealthChecker:
         if why is None:
             self._failures[worker] = 0
             self._app.revive(worker)
-        elif not worker.trouble and not await self._is_paused(worker):
+        elif not worker.dead and not await self._is_paused(worker):
             self._failures[worker] = self._failures.get(worker, 0) + 1
             if self._failures[worker] >= self._max_failures:
                 self._app.mark_dead(worker, f"{self._failures[worker]} health checks failed, last: {why}")

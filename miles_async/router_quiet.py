@@ -10,7 +10,8 @@ import asyncio
 import json
 from typing import Any
 
-from miles_async.router_app import RouterApp, Worker
+from miles_async.router_fleet import RouterFleet
+from miles_async.router_worker import Worker
 from miles_async.upstream import UpstreamError
 
 QUIET_S = 5.0
@@ -22,7 +23,7 @@ COUNTERS = ("num_generated_tokens", "num_used_tokens")  # the first one that the
 class QuietEngines:
     """Looks at the engines of one router."""
 
-    def __init__(self, app: RouterApp) -> None:
+    def __init__(self, app: RouterFleet) -> None:
         self._app = app
         self._tokens: dict[Worker, int] = {}
 

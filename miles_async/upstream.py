@@ -20,6 +20,7 @@ import httptools
 CONNECT_TIMEOUT_S = 5.0
 MAX_HEAD_BYTES = 64 * 1024  # of an answer
 TOO_LONG = f"an answer whose head has more than {MAX_HEAD_BYTES} bytes"
+NOT_HTTP = "not an HTTP answer"
 MAX_BODY_BYTES = 256 << 20  # of an answer that is read as a whole
 BUFFER_BYTES = 1 << 20  # of an answer not yet taken; more stops the reading until it is
 Header = tuple[bytes, bytes]
@@ -29,19 +30,24 @@ _PLAIN = re.compile(r"[A-Za-z0-9_.:\[\]-]+")
 
 
 class UpstreamError(ConnectionError):
-    """No complete answer. ``answered``: some of it came. ``refused``: nobody listens there."""
+    """No complete answer. ``answered``: some of it came. ``refused``: nobody listens there. ``garbage``: it is no HTTP."""
 
     def __init__(self, message: str, *, answered: bool = False, refused: bool = False) -> None:
         super().__init__(message)
         self.answered = answered
         self.refused = refused
+        self.garbage = message.startswith(NOT_HTTP)
 
 
 class Abort:
-    """Breaks off the request it was given to: at once, or as soon as that has a connection."""
+    """Breaks off the request it was given to: at once, or as soon as that has a connection.
+
+    ``waiter``: what that request waits for while no engine has it; it is woken.
+    """
 
     def __init__(self) -> None:
         self.fired = False
+        self.waiter: asyncio.Future[None] | None = None
         self._transport: asyncio.Transport | None = None
 
     def bind(self, transport: asyncio.Transport) -> None:
@@ -53,6 +59,8 @@ class Abort:
         self.fired = True
         if self._transport is not None:
             self._transport.abort()
+        if self.waiter is not None and not self.waiter.done():
+            self.waiter.set_result(None)
 
 
 class _Connection(asyncio.Protocol):
@@ -61,7 +69,7 @@ class _Connection(asyncio.Protocol):
     transport: asyncio.Transport
 
     def __init__(self) -> None:
-        self.closed = False
+        self.closed = self.closed_by_us = False
         self.reused = False
         self._waiter: asyncio.Future[None] | None = None
         self._begin()
@@ -88,7 +96,7 @@ class _Connection(asyncio.Protocol):
         try:
             self.parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
-            self.error = self.error or f"not an HTTP answer: {error}"
+            self.error = self.error or f"{NOT_HTTP}: {error}"
             self.transport.abort()
         self.head_bytes += 0 if self.has_head else len(data)
         if self.head_bytes > MAX_HEAD_BYTES and self.error is None:
@@ -244,7 +252,8 @@ class Upstream:
                     await connection.news()
             except UpstreamError as error:
                 self.release(connection)
-                if connection.reused and not error.answered and not (abort and abort.fired):
+                ours = connection.closed_by_us or (abort is not None and abort.fired)
+                if connection.reused and not error.answered and not ours:
                     continue
                 raise
             except BaseException:
@@ -278,6 +287,8 @@ class Upstream:
             connection.transport.abort()
 
     def close(self) -> None:
+        """Break off everything. What was asked is not asked again here."""
         for connection in (*self._idle, *self._busy):
+            connection.closed_by_us = True
             connection.transport.abort()
         self._idle.clear()

@@ -70,13 +70,14 @@ async def populate(url: str) -> None:
 
 def test_a_living_run_says_who_waits_for_whom_and_where_every_group_is(tmp_path: Path, redis_url: str) -> None:
     run_dir = tmp_path / "run"
+    record(run_dir, steps=6)
     write_supervisor(run_dir, os.getpid(), redis_url)
     asyncio.run(populate(redis_url))
 
     found = json.loads(status(run_dir, "--json").stdout)
     assert found["status"] == "running"
     assert found["ledger"]["dealt"] == found["ledger"]["waiting"] == 3
-    assert found["engines"]["engine-0"]["version"] == 4
+    assert (found["engines"]["engine-0"]["version"], found["engines"]["engine-0"]["lag"]) == (4, 2)
     actors = {actor["actor"]: actor for actor in found["actors"]}
     assert actors["dealer"]["waits_for"] == ""
     assert actors["learner-0"]["waits_for"] == "samples"
@@ -84,6 +85,7 @@ def test_a_living_run_says_who_waits_for_whom_and_where_every_group_is(tmp_path:
 
     text = status(run_dir).stdout
     assert "waits for samples" in text
+    assert "v4 serving, 2 behind" in text
     assert "dealt 3 = waiting 3" in text
 
 

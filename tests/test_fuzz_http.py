@@ -21,7 +21,7 @@ from benchmarks.fuzz_http import NOT_HTTP, OPEN, Client, HttpFuzz, Target
 from miles_async.engine.protocol import Limits, RequestError, expand, parse
 from miles_async.engine.server import serve
 from miles_async.http_limits import MAX_HEAD_BYTES, Refusals
-from miles_async.router_app import RouterApp, create_app
+from miles_async.router_app import RouterApp
 
 KEY, ENGINE_KEY = "router-key", "engine-key"
 REQUESTS = 2000
@@ -60,7 +60,7 @@ async def pair(checkpoint: Path, **options: Any) -> AsyncIterator[Pair]:
     engine = asyncio.create_task(
         serve(str(checkpoint), device="cpu", on_ready=ready.set_result, stop=stop, api_key=ENGINE_KEY, refusals=refused)
     )
-    app = create_app(api_key=KEY, engine_key=ENGINE_KEY, **options)
+    app = RouterApp(api_key=KEY, engine_key=ENGINE_KEY, **options)
     url = await asyncio.wait_for(ready, 30)
     app.add("e", url, version=0)
     async with served(app) as router:
@@ -148,7 +148,7 @@ async def test_the_routers_key_opens_the_router_and_never_reaches_an_engine() ->
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
         await send({"type": "http.response.body", "body": b"{}"})
 
-    app = create_app(api_key=KEY, engine_key=ENGINE_KEY)
+    app = RouterApp(api_key=KEY, engine_key=ENGINE_KEY)
     async with served(FakeEngine("e", note)) as engine, served(app) as url, aiohttp.ClientSession() as session:
         app.add("e", engine, version=0)
         for path in ("/generate", "/workers", "/metrics", "/abort_request", "/healthy"):
@@ -169,7 +169,7 @@ async def test_the_routers_key_opens_the_router_and_never_reaches_an_engine() ->
 
 async def test_without_an_engine_key_an_engine_gets_no_key_at_all() -> None:
     engine = FakeEngine("e")
-    app = create_app(api_key=KEY)
+    app = RouterApp(api_key=KEY)
     async with served(engine) as engine_url, served(app) as url, aiohttp.ClientSession() as session:
         seen: list[Any] = []
 

@@ -21,7 +21,7 @@ from miles_async import engine_client, upstream
 from miles_async.config import Data, Model, Rollout, RunConfig
 from miles_async.engine_client import EngineClient, EngineError
 from miles_async.rollout.generate import AnswerError, generate_group
-from miles_async.router_app import create_app
+from miles_async.router_app import RouterApp
 from miles_async.upstream import Upstream, UpstreamError
 
 
@@ -130,7 +130,7 @@ async def test_an_answer_that_is_too_long_is_none(monkeypatch: pytest.MonkeyPatc
 
 
 async def test_a_url_that_is_none_is_no_engine() -> None:
-    app = create_app()
+    app = RouterApp()
     for url in (
         "",
         "x",

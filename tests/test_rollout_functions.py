@@ -14,7 +14,7 @@ from test_rollout_generate import Decoder, answer
 
 from bus.codec import LOGPROBS, MASK, TOKENS, VERSIONS, pack, unpack
 from bus.messages import Sample, Ticket
-from miles_async.config import ConfigError, Data, Model, Rollout, RunConfig, Staleness
+from miles_async.config import Algorithm, ConfigError, Data, Model, Rollout, Router, RunConfig, Staleness
 from miles_async.engine_client import EngineError
 from miles_async.hooks import HookError
 from miles_async.rewards import Graded, RewardError, RewardSample
@@ -163,6 +163,8 @@ async def test_a_resource_is_opened_once_closed_at_the_end_and_opened_again_afte
 async def test_a_generate_function_of_the_users_own_is_called_for_each_sample(functions: Path) -> None:
     async with context() as found:
         assert rollout_function(found.config) is single_turn.rollout
+    async with context(request_per_sample=True) as found:
+        assert rollout_function(found.config) is per_sample.rollout
     async with context(generate_function=f"{functions}:branches") as found:
         assert rollout_function(found.config) is per_sample.rollout
     async with context(rollout_function=f"{functions}:not_samples") as found:
@@ -279,3 +281,15 @@ def test_settings_that_could_not_work_together_are_refused(
     )
     with pytest.raises(ConfigError, match=says):
         config.check()
+
+
+def test_a_limit_that_follows_the_load_needs_a_router_that_says_it() -> None:
+    config = RunConfig(
+        model=Model(hf_checkpoint="none"),
+        data=Data(prompt_data="none"),
+        rollout=Rollout(adaptive_in_flight=True),
+        algorithm=Algorithm(correction="behaviour"),
+    )
+    config.check()
+    with pytest.raises(ConfigError, match=r'adaptive_in_flight = true needs router.kind = "builtin": "sglang"'):
+        msgspec.structs.replace(config, router=Router(kind="sglang")).check()

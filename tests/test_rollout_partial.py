@@ -1,4 +1,4 @@
-"""A weight update that aborts what is being generated loses no token: a real engine, over HTTP."""
+"""Weight updates in the middle of samples, in every pause mode, lose no token: a real engine, over HTTP."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 import aiohttp
 import pytest
 from embedded_engines import EngineProcess, engines, snapshot_of
+from engine_support import TOLERANCE, hf_logprobs
 
 from bus.codec import LOGPROBS, MASK, TOKENS, VERSIONS, pack, unpack
 from bus.messages import Sample, Ticket
@@ -58,13 +59,15 @@ async def generated(session: aiohttp.ClientSession, url: str) -> int:
         return (await response.json())["loads"][0]["num_generated_tokens"]
 
 
-async def update_in_the_middle(session: aiohttp.ClientSession, client: EngineClient, path: Path, version: int) -> None:
-    """As the broadcaster does it with ``pause_mode = "abort"``, once the engine is at work."""
+async def update_in_the_middle(
+    session: aiohttp.ClientSession, client: EngineClient, path: Path, version: int, mode: str = "abort"
+) -> None:
+    """As the broadcaster does it with ``pause_mode = mode``, once the engine is at work."""
     before = await generated(session, client.url)
     while await generated(session, client.url) < before + 8 * SAMPLES:
         pass
-    await client.pause("abort")
-    await client.update_from_disk(str(path), version=str(version), flush_cache=True, timeout=30)
+    await client.pause(mode)
+    await client.update_from_disk(str(path), version=str(version), flush_cache=mode != "in_place", timeout=30)
     await client.resume()
 
 
@@ -129,3 +132,35 @@ async def test_what_the_old_weights_sampled_is_not_trained_on_where_the_run_says
         mask = unpack(sample.loss_mask, MASK).tolist()
         assert mask == [0] * (len(mask) - last) + [1] * last
         assert unpack(sample.versions, VERSIONS)[-last:].tolist() == [2] * last
+
+
+@pytest.mark.parametrize("mode", ["retract", "in_place", "abort"])
+async def test_a_long_sample_crosses_two_updates_and_every_token_has_the_version_that_sampled_it(
+    engine: EngineProcess, words: Path, tmp_path: Path, mode: str
+) -> None:
+    tokenizer = Tokenizer(words)
+    ticket = Ticket(group_id="0-0-0", prompt_tokens=pack(tokenizer.encode("Once "), TOKENS), sampling_seed=23)
+    async with aiohttp.ClientSession() as session, asyncio.timeout(DEADLINE_S):
+        log = Log(EngineClient(engine.url, session))
+        first = int((await log.client.model_info())["weight_version"])
+        weights = {v: snapshot_of(words, tmp_path / str(v), v) if v else words for v in range(first, first + 3)}
+        config = Rollout(n_samples_per_prompt=SAMPLES, rollout_max_response_len=LIMIT // 2)
+        making = asyncio.create_task(generate_group(ticket, config, log.ask, tokenizer))
+        for version in (first + 1, first + 2):
+            await update_in_the_middle(session, log.client, weights[version], version, mode)
+        samples = await making
+    versions = [unpack(sample.versions, VERSIONS).tolist() for sample in samples]
+    assert all(found == sorted(found) for found in versions)
+    place = next(i for i, found in enumerate(versions) if set(found) == set(weights))
+    aborts = [piece[1]["meta_info"]["finish_reason"]["type"] for piece in log.pieces[place]].count("abort")
+    assert aborts == (2 if mode == "abort" else 0)
+    if mode != "in_place":  # which goes on with what the old weights have cached
+        tokens, reported = (
+            unpack(data, kind).tolist()
+            for data, kind in ((samples[place].tokens, TOKENS), (samples[place].logprobs, LOGPROBS))
+        )
+        prompt = unpack(ticket.prompt_tokens, TOKENS).tolist()
+        exact = {version: hf_logprobs(path, prompt, tokens) for version, path in weights.items()}
+        assert reported == pytest.approx([exact[v][i] for i, v in enumerate(versions[place])], abs=TOLERANCE)
+        wrong = [abs(exact[first][i] - reported[i]) for i, v in enumerate(versions[place]) if v > first]
+        assert max(wrong) > 10 * TOLERANCE

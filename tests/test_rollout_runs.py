@@ -12,6 +12,7 @@ from runs import (
     lags,
     launch,
     left_behind,
+    metrics,
     recording_environment,
     summary,
     trained_groups,
@@ -84,7 +85,7 @@ def test_at_bound_0_a_refused_group_is_replaced_within_its_step_and_the_surplus_
 def test_an_asynchronous_run_with_a_filter_drops_what_it_refuses_and_nothing_else(tmp_path: Path) -> None:
     run_dir, ledger = run(
         tmp_path,
-        rollout={"rollout_function": "per_sample"},
+        rollout={"rollout_function": "per_sample", "adaptive_in_flight": True, "max_samples_in_flight": 10},
         staleness={"max_lag": 2},
         weights={"pause_mode": "abort"},
     )
@@ -92,3 +93,8 @@ def test_an_asynchronous_run_with_a_filter_drops_what_it_refuses_and_nothing_els
     assert all(least >= 0 and greatest <= 2 for least, greatest in lags(run_dir).values())
     assert set(ledger["dropped"]) == {"zero_std"}
     assert ledger["dealt"] == STEPS * BATCH + ledger["dropped"]["zero_std"]
+    reports = [line["values"] for worker in ("rollout-0", "rollout-1") for line in metrics(run_dir, worker)]
+    in_flight = [
+        (v["rollout/in_flight_samples"], v["rollout/in_flight_limit"]) for v in reports if "rollout/canceled" in v
+    ]
+    assert in_flight and all(samples <= 10 and 4 <= limit <= 10 for samples, limit in in_flight)

@@ -16,9 +16,10 @@ from actors.rollout import RolloutWorker
 from actors.runtime.context import ActorContext, ActorSpec
 from bus import Bus, Ledger, balanced
 from bus.codec import MASK, TOKENS, pack, unpack
-from bus.messages import Event, Group, Ticket, Transition
+from bus.messages import Event, Group, Metrics, Ticket, Transition
 from miles_async.config import Data, Model, Reward, Rollout, RunConfig
 from miles_async.engine_client import EngineClient
+from miles_async.router_loads import load_of
 from miles_async.tokenizer import Tokenizer
 
 DEADLINE_S = 60.0
@@ -40,6 +41,9 @@ def unlucky(sample):
 
 async def broken(ticket, context):
     raise LookupError("no such sandbox")
+
+async def outside(ticket, context):
+    return await context.ask({"input_ids": [[3, 2], [-1]], "rid": ["a", "b"], "sampling_params": {}})
 
 def no_first(samples):
     return [sample.index != 0 for sample in samples]
@@ -176,6 +180,11 @@ async def test_samples_that_are_filtered_out_are_masked_and_rewards_are_processe
     ("rollout", "reason", "detail"),
     [
         ({"rollout_function": "broken"}, "rollout_error", "LookupError: no such sandbox"),
+        (
+            {"rollout_function": "outside"},
+            "generate_error",
+            "not sent: input_ids of prompt 1: token id -1 at position 0",
+        ),
         ({"sample_filter": "no_list"}, "filter_error", "rollout.sample_filter returned 3"),
     ],
 )
@@ -227,3 +236,42 @@ async def test_one_sample_at_a_time_gives_the_group_that_one_request_gives(
         await until(ledger, lambda c: c["ready"] == 2)
         singly = {group.group_id: [sample.tokens for sample in group.samples] for group in await published(ledger)}
     assert singly == together
+
+
+async def test_samples_called_back_under_pressure_leave_the_engine_and_their_groups_are_made_at_the_first_attempt(
+    bus: Bus, digits_model: Path, engine: EngineProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("actors.rollout_requests.LOOK_S", 3600.0)  # the one look at the load is the test's own
+    async with aiohttp.ClientSession() as session:
+
+        async def waiting() -> int:
+            async with session.get(engine.url + "/v1/loads") as response:
+                load = load_of("e", await response.json())
+                assert load is not None
+                return load.waiting
+
+        client = EngineClient(engine.url, session)
+        await client.pause("in_place")  # whatever is asked for stays in flight
+        rollout = {"rollout_function": "per_sample", "adaptive_in_flight": True, "max_samples_in_flight": 4 * SAMPLES}
+        async with working(bus, digits_model, engine, 5, **rollout) as (worker, ledger):
+            requests = worker.requests
+            while await waiting() < 4 * SAMPLES:
+                pass
+
+            async def loads(timeout: float) -> Any:
+                return {"engines": [{"engine": "e", "running": 1, "waiting": 12, "kv_usage": 0.99}]}
+
+            monkeypatch.setattr(requests.client, "fleet_loads", loads)
+            assert requests.policy is not None
+            await requests._follow(requests.policy)
+            while requests.slots.in_flight > requests.slots.limit:
+                await waiting()
+            assert requests.slots.limit == 9 and requests.slots.canceled == requests.slots.waiting == 3
+            assert await waiting() == 9 and (await ledger.counts())["in_flight"] == 4
+            await client.resume()
+            await until(ledger, lambda c: c["ready"] == 5)
+            assert all(len(group.samples) == SAMPLES for group in await published(ledger))
+    assert "failed" not in {transition.kind for transition in (await bus.read("events", Transition, "0"))[0]}
+    reported = (await bus.read("metrics", Metrics, "0"))[0][-1].values
+    assert reported["rollout/canceled"] == 3 and reported["rollout/in_flight_samples"] == 0
+    assert 0 <= reported["rollout/tail_share"] <= 1

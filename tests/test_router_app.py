@@ -12,7 +12,7 @@ import aiohttp
 
 from actors.router import _server
 from miles_async.http_limits import answer_at_once
-from miles_async.router_app import RouterApp, Worker, create_app
+from miles_async.router_app import RouterApp, Worker
 from miles_async.router_health import HealthChecker
 
 Receive = Callable[[], Awaitable[dict[str, Any]]]
@@ -71,7 +71,7 @@ async def fleet(
     """(router, its URL, the engines' URLs, a client)."""
     async with contextlib.AsyncExitStack() as stack:
         urls = [await stack.enter_async_context(served(engine)) for engine in engines]
-        app = create_app(**options)
+        app = RouterApp(**options)
         for engine, url in zip(engines, urls, strict=True):
             app.add(engine.name, url, version=0)
         url = await stack.enter_async_context(served(app))

@@ -35,6 +35,7 @@ OPTIONS = ServerOptions(
     dtype="float32",
     max_running_requests=8,
     context_length=None,
+    tp_size=1,
     weight_version="3",
     args=("--max-total-tokens", "99"),
 )

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from miles_async.config import Weights
 from miles_async.engine_client import EngineClient
 from miles_async.sglang_server.driver import SglangError, SglangServer
+from miles_async.sglang_server.observer import Observer
 from miles_async.weights.group import Receiver, WeightGroups
 from miles_async.weights.push import prepare, push
 from miles_async.weights.snapshot import write_snapshot
@@ -43,6 +44,31 @@ def left_behind(session: int) -> list[psutil.Process]:
     return found
 
 
+async def is_seen_as_it_is(server: SglangServer, client: EngineClient) -> None:
+    """Pause the server, stop its scheduler, kill it: each is seen as what it is. The server is dead afterwards."""
+    observer = Observer(client, hang_s=6.0)
+    assert (await observer.look(server.alive())).state == "serving"
+    await client.pause("retract")
+    assert (await observer.look(server.alive())).state == "paused"
+    await client.resume()
+    assert (await observer.look(server.alive())).state == "serving"
+    (scheduler,) = [p for p in left_behind(server.pid) if "scheduler" in " ".join(p.cmdline())]
+    scheduler.suspend()
+    async with asyncio.timeout(60.0):
+        while (found := await observer.look(server.alive())).state == "serving":
+            pass
+    assert found.state == "hung"
+    assert "its scheduler has not answered" in found.reason
+    scheduler.resume()
+    async with asyncio.timeout(60.0):
+        while (await observer.look(server.alive())).state != "serving":
+            pass
+    os.kill(server.pid, 9)
+    await server.wait()
+    assert (await observer.look()).reason == "nobody listens at its address"
+    assert (await observer.look(server.alive())).state == "dead"
+
+
 async def test_a_server_starts_generates_takes_weights_in_flight_and_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -53,10 +79,16 @@ async def test_a_server_starts_generates_takes_weights_in_flight_and_leaves_noth
     snapshot = write_snapshot(tmp_path / "snapshots", 7, 0, load_file(new / "model.safetensors"), str(new))
 
     server = await SglangServer.start(
-        str(old), log_file=tmp_path / "log.txt", device="cpu", weight_version="6", api_key="it's secret"
+        str(old),
+        log_file=tmp_path / "log.txt",
+        device="cpu",
+        weight_version="6",
+        api_key="it's secret",
+        timeout_s=400.0,
     )
     try:
         assert server.alive()
+        assert server.suspicious == ()
         assert len(left_behind(server.pid)) > 2, "the server's processes share its session"
         async with aiohttp.ClientSession(headers={"Authorization": "Bearer it's secret"}) as session:
             async with aiohttp.ClientSession() as stranger, stranger.get(server.url + "/model_info") as answer:
@@ -81,6 +113,7 @@ async def test_a_server_starts_generates_takes_weights_in_flight_and_leaves_noth
                 part = slice(span["start"], span["end"])
                 expected = log_probs(model, PROMPT, answer["output_ids"])[part]
                 assert sampled(answer)[part] == pytest.approx(expected, abs=TOLERANCE)
+            await is_seen_as_it_is(server, EngineClient(server.url, session))
     finally:
         await server.stop()
     assert not server.alive()

@@ -18,6 +18,7 @@ from bus import Bus, Ledger
 from bus.messages import Ticket
 from miles_async.config import Data, Model, Rollout, RunConfig
 from miles_async.engine_client import EngineClient, EngineError
+from miles_async.rollout.slots import Request
 
 LONG_S = 10.0  # what waits for so long here waits for ever
 
@@ -57,9 +58,9 @@ async def test_a_request_that_nobody_answers_ends_at_its_deadline(bus: Bus, monk
     rollout = worker(bus, monkeypatch, request_timeout_s=0.5)
     await bus.set_address("router", "http://127.0.0.1:9")
     async with aiohttp.ClientSession() as session, asyncio.timeout(LONG_S):
-        rollout.session, rollout.client = session, EngineClient("http://127.0.0.1:9", session)
+        await rollout.requests.open(session)
         with pytest.raises(EngineError, match="/generate"):
-            await rollout._ask({"rid": ["a"], "input_ids": [[1]]})
+            await rollout.requests.send(Request({"rid": ["a"], "input_ids": [[1]]}))
 
 
 async def test_the_heartbeat_names_whom_an_actor_has_waited_for_longest(bus: Bus) -> None:

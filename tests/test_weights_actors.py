@@ -13,14 +13,20 @@ import aiohttp
 import msgspec
 import pytest
 
+from actors import broadcaster
 from actors.broadcaster import Broadcaster
+from actors.engine import EngineHost
 from actors.router import Router, bind
 from actors.runtime.context import ActorContext, ActorSpec
 from bus import Bus
-from bus.messages import EngineDown, EngineServes, EngineUp, Message, Metrics, Snapshot
+from bus.messages import EngineDown, EngineServes, EngineUp, Event, Message, Metrics, Snapshot
 from miles_async.config import ConfigError, Data, Engine, Model, RunConfig, Weights
 from miles_async.config import Router as RouterConfig
 from miles_async.engine_client import EngineClient
+from miles_async.weights.delta import checksum
+from miles_async.weights.group import Receiver
+from miles_async.weights.push import PushReport, Update, push
+from miles_async.weights.snapshot import load_snapshot
 from tests.embedded_engines import EngineProcess, engines, snapshot_of
 
 DEADLINE_S = 60.0
@@ -33,22 +39,25 @@ class Stage:
         self.bus, self.model, self.run_dir = bus, model, run_dir
         self.cursor = "0"
         self.heard: list[Message] = []
+        self.weights = Weights(timeout_s=20.0, backend="gloo")
 
-    def context(self, role: str) -> ActorContext:
+    def context(self, role: str, name: str = "") -> ActorContext:
         config = RunConfig(
             model=Model(hf_checkpoint=str(self.model), device="cpu"),
             data=Data(prompt_data="unused"),
-            weights=Weights(timeout_s=20.0, backend="gloo"),
+            weights=self.weights,
             router=RouterConfig(health_interval_s=0.5),
             engine=Engine(num_engines=3),
         )
-        spec = ActorSpec(role, role, 0, "", config, self.run_dir, str(self.model), "", self.bus.run_id, 1)
+        spec = ActorSpec(name or role, role, 0, "", config, self.run_dir, str(self.model), "", self.bus.run_id, 1)
         return ActorContext(spec, self.bus)
 
     @contextlib.asynccontextmanager
-    async def running(self, kind: type[Broadcaster] | type[Router]) -> AsyncIterator[ActorContext]:
+    async def running(
+        self, kind: type[Broadcaster] | type[Router] | type[EngineHost], name: str = ""
+    ) -> AsyncIterator[ActorContext]:
         """The actor, stopped in an orderly way at the end."""
-        ctx = self.context(kind.role)
+        ctx = self.context(kind.role, name)
         task = asyncio.create_task(kind(ctx).run())
         try:
             yield ctx
@@ -197,6 +206,77 @@ async def test_a_killed_engine_is_reported_the_others_go_on_and_its_successor_ca
                     client = EngineClient(url, session)
                     answers = [await client.generate(body(5)) for _ in range(4)]
             assert {answer["meta_info"]["weight_version"] for answer in answers if isinstance(answer, dict)} == {"2"}
+
+
+async def test_an_engine_that_no_collective_reaches_loads_its_own_copy_which_follows_by_deltas(
+    stage: Stage, tmp_path: Path
+) -> None:
+    shared, local = tmp_path / "shared", tmp_path / "local"
+    stage.weights = Weights(
+        timeout_s=20.0, transport="disk_delta", delta_dir=str(shared), mirror_dir=str(local), pause_mode="retract"
+    )
+    async with stage.running(Broadcaster), stage.running(EngineHost, "engine-0"), aiohttp.ClientSession() as session:
+        await stage.snapshot(0)
+        await stage.hear(EngineServes, engine="engine-0", version=0)
+        for version in (1, 2, 3):
+            if version == 3:
+                flip(local / "i0001-v00000002" / "model.safetensors")  # it is found, and a full copy makes it good
+            await stage.snapshot(version)
+            [serves] = await stage.hear(EngineServes, engine="engine-0", version=version)
+            assert isinstance(serves, EngineServes)
+            client = EngineClient(serves.url, session)
+            copy = local / f"i0001-v{version:08d}"
+            assert (await client.model_info())["model_path"] == str(copy)
+            sums = (await client.checksums())["ranks"][0]["checksums"]
+            sent = load_snapshot(stage.run_dir / f"i0001-v{version:08d}")
+            assert sums == {name: checksum(sent[name]) for name in sums}
+    events, _ = await stage.bus.read("events", Event, "0")
+    asked = [event.data for event in events if event.kind == "full_copy"]
+    assert [(data["version"], "by its checksum" in str(data["cause"])) for data in asked] == [(3, True)]
+    assert sorted(path.name for path in shared.glob("i*-v*")) == [
+        "i0001-v00000002.delta",
+        "i0001-v00000003.delta",
+        "i0001-v00000003.full",
+    ]
+
+
+async def test_an_engine_whose_weights_were_tampered_with_is_named_taken_out_and_made_right(
+    stage: Stage, pair: list[EngineProcess], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage.weights = Weights(timeout_s=20.0, backend="gloo", check_interval=1)
+    tampered = snapshot_of(stage.model, stage.run_dir / "other", 9)
+    spoiled: list[str] = []
+
+    async def push_and_tamper(receivers: list[Receiver], update: Update, *rest: Any) -> PushReport:
+        report = await push(receivers, update, *rest)
+        for receiver in receivers:
+            if receiver.name == "engine-1" and update.version >= 2 and not spoiled:
+                spoiled.append(receiver.name)
+                await receiver.client.update_from_disk(str(tampered), version="2", flush_cache=True, timeout=20)
+        return report
+
+    monkeypatch.setattr(broadcaster, "push", push_and_tamper)
+    async with stage.running(Broadcaster):
+        for index, engine in enumerate(pair):
+            await stage.engine_up(f"engine-{index}", engine, version=-1)
+        for version in (1, 2):
+            await stage.snapshot(version)
+            await stage.hear(EngineServes, engine="engine-0", version=version)
+        [down] = await stage.hear(EngineDown, engine="engine-1")
+        assert isinstance(down, EngineDown) and down.reason.endswith("is not as in the snapshot")
+        await stage.hear(EngineServes, engine="engine-1", version=2)
+    async with aiohttp.ClientSession() as session:
+        sums = [await EngineClient(engine.url, session).checksums() for engine in pair]
+    assert sums[0] == sums[1]
+    events, _ = await stage.bus.read("events", Event, "0")
+    named = [event.data for event in events if event.kind == "weights_differ"]
+    assert [(data["engine"], data["version"]) for data in named] == [("engine-1", 2)]
+
+
+def flip(file: Path) -> None:
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
 
 
 def body(tokens: int) -> dict[str, object]:

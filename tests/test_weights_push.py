@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import aiohttp
@@ -13,12 +14,14 @@ import torch
 
 from miles_async.config import Weights
 from miles_async.engine_client import EngineClient, EngineError
+from miles_async.rollout.generate import own_cache
+from miles_async.weights.buckets import make_buckets
 from miles_async.weights.group import GroupError, Receiver, WeightGroup, WeightGroups
 from miles_async.weights.push import PushReport, prepare, push
 from miles_async.weights.snapshot import load_snapshot, write_snapshot
 from tests.embedded_engines import EngineProcess, engines, snapshot_of
 
-SMALL_BUCKET_MB = 1
+SMALL_BUCKET_BYTES = 64 << 10  # several of them make the model
 CONFIG = Weights(timeout_s=20)
 
 
@@ -49,7 +52,9 @@ def receivers(started: list[EngineProcess], session: aiohttp.ClientSession) -> l
 async def push_path(
     targets: list[Receiver], path: Path, version: int, groups: WeightGroups, config: Weights = CONFIG
 ) -> PushReport:
-    return await push(targets, await prepare(path, version, SMALL_BUCKET_MB), groups, config)
+    update = await prepare(path, version, 1)
+    update = replace(update, buckets=tuple(make_buckets(load_snapshot(path), SMALL_BUCKET_BYTES)))
+    return await push(targets, update, groups, config)
 
 
 async def state(receiver: Receiver) -> tuple[str, str]:
@@ -78,6 +83,7 @@ async def test_after_a_push_every_engine_has_the_very_bits_of_the_snapshot(
     config = Weights(timeout_s=20, transport=transport)  # type: ignore[arg-type]
     report = await push_path(targets, path, 3, groups, config)
     assert report.served == ("e0", "e1") and not report.failed
+    assert report.n_bytes > 3 * SMALL_BUCKET_BYTES
     assert report.n_bytes == sum(t.nbytes for t in load_snapshot(path).values())
     expected = ("3", await checksum_of(path, session))
     assert [await state(target) for target in targets] == [expected, expected]
@@ -221,3 +227,10 @@ async def test_an_engine_error_names_the_engine_the_endpoint_and_the_answer(
     await client.abort("unknown")
     await client.set_version("7")
     assert (await client.model_info())["weight_version"] == "7"
+
+
+def test_requests_in_place_share_no_prefix_cache() -> None:
+    body = {"rid": ["a.0", "b.0"], "input_ids": [[1], [1]]}
+    first, second = own_cache(body), own_cache(body)
+    assert first["extra_key"] != second["extra_key"] and "extra_key" not in body
+    assert {key: first[key] for key in body} == body

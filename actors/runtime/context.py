@@ -19,7 +19,7 @@ from typing import Any, Protocol
 
 from actors.runtime.plan import engine_names
 from actors.runtime.tasks import end
-from bus import Bus, connect
+from bus import Bus, EngineState, Roster, connect
 from bus.messages import Control, Event, Heartbeat, Metrics
 from miles_async.config import RunConfig
 from miles_async.http_limits import Refusals
@@ -74,7 +74,7 @@ class ActorContext:
         self.name, self.role, self.index = spec.name, spec.role, spec.index
         self.config, self.run_dir, self.model_path = spec.config, spec.run_dir, spec.model_path
         self.incarnation = spec.incarnation
-        self.engines = engine_names(spec.config)  # what is said of another one is refused
+        self.roster = Roster(engine_names(spec.config))  # as it was read last
         self.refusals = Refusals()  # of an actor that answers HTTP, by status
         self.stop = asyncio.Event()
         self.finish = asyncio.Event()  # nothing more is coming: to do what is left, and end
@@ -85,6 +85,23 @@ class ActorContext:
         """Record something that happened once."""
         self.log.info("%s %s", kind, data)
         await self.bus.publish("events", Event(actor=self.name, kind=kind, time=time.time(), data=data))
+
+    async def read_roster(self) -> Roster:
+        """The engines that the run has now."""
+        self.roster = await self.bus.roster() or self.roster
+        return self.roster
+
+    async def has_engine(self, name: str) -> bool:
+        """Whether the run has it: what is said of another one is refused. Before it says no, it asks whether one was added."""
+        return name in self.roster.engines or name in (await self.read_roster()).engines
+
+    async def engine_leaves(self, name: str) -> bool:
+        """Whether it gets no new work. Before it says yes, it asks whether one of that name was added again."""
+        return name in self.roster.leaving and name in (await self.read_roster()).leaving
+
+    async def engine_states(self) -> dict[str, EngineState]:
+        """The ledger of versions, of the engines that the run has now."""
+        return await self.bus.engines((await self.read_roster()).engines)
 
     async def metrics(self, step: int, values: dict[str, float]) -> None:
         """Publish numbers at ``step`` (the learner's version)."""
@@ -135,9 +152,14 @@ class ActorContext:
         async for control in self.bus.follow("control", Control, stop=self.stop):
             if control.command not in COMMANDS:
                 self.bus.refuse("control", control.command[:100], ValueError("no such command"))
-            elif control.command != "learner_stop" and (not control.roles or self.role in control.roles):
+            elif control.command != "learner_stop" and self._is_meant(control):
                 self.log.info("asked to %s: %s", control.command, control.reason)
                 (self.stop if control.command == "stop" else self.finish).set()
+
+    def _is_meant(self, control: Control) -> bool:
+        if control.process is not None:
+            return control.process == (self.name, self.incarnation)
+        return not control.roles or self.role in control.roles
 
 
 async def run_actor(spec: ActorSpec, make: Callable[[ActorContext], Actor]) -> None:

@@ -2,7 +2,8 @@
 
 Promises: who dies is replaced after a back-off, with a new incarnation, until its budget is spent; the ranks of the learner
 are replaced together, since they are in collectives with each other; what a dead actor held is free at once (a worker's
-tickets wait again, an engine gets no more requests); no process outlives :meth:`Crew.stop`.
+tickets wait again, an engine gets no more requests); who was asked to leave is not replaced; no process outlives
+:meth:`Crew.stop`.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ class Crew:
         self._budget = RestartBudget(config.run)
         self._specs: dict[str, ActorSpec] = {}
         self._ends: dict[asyncio.Task[int], str] = {}
+        self._leaving: dict[str, asyncio.Event] = {}  # set when its process has ended
         self._replacements: set[asyncio.Task[None]] = set()
         self._changed = asyncio.Event()
 
@@ -55,12 +57,33 @@ class Crew:
         names = [name for name in self.runtime.running() if name in self._specs]
         return [name for name in names if not roles or self._specs[name].role in roles]
 
+    def members(self, role: str) -> list[ActorSpec]:
+        """Who has this role and stays, oldest first; also who is about to be replaced."""
+        return [spec for spec in self._specs.values() if spec.role == role and spec.name not in self._leaving]
+
+    def knows(self, name: str) -> bool:
+        return name in self._specs
+
+    def leave(self, name: str) -> asyncio.Event:
+        """From now on ``name`` is not replaced. The event is set once its process has ended."""
+        gone = self._leaving[name] = asyncio.Event()
+        if name not in self._ends.values():
+            gone.set()
+        return gone
+
+    async def forget(self, spec: ActorSpec) -> None:
+        """It has left: what it held is free, and so is its name."""
+        await self._free(spec)
+        del self._specs[spec.name], self._leaving[spec.name]
+
     async def next_end(self) -> tuple[ActorSpec, int]:
-        """Wait for a process to end; returns who, and the exit code."""
+        """Wait for the end of a process that was to stay; returns who, and the exit code."""
         while True:
-            for task in self._ends:
-                if task.done():
-                    return self._specs[self._ends.pop(task)], task.result()
+            for task in [task for task in self._ends if task.done()]:
+                name = self._ends.pop(task)
+                if name not in self._leaving:
+                    return self._specs[name], task.result()
+                self._leaving[name].set()
             for task in [task for task in self._replacements if task.done()]:
                 self._replacements.discard(task)
                 task.result()
@@ -102,12 +125,19 @@ class Crew:
     async def _start_later(self, specs: list[ActorSpec], incarnation: int, delay: float) -> None:
         await asyncio.sleep(delay)
         for spec in specs:
-            self.start(replace(spec, incarnation=incarnation))
+            if self._specs.get(spec.name) is spec and spec.name not in self._leaving:  # else it left meanwhile
+                self.start(replace(spec, incarnation=incarnation))
 
     async def ask(self, command: str, roles: tuple[str, ...]) -> bool:
         """Over the bus. False: it did not take the word, and there is nothing to wait for."""
+        return await self._say(Control(command=command, roles=roles, reason="the run ends"))
+
+    async def ask_one(self, command: str, spec: ActorSpec, reason: str) -> bool:
+        """The same, of one process only."""
+        return await self._say(Control(command=command, process=(spec.name, spec.incarnation), reason=reason))
+
+    async def _say(self, control: Control) -> bool:
         try:
-            control = Control(command=command, roles=roles, reason="the run ends")
             await within(ASK_S, self.bus.publish("control", control), "redis")
         except (RedisError, OSError):
             return False

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from miles_async.config import RunConfig
+from miles_async.config import RunConfig, Topology
 
 if TYPE_CHECKING:
     from actors.runtime.context import ActorSpec
@@ -52,6 +52,12 @@ def eval_engine_names(config: RunConfig) -> tuple[str, ...]:
     return tuple(_names("eval_engine", topology(config).get("eval_engine", 0)))
 
 
+def _class_path(config: RunConfig, role: str) -> str:
+    path: str = getattr(config.topology, role)
+    ours = role == "router" and path == Topology().router
+    return "actors.sglang_router.SglangRouter" if ours and config.router.kind == "sglang" else path
+
+
 def specs(
     config: RunConfig, run_dir: Path, model_path: str, bus_url: str, run_id: str, incarnation: int
 ) -> list[ActorSpec]:
@@ -63,7 +69,7 @@ def specs(
             name=name,
             role=role,
             index=index,
-            path=getattr(config.topology, role),
+            path=_class_path(config, role),
             config=config,
             run_dir=run_dir,
             model_path=model_path,

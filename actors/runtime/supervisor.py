@@ -24,6 +24,7 @@ from actors.runtime.home import RunHome, check_prompts, make_inputs
 from actors.runtime.local import LocalRuntime, log_path
 from actors.runtime.plan import specs
 from actors.runtime.restarts import RestartBudget
+from actors.runtime.scaler import Scaler
 from actors.runtime.tasks import end
 from actors.runtime.watch import Watch
 from bus import Bus, Ledger, NoRedisError, connect
@@ -83,17 +84,19 @@ class Supervisor:
         self.monitor.start(self.config, self.home.path, resumed)
         watch = Watch(bus, ledger, self.monitor, self.config, self.runtime, lambda: self.server.pid)
         crew = Crew(self.runtime, self.config, bus, ledger, self.home.next_incarnation)
+        scaler = Scaler(bus, crew, watch, self.config, self.home.next_incarnation)
         guard = asyncio.create_task(self._guard_redis(watch))
         status, reason = "failed", ""
         try:
             self._make_inputs()
             for spec in self._specs(url):
                 crew.start(spec)
-            status, reason = await self._until_the_end(crew, watch, guard)
+            status, reason = await self._until_the_end(crew, watch, guard, scaler)
         except Exception as error:
             reason = f"{type(error).__name__}: {error}".split("\n")[0]
             raise
         finally:
+            await scaler.close()
             await crew.stop(orderly=status != "failed")
             await end([guard])
             answers = await watch.bus_answers()
@@ -122,16 +125,21 @@ class Supervisor:
         state = self.home.state
         return specs(self.config, self.home.path, model_path, url, state["run_id"], state["incarnation"])
 
-    async def _until_the_end(self, crew: Crew, watch: Watch, guard: asyncio.Task[str]) -> tuple[str, str]:
+    async def _until_the_end(
+        self, crew: Crew, watch: Watch, guard: asyncio.Task[str], scaler: Scaler
+    ) -> tuple[str, str]:
         """Wait for the learner to finish, an interruption, or a failure; returns the status and its cause."""
         interruption = asyncio.create_task(self.interrupted.wait())
         trouble = asyncio.create_task(watch.trouble())
         ended = asyncio.create_task(self._next_end(crew, watch))
         too_late = asyncio.create_task(self._final_deadline(watch))
+        scaling = asyncio.create_task(scaler.run())
         try:
             while True:
-                waited: set[asyncio.Task[Any]] = {interruption, trouble, guard, ended, too_late}
+                waited: set[asyncio.Task[Any]] = {interruption, trouble, guard, ended, too_late, scaling}
                 done, _ = await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
+                if scaling in done:
+                    scaling.result()  # it ends only by an error
                 if interruption in done:
                     return ("finished", "") if self.trained.is_set() else ("stopped", "interrupted")
                 if too_late in done:
@@ -143,7 +151,7 @@ class Supervisor:
                     return outcome
                 ended = asyncio.create_task(self._next_end(crew, watch))
         finally:
-            await end([interruption, trouble, ended, too_late])
+            await end([interruption, trouble, ended, too_late, scaling])
 
     async def _next_end(self, crew: Crew, watch: Watch) -> tuple[str, str] | None:
         """Wait for a process to end, and replace it; the run's status and its cause if that is its end.

@@ -17,6 +17,7 @@ from typing import Any
 import msgspec
 import redis.exceptions
 
+from actors.runtime.context import ActorSpec
 from actors.runtime.local import LocalRuntime
 from actors.runtime.plan import actor_names, engine_names
 from actors.runtime.tasks import end
@@ -55,7 +56,7 @@ class Watch:
         self.bus, self.ledger, self.monitor, self.config, self.runtime = bus, ledger, monitor, config, runtime
         self.dog = Watchdog(config, runtime.pids, redis_pid)
         self._refused: dict[str, float] = {}
-        self._actors, self._engines = actor_names(config), engine_names(config)
+        self._actors, self._engines = set(actor_names(config)), set(engine_names(config))
         self.counts: dict[str, int] = {}  # of the ledger, as they were at the last look
         self._metrics_cursor = "0"
         self._batches_cursor = ""
@@ -67,6 +68,16 @@ class Watch:
         self._kept, self._dropped_then = -1, 0
         duties = (self._pump(), self._look(), self._judge())
         self._tasks = [asyncio.create_task(duty) for duty in duties]
+
+    def admit(self, spec: ActorSpec) -> None:
+        """An actor that the configuration does not have: what is said by it, and of it, is true from now on."""
+        self._actors.add(spec.name)
+        if spec.role == "engine":
+            self._engines.add(spec.name)
+
+    def dismiss(self, name: str) -> None:
+        """It has left the run: how it ended is of no interest."""
+        self._deaths.pop(name, None)
 
     async def trouble(self) -> str:
         """Wait for a reason to end the run."""

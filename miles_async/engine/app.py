@@ -70,6 +70,8 @@ class EngineApp:
                 await _send(send, 401, b'{"error":"Unauthorized"}')
             elif path == "/generate" and scope["method"] in ("POST", "PUT"):
                 await self._generate(receive, send)
+            elif path == "/generate":
+                await _send(send, 405, b'{"detail":"Method Not Allowed"}')
             else:
                 await self._admin(scope, receive, send)
         except BodyTooLongError as error:

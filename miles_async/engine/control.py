@@ -9,8 +9,9 @@ Hugging Face name; ``per_gpu_checksum`` is the same of the lines ``name:checksum
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from typing import Annotated, Any
 
 import msgspec
@@ -19,7 +20,7 @@ from msgspec import Meta
 
 from miles_async.daemon_thread import in_thread
 from miles_async.engine.checkpoint import CheckpointError, read_config, read_tensors
-from miles_async.engine.groups import TransferError, join_group, leave_group, receive
+from miles_async.engine.groups import Buffer, TransferError, join_group, leave_group, receive
 from miles_async.engine.model import DenseModel, WeightError
 from miles_async.engine.scheduler import PauseMode, Scheduler
 from miles_async.engine.worker import ComputeThread
@@ -90,6 +91,34 @@ class CheckerBody(msgspec.Struct):
     action: str = "checksum"
 
 
+class Group:
+    """A process group, and the two buffers that its buckets come into by turns: one is loaded while the next one comes."""
+
+    def __init__(self, group: Any) -> None:
+        self.group = group
+        self._buffers = (Buffer(), Buffer())
+        self._loads: list[asyncio.Task[Answer]] = []  # under way, oldest first; at most one of each buffer
+        self._turn = 0
+
+    async def next_buffer(self) -> tuple[Buffer, Answer | None]:
+        """The buffer whose tensors have been loaded, and the answer if that failed."""
+        self._turn = 1 - self._turn
+        return self._buffers[self._turn], await self.settle(keep=1)
+
+    def begin(self, load: Coroutine[Any, Any, Answer]) -> None:
+        """Load what lies in the buffer given last, and go on."""
+        self._loads.append(asyncio.create_task(load))
+
+    async def settle(self, keep: int = 0) -> Answer | None:
+        """Until at most ``keep`` loads are under way; the answer of the first that failed."""
+        failed = None
+        while len(self._loads) > keep:
+            status, answer = await self._loads.pop(0)
+            if status != 200 and failed is None:
+                failed = status, answer
+        return failed
+
+
 class WeightControl:
     """The control plane of one engine. ``model_path`` and ``version`` are what /model_info reports."""
 
@@ -101,7 +130,7 @@ class WeightControl:
         self._compute = compute
         self._model = model
         self._abort_all = abort_all
-        self._groups: dict[str, Any] = {}
+        self._groups: dict[str, Group] = {}
         self._session = False
         self._joining = 0
 
@@ -114,6 +143,8 @@ class WeightControl:
     async def end(self) -> Answer:
         if not self._session:
             return _failed("no weight-update session is open; call begin_weight_update() first")
+        for group in list(self._groups.values()):
+            await group.settle()
         self._session = False
         return _done("Success")
 
@@ -126,10 +157,10 @@ class WeightControl:
             why = f"rank {body.rank_offset} of {body.world_size}, {self._joining} others are being joined"
             return _failed(f"Failed to initialize custom process group: {why}.")
         if (old := self._groups.pop(body.group_name, None)) is not None:  # left behind by a sender that is gone
-            await in_thread(lambda: leave_group(old))
+            await in_thread(lambda: leave_group(old.group))
         self._joining += 1
         try:
-            self._groups[body.group_name] = await in_thread(
+            group = await in_thread(
                 lambda: join_group(
                     body.master_address,
                     body.master_port,
@@ -143,13 +174,14 @@ class WeightControl:
             return _failed(f"Failed to initialize custom process group: {error}.")
         finally:
             self._joining -= 1
+        self._groups[body.group_name] = Group(group)
         return _done("Succeeded to initialize custom process group.")
 
     async def destroy_group(self, body: DestroyGroupBody) -> Answer:
         group = self._groups.pop(body.group_name, None)
         if group is None:
             return _failed("The group to be destroyed does not exist.")
-        await in_thread(lambda: leave_group(group))
+        await in_thread(lambda: leave_group(group.group))
         return _done("Succeeded to destroy custom process group.")
 
     async def update_from_distributed(self, body: UpdateDistributedBody) -> Answer:
@@ -171,18 +203,40 @@ class WeightControl:
             self._abort_all()
         flattened = body.load_format == "flattened_bucket"
         # gloo moves host memory only
-        device = self._model.device if _backend_of(group) == "nccl" else torch.device("cpu")
+        host = _backend_of(group.group) != "nccl"
+        device = torch.device("cpu") if host else self._model.device
+        buffer, failed = await group.next_buffer() if host else (None, None)
         try:
-            tensors = await in_thread(lambda: receive(group, body.group_name, specs, device, flattened=flattened))
+            tensors = await in_thread(
+                lambda: receive(group.group, body.group_name, specs, device, flattened=flattened, buffer=buffer)
+            )
+            for name, tensor in tensors:
+                self._model.target(name, tensor.shape)
         except TransferError as error:
             return _failed(f"Failed to receive weights: {error}")
-        return await self._apply(
+        except WeightError as error:
+            return _failed(f"Failed to update parameter online: {error}.")
+        if failed is not None:
+            return failed
+        load = self._apply(
             lambda: tensors,
             body.weight_version,
             flush=body.flush_cache,
             complete=False,
             message="Succeeded to update parameter online.",
         )
+        # nobody can see when a part of an update gets into a model that stands still: the next one may come meanwhile
+        if (
+            host
+            and flattened
+            and body.weight_version is None
+            and not body.flush_cache
+            and self._compute.scheduler.paused
+        ):
+            group.begin(load)
+            return _done("Succeeded to update parameter online.")
+        answer = await load
+        return await group.settle() or answer
 
     async def update_from_disk(self, body: UpdateDiskBody) -> Answer:
         if body.abort_all_requests:

@@ -26,6 +26,19 @@ class TransferError(RuntimeError):
     """Joining or receiving failed; the message names the group."""
 
 
+class Buffer:
+    """Host memory that buckets are received into, one after the other: fresh pages would cost as much as receiving."""
+
+    def __init__(self) -> None:
+        self._bytes = torch.empty(0, dtype=torch.uint8)
+
+    def take(self, size: int) -> torch.Tensor:
+        """uint8 [size]; what it was given before is overwritten."""
+        if self._bytes.numel() < size:
+            self._bytes = torch.empty(size, dtype=torch.uint8)
+        return self._bytes[:size]
+
+
 def join_group(address: str, port: int, *, rank: int, world_size: int, name: str, backend: str) -> Any:
     """Meet the other ranks; blocks until all are there. Raises TransferError."""
     limit = timedelta(seconds=GROUP_TIMEOUT_S)
@@ -58,15 +71,17 @@ def receive(
     device: torch.device,
     *,
     flattened: bool,
+    buffer: Buffer | None = None,
 ) -> list[tuple[str, torch.Tensor]]:
     """The tensors that rank 0 broadcasts: one broadcast each, or one uint8 buffer with all of them in order.
 
-    ``specs`` is (name, dtype, shape) in the sender's order. Raises TransferError, also for a buffer in which a tensor
-    is not aligned to its dtype.
+    ``specs`` is (name, dtype, shape) in the sender's order; flattened tensors lie in ``buffer``, where it is given. Raises
+    TransferError, also for a buffer in which a tensor is not aligned to its dtype.
     """
     try:
         if flattened:
-            flat = torch.empty(flattened_size(specs), dtype=torch.uint8, device=device)
+            size = flattened_size(specs)
+            flat = torch.empty(size, dtype=torch.uint8, device=device) if buffer is None else buffer.take(size)
             dist.broadcast(flat, src=0, group=group)
             tensors = unflatten(flat, specs)
         else:

@@ -8,7 +8,7 @@ writes. Nothing here knows requests, sampling or HTTP.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -105,6 +105,18 @@ class DenseModel:
         """Hugging Face name to tensor, in checkpoint layout (views, not copies)."""
         return {name: _as_stored(name, view) for name, view in self._views.items()}
 
+    def target(self, name: str, shape: Sequence[int]) -> torch.Tensor | None:
+        """Where a tensor of this Hugging Face name goes; None: it is ignored. Raises WeightError."""
+        if name.endswith("rotary_emb.inv_freq") or (name == "lm_head.weight" and self.config.tie_word_embeddings):
+            return None
+        view = self._views.get(name)
+        if view is None:
+            raise WeightError(f"{name} is not a tensor of this {self.config.architecture}")
+        stored = _as_stored(name, view).shape
+        if tuple(shape) != tuple(stored):
+            raise WeightError(f"{name} has shape {list(shape)}, this model has {list(stored)}")
+        return view
+
     def load(self, tensors: Iterable[tuple[str, torch.Tensor]], *, complete: bool) -> None:
         """Copy tensors in by Hugging Face name, converting to the model's dtype and device.
 
@@ -114,17 +126,10 @@ class DenseModel:
         accepted: list[tuple[torch.Tensor, torch.Tensor]] = []
         seen: set[str] = set()
         for name, tensor in tensors:
-            if name.endswith("rotary_emb.inv_freq") or (name == "lm_head.weight" and self.config.tie_word_embeddings):
-                continue
-            view = self._views.get(name)
-            if view is None:
-                raise WeightError(f"{name} is not a tensor of this {self.config.architecture}")
-            if tensor.shape != _as_stored(name, view).shape:
-                raise WeightError(
-                    f"{name} has shape {list(tensor.shape)}, this model has {list(_as_stored(name, view).shape)}"
-                )
-            accepted.append((view, tensor))
-            seen.add(name)
+            view = self.target(name, tensor.shape)
+            if view is not None:
+                accepted.append((view, tensor))
+                seen.add(name)
         missing = self._views.keys() - seen
         if complete and missing:
             raise WeightError(f"{len(missing)} tensors are missing, for example {min(missing)}")

@@ -26,10 +26,13 @@ PROBE_PAUSE_S = 0.25
 
 
 class EvalEngines:
-    """The engines ``names`` of a run, at the addresses that they have put on the bus."""
+    """The engines ``names`` of a run, at the addresses that they have put on the bus. ``vocab_size``: of their model."""
 
-    def __init__(self, bus: Bus, names: tuple[str, ...], config: RunConfig, session: aiohttp.ClientSession) -> None:
+    def __init__(
+        self, bus: Bus, names: tuple[str, ...], config: RunConfig, session: aiohttp.ClientSession, vocab_size: int
+    ) -> None:
         self.bus, self.names, self.config, self.session = bus, names, config, session
+        self._vocab_size = vocab_size
         self._api_key = resolve("engine.api_key", config.engine.api_key)
         # what an engine still does is of an attempt that nobody waits for any more
         self._push = msgspec.structs.replace(config.weights, transport="disk", pause_mode="abort")
@@ -63,7 +66,7 @@ class EvalEngines:
         while True:
             try:
                 url = await self.bus.address(name, deadline_s=max(0.0, deadline - loop.time()))
-                client = EngineClient(url, self.session, self._api_key, name=name)
+                client = EngineClient(url, self.session, self._api_key, name=name, vocab_size=self._vocab_size)
                 await client.model_info(PROBE_TIMEOUT_S)
                 return client
             except (EngineError, TimeoutError) as error:

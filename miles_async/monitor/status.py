@@ -109,7 +109,9 @@ def show(found: Mapping[str, Any], now: float) -> str:
     if "actors" not in found:  # its bus does not answer
         return "\n".join([f"running, pid {found['pid']}", *_show_waits(found)])
     lines = [f"running, pid {found['pid']}", found["line"], f"ledger   {ledger_line(found['ledger'])}"]
-    lines += [f"engine   {name:<14} v{e['version']} {e['state']}" for name, e in sorted(found["engines"].items())]
+    for name, e in sorted(found["engines"].items()):
+        behind = f", {e['lag']} behind" if e["lag"] else ""
+        lines.append(f"engine   {name:<14} v{e['version']} {e['state']}{behind}")
     for actor in found["actors"]:
         refused = f", refused {actor['refused']} malformed messages and requests" if actor["refused"] else ""
         lines.append(f"actor    {actor['actor']:<14} pid {actor['pid']:<8} {actor['doing']}{refused}")
@@ -139,7 +141,11 @@ async def _ask(run_dir: Path, supervisor: SupervisorFile, url: str) -> dict[str,
         "num_steps": progress.num_steps,
         "line": line(progress, now),
         "ledger": ledger_counts(counts),
-        "engines": {name: {"version": e.version, "state": e.state, "url": e.url} for name, e in engines.items()},
+        # lag: versions behind the learner, of the publish lag
+        "engines": {
+            name: {"version": e.version, "state": e.state, "lag": max(0, progress.step - e.version), "url": e.url}
+            for name, e in engines.items()
+        },
         "actors": [
             {
                 "actor": beat.actor,

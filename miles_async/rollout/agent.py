@@ -25,7 +25,7 @@ from bus.messages import Sample, Ticket
 from miles_async.daemon_thread import in_thread
 from miles_async.rewards.graded import graded, numbers
 from miles_async.rollout.failures import RolloutError
-from miles_async.rollout.interface import RolloutContext
+from miles_async.rollout.interface import Ask, RolloutContext
 from miles_async.rollout.registry import AGENT, TOOL_CALL_PARSER
 from miles_async.sessions.server import SessionServer, serve_sessions
 from miles_async.sessions.session import Session
@@ -60,6 +60,7 @@ class _Agents:
 
     server: SessionServer
     function: Callable[[AgentTask], Any]
+    asks: dict[str, Ask]  # of rollouts whose sessions begin just now, by name
 
 
 async def generate(ticket: Ticket, index: int, context: RolloutContext) -> list[Sample]:
@@ -69,7 +70,11 @@ async def generate(ticket: Ticket, index: int, context: RolloutContext) -> list[
     """
     agents = await context.resource("agents", lambda: _open(context))
     server, name = agents.server, f"{ticket.group_id}.{index}"
-    session_id, session = server.begin(ticket.sampling_seed + index, name)
+    agents.asks[name] = context.ask
+    try:
+        session_id, session = server.begin(ticket.sampling_seed + index, name)
+    finally:
+        del agents.asks[name]
     task = AgentTask(
         base_url=server.base_url(session_id),
         api_key=server.api_key,
@@ -118,11 +123,14 @@ def _rewarded(samples: list[Sample], result: Any, reward_key: str | None) -> lis
 async def _open(context: RolloutContext) -> AsyncIterator[_Agents]:
     (function,), (parse_calls,) = AGENT.functions(context.config), TOOL_CALL_PARSER.functions(context.config)
 
+    asks: dict[str, Ask] = {}
+
     def make(name: str, seed: int) -> Session:
-        return Session(name, seed, context.config.rollout, context.tokenizer, context.ask, parse_calls)
+        ask = asks.get(name, context.ask)
+        return Session(name, seed, context.config.rollout, context.tokenizer, ask, parse_calls)
 
     logging.getLogger("httpx").setLevel(logging.WARNING)  # an OpenAI client's: it logs a line for every request
     for name in ("NO_PROXY", "no_proxy"):  # nor may that client ask a proxy of the site for what lies on loopback
         os.environ[name] = f"{os.environ[name]},127.0.0.1" if os.environ.get(name) else "127.0.0.1"
     async with serve_sessions(SessionServer(context.config.model.hf_checkpoint, make)) as server:
-        yield _Agents(server, function)
+        yield _Agents(server, function, asks)

@@ -7,10 +7,12 @@ drain) goes on from the tokens it has, so that they are lost only with their eng
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
+from uuid import uuid4
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +26,7 @@ from miles_async.tokenizer import Tokenizer
 
 MAX_ABORTS = 5  # a sample aborted so often in a row, without a token more, costs its group
 SEED_SPACE = 2**31 - 1  # what SGLang takes as a sampling_seed
+CANCELED = "canceled by its own worker"  # in the place of an engine's message, for what was called back to go on later
 
 
 class AbortedError(RuntimeError):
@@ -133,7 +136,10 @@ def _take(turn: Turn, answer: Answer, config: Rollout) -> None:
     trajectory = turn.trajectory
     if answer.finish["type"] == "abort":
         kept = config.partial_rollout and _is_sound(answer)
-        turn.aborts = 0 if kept and answer.tokens else turn.aborts + 1
+        if kept and answer.tokens:
+            turn.aborts = 0
+        elif answer.finish.get("message") != CANCELED:
+            turn.aborts += 1
         if turn.aborts >= MAX_ABORTS:
             raise AbortedError(f"sample {turn.rid} was aborted {MAX_ABORTS} times: {answer.finish.get('message')}")
         if not kept or not answer.tokens:
@@ -150,6 +156,24 @@ def _take(turn: Turn, answer: Answer, config: Rollout) -> None:
 def _is_sound(answer: Answer) -> bool:
     """Whether the tokens of an aborted answer can be gone on from: not those of weights that have diverged."""
     return answer.finish.get("status_code") is None and all(map(math.isfinite, answer.logprobs))
+
+
+def own_cache(body: dict[str, Any]) -> dict[str, Any]:
+    """``body`` with a prefix cache that no other request shares, for ``weights.pause_mode = "in_place"``.
+
+    There the engines cannot flush what the old weights have cached, since requests go on with it. A key of the version would
+    not do: nobody but the engine knows with which weights it will fill the cache. The samples of one body share theirs.
+    """
+    return {**body, "extra_key": uuid4().hex}
+
+
+def mark_canceled(answers: Any) -> None:
+    """Say in the answers that were aborted that it was their worker's own wish: no failure of theirs."""
+    for answer in answers if isinstance(answers, list) else ():
+        with contextlib.suppress(LookupError, TypeError):  # of another form: whoever reads it will refuse it
+            finish = answer["meta_info"]["finish_reason"]
+            if finish["type"] == "abort":
+                finish["message"] = CANCELED
 
 
 def read_answer(answer: dict[str, Any]) -> Answer:

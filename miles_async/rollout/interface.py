@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable
+import dataclasses
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from bus.messages import Sample, Ticket
 from miles_async.config import RunConfig
@@ -31,6 +32,14 @@ Tell = Callable[..., Awaitable[None]]
 R = TypeVar("R")
 
 
+class SampleSlots(Protocol):
+    """Where the samples of a group take their places among those in flight."""
+
+    def sample(self) -> contextlib.AbstractAsyncContextManager[Ask]:
+        """A slot for one sample as long as this is open; what it asks for goes through the :data:`Ask` that this gives."""
+        ...
+
+
 async def tell_nobody(kind: str, **data: Any) -> None:
     """Where nobody keeps a record."""
 
@@ -44,8 +53,19 @@ class RolloutContext:
     ask: Ask  # raises EngineError: refused, or nobody answers within rollout.request_timeout_s
     stack: contextlib.AsyncExitStack  # closed when the worker ends
     tell: Tell = tell_nobody
+    slots: SampleSlots | None = None  # of the group that this context was made for; None: nobody counts
     _resources: dict[str, Any] = field(default_factory=dict)
     _opening: dict[str, asyncio.Lock] = field(default_factory=dict)
+
+    @contextlib.asynccontextmanager
+    async def one_sample(self) -> AsyncIterator[RolloutContext]:
+        """The context of one sample, which is in flight as long as this is open. Waits for a slot; without it, each request has
+        slots of its own."""
+        if self.slots is None:
+            yield self
+        else:
+            async with self.slots.sample() as ask:
+                yield dataclasses.replace(self, ask=ask)
 
     async def resource(self, name: str, opened: Callable[[], contextlib.AbstractAsyncContextManager[R]]) -> R:
         """What ``opened()`` gives, entered once for this worker, however many ask at once, and left when it ends.

@@ -1,6 +1,7 @@
 """A group from a generate function that makes one rollout at a time.
 
-Promises: the rollouts of a group run at once and do not wait for each other's requests; one that fails costs itself, with
+Promises: the rollouts of a group run at once, as far as there are slots for them, and do not wait for each other's requests;
+each gives its slot back when it has ended; one that fails costs itself, with
 an event that says why, and the group is made of the others; if all fail, the first failure is the attempt's.
 """
 
@@ -24,7 +25,8 @@ async def rollout(ticket: Ticket, context: RolloutContext) -> list[Sample]:
     (generate,) = GENERATE.functions(context.config)
 
     async def one(index: int) -> list[Sample]:
-        samples = await generate(ticket, index, context)
+        async with context.one_sample() as own:
+            samples = await generate(ticket, index, own)
         check_samples(samples)
         return samples
 

@@ -48,6 +48,8 @@ HOOKS = (ROLLOUT, GENERATE, TOOL_CALL_PARSER, EXECUTE_TOOL, AGENT)
 
 def rollout_function(config: RunConfig) -> RolloutFunction:
     """What makes the groups of a run. Raises HookError."""
-    if config.rollout.rollout_function == SINGLE_TURN != config.rollout.generate_function:
-        return ROLLOUT.load("per_sample")
-    return ROLLOUT.load(config.rollout.rollout_function)
+    rollout = config.rollout
+    singly = rollout.generate_function != SINGLE_TURN or rollout.request_per_sample
+    return ROLLOUT.load(
+        "per_sample" if rollout.rollout_function == SINGLE_TURN and singly else rollout.rollout_function
+    )

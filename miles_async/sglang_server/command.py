@@ -38,8 +38,15 @@ class ServerOptions:
     dtype: Literal["float32", "bfloat16"]
     max_running_requests: int
     context_length: int | None
+    tp_size: int
     weight_version: str
     args: tuple[str, ...]
+
+
+def version_of(text: str) -> tuple[int, ...]:
+    """The first three numbers of a version, ``(0, 0, 0)`` where there are none."""
+    numbers = [int(part) for part in re.findall(r"\d+", text)[:3]]
+    return tuple(numbers + [0] * (3 - len(numbers)))
 
 
 def installed_version() -> str:
@@ -50,8 +57,7 @@ def installed_version() -> str:
             f'{sys.executable}: see "Engines" in the README, or use engine.kind = "embedded"'
         )
     version = importlib.metadata.version("sglang")
-    numbers = tuple(int(part) for part in re.findall(r"\d+", version)[:3])
-    if numbers < OLDEST_VERSION:
+    if version_of(version) < OLDEST_VERSION:
         raise SglangError(f"sglang {version} is installed; at least {'.'.join(map(str, OLDEST_VERSION))} is needed")
     return version
 
@@ -78,6 +84,7 @@ def command_line(options: ServerOptions, config_file: Path | None = None) -> lis
         "--device": options.device,
         "--dtype": options.dtype,
         "--max-running-requests": options.max_running_requests,
+        "--tp-size": options.tp_size,
         "--weight-version": options.weight_version,
         "--log-level": "warning",  # at "info" there is a line for each request
     }
@@ -98,6 +105,8 @@ def command_line(options: ServerOptions, config_file: Path | None = None) -> lis
 def environment(device: Literal["cpu", "cuda"], temporary: Path, base: Mapping[str, str]) -> dict[str, str]:
     """The server's environment, from ``base``. ``temporary``: where its sockets go, which it does not remove itself."""
     env = dict(base) | {"TMPDIR": str(temporary)}
+    # with it log-probs are not of the distribution that is sampled from, but of the one before the temperature
+    env.pop("SGLANG_RETURN_ORIGINAL_LOGPROB", None)
     if device == "cpu":
         path: Sequence[str] = [str(SHIM), *filter(None, [base.get("PYTHONPATH")])]
         env |= {

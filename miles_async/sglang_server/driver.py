@@ -1,6 +1,6 @@
 """The real SGLang server as a child process of ours: started, watched, stopped.
 
-Promises: ``start`` returns a server that has generated its first token and has every endpoint we call, or raises one
+Promises: ``start`` returns a server that has generated its first token and passes the check (``check.py``), or raises one
 clear line with the end of the server's log, at once if it exits and at the deadline if it hangs; nothing of it is left
 behind after ``stop``, after a failed or cancelled ``start``, or after our own death.
 
@@ -21,7 +21,9 @@ from typing import Literal
 
 import aiohttp
 
+from miles_async.engine_client import EngineClient, EngineError
 from miles_async.sglang_server import process_group
+from miles_async.sglang_server.check import check_server
 from miles_async.sglang_server.command import (
     ServerOptions,
     SglangError,
@@ -34,23 +36,6 @@ from miles_async.sglang_server.command import (
 
 __all__ = ["SglangError", "SglangServer", "free_port"]
 
-REQUIRED_ENDPOINTS = (
-    "/generate",
-    "/health",
-    "/model_info",
-    "/flush_cache",
-    "/abort_request",
-    "/pause_generation",
-    "/continue_generation",
-    "/begin_weight_update",
-    "/end_weight_update",
-    "/init_weights_update_group",
-    "/update_weights_from_distributed",
-    "/update_weights_from_disk",
-    "/destroy_weights_update_group",
-    "/update_weight_version",
-    "/weights_checker",
-)
 SHARED = "/dev/shm/sglang_"  # the server's load statistics, which outlive a killed one
 LOG_LINES = 15  # of the server's log, in an error
 PROBE_INTERVAL_S = 0.25
@@ -62,6 +47,7 @@ class SglangServer:
     """A running server; made by :meth:`start`.
 
     url: ``http://host:port``. pid: of the server's main process, also its process group. version: of sglang.
+    suspicious: what the check found odd, a line each.
     """
 
     def __init__(
@@ -77,6 +63,8 @@ class SglangServer:
         self._temporary = temporary
         self.options = options
         self.version = version
+        self.suspicious: tuple[str, ...] = ()
+        self._shared: set[Path] = set()  # noted while it lives: one that is killed leaves them behind
         self.pid = process.pid
         self.url = f"http://{_bracketed(options.host)}:{options.port}"
 
@@ -92,6 +80,7 @@ class SglangServer:
         dtype: Literal["float32", "bfloat16"] = "float32",
         max_running_requests: int = 256,
         context_length: int | None = None,
+        tp_size: int = 1,
         args: Sequence[str] = (),
         weight_version: str = "0",
         api_key: str | None = None,
@@ -101,7 +90,8 @@ class SglangServer:
 
         port: 0 is any free one. args: further flags of ``sglang.launch_server``, which win over ours. log_file: what the
         server's output is appended to. timeout_s: seconds until it has to answer.
-        Raises SglangError: not installed, too old, exited, not ready in time, lacks an endpoint, port in use.
+        Raises SglangError: not installed, too old, exited, not ready in time, port in use; UnfitServerError: it cannot be an
+        engine, for what it is or has been told.
         """
         version = installed_version()
         resolved = await asyncio.to_thread(resolve_device, device)
@@ -113,6 +103,7 @@ class SglangServer:
             dtype=dtype,
             max_running_requests=max_running_requests,
             context_length=context_length,
+            tp_size=tp_size,
             weight_version=weight_version,
             args=tuple(args),
         )
@@ -152,14 +143,14 @@ class SglangServer:
         grace_s: seconds for what runs to be finished; SGLang looks only every 5 s whether it was asked to end, and it
         holds nothing that has to be saved. Raises SglangError if a process survives SIGKILL.
         """
-        shared = process_group.mapped_files(process_group.running_members(self.pid), SHARED)
+        self._note_shared_files()
         try:
             await process_group.end(self.pid, grace_s, KILL_DEADLINE_S)
         except TimeoutError as error:
             raise SglangError(f"SGLang server {self.url}: {error}") from None
         async with asyncio.timeout(KILL_DEADLINE_S):  # nothing runs any more: only the exit status is to be read
             await self._process.wait()
-        for path in shared:
+        for path in self._shared:
             path.unlink(missing_ok=True)
         self._temporary.cleanup()
 
@@ -167,17 +158,25 @@ class SglangServer:
         """The last lines that the server wrote."""
         return "\n".join(self._log_file.read_text(errors="replace").splitlines()[-lines:])
 
+    def _note_shared_files(self) -> None:
+        self._shared |= process_group.mapped_files(process_group.running_members(self.pid), SHARED)
+
     async def _wait_until_ready(self, api_key: str | None, timeout_s: float) -> None:
         headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         started = time.monotonic()
         exited = asyncio.create_task(self._process.wait())
         timeout = aiohttp.ClientTimeout(total=PROBE_TIMEOUT_S)
         try:
-            async with aiohttp.ClientSession(self.url, headers=headers, timeout=timeout) as session:
+            async with aiohttp.ClientSession(headers=headers, timeout=timeout) as session:
                 async with asyncio.timeout(timeout_s):
                     while not await self._answers(session, exited):
                         await asyncio.wait({exited}, timeout=PROBE_INTERVAL_S)
-                await self._require_endpoints(session)
+                client = EngineClient(self.url, session, api_key)
+                found = await check_server(client, self.options.model_path, self.options.dtype)
+                self.suspicious = tuple(found)
+                self._note_shared_files()
+        except EngineError as error:
+            raise SglangError(f"SGLang server {self.url} broke off: {error}; its log: {self._log_file}") from None
         except TimeoutError:
             raise SglangError(
                 f"SGLang server {self.url} did not answer /health within {time.monotonic() - started:.0f} s; "
@@ -188,7 +187,7 @@ class SglangServer:
 
     async def _answers(self, session: aiohttp.ClientSession, exited: asyncio.Task[int]) -> bool:
         """Whether /health is 200. It is not asked of a server that has exited: raises SglangError."""
-        probe = asyncio.create_task(_status(session, "GET", "/health"))
+        probe = asyncio.create_task(_status(session, self.url + "/health"))
         try:
             await asyncio.wait({probe, exited}, return_when=asyncio.FIRST_COMPLETED)
             if exited.done():
@@ -200,20 +199,11 @@ class SglangServer:
         finally:
             probe.cancel()
 
-    async def _require_endpoints(self, session: aiohttp.ClientSession) -> None:
-        """Raises SglangError naming the endpoints that the server lacks. None takes DELETE: 405 if it exists, else 404."""
-        statuses = {path: await _status(session, "DELETE", path) for path in REQUIRED_ENDPOINTS}
-        missing = [path for path, status in statuses.items() if status == 404]
-        if missing:
-            raise SglangError(
-                f"sglang {self.version} has no endpoint {', '.join(missing)}, which the weight plane needs"
-            )
 
-
-async def _status(session: aiohttp.ClientSession, method: str, path: str) -> int:
-    """HTTP status of a request without a body; 0 if nobody answers."""
+async def _status(session: aiohttp.ClientSession, url: str) -> int:
+    """HTTP status of a GET; 0 if nobody answers."""
     try:
-        async with session.request(method, path) as answer:
+        async with session.get(url) as answer:
             return answer.status
     except (aiohttp.ClientError, TimeoutError):
         return 0

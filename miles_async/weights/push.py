@@ -13,19 +13,18 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from miles_async.config import Weights
 from miles_async.engine_client import EngineError
 from miles_async.weights.buckets import Bucket, make_buckets
-from miles_async.weights.group import Backend, GroupError, Receiver, WeightGroup, WeightGroups
+from miles_async.weights.group import GroupError, Receiver, WeightGroup, WeightGroups
 from miles_async.weights.snapshot import load_snapshot
 
 RESCUE_TIMEOUT_S = 5.0  # for each call that lets a failed engine go on
 PHASE_SHARE = 0.25  # of the deadline, for one phase: an engine that hangs leaves the others time for a second round
-GLOO_BUCKET_MB = 24
 _log = logging.getLogger(__name__)
 
 
@@ -36,6 +35,7 @@ class Update:
     version: int
     path: Path
     buckets: tuple[Bucket, ...]
+    copies: Mapping[str, Path] = field(default_factory=dict)  # engine to a directory of its own machine, of disk_delta
 
     @property
     def n_bytes(self) -> int:
@@ -54,15 +54,6 @@ class PushReport:
     failed: dict[str, str] = field(default_factory=dict)
 
 
-def bucket_limit(config: Weights, backend: Backend) -> int:
-    """MB of a bucket: ``weights.bucket_mb``, less over gloo.
-
-    There the receiver's buffer is host memory, and above 32 MB (the largest block that glibc's malloc keeps) it is made
-    of fresh pages for every bucket: measured, buckets of 24 MB take 0.6 of the time of larger ones.
-    """
-    return min(config.bucket_mb, GLOO_BUCKET_MB) if backend == "gloo" else config.bucket_mb
-
-
 async def prepare(path: Path | str, version: int, bucket_mb: int) -> Update:
     """Map a snapshot and cut it into buckets. Raises SnapshotError."""
 
@@ -79,7 +70,7 @@ async def push(receivers: Sequence[Receiver], update: Update, groups: WeightGrou
     """Update ``receivers`` to ``update``. Never raises for an engine's sake: who failed is in the report."""
     started = time.monotonic()
     wave = _Wave(receivers, config)
-    send = _from_disk if config.transport == "disk" else _collective
+    send = _collective if config.transport == "collective" else _from_disk
     try:
         async with asyncio.timeout(config.timeout_s):
             await send(wave, update, groups)
@@ -195,13 +186,13 @@ class _Wave:
 
 
 async def _from_disk(wave: _Wave, update: Update, groups: WeightGroups) -> None:
-    """Every engine reads the snapshot directory itself."""
+    """Every engine reads the snapshot directory itself, or the copy of it on its machine."""
     config = wave.config
     await wave.pause(session=False)
     wave.touch()
     await wave.each(
         lambda r: r.client.update_from_disk(
-            str(update.path),
+            str(update.copies.get(r.name, update.path)),
             version=str(update.version),
             flush_cache=config.pause_mode != "in_place",
             timeout=config.timeout_s,

@@ -11,7 +11,8 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -45,6 +46,9 @@ _SAFE_NAMES = {
 _SAFE_DTYPES = {name: dtype for dtype, name in _SAFE_NAMES.items()}
 
 
+Spec = tuple[str, torch.dtype, Sequence[int]]  # name, dtype, shape
+
+
 class SnapshotError(RuntimeError):
     """A snapshot is missing or is not one."""
 
@@ -75,19 +79,35 @@ def write_snapshot(
 
     A snapshot of the same version and incarnation is replaced. All but the ``KEEP`` written last are removed.
     """
+    ordered = by_item_size(tensors)
+    specs = [(name, tensor.dtype, tensor.shape) for name, tensor in ordered]
+    return write_tensors(root, version, incarnation, specs, (tensor for _, tensor in ordered), config_dir)
+
+
+def write_tensors(
+    root: Path, version: int, incarnation: int, specs: Sequence[Spec], tensors: Iterable[torch.Tensor], config_dir: str
+) -> Path:
+    """:func:`write_snapshot` of tensors that come one after the other, as ``specs`` announces them."""
+    with _draft(root, root / snapshot_name(incarnation, version), config_dir) as draft:
+        _write_safetensors(draft / WEIGHTS_FILE, specs, tensors)
+    prune(root, KEEP)
+    return root / snapshot_name(incarnation, version)
+
+
+def snapshot_name(incarnation: int, version: int) -> str:
+    return f"i{incarnation:04d}-v{version:08d}"
+
+
+@contextmanager
+def _draft(root: Path, final: Path, config_dir: str) -> Iterator[Path]:
+    """A directory that becomes ``final`` at the end, with the configuration files; nothing is left of it after an error."""
     root.mkdir(parents=True, exist_ok=True)
-    final = root / f"i{incarnation:04d}-v{version:08d}"
     draft = root / f".{final.name}.{os.getpid()}"
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir()
     try:
-        for pattern in _CONFIG_FILES:
-            for file in Path(config_dir).glob(pattern):
-                if not file.match(_INDEX):  # of a sharded checkpoint: would name files that are not here
-                    shutil.copy(file, draft / file.name)
-        if not (draft / "config.json").is_file():
-            raise SnapshotError(f"{config_dir} has no config.json: not a Hugging Face directory")
-        _write_safetensors(draft / WEIGHTS_FILE, tensors)
+        copy_config(config_dir, draft)
+        yield draft
         if final.exists():
             old = root / f".old.{final.name}.{os.getpid()}"
             final.rename(old)
@@ -96,8 +116,16 @@ def write_snapshot(
     except BaseException:
         shutil.rmtree(draft, ignore_errors=True)
         raise
-    prune(root, KEEP)
-    return final
+
+
+def copy_config(source: Path | str, target: Path) -> None:
+    """Copy what an engine reads besides the weights. Raises SnapshotError."""
+    for pattern in _CONFIG_FILES:
+        for file in Path(source).glob(pattern):
+            if not file.match(_INDEX):  # of a sharded checkpoint: would name files that are not here
+                shutil.copy(file, target / file.name)
+    if not (target / "config.json").is_file():
+        raise SnapshotError(f"{source} has no config.json: not a Hugging Face directory")
 
 
 def prune(root: Path, keep: int) -> None:
@@ -129,35 +157,37 @@ def load_snapshot(path: Path | str) -> dict[str, torch.Tensor]:
         raise SnapshotError(f"cannot read {file}: {error}") from None
     data = torch.from_file(str(file), shared=False, size=size, dtype=torch.uint8)[8 + header_size :]
     tensors: dict[str, torch.Tensor] = {}
-    for name, entry in header.items():
-        if name != "__metadata__":
-            start, end = entry["data_offsets"]
-            if end > data.numel():
-                raise SnapshotError(f"{file} is cut short: {name} ends at byte {end} of {data.numel()}")
-            tensors[name] = data[start:end].view(_SAFE_DTYPES[entry["dtype"]]).reshape(entry["shape"])
+    try:
+        for name, entry in header.items():
+            if name != "__metadata__":
+                start, end = entry["data_offsets"]
+                if end > data.numel():
+                    raise SnapshotError(f"{file} is cut short: {name} ends at byte {end} of {data.numel()}")
+                tensors[name] = data[start:end].view(_SAFE_DTYPES[entry["dtype"]]).reshape(entry["shape"])
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        raise SnapshotError(f"{file} is damaged: {type(error).__name__}: {error}") from None
+    except RuntimeError as error:
+        if isinstance(error, SnapshotError):
+            raise
+        raise SnapshotError(f"{file} is damaged: {error}") from None
     return tensors
 
 
-def _write_safetensors(file: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+def _write_safetensors(file: Path, specs: Sequence[Spec], tensors: Iterable[torch.Tensor]) -> None:
     """One pass over the tensors' own memory. The learner waits for this, so nothing is gathered or copied first."""
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     offset = 0
-    ordered = by_item_size(tensors)
-    for name, tensor in ordered:
-        if tensor.dtype not in _SAFE_NAMES:
-            raise SnapshotError(f"{name} has dtype {dtype_name(tensor.dtype)}, which safetensors cannot hold")
-        end = offset + tensor.nbytes
-        header[name] = {
-            "dtype": _SAFE_NAMES[tensor.dtype],
-            "shape": list(tensor.shape),
-            "data_offsets": [offset, end],
-        }
+    for name, dtype, shape in specs:
+        if dtype not in _SAFE_NAMES:
+            raise SnapshotError(f"{name} has dtype {dtype_name(dtype)}, which safetensors cannot hold")
+        end = offset + torch.Size(shape).numel() * dtype.itemsize
+        header[name] = {"dtype": _SAFE_NAMES[dtype], "shape": list(shape), "data_offsets": [offset, end]}
         offset = end
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # the data starts aligned
     with file.open("wb", buffering=0) as stream:
         stream.write(len(text).to_bytes(8, "little") + text)
-        for _, tensor in ordered:
+        for tensor in tensors:
             flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
             view = memoryview(flat.numpy().data)
             while view:  # one write takes at most 2 GiB

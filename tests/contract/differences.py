@@ -21,6 +21,14 @@ DIFFERENCES: dict[str, tuple[str, str]] = {
         "embedded",
         "it has no prefix cache: cached_tokens is always 0",
     ),
+    "log-probs of other tokens, and texts beside them": (
+        "embedded",
+        "nothing of ours asks for them; it refuses the field by name instead of leaving the answer out",
+    ),
+    "a paused engine is not healthy": (
+        "embedded",
+        "it answers /health at once and without generating, so that a health check in a pause costs nobody 20 s",
+    ),
 }
 
 

@@ -8,8 +8,10 @@ from typing import Any
 import aiohttp
 import pytest
 
-from contract.checkpoint import greedy_tokens, log_probs
+from contract.checkpoint import CONTEXT_LENGTH, greedy_tokens, log_probs
 from contract.client import LONG, PROMPT, STILL_S, Engine, sampled
+from contract.differences import differs
+from miles_async.sglang_server.check import REQUIRED_ENDPOINTS
 
 TOLERANCE = 1e-4
 
@@ -40,6 +42,30 @@ async def test_loads_count_what_runs(engine: Engine) -> None:
     await watched.until_tokens(50)
     loads = (await engine.call("GET", "/v1/loads")).body["loads"]
     assert sum(load["num_running_reqs"] for load in loads) == 1
+    assert sum(load["num_waiting_reqs"] for load in loads) == 0
+    assert all(0 < load["token_usage"] <= 1 for load in loads)
+
+
+async def test_the_list_of_models_says_how_long_a_context_may_be(engine: Engine) -> None:
+    (card,) = (await engine.call("GET", "/v1/models")).body["data"]
+    assert card["max_model_len"] == CONTEXT_LENGTH
+
+
+async def test_no_endpoint_that_a_run_needs_is_missing_and_none_takes_delete(engine: Engine) -> None:
+    for path in REQUIRED_ENDPOINTS:
+        assert (await engine.call("DELETE", path)).status == 405, path
+    assert (await engine.call("DELETE", "/absent")).status == 404
+
+
+async def test_a_paused_engine_is_not_ready_and_is_not_asked_for_its_health(engine: Engine) -> None:
+    await engine.ok("/pause_generation", mode="retract")
+    assert (await engine.call("GET", "/ready")).status == 503
+    assert (await engine.call("GET", "/server_info")).status == 200  # its scheduler takes messages
+    health = await engine.call("GET", "/health")  # SGLang's answer takes 20 s
+    assert health.status == (200 if differs(engine, "a paused engine is not healthy") else 503)
+    await engine.ok("/continue_generation")
+    assert (await engine.call("GET", "/health")).status == 200
+    assert (await engine.call("GET", "/ready")).status == 200
 
 
 async def test_flushing_an_idle_engine_succeeds_and_a_busy_one_refuses(engine: Engine) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from contract.checkpoint import EOS_ID, greedy_tokens, log_probs, prompt_that_ends, text_of, word
@@ -195,3 +197,61 @@ async def test_a_known_prefix_is_taken_from_the_cache(engine: Engine) -> None:
     answer = await engine.generate(prompt, sampling_params={**GREEDY, "max_new_tokens": 1})
     cached = answer["meta_info"]["cached_tokens"]
     assert cached == 0 if differs(engine, "known prefixes are cached") else cached > 0
+
+
+async def test_put_is_as_good_as_post(engine: Engine) -> None:
+    body = {"input_ids": list(PROMPT), "sampling_params": {**GREEDY, "max_new_tokens": 2}}
+    answer = await engine.call("PUT", "/generate", body)
+    assert answer.status == 200
+    assert answer.body["output_ids"] == greedy_tokens(engine.model, PROMPT, 2)
+
+
+async def test_a_text_can_be_scored_without_generating(engine: Engine) -> None:
+    answer = await engine.generate(
+        sampling_params={"temperature": 1.0, "max_new_tokens": 0}, return_logprob=True, logprob_start_len=0
+    )
+    entries = answer["meta_info"]["input_token_logprobs"]
+    assert [entry[1] for entry in entries] == list(PROMPT)
+    expected = log_probs(engine.model, PROMPT[:1], PROMPT[1:])
+    assert [entry[0] for entry in entries[1:]] == pytest.approx(expected, abs=TOLERANCE)
+
+
+async def test_a_bias_is_added_to_the_logits(engine: Engine) -> None:
+    answer = await engine.generate(sampling_params={**GREEDY, "max_new_tokens": 3, "logit_bias": {"77": 1000.0}})
+    assert answer["output_ids"] == [77, 77, 77]
+
+
+async def test_ignoring_the_end_token_ignores_stop_tokens_too(engine: Engine) -> None:
+    tokens = greedy_tokens(engine.model, PROMPT, 6)
+    answer = await engine.generate(sampling_params={**GREEDY, "max_new_tokens": 6, "stop_token_ids": [tokens[1]]})
+    assert answer["output_ids"] == tokens
+
+
+async def test_routed_experts_of_a_dense_model_are_left_out(engine: Engine) -> None:
+    answer = await engine.generate(sampling_params={**GREEDY, "max_new_tokens": 1}, return_routed_experts=True)
+    assert answer["meta_info"].get("routed_experts") is None
+
+
+@pytest.mark.parametrize(
+    "fields", [{"top_logprobs_num": 2}, {"token_ids_logprob": [5]}, {"return_text_in_logprobs": True}]
+)
+async def test_further_log_probs_come_or_are_refused_but_never_missing(engine: Engine, fields: dict[str, Any]) -> None:
+    sampling = {**GREEDY, "max_new_tokens": 2}
+    body = {"input_ids": list(PROMPT), "sampling_params": sampling, "return_logprob": True, **fields}
+    answer = await engine.call("POST", "/generate", body)
+    if differs(engine, "log-probs of other tokens, and texts beside them"):
+        assert answer.status == 400
+        assert next(iter(fields)) in str(answer.body)
+        return
+    meta = answer.body["meta_info"]
+    assert (
+        meta.get("output_top_logprobs") or meta.get("output_token_ids_logprobs") or meta["output_token_logprobs"][0][2]
+    )
+
+
+async def test_a_namespace_of_its_own_keeps_a_prefix_out_of_the_cache(engine: Engine) -> None:
+    prompt = [*range(200, 250)]
+    for key, again in (("a", False), ("a", True), ("b", False)):
+        answer = await engine.generate(prompt, sampling_params={**GREEDY, "max_new_tokens": 1}, extra_key=key)
+        cached = answer["meta_info"]["cached_tokens"]
+        assert (cached > 0) == (again and not differs(engine, "known prefixes are cached")), key

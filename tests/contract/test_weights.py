@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from contract.checkpoint import log_probs
 from contract.client import LONG, PROMPT, Engine, sampled
 from contract.trainer import Trainer, joined
+from miles_async.rollout.generate import own_cache
 
 TOLERANCE = 1e-4
 FORMATS: list[Literal["flattened_bucket"] | None] = [None, "flattened_bucket"]
@@ -173,6 +174,40 @@ async def test_requests_held_in_place_keep_their_cache_and_still_report_both_ver
     assert finished["meta_info"]["num_retractions"] == 0
 
 
+async def test_an_update_in_place_that_should_flush_changes_the_weights_and_says_no(engine: Engine) -> None:
+    async with joined(engine) as trainer:
+        watched = engine.watch(LONG)
+        await watched.until_tokens(10)
+        await engine.ok("/pause_generation", mode="in_place")
+        held = await watched.until_still()
+        await engine.ok("/begin_weight_update")
+        tensors = load_file(engine.other / "model.safetensors")
+        answer = await trainer.send(tensors, "1", load_format="flattened_bucket", flush_cache=True)
+        assert (answer.status, answer.body["success"]) == (400, False), answer
+        await engine.ok("/end_weight_update")
+        assert await engine.weight_version() == Engine.VERSION  # it does not say so
+        await engine.ok("/continue_generation")
+        await watched.until_tokens(held + 5)
+    await engine.ok("/abort_request", abort_all=True)
+    finished = await watched.finished()
+    assert [span["version"] for span in finished["meta_info"]["weight_versions"]] == [
+        Engine.VERSION,
+        "1",
+    ]  # but its tokens do
+    await engine.ok("/update_weights_from_disk", model_path=str(engine.model), weight_version="2")
+
+
+async def test_an_update_may_abort_what_runs(engine: Engine) -> None:
+    watched = engine.watch(LONG)
+    await watched.until_tokens(5)
+    path = str(engine.other)
+    await engine.ok("/update_weights_from_disk", model_path=path, weight_version="1", abort_all_requests=True)
+    answer = await watched.finished()
+    assert answer["meta_info"]["finish_reason"]["type"] == "abort"
+    spans_match_their_models(answer, {Engine.VERSION: engine.model})
+    await served(engine, engine.other, "1")
+
+
 async def test_an_update_without_a_pause_waits_for_what_runs(engine: Engine) -> None:
     watched = engine.watch(150)
     await watched.until_tokens(1)
@@ -204,6 +239,48 @@ async def test_a_prefix_from_before_an_update_is_not_reused(engine: Engine) -> N
     await engine.ok("/update_weights_from_disk", model_path=str(engine.other), weight_version="1")
     answer = await engine.generate(sampling_params=EIGHT)
     assert answer["meta_info"]["cached_tokens"] == 0
+
+
+@pytest.mark.parametrize("mode", ["retract", "abort", "in_place"])
+async def test_a_known_prompt_is_answered_by_the_new_weights_alone_after_an_update_in_any_pause_mode(
+    engine: Engine, mode: str
+) -> None:
+    known = list(range(5, 69))
+    alone = {"sampling_params": EIGHT, "return_logprob": True}
+    await engine.generate(known, **alone)  # its prefix is in the cache from now on, where there is one
+    async with joined(engine) as trainer:
+        watched = engine.watch(LONG, input_ids=known)
+        await watched.until_tokens(5)
+        await engine.ok("/pause_generation", mode=mode)
+        await watched.until_still()
+        await engine.ok("/begin_weight_update")
+        tensors = load_file(engine.other / "model.safetensors")
+        answer = await trainer.send(tensors, "1", load_format="flattened_bucket", flush_cache=mode != "in_place")
+        assert answer.status == 200, answer
+        await engine.ok("/end_weight_update")
+        await engine.ok("/continue_generation")
+        # what cannot be flushed under a request that keeps its cache is fenced off: rollout.generate.own_cache
+        body = {"input_ids": known, **alone}
+        answer = await engine.ok("/generate", **(own_cache(body) if mode == "in_place" else body))
+    assert answer["meta_info"]["weight_versions"] == [{"version": "1", "start": 0, "end": 8}]
+    assert sampled(answer) == pytest.approx(log_probs(engine.other, known, answer["output_ids"]), abs=TOLERANCE)
+
+
+async def test_the_version_as_a_namespace_keeps_old_prefixes_out_without_a_flush(engine: Engine) -> None:
+    prompt = [*range(100, 160)]
+    await engine.generate(prompt, sampling_params=EIGHT, extra_key="0")
+    path = str(engine.other)
+    await engine.ok("/update_weights_from_disk", model_path=path, weight_version="1", flush_cache=False)
+    answer = await engine.generate(prompt, sampling_params=EIGHT, return_logprob=True, extra_key="1")
+    assert answer["meta_info"]["cached_tokens"] == 0
+    assert sampled(answer) == pytest.approx(log_probs(engine.other, prompt, answer["output_ids"]), abs=TOLERANCE)
+    await engine.ok("/flush_cache")
+
+
+async def test_server_info_keeps_the_version_of_the_start(engine: Engine) -> None:
+    await engine.ok("/update_weight_version", new_version="1")
+    assert (await engine.call("GET", "/server_info")).body["weight_version"] == Engine.VERSION
+    assert await engine.weight_version() == "1"
 
 
 async def test_the_version_can_be_renamed_while_requests_run(engine: Engine) -> None:

@@ -1,0 +1,132 @@
+"""What a rollout worker asks of the engines: requests through the router, in slots, under a limit that may follow their load.
+
+    groups ──ask──► slots ──send, again if need be──► router ──► engines        reads  the router's address, GET /loads
+                      ▲ limit, cancel                    │                      writes metrics, POST /abort_request
+                      └────────── policy ◄──loads────────┘
+
+Keeps: a request is sent until somebody answers, at most ``request_timeout_s``; a sample is called back only to go on from the
+tokens it has, which is no failure of its attempt; without news of the load the limit stays as it is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import Any
+
+import aiohttp
+
+from actors.runtime.context import ActorContext
+from bus.codec import VERSIONS, unpack
+from bus.messages import UNSAMPLED, Sample
+from miles_async.engine_client import EngineClient, EngineError
+from miles_async.rollout.generate import own_cache
+from miles_async.rollout.inflight import AdaptiveLimit, read_loads
+from miles_async.rollout.published import PublishedVersions
+from miles_async.rollout.slots import Request, Slots
+from miles_async.secret import resolve
+
+GONE = (None, 502, 503, 504)  # statuses of a request that may be sent again: no answer, or none of an engine's
+LOOK_S = 1.0
+LOADS_TIMEOUT_S = 5.0
+MAX_CANCELS = 64  # samples called back at one look: each is a request to every engine
+
+
+class EngineRequests:
+    """Of one worker. :meth:`open` comes first; :meth:`watch` runs beside the work."""
+
+    def __init__(self, ctx: ActorContext) -> None:
+        self.ctx = ctx
+        self.slots = Slots(ctx.config.rollout.samples_in_flight, self.send)
+        self.policy = self._policy() if ctx.config.rollout.adaptive_in_flight else None
+        if self.policy is not None:
+            self.slots.limit = self.policy.limit
+        self.published_versions = PublishedVersions(ctx.bus)
+        self._version = 0  # the newest weights that a published sample was made with
+
+    def _policy(self) -> AdaptiveLimit:
+        """Begins with this worker's share of what the engines run at once."""
+        rollout, engine = self.ctx.config.rollout, self.ctx.config.engine
+        engines = len(engine.urls) or engine.num_engines
+        share = engine.max_running_requests * engines // rollout.num_workers
+        return AdaptiveLimit(
+            min(rollout.n_samples_per_prompt, rollout.samples_in_flight), rollout.samples_in_flight, share
+        )
+
+    async def open(self, session: aiohttp.ClientSession, vocab_size: int | None = None) -> None:
+        """Find the router. ``vocab_size``: other ids are not sent. Raises TimeoutError: none in ``engine.start_timeout_s``."""
+        with self.ctx.waiting("the router's address"):
+            url = await self.ctx.bus.address("router", deadline_s=self.ctx.config.engine.start_timeout_s)
+        self.session, self.vocab_size = session, vocab_size
+        self.client = self._router_at(url)
+
+    def _router_at(self, url: str) -> EngineClient:
+        config = self.ctx.config.router
+        return EngineClient(
+            url,
+            self.session,
+            resolve("router.api_key", config.api_key),
+            batches=config.kind == "builtin",
+            vocab_size=self.vocab_size,
+        )
+
+    async def send(self, request: Request) -> list[dict[str, Any]]:
+        """The engines' answers through the router; one that was replaced meanwhile is found again.
+
+        Raises EngineError: refused, or nobody answers within ``request_timeout_s``. AnswerError: of weights that never were.
+        """
+        loop = asyncio.get_running_loop()
+        deadline, pause = loop.time() + self.ctx.config.rollout.request_timeout_s, 0.1
+        while True:
+            try:
+                left = max(deadline - loop.time(), 0.1)
+                body = own_cache(request.body) if self.ctx.config.weights.pause_mode == "in_place" else request.body
+                answers: Any = await self.client.generate(body, timeout=left, routing_key=request.group)
+                await self.published_versions.check(answers)
+                return answers
+            except EngineError as error:
+                if error.status not in GONE or loop.time() >= deadline:
+                    raise
+            with self.ctx.waiting("the router, or an engine behind it"):
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, 2.0)
+                with contextlib.suppress(TimeoutError):  # none is known at the moment
+                    self.client = self._router_at(await self.ctx.bus.address("router", deadline_s=1.0))
+            request.rename()  # an engine may still know the first one
+
+    async def watch(self) -> None:
+        """Follow the engines' load, and report; until cancelled."""
+        while True:
+            await asyncio.sleep(LOOK_S)
+            if self.policy is not None:
+                await self._follow(self.policy)
+            await self.report()
+
+    async def _follow(self, policy: AdaptiveLimit) -> None:
+        try:
+            engines = read_loads(await self.client.fleet_loads(timeout=LOADS_TIMEOUT_S))
+        except EngineError as error:  # the router may be in the middle of a restart
+            self.ctx.log.warning("the limit of samples in flight stays %d: %s", self.slots.limit, error)
+            return
+        advice = policy.look(engines, self.slots.in_flight, self.slots.waiting)
+        self.slots.limit = advice.limit
+        rollout = self.ctx.config.rollout
+        # where a sample could not go on as it is, it is left to the engine, which retracts what it has no room for
+        if advice.cancel and rollout.partial_rollout and not rollout.mask_offpolicy_in_partial_rollout:
+            rids = self.slots.cancel(min(advice.cancel, MAX_CANCELS))
+            await asyncio.gather(*map(self.client.abort, rids), return_exceptions=True)
+
+    def published(self, samples: tuple[Sample, ...]) -> None:
+        """Metrics are put at the version of what was published last."""
+        newest = max((int(unpack(sample.versions, VERSIONS)[-1]) for sample in samples), default=0)
+        if newest != UNSAMPLED:
+            self._version = max(self._version, newest)
+
+    async def report(self) -> None:
+        slots = self.slots
+        values = {
+            "rollout/in_flight_samples": float(slots.in_flight),
+            "rollout/in_flight_limit": float(slots.limit),
+            "rollout/canceled": float(slots.canceled),
+        }
+        await self.ctx.metrics(self._version, values | slots.timing.report())

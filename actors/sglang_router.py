@@ -1,0 +1,134 @@
+"""Router, the other kind: SGLang's own (``router.kind = "sglang"``) in the place of ours.
+
+    rollout workers ──HTTP──► sglang-router ──HTTP──► engines     reads  "weights": EngineServes, EngineDown; the ledger
+                                  ▲                               writes its address; metrics
+                       this actor ┘ keeps its list of engines
+
+Invariants: an engine is on its list only after the broadcaster announced the version that it serves, and not after somebody
+reported it gone; a router that ends is an actor that dies, and is replaced. What it cannot do (facts of 0.3.2): routing by
+version, /abort_request, batches, a drain, a word on which engine hangs; who needs those takes ours.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+
+import aiohttp
+
+from actors.runtime.context import ActorContext
+from actors.runtime.local import log_path
+from actors.runtime.tasks import end
+from bus.messages import EngineDown, EngineServes
+from miles_async.secret import resolve
+from miles_async.sglang_router import SglangRouterError, SglangRouterProcess
+from miles_async.sglang_server.driver import free_port
+
+READ_BLOCK_MS = 500
+REPORT_S = 1.0
+RETRY_S = 0.2
+
+
+class SglangRouter:
+    role = "router"
+
+    def __init__(self, ctx: ActorContext) -> None:
+        self.ctx = ctx
+        self.engines: dict[str, tuple[str, int, int]] = {}  # name to URL, incarnation, version
+        self.changed = asyncio.Event()
+
+    async def run(self) -> None:
+        ctx, config = self.ctx, self.ctx.config
+        with ctx.waiting("sglang-router to start"):
+            router = await SglangRouterProcess.start(
+                config.router.host,
+                config.router.port or free_port(config.router.host),
+                log_file=log_path(ctx.run_dir, f"{ctx.name}-sglang"),
+                args=config.router.args,
+                key=resolve("router.api_key", config.router.api_key),
+                engine_key=resolve("engine.api_key", config.engine.api_key),
+            )
+        try:
+            async with aiohttp.ClientSession() as session:
+                tasks = [
+                    asyncio.create_task(work)
+                    for work in (self._follow(), self._keep_list(router, session), self._report(router, session))
+                ]
+                ended, stopped = asyncio.create_task(router.wait()), asyncio.create_task(ctx.stop.wait())
+                try:
+                    await asyncio.wait({*tasks, ended, stopped}, return_when=asyncio.FIRST_COMPLETED)
+                    if ended.done() and not ctx.stop.is_set():
+                        raise ended.result()
+                    for task in tasks:
+                        if task.done():
+                            task.result()
+                finally:
+                    await end([*tasks, ended, stopped])
+        finally:
+            await router.stop()
+
+    async def _follow(self) -> None:
+        """Engines join and leave. At the start the ledger says who serves, from then on the stream."""
+        bus, cursor = self.ctx.bus, await self.ctx.bus.last_id("weights")  # first, so that nothing falls in between
+        for name, engine in (await self.ctx.engine_states()).items():
+            if engine.state in ("serving", "updating") and name not in self.ctx.roster.leaving:
+                self.engines[name] = (engine.url, engine.incarnation, engine.version)
+        self.changed.set()
+        while not self.ctx.stop.is_set():
+            messages, cursor = await bus.read("weights", (EngineServes, EngineDown), cursor, block_ms=READ_BLOCK_MS)
+            for message in messages:
+                if not await self.ctx.has_engine(message.engine):
+                    bus.refuse("weights", message.engine, ValueError("no engine of this run"))
+                elif isinstance(message, EngineDown) or not await self.ctx.engine_leaves(message.engine):
+                    self._take(message)
+            await self._part_with_who_leaves()
+
+    async def _part_with_who_leaves(self) -> None:
+        """This router has no drain: an engine that leaves is taken off the list, and what it has in flight is sent again."""
+        lines = await self.ctx.engine_states()
+        for name in self.ctx.roster.leaving & lines.keys():
+            if lines[name].state in ("serving", "updating"):
+                down = EngineDown(engine=name, incarnation=lines[name].incarnation, reason="it leaves")
+                await self.ctx.bus.publish("weights", down)
+
+    def _take(self, message: EngineServes | EngineDown) -> None:
+        _, known, _ = self.engines.get(message.engine, ("", -1, -1))
+        if message.incarnation < known:
+            return
+        if isinstance(message, EngineServes):
+            self.engines[message.engine] = (message.url, message.incarnation, message.version)
+        else:
+            self.ctx.log.info("engine %s leaves: %s", message.engine, message.reason)
+            self.engines.pop(message.engine, None)
+        self.changed.set()
+
+    async def _keep_list(self, router: SglangRouterProcess, session: aiohttp.ClientSession) -> None:
+        """Bring the router's list to ours whenever that changes, and look again until it has taken all."""
+        announced = False
+        while not self.ctx.stop.is_set():
+            await self.changed.wait()
+            self.changed.clear()
+            wanted = {url for url, _, _ in self.engines.values()}
+            try:
+                missing = await router.set_engines(wanted, session)
+            except SglangRouterError as error:
+                self.ctx.log.warning("%s", error)
+                missing = wanted or {""}
+            if missing:
+                self.changed.set()
+                await asyncio.sleep(RETRY_S)
+            elif wanted and not announced:  # before that it would answer 503 at once instead of waiting
+                announced = True
+                await self.ctx.bus.set_address("router", router.url)
+
+    async def _report(self, router: SglangRouterProcess, session: aiohttp.ClientSession) -> None:
+        while not self.ctx.stop.is_set():
+            await asyncio.sleep(REPORT_S)
+            with contextlib.suppress(SglangRouterError):
+                workers = await router.workers(session)
+                values = {
+                    "router/inflight": float(sum(int(worker.get("load") or 0) for worker in workers)),
+                    "router/engines_up": float(sum(bool(worker.get("is_healthy")) for worker in workers)),
+                }
+                newest = max((version for _, _, version in self.engines.values()), default=0)
+                await self.ctx.metrics(newest, values)

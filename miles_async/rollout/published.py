@@ -1,0 +1,56 @@
+"""Whether the weights that an answer names can exist: an engine cannot sample with a version that no learner has published.
+
+Promises: what an answer says is believed up to the newest snapshot on the ``weights`` stream, which is read on only when an
+answer names a newer one (engines get a version after it was published, so it is there by then); an answer beyond that is
+refused, with its request, the version it names and the newest there is. (An older one than the true one only makes tokens
+look staler than they are; the router, which asks engines what they serve, finds who says so.)
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from bus import Bus
+from bus.messages import Snapshot
+from miles_async.rollout.generate import AnswerError
+
+
+class PublishedVersions:
+    """As one worker knows them."""
+
+    def __init__(self, bus: Bus) -> None:
+        self._bus, self._cursor = bus, "0"
+        self.newest = -1  # so far; while there is none at all, nothing is refused
+
+    async def check(self, answers: Any) -> None:
+        """Raises AnswerError: one of the answers to a request names weights that were never published."""
+        version, rid = newest_named(answers)
+        if version > self.newest:
+            await self._read_on()
+        if version > self.newest >= 0:
+            raise AnswerError(
+                f"{rid}: tokens of weight version {version}; the newest that was ever published is {self.newest}"
+            )
+
+    async def _read_on(self) -> None:
+        snapshots = [Snapshot(version=0, incarnation=0, path="")]
+        while snapshots:
+            snapshots, self._cursor = await self._bus.read("weights", Snapshot, self._cursor, block_ms=1)
+            self.newest = max([self.newest, *(snapshot.version for snapshot in snapshots)])
+
+
+def newest_named(answers: Any) -> tuple[int, str]:
+    """(the newest version in the spans of a request's answers, that answer's id); -1 where none can be read.
+
+    What has another form than /generate gives is for whoever reads the tokens to refuse.
+    """
+    newest, rid = -1, ""
+    for answer in answers if isinstance(answers, list) else [answers]:
+        try:
+            meta = answer["meta_info"]
+            for span in meta.get("weight_versions") or ():
+                if (version := int(span["version"])) > newest:
+                    newest, rid = version, str(meta.get("id"))
+        except (LookupError, TypeError, ValueError, AttributeError):
+            continue
+    return newest, rid

@@ -1,0 +1,1 @@
+"""Which engine gets the next request: pure objects, without I/O and without a clock."""

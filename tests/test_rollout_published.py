@@ -1,0 +1,49 @@
+"""An answer that names weights which no learner has published is refused by its worker, and named."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from bus import Bus
+from bus.messages import Snapshot
+from miles_async.rollout.generate import AnswerError
+from miles_async.rollout.published import PublishedVersions
+
+
+def answer(*versions: object, rid: str = "g.0") -> dict[str, Any]:
+    spans = [{"version": version, "start": i, "end": i + 1} for i, version in enumerate(versions)]
+    return {"output_ids": [5] * len(spans), "meta_info": {"id": rid, "weight_versions": spans}}
+
+
+async def publish(bus: Bus, version: int, incarnation: int = 1) -> None:
+    await bus.publish("weights", Snapshot(version=version, incarnation=incarnation, path="nowhere"))
+
+
+async def test_what_was_published_is_believed_however_lately_and_what_was_not_is_refused_by_name(bus: Bus) -> None:
+    published = PublishedVersions(bus)
+    for version in range(700):  # more than one read gives
+        await publish(bus, version)
+    await published.check([answer("3", "699"), answer("0")])
+    await publish(bus, 700)
+    await published.check([answer("700")])
+    with pytest.raises(AnswerError, match=r"g\.7: tokens of weight version 1000000; the newest .* is 700"):
+        await published.check([answer("700"), answer("700", "1000000", rid="g.7")])
+
+
+async def test_a_learner_that_goes_back_takes_nothing_back_that_was_published(bus: Bus) -> None:
+    published = PublishedVersions(bus)
+    await publish(bus, 9)
+    await publish(bus, 5, incarnation=2)
+    await published.check([answer("9", "5")])
+    with pytest.raises(AnswerError):
+        await published.check([answer("10")])
+
+
+async def test_without_a_learner_and_for_other_forms_nothing_is_refused_here(bus: Bus) -> None:
+    published = PublishedVersions(bus)
+    await published.check([answer("4")])
+    await publish(bus, 1)
+    for strange in ({}, [], None, [None], [answer("default")], [answer(None)], [{"meta_info": {"weight_versions": 7}}]):
+        await published.check(strange)
