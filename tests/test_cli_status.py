@@ -70,7 +70,7 @@ async def populate(url: str) -> None:
 
 def test_a_living_run_says_who_waits_for_whom_and_where_every_group_is(tmp_path: Path, redis_url: str) -> None:
     run_dir = tmp_path / "run"
-    record(run_dir, steps=6)
+    record(run_dir, steps=6).finish("stopped", {})  # of an earlier launch
     write_supervisor(run_dir, os.getpid(), redis_url)
     asyncio.run(populate(redis_url))
 
