@@ -37,6 +37,14 @@ class Cycle(RequestResponseCycle):
                 self._callback()
         self.message_event.set()
 
+    async def run_asgi(self, app: Any) -> None:
+        """Leaves no reference cycle behind: with one for each request the garbage collector would cost more than they do."""
+        try:
+            await super().run_asgi(app)
+        finally:
+            self._callback = None
+            del self.scope["on_disconnect"]  # type: ignore[typeddict-item]
+
     async def send(self, message: Any) -> None:
         """ASGI's. Raises RuntimeError: not in the order, or not of the length, that was announced."""
         if self.flow.write_paused and not self.disconnected:
