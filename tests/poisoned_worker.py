@@ -8,6 +8,7 @@ import signal
 from actors.dealer import sampling_seed
 from actors.rollout import RolloutWorker
 from bus.messages import Ticket
+from miles_async.rollout.interface import RolloutContext
 
 POSITION = 5  # of the prompt in the order of dealing
 
@@ -15,8 +16,8 @@ POSITION = 5  # of the prompt in the order of dealing
 class PoisonedWorker(RolloutWorker):
     """Dies (kill -9) of the prompt at ``POSITION``, whenever it begins with it."""
 
-    async def _rollout(self, ticket: Ticket) -> None:
+    async def _rollout(self, ticket: Ticket, context: RolloutContext) -> None:
         config = self.ctx.config
         if ticket.sampling_seed == sampling_seed(config.run.seed, POSITION, config.rollout.n_samples_per_prompt):
             os.kill(os.getpid(), signal.SIGKILL)
-        await super()._rollout(ticket)
+        await super()._rollout(ticket, context)
