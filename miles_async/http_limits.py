@@ -7,22 +7,16 @@ announces; whoever sends more gets 431 or 413; nothing that a client sends ends 
 
 from __future__ import annotations
 
-import asyncio
 import json
 import logging
 import secrets
 import socket
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
-from typing import Any, cast
-from urllib.parse import unquote
+from typing import Any
 
-import httptools
 from fastapi import FastAPI, Request, Response
 from starlette.requests import ClientDisconnect
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
-
-from miles_async.http_cycle import Cycle
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -127,80 +121,3 @@ async def send_whole(send: Send, status: int, headers: list[tuple[bytes, bytes]]
 def answer_at_once(listener: socket.socket) -> None:
     """The two writes of an answer do not wait for each other (40 ms, under asyncio's own loop)."""
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # what is accepted inherits it
-
-
-def protocol(refusals: Refusals) -> type[HttpToolsProtocol]:
-    """The HTTP side of a uvicorn server that keeps these promises."""
-
-    class Bounded(HttpToolsProtocol):
-        _head_bytes = 0
-        _in_head = True
-        _cycles: list[Cycle] = []  # replaced, never changed
-
-        def data_received(self, data: bytes) -> None:
-            if self.transport.is_closing():
-                return  # its connection was refused: what still comes is not parsed
-            self._head_bytes = self._head_bytes + len(data) if self._in_head else 0
-            super().data_received(data)
-            if self._in_head and self._head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
-                self._refuse_head()
-
-        def _refuse_head(self) -> None:
-            refusals.note(431, f"a head of more than {MAX_HEAD_BYTES} bytes")
-            self.transport.write(
-                b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
-            )
-            self.transport.close()
-
-        def on_message_begin(self) -> None:
-            self._in_head = True
-            super().on_message_begin()
-
-        def on_headers_complete(self) -> None:
-            self._in_head, self._head_bytes = False, 0
-            if len(self.url) + sum(len(name) + len(value) for name, value in self.headers) > MAX_HEAD_BYTES:
-                self._refuse_head()
-                raise ValueError("the head is too long")  # ends the parsing; all is said
-            self._begin_cycle()
-
-        def _begin_cycle(self) -> None:
-            """What uvicorn does here, with a cycle of ours."""
-            parser, scope = cast(Any, self.parser), self.scope
-            version = parser.get_http_version()
-            url = httptools.parse_url(self.url)
-            path = url.path.decode("ascii")
-            scope["method"], scope["http_version"] = parser.get_method().decode("ascii"), version
-            scope["path"], scope["raw_path"] = unquote(path) if "%" in path else path, url.path
-            scope["query_string"] = url.query or b""
-            before, app = self._cycles, cast(Any, self.app)
-            self.cycle = cycle = Cycle(
-                scope=scope,
-                transport=self.transport,
-                flow=self.flow,
-                logger=self.logger,
-                access_logger=self.access_logger,
-                access_log=False,
-                default_headers=self.server_state.default_headers,
-                message_event=asyncio.Event(),
-                expect_100_continue=self.expect_100_continue,
-                keep_alive=version != "1.0" and parser.should_keep_alive(),
-                on_response=self.on_response_complete,
-            )
-            self._cycles = [*(c for c in before if not c.response_complete), cycle]
-            if len(self._cycles) == 1:
-                self._start_asgi_task(cycle, app)
-            else:  # a pipelined request waits for the answer to the one before it
-                self.flow.pause_reading()
-                self.pipeline.appendleft((cycle, app))
-
-        def connection_lost(self, exc: Exception | None) -> None:
-            super().connection_lost(exc)
-            for cycle in self._cycles:
-                cycle.left()
-
-        def send_400_response(self, msg: str) -> None:
-            if not self.transport.is_closing():
-                refusals.note(400, msg)
-                super().send_400_response(msg)
-
-    return Bounded

@@ -1,4 +1,4 @@
-"""What every HTTP server of ours is: uvicorn inside somebody else's event loop, behind the limits of ``http_limits.py``."""
+"""What every HTTP server of ours is: uvicorn inside somebody else's event loop, with connections of ``http_protocol.py``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from typing import Any
 
 import uvicorn
 
-from miles_async.http_limits import Refusals, protocol
+from miles_async.http_limits import Refusals
+from miles_async.http_protocol import protocol
 
 
 class HttpServer(uvicorn.Server):

@@ -72,10 +72,10 @@ class _Connection(asyncio.Protocol):
         self.closed = self.closed_by_us = False
         self.reused = False
         self._waiter: asyncio.Future[None] | None = None
+        self.parser = httptools.HttpResponseParser(self)  # of one answer after the other
         self._begin()
 
     def _begin(self) -> None:
-        self.parser = httptools.HttpResponseParser(self)
         self.status = 0
         self.headers: list[Header] = []
         self.chunks: deque[bytes] = deque()

@@ -1,0 +1,337 @@
+"""The HTTP/1.1 side of our servers: a connection, and each of its requests as a call of an ASGI application.
+
+uvicorn's server runs it in the place of its own protocol, which costs the router twice as much for each request.
+
+Promises: heads have up to ``MAX_HEAD_BYTES``, what is no HTTP is a 400, both counted; pipelined requests are answered in
+order; the head of an answer leaves in one write with the first part of its body; ``scope["on_disconnect"](callback)`` has
+``callback`` called once if the client leaves before its answer is complete (a task that waits for ``http.disconnect`` costs
+as much as all the rest); a connection without a request is closed after ``timeout_keep_alive`` seconds; what an application
+raises is a 500, or a torn connection if its answer has begun.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+from urllib.parse import unquote
+
+import httptools
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE
+
+from miles_async.http_limits import MAX_HEAD_BYTES, Refusals
+
+JOIN_BYTES = 16 * 1024  # below it a copy is cheaper than a second buffer on the way to the socket
+HELD_BYTES = 1 << 20  # of a body that nobody takes; more stops the reading
+ASGI = {"version": "3.0", "spec_version": "2.3"}
+_log = logging.getLogger("http")
+
+
+class Request:
+    """One request and its answer: what an application gets as ``receive`` and ``send``."""
+
+    def __init__(self, connection: Connection, scope: dict[str, Any], keep_alive: bool, expects: bool) -> None:
+        self.scope, self.keep_alive = scope, keep_alive
+        self.held = 0  # bytes of the body that have come and were not taken
+        self.left = self.started = self.complete = False
+        self._connection, self._expects = connection, expects
+        self._parts: list[bytes] = []
+        self._whole = self._taken = False  # the body
+        self._news: asyncio.Future[None] | None = None
+        self._on_disconnect: Callable[[], None] | None = None
+        self._head = b""
+        self._length: int | None = None  # bytes of the answer's body still to come; None: chunked
+        scope["on_disconnect"] = self._call_if_left
+
+    # what the connection tells
+
+    def feed(self, part: bytes) -> None:
+        if not self.complete:
+            self._parts.append(part)
+            self.held += len(part)
+            self._wake()
+
+    def feed_end(self) -> None:
+        self._whole = True
+        self._wake()
+
+    def gone(self) -> None:
+        """The client has left."""
+        self.left = True
+        if self._on_disconnect is not None and not self.complete:
+            self._on_disconnect()
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._news is not None and not self._news.done():
+            self._news.set_result(None)
+
+    # what the application calls
+
+    def _call_if_left(self, callback: Callable[[], None]) -> None:
+        self._on_disconnect = callback
+        if self.left:
+            callback()
+
+    async def receive(self) -> dict[str, Any]:
+        """ASGI's."""
+        if self._expects and not self.started:
+            self._expects = False
+            self._connection.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        while not self.left and not self.complete:
+            if self._parts or (self._whole and not self._taken):
+                body = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
+                self._parts, self.held, self._taken = [], 0, self._whole
+                self._connection.adjust_reading()
+                return {"type": "http.request", "body": body, "more_body": not self._whole}
+            self._news = asyncio.get_running_loop().create_future()
+            await self._news
+        return {"type": "http.disconnect"}
+
+    async def send(self, message: Any) -> None:
+        """ASGI's. Raises RuntimeError: not in the order, or not of the length, that was announced."""
+        if self._connection.full is not None:
+            await self._connection.full
+        if self.left:
+            return
+        if not self.started:
+            if message["type"] != "http.response.start":
+                raise RuntimeError(f"an answer begins with http.response.start, not {message['type']}")
+            self._begin(message["status"], message.get("headers", ()))
+        elif self.complete or message["type"] != "http.response.body":
+            raise RuntimeError(f"{message['type']} after the head, or the end, of an answer")
+        else:
+            self._write(message.get("body", b""), message.get("more_body", False))
+
+    def _begin(self, status: int, headers: Any) -> None:
+        """The head, kept until there is something to send with it."""
+        self.started = True
+        parts = [STATUS_LINE[status]]
+        framed = closes = False
+        for name, value in headers:
+            if b"\n" in name or b"\r" in name or b"\n" in value or b"\r" in value:
+                raise RuntimeError(f"a header with a line end in it: {name!r}")
+            name = name.lower()
+            if name == b"content-length":
+                self._length, framed = int(value), True
+            elif name == b"transfer-encoding":
+                continue  # ours to say
+            elif name == b"connection" and b"close" in value.lower():
+                closes, self.keep_alive = True, False
+            parts += (name, b": ", value, b"\r\n")
+        if not self.keep_alive and not closes:
+            parts.append(b"connection: close\r\n")
+        if status in (204, 304):
+            self._length = 0
+        elif not framed:
+            parts.append(b"transfer-encoding: chunked\r\n")
+        parts.append(b"\r\n")
+        self._head = b"".join(parts)
+
+    def _write(self, body: bytes, more: bool) -> None:
+        head, self._head = self._head, b""
+        if self.scope["method"] == "HEAD":
+            body = b""
+        elif self._length is None:
+            body = (b"%x\r\n%b\r\n" % (len(body), body) if body else b"") + (b"" if more else b"0\r\n\r\n")
+        else:
+            self._length -= len(body)
+            if self._length < 0 or (self._length and not more):
+                raise RuntimeError("an answer that is not of the content-length that it announced")
+        transport = self._connection.transport
+        if head and len(body) > JOIN_BYTES:
+            transport.write(head)
+            transport.write(body)
+        elif head or body:
+            transport.write(head + body)
+        if not more:
+            self.complete = True
+            self._wake()
+            self._connection.answered(self)
+
+    async def run(self, app: Any) -> None:
+        try:
+            await app(self.scope, self.receive, self.send)
+            if not self.complete and not self.left:
+                raise RuntimeError("the application ended without an answer")
+        except Exception as error:
+            _log.error("in the application", exc_info=error)
+            self._connection.failed(self)
+        finally:  # no reference cycle: with one for each request their collection would cost more than they do
+            self._on_disconnect = None
+            del self.scope["on_disconnect"]
+
+
+class Connection(asyncio.Protocol):
+    """Made by uvicorn's server for each connection; :func:`protocol` adds where refusals are counted."""
+
+    refusals: Refusals
+    transport: asyncio.Transport
+
+    def __init__(self, config: Any, server_state: Any, app_state: Any, _loop: Any = None) -> None:
+        self._app, self._server, self._keep_alive_s = config.loaded_app, server_state, config.timeout_keep_alive
+        self._loop = _loop or asyncio.get_running_loop()
+        self._parser = httptools.HttpRequestParser(self)
+        self._parser.set_dangerous_leniencies(lenient_data_after_close=True)
+        self._requests: deque[Request] = deque()  # the first one runs, the others wait for it
+        self._reading: Request | None = None  # whose body comes
+        self.full: asyncio.Future[None] | None = None  # while the client does not take what is written
+        self._paused, self._in_head, self._head_bytes = False, True, 0
+        self._active_at = 0.0
+
+    # asyncio.Protocol
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = transport  # type: ignore[assignment]
+        self._server.connections.add(self)
+        self._address = tuple(transport.get_extra_info("sockname")[:2])
+        self._active_at = self._loop.time()
+        self._timer = self._loop.call_later(self._keep_alive_s, self._close_if_idle)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._server.connections.discard(self)
+        self._timer.cancel()
+        for request in self._requests:
+            request.gone()
+        self.resume_writing()
+
+    def data_received(self, data: bytes) -> None:
+        if self.transport.is_closing():
+            return  # it was refused: what still comes is not parsed
+        self._active_at = self._loop.time()
+        self._head_bytes = self._head_bytes + len(data) if self._in_head else 0
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            pass  # answered as what it is without the upgrade
+        except httptools.HttpParserError:
+            self._refuse(400, "Invalid HTTP request received.")
+        if self._in_head and self._head_bytes > MAX_HEAD_BYTES:
+            self._refuse(431, f"a head of more than {MAX_HEAD_BYTES} bytes")
+
+    def pause_writing(self) -> None:
+        self.full = self.full or self._loop.create_future()
+
+    def resume_writing(self) -> None:
+        if self.full is not None and not self.full.done():  # done: who waited was cancelled
+            self.full.set_result(None)
+        self.full = None
+
+    # httptools
+
+    def on_message_begin(self) -> None:
+        self._in_head, self._expects = True, False
+        self._url = b""
+        self._headers: list[tuple[bytes, bytes]] = []
+
+    def on_url(self, url: bytes) -> None:
+        self._url += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        name = name.lower()
+        if name == b"expect" and value.lower() == b"100-continue":
+            self._expects = True
+        self._headers.append((name, value))
+
+    def on_headers_complete(self) -> None:
+        self._in_head, self._head_bytes = False, 0
+        if len(self._url) + sum(len(name) + len(value) for name, value in self._headers) > MAX_HEAD_BYTES:
+            self._refuse(431, f"a head of more than {MAX_HEAD_BYTES} bytes")
+            raise ValueError("the head is too long")  # ends the parsing; all is said
+        parser, url = self._parser, httptools.parse_url(self._url)
+        version, path = parser.get_http_version(), url.path.decode("ascii")
+        scope = {
+            "type": "http",
+            "asgi": ASGI,
+            "http_version": version,
+            "method": parser.get_method().decode("ascii"),
+            "scheme": "http",
+            "path": unquote(path) if "%" in path else path,
+            "raw_path": url.path,
+            "query_string": url.query or b"",
+            "root_path": "",
+            "headers": self._headers,
+            "server": self._address,
+            "client": None,
+        }
+        keep_alive = version != "1.0" and parser.should_keep_alive() and not parser.should_upgrade()
+        self._reading = request = Request(self, scope, keep_alive, self._expects)
+        self._requests.append(request)
+        if len(self._requests) == 1:
+            self._start(request)
+
+    def on_body(self, body: bytes) -> None:
+        if self._reading is not None:
+            self._reading.feed(body)
+            self.adjust_reading()
+
+    def on_message_complete(self) -> None:
+        if self._reading is not None:
+            self._reading.feed_end()
+            self._reading = None
+            self.adjust_reading()
+
+    # requests
+
+    def _start(self, request: Request) -> None:
+        task = self._loop.create_task(request.run(self._app))
+        self._server.tasks.add(task)
+        task.add_done_callback(self._server.tasks.discard)
+
+    def adjust_reading(self) -> None:
+        """Read on unless a request waits behind another one, or a body that nobody takes has grown long."""
+        pause = len(self._requests) > 1 or (self._reading is not None and self._reading.held > HELD_BYTES)
+        if pause != self._paused and not self.transport.is_closing():
+            self._paused = pause
+            (self.transport.pause_reading if pause else self.transport.resume_reading)()
+
+    def answered(self, request: Request) -> None:
+        """The running request has its whole answer."""
+        self._requests.popleft()
+        self._server.total_requests += 1
+        self._active_at = self._loop.time()
+        if not request.keep_alive:
+            self.transport.close()
+        elif not self.transport.is_closing():
+            self.adjust_reading()
+            if self._requests:
+                self._start(self._requests[0])
+
+    def failed(self, request: Request) -> None:
+        """Its application raised."""
+        if not request.started and not self.transport.is_closing():
+            body = b"Internal Server Error"
+            self.transport.write(
+                STATUS_LINE[500] + b"connection: close\r\ncontent-length: %d\r\n\r\n" % len(body) + body
+            )
+        self.transport.close()
+
+    def _refuse(self, status: int, why: str) -> None:
+        if self.transport.is_closing():
+            return
+        self.refusals.note(status, why)
+        body = why.encode()
+        head = b"content-type: text/plain; charset=utf-8\r\nconnection: close\r\ncontent-length: %d\r\n\r\n" % len(body)
+        self.transport.write(STATUS_LINE[status] + head + body)
+        self.transport.close()
+
+    def _close_if_idle(self) -> None:
+        left_s = self._keep_alive_s - (self._loop.time() - self._active_at)
+        if self._requests or left_s > 0:
+            self._timer = self._loop.call_later(max(left_s, 1.0), self._close_if_idle)
+        else:
+            self.transport.close()
+
+    def shutdown(self) -> None:
+        """uvicorn's server stops: finish what runs, take nothing new."""
+        for request in self._requests:
+            request.keep_alive = False
+        if not self._requests:
+            self.transport.close()
+
+
+def protocol(refusals: Refusals) -> type[Connection]:
+    """The class for ``uvicorn.Config(http=...)``; what it refuses is counted in ``refusals``."""
+    return type("CountingConnection", (Connection,), {"refusals": refusals})
