@@ -1,20 +1,15 @@
 """The HTTP/1.1 side of our servers: a connection, and each of its requests as a call of an ASGI application.
 
-uvicorn's server runs it in the place of its own protocol, which costs the router twice as much for each request.
+uvicorn's server runs it in the place of its own protocol, which costs the router more for each request.
 
 Promises: heads have up to ``MAX_HEAD_BYTES``, what is no HTTP is a 400, both counted; pipelined requests are answered in
-order; the head of an answer leaves in one write with the first part of its body; ``scope["on_disconnect"](callback)`` has
-``callback`` called once if the client leaves before its answer is complete (a task that waits for ``http.disconnect`` costs
-as much as all the rest); a connection without a request is closed after ``timeout_keep_alive`` seconds; what an application
-raises is a 500, or a torn connection if its answer has begun.
+order; a connection without a request is closed after ``timeout_keep_alive`` seconds. The answers: ``http_request.py``.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections import deque
-from collections.abc import Callable
 from typing import Any
 from urllib.parse import unquote
 
@@ -22,146 +17,10 @@ import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
 from miles_async.http_limits import MAX_HEAD_BYTES, Refusals
+from miles_async.http_request import Request
 
-JOIN_BYTES = 16 * 1024  # below it a copy is cheaper than a second buffer on the way to the socket
 HELD_BYTES = 1 << 20  # of a body that nobody takes; more stops the reading
 ASGI = {"version": "3.0", "spec_version": "2.3"}
-_log = logging.getLogger("http")
-
-
-class Request:
-    """One request and its answer: what an application gets as ``receive`` and ``send``."""
-
-    def __init__(self, connection: Connection, scope: dict[str, Any], keep_alive: bool, expects: bool) -> None:
-        self.scope, self.keep_alive = scope, keep_alive
-        self.held = 0  # bytes of the body that have come and were not taken
-        self.left = self.started = self.complete = False
-        self._connection, self._expects = connection, expects
-        self._parts: list[bytes] = []
-        self._whole = self._taken = False  # the body
-        self._news: asyncio.Future[None] | None = None
-        self._on_disconnect: Callable[[], None] | None = None
-        self._head = b""
-        self._length: int | None = None  # bytes of the answer's body still to come; None: chunked
-        scope["on_disconnect"] = self._call_if_left
-
-    # what the connection tells
-
-    def feed(self, part: bytes) -> None:
-        if not self.complete:
-            self._parts.append(part)
-            self.held += len(part)
-            self._wake()
-
-    def feed_end(self) -> None:
-        self._whole = True
-        self._wake()
-
-    def gone(self) -> None:
-        """The client has left."""
-        self.left = True
-        if self._on_disconnect is not None and not self.complete:
-            self._on_disconnect()
-        self._wake()
-
-    def _wake(self) -> None:
-        if self._news is not None and not self._news.done():
-            self._news.set_result(None)
-
-    # what the application calls
-
-    def _call_if_left(self, callback: Callable[[], None]) -> None:
-        self._on_disconnect = callback
-        if self.left:
-            callback()
-
-    async def receive(self) -> dict[str, Any]:
-        """ASGI's."""
-        if self._expects and not self.started:
-            self._expects = False
-            self._connection.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        while not self.left and not self.complete:
-            if self._parts or (self._whole and not self._taken):
-                body = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
-                self._parts, self.held, self._taken = [], 0, self._whole
-                self._connection.adjust_reading()
-                return {"type": "http.request", "body": body, "more_body": not self._whole}
-            self._news = asyncio.get_running_loop().create_future()
-            await self._news
-        return {"type": "http.disconnect"}
-
-    async def send(self, message: Any) -> None:
-        """ASGI's. Raises RuntimeError: not in the order, or not of the length, that was announced."""
-        if self._connection.full is not None:
-            await self._connection.full
-        if self.left:
-            return
-        if not self.started:
-            if message["type"] != "http.response.start":
-                raise RuntimeError(f"an answer begins with http.response.start, not {message['type']}")
-            self._begin(message["status"], message.get("headers", ()))
-        elif self.complete or message["type"] != "http.response.body":
-            raise RuntimeError(f"{message['type']} after the head, or the end, of an answer")
-        else:
-            self._write(message.get("body", b""), message.get("more_body", False))
-
-    def _begin(self, status: int, headers: Any) -> None:
-        """The head, kept until there is something to send with it."""
-        self.started = True
-        parts = [STATUS_LINE[status]]
-        framed = closes = False
-        for name, value in headers:
-            if b"\n" in name or b"\r" in name or b"\n" in value or b"\r" in value:
-                raise RuntimeError(f"a header with a line end in it: {name!r}")
-            name = name.lower()
-            if name == b"content-length":
-                self._length, framed = int(value), True
-            elif name == b"transfer-encoding":
-                continue  # ours to say
-            elif name == b"connection" and b"close" in value.lower():
-                closes, self.keep_alive = True, False
-            parts += (name, b": ", value, b"\r\n")
-        if not self.keep_alive and not closes:
-            parts.append(b"connection: close\r\n")
-        if status in (204, 304):
-            self._length = 0
-        elif not framed:
-            parts.append(b"transfer-encoding: chunked\r\n")
-        parts.append(b"\r\n")
-        self._head = b"".join(parts)
-
-    def _write(self, body: bytes, more: bool) -> None:
-        head, self._head = self._head, b""
-        if self.scope["method"] == "HEAD":
-            body = b""
-        elif self._length is None:
-            body = (b"%x\r\n%b\r\n" % (len(body), body) if body else b"") + (b"" if more else b"0\r\n\r\n")
-        else:
-            self._length -= len(body)
-            if self._length < 0 or (self._length and not more):
-                raise RuntimeError("an answer that is not of the content-length that it announced")
-        transport = self._connection.transport
-        if head and len(body) > JOIN_BYTES:
-            transport.write(head)
-            transport.write(body)
-        elif head or body:
-            transport.write(head + body)
-        if not more:
-            self.complete = True
-            self._wake()
-            self._connection.answered(self)
-
-    async def run(self, app: Any) -> None:
-        try:
-            await app(self.scope, self.receive, self.send)
-            if not self.complete and not self.left:
-                raise RuntimeError("the application ended without an answer")
-        except Exception as error:
-            _log.error("in the application", exc_info=error)
-            self._connection.failed(self)
-        finally:  # no reference cycle: with one for each request their collection would cost more than they do
-            self._on_disconnect = None
-            del self.scope["on_disconnect"]
 
 
 class Connection(asyncio.Protocol):
@@ -301,7 +160,7 @@ class Connection(asyncio.Protocol):
 
     def failed(self, request: Request) -> None:
         """Its application raised."""
-        if not request.started and not self.transport.is_closing():
+        if not request.sent and not self.transport.is_closing():
             body = b"Internal Server Error"
             self.transport.write(
                 STATUS_LINE[500] + b"connection: close\r\ncontent-length: %d\r\n\r\n" % len(body) + body

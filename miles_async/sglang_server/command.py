@@ -54,7 +54,7 @@ def installed_version() -> str:
     if importlib.util.find_spec("sglang") is None:
         raise SglangError(
             'engine.kind = "sglang" needs the package sglang, which is not installed for '
-            f'{sys.executable}: see "Engines" in the README, or use engine.kind = "embedded"'
+            f'{sys.executable}: requirements/install.sh test installs it for a CPU; or use engine.kind = "embedded"'
         )
     version = importlib.metadata.version("sglang")
     if version_of(version) < OLDEST_VERSION:
