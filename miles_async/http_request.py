@@ -123,7 +123,7 @@ class Request:
         self._head = b"".join(parts)
 
     def _write(self, body: bytes, more: bool) -> None:
-        head, self._head = self._head, b""
+        self.sent, head, self._head = True, self._head, b""
         if self.scope["method"] == "HEAD":
             body = b""
         elif self._length is None:
@@ -132,7 +132,7 @@ class Request:
             self._length -= len(body)
             if self._length < 0 or (self._length and not more):
                 raise RuntimeError("an answer that is not of the content-length that it announced")
-        transport, self.sent = self._connection.transport, True
+        transport = self._connection.transport
         if head and len(body) > JOIN_BYTES:
             transport.write(head)
             transport.write(body)

@@ -152,14 +152,14 @@ async def test_a_header_that_would_end_its_line_is_not_sent(header: tuple[bytes,
         assert (await answer(reader))[0] == 500
 
 
-async def test_an_answer_of_another_length_than_announced_is_a_500() -> None:
+async def test_an_answer_of_another_length_than_announced_is_torn() -> None:
     async def app(scope: Any, receive: Any, send: Any) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"5")]})
         await send({"type": "http.response.body", "body": b"four", "more_body": False})
 
     async with client_of(app) as (reader, writer):
         writer.write(GET % 0)
-        assert (await answer(reader))[0] == 500
+        assert await reader.read() == b""
 
 
 async def test_a_connection_without_a_request_is_closed_in_time_and_one_with_a_request_is_not() -> None:
