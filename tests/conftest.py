@@ -17,21 +17,6 @@ from bus.server import RedisServer
 
 _run_ids = itertools.count()
 
-# the files whose few tests take longest (--durations)
-LONG = {
-    "test_fault_campaign",
-    "test_faults",
-    "test_runs",
-    "test_agent_run",
-    "test_wedges",
-    "test_sglang_smoke",
-    "test_sglang_router",
-    "test_runs_limits",
-    "test_scale",
-    "test_evaluation_runs",
-    "test_ledger_machine",
-}
-
 # how fast a machine is, or what else it does, is nothing that a test of ours is about
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("untimed")
@@ -39,11 +24,7 @@ settings.load_profile("untimed")
 
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With several workers: a file's tests share one, for their fixtures; so do all that start the real SGLang server.
-
-    The files with the longest tests come first, so that no worker is left with one of them at the end.
-    """
-    items.sort(key=lambda item: item.path.stem not in LONG)
+    """With several workers: a file's tests share one, for their fixtures; so do all that start the real SGLang server."""
     for item in items:
         group = "sglang" if "sglang" in item.path.name else item.path.stem
         item.add_marker(pytest.mark.xdist_group(group))
