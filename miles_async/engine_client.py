@@ -152,7 +152,7 @@ class EngineClient:
 
         ``routing_key``: a router of which this is asked may give requests with the same one to the same engine.
         """
-        key = {ROUTING_KEY: routing_key} if routing_key else {}
+        headers = {ROUTING_KEY: routing_key} if routing_key else {}
         if self.vocab_size is not None:
             try:
                 check_token_ids(body, self.vocab_size)
@@ -160,12 +160,12 @@ class EngineClient:
                 raise EngineError(self.name, "/generate", f"not sent: {error}", 400) from None
         ids = body.get("input_ids")
         if self._batches or not ids or not isinstance(ids[0], list):
-            return await self._call("POST", "/generate", body, timeout, key)
+            return await self._call("POST", "/generate", body, timeout, headers)
         each = [
             {key: value[i] if isinstance(value, list) else value for key, value in body.items()}
             for i in range(len(ids))
         ]
-        calls = [asyncio.ensure_future(self._call("POST", "/generate", one, timeout, key)) for one in each]
+        calls = [asyncio.ensure_future(self._call("POST", "/generate", one, timeout, headers)) for one in each]
         try:
             return await asyncio.gather(*calls)
         finally:

@@ -81,13 +81,8 @@ class HealthChecker:
     async def _ask(self, worker: Worker, path: bytes) -> str | None:
         """None if the engine says 200, else what it did. Marks an engine dead that nobody listens for."""
         try:
-            async with asyncio.timeout(self._interval_s):
-                answer = await worker.upstream.request(b"GET", path)
-                try:
-                    await answer.body()
-                    return None if answer.status == 200 else f"{path.decode()}: HTTP {answer.status}"
-                finally:
-                    answer.done()
+            status, _ = await worker.upstream.get(path, self._interval_s)
+            return None if status == 200 else f"{path.decode()}: HTTP {status}"
         except TimeoutError:
             return f"{path.decode()}: no answer within {self._interval_s:g} s"
         except UpstreamError as error:

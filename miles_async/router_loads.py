@@ -56,12 +56,8 @@ class FleetLoads:
 
 async def _ask(worker: Worker) -> EngineLoad | None:
     try:
-        async with asyncio.timeout(ASK_TIMEOUT_S):
-            answer = await worker.upstream.request(b"GET", b"/v1/loads")
-            try:
-                return load_of(worker.name, json.loads(await answer.body()))
-            finally:
-                answer.done()
+        _, content = await worker.upstream.get(b"/v1/loads", ASK_TIMEOUT_S)
+        return load_of(worker.name, json.loads(content))
     except (UpstreamError, TimeoutError, ValueError, RecursionError):
         return None
 

@@ -97,12 +97,8 @@ class EngineLooks:
     async def _ask(self, worker: Worker, path: bytes, read: Callable[[Any], Any]) -> Any:
         """What ``read`` finds in the JSON of the answer. None: there is no answer, or nothing is found."""
         try:
-            async with asyncio.timeout(ASK_TIMEOUT_S):
-                answer = await worker.upstream.request(b"GET", path)
-                try:
-                    return read(json.loads(await answer.body())) if answer.status == 200 else None
-                finally:
-                    answer.done()
+            status, content = await worker.upstream.get(path, ASK_TIMEOUT_S)
+            return read(json.loads(content)) if status == 200 else None
         except UpstreamError as error:
             if error.garbage:
                 self._garbage(worker, f"GET {path.decode()}: {error}")

@@ -46,12 +46,8 @@ class QuietEngines:
     async def _count(self, worker: Worker) -> int | None:
         """Tokens that the engine has sampled so far, as it says. None: it does not say."""
         try:
-            async with asyncio.timeout(ASK_TIMEOUT_S):
-                answer = await worker.upstream.request(b"GET", b"/v1/loads")
-                try:
-                    return _tokens(json.loads(await answer.body()))
-                finally:
-                    answer.done()
+            _, content = await worker.upstream.get(b"/v1/loads", ASK_TIMEOUT_S)
+            return _tokens(json.loads(content))
         except (UpstreamError, TimeoutError, ValueError):
             return None
 

@@ -261,6 +261,15 @@ class Upstream:
                 raise
             return Answer(self, connection)
 
+    async def get(self, path: bytes, timeout_s: float) -> tuple[int, bytes]:
+        """Status and whole body of a question of our own. Raises UpstreamError, TimeoutError."""
+        async with asyncio.timeout(timeout_s):
+            answer = await self.request(b"GET", path)
+            try:
+                return answer.status, await answer.body()
+            finally:
+                answer.done()
+
     async def _connect(self) -> _Connection:
         while self._idle:
             connection = self._idle.pop()

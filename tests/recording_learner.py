@@ -11,8 +11,8 @@ from actors.learner import Learner
 from actors.runtime.context import ActorContext
 from bus.codec import encode
 from bus.messages import Group
-from miles_async.engine.control import checksums
 from miles_async.train import checkpoint
+from miles_async.weights.checksum import checksums
 
 
 class RecordingLearner(Learner):

@@ -18,9 +18,9 @@ from engine_support import CONTEXT, VOCAB, make_checkpoint, make_scheduler
 from safetensors.torch import load_file, save_file
 
 from miles_async.engine import frontend, model
-from miles_async.engine.control import checksums, overall_checksum
 from miles_async.engine.groups import TransferError, flattened_size, unflatten
 from miles_async.engine.server import main, serve
+from miles_async.weights.checksum import checksums, overall_checksum
 
 DEADLINE_S = 30.0
 

@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from miles_async.weights import delta_sender
-from miles_async.weights.delta import DeltaError, as_bytes, check_file, read_header, read_tensors, write_delta
+from miles_async.weights.checksum import as_bytes
+from miles_async.weights.delta import DeltaError, check_file, read_header, read_tensors, write_delta
 from miles_async.weights.delta_mirror import CONFIG_DIR, Mirror, state_file
 from miles_async.weights.delta_sender import DeltaSender
 from miles_async.weights.snapshot import load_snapshot, write_snapshot

@@ -10,7 +10,6 @@ Hugging Face name; ``per_gpu_checksum`` is the same of the lines ``name:checksum
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from collections.abc import Callable, Coroutine, Iterable
 from typing import Annotated, Any
 
@@ -24,6 +23,7 @@ from miles_async.engine.groups import Buffer, TransferError, join_group, leave_g
 from miles_async.engine.model import DenseModel, WeightError
 from miles_async.engine.scheduler import PauseMode, Scheduler
 from miles_async.engine.worker import ComputeThread
+from miles_async.weights.checksum import checksums, overall_checksum
 
 Answer = tuple[int, dict[str, Any]]
 
@@ -308,21 +308,6 @@ class WeightControl:
     def close(self) -> None:
         """Leave all groups, without waiting for them."""
         self._groups.clear()
-
-
-def checksums(tensors: dict[str, torch.Tensor]) -> dict[str, str]:
-    """First 16 hex digits of the SHA-256 of each tensor's raw bytes."""
-    sums = {}
-    for name, tensor in tensors.items():
-        raw = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8)
-        sums[name] = hashlib.sha256(raw.numpy().data).hexdigest()[:16]
-    return sums
-
-
-def overall_checksum(sums: dict[str, str]) -> str:
-    """One checksum over all tensors, independent of their order."""
-    lines = "\n".join(f"{name}:{sums[name]}" for name in sorted(sums))
-    return hashlib.sha256(lines.encode()).hexdigest()[:16]
 
 
 def _specs(body: UpdateDistributedBody) -> list[tuple[str, torch.dtype, list[int]]]:

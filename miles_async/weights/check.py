@@ -14,7 +14,7 @@ import torch
 
 from miles_async.engine_client import EngineClient, EngineError
 from miles_async.weights.buckets import Bucket, unflatten
-from miles_async.weights.delta import checksum
+from miles_async.weights.checksum import checksum
 
 Key = tuple[int, int]  # (incarnation, version) of a snapshot
 Sums = Mapping[str, str]  # tensor, by the engine's own names, to its checksum

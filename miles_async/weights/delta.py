@@ -20,11 +20,11 @@ from typing import BinaryIO, Literal
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 import torch
 import zstandard
 
 from miles_async.weights.buckets import by_item_size, dtype_name
+from miles_async.weights.checksum import Bytes, as_bytes, checksum
 from miles_async.weights.snapshot import Spec
 
 MAGIC = b"MADELTA1"
@@ -34,7 +34,6 @@ MAX_HEADER_BYTES = 64 << 20
 DIGEST_BYTES = 32
 _CHUNK_BYTES = 4 << 20
 
-Bytes = npt.NDArray[np.uint8]
 Key = tuple[int, int]  # (incarnation, version) of a snapshot
 
 
@@ -67,16 +66,6 @@ class Header(msgspec.Struct, frozen=True):
                 raise DeltaError(f"{entry.name} cannot have dtype {entry.dtype!r} and shape {list(entry.shape)}")
             specs.append((entry.name, kind, entry.shape))
         return specs
-
-
-def checksum(tensor: torch.Tensor) -> str:
-    """First 16 hex digits of the SHA-256 of a tensor's raw bytes, as the embedded engine's /weights_checker gives them."""
-    return hashlib.sha256(as_bytes(tensor).data).hexdigest()[:16]
-
-
-def as_bytes(tensor: torch.Tensor) -> Bytes:
-    """The raw bytes of a tensor, row-major: a view where it lies on the CPU without gaps."""
-    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
 
 
 def write_delta(

@@ -30,7 +30,8 @@ import torch
 
 from miles_async.config import RunConfig
 from miles_async.daemon_thread import in_thread
-from miles_async.weights.delta import DeltaError, Header, Key, checksum, read_header, read_tensors
+from miles_async.weights.checksum import checksums
+from miles_async.weights.delta import DeltaError, Header, Key, read_header, read_tensors
 from miles_async.weights.snapshot import SnapshotError, choose_root, load_snapshot, snapshot_name, write_tensors
 
 POLL_S = 0.1
@@ -168,9 +169,7 @@ def _is_whole(path: Path, header: Header) -> bool:
     if not path.is_dir():
         return False
     try:
-        if {name: checksum(tensor) for name, tensor in load_snapshot(path).items()} == {
-            entry.name: entry.checksum for entry in header.entries
-        }:
+        if checksums(load_snapshot(path)) == {entry.name: entry.checksum for entry in header.entries}:
             return True
     except SnapshotError as error:
         _log.warning("%s", error)
