@@ -182,7 +182,7 @@ def judge(run_dir: Path, found: dict[str, Any], code: int, log: str) -> dict[str
     """What came of it, from the run's own record and the weights it kept."""
     if code:
         return {**found, "broken": [f"exit code {code}: {log}"]}
-    from benchmarks.keeping_learner import read_groups
+    from benchmarks.keeping_learner import kept_groups
     from benchmarks.span_check import TOLERANCE, check_spans
 
     summary = json.loads((run_dir / "summary.json").read_text())
@@ -196,7 +196,7 @@ def judge(run_dir: Path, found: dict[str, Any], code: int, log: str) -> dict[str
             drops[line.reason] += len(line.groups)
     events = [json.loads(line) for line in (run_dir / EVENTS_FILE).read_text().splitlines()]
     downs = [event["data"].get("cause", "") for event in events if event["kind"] == "engine_down"]
-    spans = check_spans(read_groups(run_dir), run_dir / "kept")
+    spans = check_spans(kept_groups(run_dir), run_dir / "kept")
     lost = by_kind["admitted"] - by_kind["trained"] - by_kind.get("dropped", set())
     promises = {
         "the run finishes": summary["status"] == "finished" and summary["steps"] == STEPS,

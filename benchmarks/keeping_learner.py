@@ -10,8 +10,8 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from benchmarks.group_files import read_groups, write_groups
 from benchmarks.recording_learner import RecordingLearner
-from bus.codec import decode, encode
 from bus.messages import Group
 
 
@@ -28,17 +28,11 @@ class KeepingLearner(RecordingLearner):
         metrics = super()._train(groups)
         directory = self.ctx.run_dir / "groups"
         directory.mkdir(exist_ok=True)
-        frames = [encode(group) for group in groups]
-        data = b"".join(len(frame).to_bytes(8, "little") + frame for frame in frames)
-        (directory / f"{self.trainer.version:06d}").write_bytes(data)
+        write_groups(directory / f"{self.trainer.version:06d}", groups)
         return metrics
 
 
-def read_groups(run_dir: Path) -> Iterator[Group]:
+def kept_groups(run_dir: Path) -> Iterator[Group]:
     """All groups that were trained on, step by step."""
     for file in sorted((run_dir / "groups").iterdir()):
-        data = file.read_bytes()
-        while data:
-            size = int.from_bytes(data[:8], "little")
-            yield decode(data[8 : 8 + size], Group)
-            data = data[8 + size :]
+        yield from read_groups(file)

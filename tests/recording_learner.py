@@ -9,7 +9,7 @@ from pathlib import Path
 
 from actors.learner import Learner
 from actors.runtime.context import ActorContext
-from bus.codec import encode
+from benchmarks.group_files import write_groups
 from bus.messages import Group
 from miles_async.train import checkpoint
 from miles_async.weights.checksum import checksums
@@ -22,9 +22,7 @@ class RecordingLearner(Learner):
         metrics = super()._train(groups)
         directory = self.ctx.run_dir / "trained"
         directory.mkdir(exist_ok=True)
-        frames = [encode(group) for group in groups]
-        data = b"".join(len(frame).to_bytes(8, "little") + frame for frame in frames)
-        (directory / f"{self.trainer.version:04d}-{self.rank}").write_bytes(data)
+        write_groups(directory / f"{self.trainer.version:04d}-{self.rank}", groups)
         return metrics
 
 

@@ -15,7 +15,8 @@ from typing import Any
 
 import psutil
 
-from bus.codec import VERSIONS, decode, unpack
+from benchmarks.group_files import read_groups
+from bus.codec import VERSIONS, unpack
 from bus.messages import Group
 from miles_async.config_load import load
 from miles_async.data import load_prompts, prompt_at
@@ -138,11 +139,7 @@ def trained_groups(run_dir: Path) -> dict[int, list[Group]]:
     """What a RecordingLearner wrote: the groups of every step, in the order of ranks."""
     steps: dict[int, list[Group]] = {}
     for path in sorted((run_dir / "trained").iterdir()):
-        data, place = path.read_bytes(), 0
-        while place < len(data):
-            size = int.from_bytes(data[place : place + 8], "little")
-            steps.setdefault(int(path.name.split("-")[0]), []).append(decode(data[place + 8 : place + 8 + size], Group))
-            place += 8 + size
+        steps.setdefault(int(path.name.split("-")[0]), []).extend(read_groups(path))
     return steps
 
 
