@@ -31,6 +31,7 @@ class Connection(asyncio.Protocol):
 
     def __init__(self, config: Any, server_state: Any, app_state: Any, _loop: Any = None) -> None:
         self._app, self._server, self._keep_alive_s = config.loaded_app, server_state, config.timeout_keep_alive
+        self._direct = getattr(self._app, "direct", None)
         self._loop = _loop or asyncio.get_running_loop()
         self._parser = httptools.HttpRequestParser(self)
         self._parser.set_dangerous_leniencies(lenient_data_after_close=True)
@@ -81,7 +82,7 @@ class Connection(asyncio.Protocol):
     # httptools
 
     def on_message_begin(self) -> None:
-        self._in_head, self._expects = True, False
+        self._in_head, self._expects, self._short = True, False, True
         self._url = b""
         self._headers: list[tuple[bytes, bytes]] = []
 
@@ -90,7 +91,11 @@ class Connection(asyncio.Protocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         name = name.lower()
-        if name == b"expect" and value.lower() == b"100-continue":
+        if name == b"content-length":
+            self._short = value.isdigit() and int(value[:20]) <= HELD_BYTES
+        elif name == b"transfer-encoding":
+            self._short = False
+        elif name == b"expect" and value.lower() == b"100-continue":
             self._expects = True
         self._headers.append((name, value))
 
@@ -118,7 +123,7 @@ class Connection(asyncio.Protocol):
         keep_alive = version != "1.0" and parser.should_keep_alive() and not parser.should_upgrade()
         self._reading = request = Request(self, scope, keep_alive, self._expects)
         self._requests.append(request)
-        if len(self._requests) == 1:
+        if len(self._requests) == 1 and not self._comes_soon():
             self._start(request)
 
     def on_body(self, body: bytes) -> None:
@@ -127,15 +132,28 @@ class Connection(asyncio.Protocol):
             self.adjust_reading()
 
     def on_message_complete(self) -> None:
-        if self._reading is not None:
-            self._reading.feed_end()
+        request = self._reading
+        if request is not None:
+            request.feed_end()
             self._reading = None
+            if request is self._requests[0] and not request.running:
+                self._start(request)
             self.adjust_reading()
 
     # requests
 
+    def _comes_soon(self) -> bool:
+        """Whether the body of this request is waited for: it may then do without a task."""
+        return self._direct is not None and self._short and not self._expects
+
     def _start(self, request: Request) -> None:
-        task = self._loop.create_task(request.run(self._app))
+        request.running = True
+        if self._direct is None or not request.whole or self.full is not None or not self._direct(request):
+            self.run(request, self._app)
+
+    def run(self, request: Request, app: Any) -> None:
+        """Give the request to an application."""
+        task = self._loop.create_task(request.run(app))
         self._server.tasks.add(task)
         task.add_done_callback(self._server.tasks.discard)
 

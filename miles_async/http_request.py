@@ -2,7 +2,8 @@
 
 Promises: the head of an answer leaves in one write with the first part of its body; ``scope["on_disconnect"](callback)`` has
 ``callback`` called once if the client leaves before its answer is complete (a task that waits for ``http.disconnect`` costs
-as much as all the rest); what an application raises is a 500, or a torn connection if its answer has begun.
+as much as all the rest); what an application raises is a 500, or a torn connection if its answer has begun. An application
+with a ``direct(request) -> bool`` may take a request whose body is here and :meth:`Request.answer` it without a task.
 """
 
 from __future__ import annotations
@@ -27,15 +28,14 @@ class Request:
     def __init__(self, connection: Connection, scope: dict[str, Any], keep_alive: bool, expects: bool) -> None:
         self.scope, self.keep_alive = scope, keep_alive
         self.held = 0  # bytes of the body that have come and were not taken
-        self.left = self.started = self.sent = self.complete = False
+        self.running = self.left = self.started = self.sent = self.complete = False
         self._connection, self._expects = connection, expects
         self._parts: list[bytes] = []
-        self._whole = self._taken = False  # the body
+        self.whole = self._taken = False  # the body
         self._news: asyncio.Future[None] | None = None
         self._on_disconnect: Callable[[], None] | None = None
         self._head = b""
         self._length: int | None = None  # bytes of the answer's body still to come; None: chunked
-        scope["on_disconnect"] = self._call_if_left
 
     # what the connection tells
 
@@ -46,7 +46,7 @@ class Request:
             self._wake()
 
     def feed_end(self) -> None:
-        self._whole = True
+        self.whole = True
         self._wake()
 
     def gone(self) -> None:
@@ -62,10 +62,27 @@ class Request:
 
     # what the application calls
 
-    def _call_if_left(self, callback: Callable[[], None]) -> None:
+    def on_disconnect(self, callback: Callable[[], None]) -> None:
+        """Have it called once if the client leaves, or has left, before its answer is complete."""
         self._on_disconnect = callback
         if self.left:
             callback()
+
+    def take(self) -> bytes:
+        """The whole body; for who was given the request when all of it was here."""
+        body = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
+        self._parts, self.held, self._taken = [], 0, True
+        return body
+
+    def answer(self, status: int, headers: list[tuple[bytes, bytes]], content: bytes) -> None:
+        """A whole answer at once, of a status below 600. A client that has left is not missed; a bad header is a 500."""
+        if self.left:
+            return
+        try:
+            self._begin(status, [*headers, (b"content-length", b"%d" % len(content))])
+            self._write(content, more=False)
+        except RuntimeError as error:
+            self._fail(error)
 
     async def receive(self) -> dict[str, Any]:
         """ASGI's."""
@@ -73,11 +90,11 @@ class Request:
             self._expects = False
             self._connection.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         while not self.left and not self.complete:
-            if self._parts or (self._whole and not self._taken):
+            if self._parts or (self.whole and not self._taken):
                 body = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
-                self._parts, self.held, self._taken = [], 0, self._whole
+                self._parts, self.held, self._taken = [], 0, self.whole
                 self._connection.adjust_reading()
-                return {"type": "http.request", "body": body, "more_body": not self._whole}
+                return {"type": "http.request", "body": body, "more_body": not self.whole}
             self._news = asyncio.get_running_loop().create_future()
             await self._news
         return {"type": "http.disconnect"}
@@ -139,18 +156,26 @@ class Request:
         elif head or body:
             transport.write(head + body)
         if not more:
-            self.complete = True
+            self.complete, self._on_disconnect = True, None
             self._wake()
             self._connection.answered(self)
 
+    def run_as(self, app: Any) -> None:
+        """Let an application go on with it, in a task."""
+        self._connection.run(self, app)
+
     async def run(self, app: Any) -> None:
+        self.scope["on_disconnect"] = self.on_disconnect
         try:
             await app(self.scope, self.receive, self.send)
             if not self.complete and not self.left:
                 raise RuntimeError("the application ended without an answer")
         except Exception as error:
-            _log.error("in the application", exc_info=error)
-            self._connection.failed(self)
+            self._fail(error)
         finally:  # no reference cycle: with one for each request their collection would cost more than they do
             self._on_disconnect = None
             del self.scope["on_disconnect"]
+
+    def _fail(self, error: Exception) -> None:
+        _log.error("in the application", exc_info=error)
+        self._connection.failed(self)

@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from functools import partial
 
 from miles_async.http_limits import (
@@ -30,9 +30,11 @@ from miles_async.http_limits import (
     say,
     send_whole,
 )
+from miles_async.http_request import Request
 from miles_async.router_admin import admin_app, is_own
 from miles_async.router_delivery import Delivery, Head, comes_whole, read_head
 from miles_async.router_fleet import RouterFleet
+from miles_async.router_lane import Lane, Passage
 from miles_async.router_worker import Worker
 from miles_async.routing.least_inflight import LeastInflight
 from miles_async.routing.policy import RoutingPolicy
@@ -87,6 +89,7 @@ class RouterApp(RouterFleet):
         self.paused = False  # by a client, through this router
         # told what an engine said in the place of an answer; None: whatever it says is passed on
         self.on_garbage: Callable[[Worker, str], None] | None = None
+        self.direct = Lane(self).take
         self._key = api_key
         self._admin = admin_app(self)
 
@@ -119,34 +122,59 @@ class RouterApp(RouterFleet):
         except BodyTooLongError as error:
             await say(refused, 413, str(error), close=True)
 
+    def may_enter(self, request: Request) -> bool:
+        """Whether the lane may have a request of which everything is here."""
+        has_its_key = self._key is None or has_key(request.scope, self._key)
+        has_room = self.max_concurrency is None or self.concurrency < self.max_concurrency
+        return has_its_key and has_room and request.held <= self.max_body_bytes
+
     async def _forward(self, head: Head, scope: Scope, receive: Receive, send: Send) -> None:
         body = await read_body(receive)
         if body is None:
             return
-        abort = Abort()
-        delivery = Delivery(send)
+        abort, delivery, deadline = Abort(), Delivery(send), asyncio.get_running_loop().time() + self.request_timeout_s
         scope["on_disconnect"](abort.fire)
+        every = scope["path"] in EVERY_ENGINE
+        carried = self._to_all(head, body, send) if every else self._to_one(head, body, delivery, abort)
+        await self._in_time(carried, head, delivery, deadline)
+
+    async def go_on(self, passage: Passage, send: Send) -> None:
+        """End what the lane has begun."""
+        head, abort, delivery = passage.head, passage.abort, Delivery(send)
+        passage.request.on_disconnect(abort.fire)
         try:
-            async with asyncio.timeout(self.request_timeout_s):
-                if scope["path"] in EVERY_ENGINE:
-                    await self._to_all(head, body, send)
-                else:
-                    await self._to_one(head, body, delivery, abort)
+            await self._in_time(
+                self._to_one(head, passage.body, delivery, abort, passage), head, delivery, passage.deadline
+            )
+        finally:
+            self.concurrency -= 1
+
+    async def _in_time(
+        self, carried: Coroutine[None, None, None], head: Head, delivery: Delivery, deadline: float
+    ) -> None:
+        """``deadline``: of the loop's clock."""
+        try:
+            async with asyncio.timeout_at(deadline):
+                await carried
         except TimeoutError:
             if delivery.begun:
                 raise
-            await say(send, 504, f"no answer to {scope['path']} within {self.request_timeout_s:g} s")
+            path = head.target.partition(b"?")[0].decode(errors="replace")
+            await delivery.say(504, f"no answer to {path} within {self.request_timeout_s:g} s")
 
-    async def _to_one(self, head: Head, body: bytes, delivery: Delivery, abort: Abort) -> None:
+    async def _to_one(
+        self, head: Head, body: bytes, delivery: Delivery, abort: Abort, begun: Passage | None = None
+    ) -> None:
         tried: dict[str, str] = {}
         for attempt in range(self.max_retries + 1):
-            worker = await self.pick(tried, head.demand, head.key, abort)
+            worker = begun.worker if begun else await self.pick(tried, head.demand, head.key, abort)
             if worker is None and abort.fired:
                 return None
             if worker is None:
                 why = "".join(f"; {name} {failure}" for name, failure in tried.items())
                 return await delivery.say(503, self.nobody(head.demand) + why)
-            why = await self._attempt(worker, head, body, delivery, abort, attempt == self.max_retries)
+            why = await self._attempt(worker, head, body, delivery, abort, attempt == self.max_retries, begun)
+            begun = None
             if why is None:
                 return None
             tried[worker.name] = why
@@ -154,22 +182,31 @@ class RouterApp(RouterFleet):
         await delivery.say(502, "no engine gave an answer: " + "; ".join(f"{k}: {v}" for k, v in tried.items()))
 
     async def _attempt(
-        self, worker: Worker, head: Head, body: bytes, delivery: Delivery, abort: Abort, last: bool
+        self,
+        worker: Worker,
+        head: Head,
+        body: bytes,
+        delivery: Delivery,
+        abort: Abort,
+        last: bool,
+        begun: Passage | None,
     ) -> str | None:
         """None: the client has its answer, or left. Else why another engine is to be asked."""
-        probing = worker.breaker.state == "half_open"
+        probing = begun.probing if begun else worker.breaker.state == "half_open"
         version, failure, why = worker.version, None, None
-        self._started(worker)
+        if begun is None:
+            self.started(worker)
+        sent = begun.connection if begun else None
         try:
-            answer = await worker.upstream.request(head.method, head.target, head.headers, body, abort)
+            answer = await worker.upstream.request(head.method, head.target, head.headers, body, abort, sent)
             try:
                 if answer.status >= 500:
                     failure = f"HTTP {answer.status}"
                 if answer.status == 503 and not last and len(self.workers) > 1:
                     why = failure = f"HTTP 503 {(await answer.body())[:200]!r}"
-                elif comes_whole(answer):
+                elif comes_whole(answer.headers):
                     content = await answer.body()
-                    if self._is_garbage(head, answer.status, content):
+                    if self.is_garbage(head, answer.status, content):
                         why = failure = self._garbage(worker, f"answered /generate with {content[:60]!r}")
                     elif head.demand is not ANY and (other := head.demand.broken_by(content)) is not None:
                         why = f"answered with weight version {other}"
@@ -178,7 +215,7 @@ class RouterApp(RouterFleet):
                         await delivery.whole(answer, content)
                 else:
                     await delivery.pieces(answer, partial(self._moved, worker))
-                self._report(worker, probing, failure, delivered=why is None)
+                self.report(worker, probing, failure, delivered=why is None)
                 return why
             finally:
                 answer.done()
@@ -200,7 +237,7 @@ class RouterApp(RouterFleet):
         finally:
             if probing and worker.breaker.state == "half_open":
                 self.unprobed(worker)
-            self._finished(worker)
+            self.finished(worker)
 
     async def _to_all(self, head: Head, body: bytes, send: Send) -> None:
         """The first error, if there is one, else the first answer."""
@@ -223,7 +260,7 @@ class RouterApp(RouterFleet):
         status, content = max(answers, key=lambda answer: answer[0])
         await send_whole(send, status, [(b"content-type", b"application/json")], content)
 
-    def _is_garbage(self, head: Head, status: int, content: bytes) -> bool:
+    def is_garbage(self, head: Head, status: int, content: bytes) -> bool:
         """Whether it cannot be JSON. Two bytes tell; an answer is too long to be parsed here."""
         if self.on_garbage is None or status != 200 or head.target != b"/generate":
             return False
@@ -237,11 +274,11 @@ class RouterApp(RouterFleet):
     def _moved(self, worker: Worker) -> None:
         worker.moved_at = self.clock()
 
-    def _started(self, worker: Worker) -> None:
+    def started(self, worker: Worker) -> None:
         worker.started(self.clock())
         self.policy.started(worker.name)
 
-    def _report(self, worker: Worker, probing: bool, failure: str | None, *, delivered: bool) -> None:
+    def report(self, worker: Worker, probing: bool, failure: str | None, *, delivered: bool) -> None:
         if delivered:
             worker.answered += 1
             self._moved(worker)
@@ -250,7 +287,7 @@ class RouterApp(RouterFleet):
         elif probing or worker.breaker.in_a_row:
             self.succeeded(worker, probing)
 
-    def _finished(self, worker: Worker) -> None:
+    def finished(self, worker: Worker) -> None:
         worker.finished(self.clock())
         if self.workers.get(worker.name) is worker:
             self.policy.finished(worker.name)

@@ -67,13 +67,13 @@ class Delivery:
 
     async def whole(self, answer: Answer, content: bytes) -> None:
         self.begun = True
-        await send_whole(self._send, answer.status, _passed_on(answer), content)
+        await send_whole(self._send, answer.status, passed_on(answer.headers), content)
 
     async def pieces(self, answer: Answer, moved: Callable[[], None]) -> None:
         """As they come. ``moved`` is called for each. Raises UpstreamError."""
         part = await answer.chunk()
         self.begun = True
-        await self._send({"type": "http.response.start", "status": answer.status, "headers": _passed_on(answer)})
+        await self._send({"type": "http.response.start", "status": answer.status, "headers": passed_on(answer.headers)})
         while part:
             moved()
             await self._send({"type": "http.response.body", "body": part, "more_body": True})
@@ -81,11 +81,12 @@ class Delivery:
         await self._send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-def comes_whole(answer: Answer) -> bool:
-    """Whether the answer says how long it is, and is short enough to be held."""
-    length = next((int(value) for name, value in answer.headers if name == b"content-length"), None)
+def comes_whole(headers: list[Header]) -> bool:
+    """Whether an answer says how long it is, and is short enough to be held."""
+    length = next((int(value) for name, value in headers if name == b"content-length"), None)
     return length is not None and length <= WHOLE_ANSWER_BYTES
 
 
-def _passed_on(answer: Answer) -> list[Header]:
-    return [pair for pair in answer.headers if pair[0] not in _NOT_PASSED_ON]
+def passed_on(headers: list[Header]) -> list[Header]:
+    """What of the head of an answer the client gets to see."""
+    return [pair for pair in headers if pair[0] not in _NOT_PASSED_ON]

@@ -172,7 +172,7 @@ class RouterFleet:
         """
         end = self.clock() + self.wait_s
         while abort is None or not abort.fired:
-            worker = self._pick(tried, demand, key) or (self._pick((), demand, key) if tried else None)
+            worker = self.choose(tried, demand, key) or (self.choose((), demand, key) if tried else None)
             now = self.clock()
             if worker is not None or now >= end:
                 return worker
@@ -193,7 +193,8 @@ class RouterFleet:
         finally:
             self._waiting.discard(waiter)
 
-    def _pick(self, tried: Collection[str], demand: Demand, key: bytes) -> Worker | None:
+    def choose(self, tried: Collection[str], demand: Demand, key: bytes) -> Worker | None:
+        """As :meth:`pick`, of those that are here at the moment."""
         for worker in self._open:
             fit = worker.state == "tripped" and not worker.updating and worker.name not in tried
             if fit and demand.met_by(worker.version) and worker.breaker.probe(self.clock()):

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from urllib.parse import urlsplit
 
 import httptools
@@ -63,7 +63,7 @@ class Abort:
             self.waiter.set_result(None)
 
 
-class _Connection(asyncio.Protocol):
+class EngineConnection(asyncio.Protocol):
     """One connection: the receiving half of httptools and a buffer of body chunks."""
 
     transport: asyncio.Transport
@@ -72,6 +72,7 @@ class _Connection(asyncio.Protocol):
         self.closed = self.closed_by_us = False
         self.reused = False
         self._waiter: asyncio.Future[None] | None = None
+        self.on_news: Callable[[], None] | None = None  # called in the place of waking who waits
         self.parser = httptools.HttpResponseParser(self)  # of one answer after the other
         self._begin()
 
@@ -141,7 +142,9 @@ class _Connection(asyncio.Protocol):
     # for the pool and the answer
 
     def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
+        if self.on_news is not None:
+            self.on_news()
+        elif self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
     async def news(self) -> None:
@@ -158,7 +161,17 @@ class _Connection(asyncio.Protocol):
         if self.error is not None and not self.chunks:
             raise UpstreamError(self.error, answered=self.answered)
 
+    def take(self) -> bytes:
+        """What has come of the body since the last call."""
+        data = self.chunks[0] if len(self.chunks) == 1 else b"".join(self.chunks)
+        self.chunks.clear()
+        if self.buffered > BUFFER_BYTES and not self.closed:
+            self.transport.resume_reading()
+        self.buffered = 0
+        return data
+
     def send(self, data: bytes) -> None:
+        """Ask for the next answer."""
         self._begin()
         self.transport.write(data)
 
@@ -166,7 +179,7 @@ class _Connection(asyncio.Protocol):
 class Answer:
     """The head of an answer, and its body as it comes. End it with :meth:`done`, whatever happened."""
 
-    def __init__(self, pool: Upstream, connection: _Connection) -> None:
+    def __init__(self, pool: Upstream, connection: EngineConnection) -> None:
         self._pool = pool
         self._connection = connection
         self.status = connection.status
@@ -184,12 +197,7 @@ class Answer:
             if connection.complete:
                 return b""
             await connection.news()
-        data = b"".join(connection.chunks) if len(connection.chunks) > 1 else connection.chunks[0]
-        connection.chunks.clear()
-        if connection.buffered > BUFFER_BYTES and not connection.closed:
-            connection.transport.resume_reading()
-        connection.buffered = 0
-        return data
+        return connection.take()
 
     async def body(self) -> bytes:
         """The whole body. Raises UpstreamError, also for one that is too long."""
@@ -221,9 +229,9 @@ class Upstream:
         self.url = url.rstrip("/")
         self._host, self._port = parts.hostname, port
         self._host_header = parts.netloc.encode()
-        self._key_header = [] if api_key is None else [(b"authorization", b"Bearer " + api_key.encode())]
-        self._idle: deque[_Connection] = deque()
-        self._busy: set[_Connection] = set()
+        self._key_line = b"" if api_key is None else b"authorization: Bearer %b\r\n" % api_key.encode()
+        self._idle: deque[EngineConnection] = deque()
+        self._busy: set[EngineConnection] = set()
 
     async def request(
         self,
@@ -232,34 +240,43 @@ class Upstream:
         headers: Iterable[Header] = (),
         body: bytes = b"",
         abort: Abort | None = None,
+        sent: EngineConnection | None = None,
     ) -> Answer:
         """Send a request and wait for the head of its answer. ``headers`` without framing and hop-by-hop ones.
 
-        A connection that the engine closed while it lay idle is replaced; nobody saw that request. Raises UpstreamError.
+        ``sent``: the connection on which this very request was sent already. One that the engine closed while it lay idle
+        is replaced by a new one; nobody saw that request. Raises UpstreamError.
         """
-        head = [method, b" ", target, b" HTTP/1.1\r\nhost: ", self._host_header, b"\r\n"]
-        for name, value in (*headers, *self._key_header):
-            head += (name, b": ", value, b"\r\n")
-        head.append(b"content-length: %d\r\n\r\n" % len(body))
-        data = b"".join(head) + body
+        connection = sent or self.idle()
         while True:
-            connection = await self._connect()
+            connection = connection or await self._connect()
             if abort is not None:
                 abort.bind(connection.transport)
             try:
-                connection.send(data)
+                if sent is None:
+                    connection.send(self.message(method, target, headers, body))
+                sent = None
                 while not connection.has_head:
                     await connection.news()
             except UpstreamError as error:
                 self.release(connection)
                 ours = connection.closed_by_us or (abort is not None and abort.fired)
                 if connection.reused and not error.answered and not ours:
+                    connection = None
                     continue
                 raise
             except BaseException:
                 self.release(connection)
                 raise
             return Answer(self, connection)
+
+    def message(self, method: bytes, target: bytes, headers: Iterable[Header], body: bytes) -> bytes:
+        """A request as it is sent, with the engine's key."""
+        head = [method, b" ", target, b" HTTP/1.1\r\nhost: ", self._host_header, b"\r\n"]
+        for name, value in headers:
+            head += (name, b": ", value, b"\r\n")
+        head += (self._key_line, b"content-length: %d\r\n\r\n" % len(body), body)
+        return b"".join(head)
 
     async def get(self, path: bytes, timeout_s: float) -> tuple[int, bytes]:
         """Status and whole body of a question of our own. Raises UpstreamError, TimeoutError."""
@@ -270,16 +287,22 @@ class Upstream:
             finally:
                 answer.done()
 
-    async def _connect(self) -> _Connection:
+    def idle(self) -> EngineConnection | None:
+        """A connection that lay idle; it has to come to :meth:`release`."""
         while self._idle:
             connection = self._idle.pop()
             if not connection.closed and not connection.transport.is_closing():
                 connection.reused = True
                 self._busy.add(connection)
                 return connection
+        return None
+
+    async def _connect(self) -> EngineConnection:
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
-                _, connection = await asyncio.get_running_loop().create_connection(_Connection, self._host, self._port)
+                _, connection = await asyncio.get_running_loop().create_connection(
+                    EngineConnection, self._host, self._port
+                )
         except TimeoutError:
             raise UpstreamError(f"{self.url}: no connection within {CONNECT_TIMEOUT_S:g} s") from None
         except (OSError, UnicodeError) as error:  # a name that no resolver takes
@@ -287,7 +310,7 @@ class Upstream:
         self._busy.add(connection)
         return connection
 
-    def release(self, connection: _Connection) -> None:
+    def release(self, connection: EngineConnection) -> None:
         """Back to the idle ones if its answer was read to the end, else closed (the engine then aborts the request)."""
         self._busy.discard(connection)
         if connection.complete and connection.keep and not connection.chunks and not connection.closed:

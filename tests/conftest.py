@@ -53,3 +53,11 @@ def digits_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("digits")
     make_model("builtin:digits", directory, seed=1)
     return directory
+
+
+@pytest.fixture(params=[0, 8], ids=["no-connection", "idle-connections"])
+def both_lanes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fleets whose router has no connection to an engine yet, or idle ones: then its fast lane takes what is asked."""
+    from test_router_app import FakeEngine
+
+    monkeypatch.setattr(FakeEngine, "idle_connections", request.param)

@@ -9,11 +9,14 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import aiohttp
+import pytest
 
 from actors.router import _server
 from miles_async.http_limits import answer_at_once
 from miles_async.router_app import RouterApp, Worker
 from miles_async.router_health import HealthChecker
+
+pytestmark = pytest.mark.usefixtures("both_lanes")
 
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
@@ -44,6 +47,8 @@ async def respond(send: Send, status: int, body: bytes, headers: list[tuple[byte
 class FakeEngine:
     """A real HTTP server with the behaviour a test gives it."""
 
+    idle_connections = 0  # that the router has to each engine of a fleet at the beginning
+
     def __init__(self, name: str, handler: Handler | None = None) -> None:
         self.name, self.handler = name, handler
         self.seen: list[tuple[str, bytes]] = []
@@ -51,6 +56,8 @@ class FakeEngine:
         self.left = asyncio.Event()  # a client went away before its answer
 
     async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
+        if scope["path"] == "/warm":
+            return await respond(send, 200, b"")
         body, more = b"", True
         while more:
             message = await receive()
@@ -74,15 +81,18 @@ async def fleet(
         app = RouterApp(**options)
         for engine, url in zip(engines, urls, strict=True):
             app.add(engine.name, url, version=0)
+            upstream = app.workers[engine.name].upstream
+            await asyncio.gather(*(upstream.get(b"/warm", 10) for _ in range(FakeEngine.idle_connections)))
         url = await stack.enter_async_context(served(app))
         session = await stack.enter_async_context(aiohttp.ClientSession())
         yield app, url, urls, session
 
 
 async def hang_up(engine: FakeEngine, scope: Any, body: bytes, receive: Receive, send: Send) -> None:
-    """Dies in the middle of the head of its answer: uvicorn closes the connection of a failed application."""
+    """Dies in the middle of its answer: the connection of an application that fails is closed."""
     await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"100")]})
-    await send({"type": "http.response.body", "body": b"half an", "more_body": False})
+    await send({"type": "http.response.body", "body": b"half an", "more_body": True})
+    raise RuntimeError("a test")
 
 
 async def wait_for_disconnect(engine: FakeEngine, scope: Any, body: bytes, receive: Receive, send: Send) -> None:
@@ -140,6 +150,22 @@ async def test_an_engine_that_breaks_off_its_answer_loses_the_request_to_another
             async with session.post(url + "/generate", data=b"%d" % number) as answer:
                 assert (answer.status, await answer.read()) == (200, b"good:%d" % number)
         assert bad.seen and app.failovers == len(bad.seen)
+
+
+async def test_a_request_whose_connection_is_closed_without_a_word_is_sent_once_more_there_and_then_to_another() -> (
+    None
+):
+    async def hang_up_at_once(engine: FakeEngine, scope: Any, body: bytes, receive: Receive, send: Send) -> None:
+        # shorter than it says: the connection is closed and nothing written
+        await respond(send, 200, b"", [(b"content-length", b"100")])
+
+    bad, good = FakeEngine("bad", hang_up_at_once), FakeEngine("good")
+    async with fleet(bad, good) as (app, url, _, session):
+        for _ in range(4):
+            async with session.post(url + "/generate", data=b"x") as answer:
+                assert (answer.status, await answer.read()) == (200, b"good:x")
+        # whoever closed an idle connection has not seen the request; a new connection that is closed is a failure
+        assert app.failovers and len(bad.seen) == app.failovers * (2 if FakeEngine.idle_connections else 1)
 
 
 async def test_an_engine_that_nobody_listens_for_is_dead_at_once_and_reported() -> None:

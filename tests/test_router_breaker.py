@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import pytest
 from test_router_app import FakeEngine, Receive, Send, fleet, free_port, respond, wait_for_disconnect
 from test_router_leaving import ask
 
 from miles_async.router_health import HealthChecker
+
+pytestmark = pytest.mark.usefixtures("both_lanes")
 
 
 class Moody(FakeEngine):
@@ -24,7 +27,8 @@ class Moody(FakeEngine):
         if self.status:
             return await respond(send, self.status, self.name.encode())
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"100")]})
-        await send({"type": "http.response.body", "body": b"torn", "more_body": False})
+        await send({"type": "http.response.body", "body": b"torn", "more_body": True})
+        raise RuntimeError("a test")
 
     @property
     def generated(self) -> int:

@@ -31,7 +31,8 @@ class Shaky(FakeEngine):
             return await respond(send, 503, b"not now")
         if draw < 0.06:
             await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"99")]})
-            return await send({"type": "http.response.body", "body": b"torn", "more_body": False})
+            await send({"type": "http.response.body", "body": b"torn", "more_body": True})
+            raise RuntimeError("a test")
         await respond(send, 200, body)
 
 

@@ -7,12 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import pytest
 from engine_support import make_checkpoint
 from test_router_app import FakeEngine, Receive, Send, fleet, respond, served, wait_for_disconnect
 
 from miles_async.engine.server import serve
 from miles_async.router_app import RouterApp
 from miles_async.router_health import HealthChecker
+
+pytestmark = pytest.mark.usefixtures("both_lanes")
 
 
 class Held(FakeEngine):

@@ -12,6 +12,8 @@ import pytest
 from test_router_app import FakeEngine, Receive, Send, fleet, free_port, respond, served
 from test_router_leaving import Held, arrive, ask
 
+pytestmark = pytest.mark.usefixtures("both_lanes")
+
 
 async def test_workers_join_are_listed_shown_and_leave() -> None:
     a = FakeEngine("a")

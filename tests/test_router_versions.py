@@ -12,6 +12,8 @@ from test_router_app import FakeEngine, Receive, Send, fleet, respond
 
 from miles_async.routing.choice import make_policy
 
+pytestmark = pytest.mark.usefixtures("both_lanes")
+
 EXACT, LEAST = "x-weight-version", "x-min-weight-version"
 
 
