@@ -33,7 +33,7 @@ from miles_async.weights.delta_mirror import shared_dir
 from miles_async.weights.delta_sender import Delivery, DeltaSender
 from miles_async.weights.fleet import Fleet, Member, key, next_wave, wave_partition
 from miles_async.weights.group import Receiver, WeightGroups, choose_backend
-from miles_async.weights.push import PushReport, Update, prepare, push
+from miles_async.weights.push import PushReport, Update, prepare, probe, push
 from miles_async.weights.snapshot import SnapshotError, has_weights
 
 READ_BLOCK_MS = 500
@@ -195,8 +195,8 @@ class Broadcaster:
         snapshot = self.fleet.newest
         assert snapshot is not None, "next_wave gives nothing without a snapshot"
         wave = await self._announce_current(wave, snapshot)
-        update = await self._load(snapshot) if wave else None
-        if update is None:
+        update, wave = await self._make_ready(wave, snapshot)
+        if update is None or not wave:
             return
         if self.deltas is not None:
             names = [member.name for member in wave]
@@ -212,7 +212,7 @@ class Broadcaster:
         waves = [[await self._receiver(m) for m in w] for w in wave_partition(self.fleet, self.config.update_waves)]
         self.groups.keep_only([receivers, *waves])
         with self.ctx.waiting(f"engines {', '.join(m.name for m in wave)} to take version {snapshot.version}"):
-            report = await push(receivers, update, self.groups, self.config)
+            report = await push(receivers, update, self.groups, self.config, probed=True)
         await self._compare([member for member in wave if member.name in report.served], snapshot, update)
         for member in wave:
             if member.name in report.failed:
@@ -220,6 +220,17 @@ class Broadcaster:
             else:
                 await self._announce(member, snapshot)
         await self._report(report)
+
+    async def _make_ready(self, wave: list[Member], snapshot: Snapshot) -> tuple[Update | None, list[Member]]:
+        """The weights, and the engines that answer: one that hangs should cost the others no pause at all."""
+        if not wave or self.config.transport != "collective":
+            return (await self._load(snapshot) if wave else None), wave
+        receivers = [await self._receiver(member) for member in wave]
+        update, silent = await asyncio.gather(self._load(snapshot), probe(receivers, self.config))
+        for member in wave:
+            if member.name in silent:
+                await self._announce_down(member, silent[member.name])
+        return update, [member for member in wave if member.name not in silent]
 
     async def _settle(self, wave: list[Member], delivery: Delivery, snapshot: Snapshot) -> list[Member]:
         """Tell what became of a delivery; give back the engines whose mirrors have the version."""

@@ -1,11 +1,11 @@
 """What a weight update costs: pushes to real engines against bare broadcasts of the same bytes; pauses; the learner's stall.
 
-    snapshot write (the learner waits) ─► prepare: map, cut; a delta and its mirrors ─► push: pause, send, load, go on
+    snapshot write (the learner waits) ─► prepare: map, cut, ask who answers; a delta ─► push: pause, send, load, go on
 
 A push is all that the broadcaster does for one version: pause, begin, broadcast with the load into the model, end, read
 the version back, continue. The bare baseline is ``torch.distributed.broadcast`` of the same bytes over gloo to as many
 processes that do nothing else, into memory that they have used before. Every version goes by every transport and by the
-baseline in turns; medians. ``paused_share``: of the time from the first byte of the snapshot to the last engine's going on.
+baseline, by turns first; medians. ``paused_share``: of the time from the snapshot's first byte to the last engine's going on.
 ``disk_delta``: mirrors in this process, weights that move by a millionth of themselves. ``miles-async bench weights``.
 """
 
@@ -28,6 +28,8 @@ from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import uvloop
 
 if TYPE_CHECKING:
     import torch
@@ -70,19 +72,19 @@ def start_engine(stack: ExitStack, model: Path) -> str:
     raise RuntimeError("an engine ended before it was ready")
 
 
-def bare_receiver(rank: int, world: int, port: int, n_bytes: int, control: Connection) -> None:
-    """One receiver of the baseline: all the bytes for every message on ``control``."""
+def bare_receiver(rank: int, world: int, port: int, control: Connection) -> None:
+    """One receiver of the baseline: for every message on ``control`` as many bytes as each of its numbers says."""
     import torch
     import torch.distributed as dist
 
     torch.set_num_threads(1)
     store = dist.TCPStore("127.0.0.1", port, world, False, wait_for_workers=False)  # type: ignore[attr-defined]
     dist.init_process_group("gloo", store=store, rank=rank, world_size=world)
-    buffer = torch.zeros(min(n_bytes, PIECE_BYTES), dtype=torch.uint8)
+    buffer = torch.zeros(PIECE_BYTES, dtype=torch.uint8)
     control.send("ready")
-    while control.recv() == "go":
-        for start in range(0, n_bytes, PIECE_BYTES):
-            dist.broadcast(buffer[: min(PIECE_BYTES, n_bytes - start)], 0)
+    while sizes := control.recv():
+        for size in sizes:
+            dist.broadcast(buffer[:size], 0)
         control.send("done")
     dist.destroy_process_group()
 
@@ -90,8 +92,7 @@ def bare_receiver(rank: int, world: int, port: int, n_bytes: int, control: Conne
 class Bare:
     """Rank 0 of the baseline, and its receivers."""
 
-    def __init__(self, stack: ExitStack, count: int, data: torch.Tensor) -> None:
-        """``data``: what is sent, uint8."""
+    def __init__(self, stack: ExitStack, count: int) -> None:
         import torch.distributed as dist
 
         # the store on a port of its own choice, which the receivers are told
@@ -100,25 +101,25 @@ class Bare:
         self._controls: list[Connection] = []
         for rank in range(1, count + 1):
             ours, theirs = context.Pipe()
-            arguments = (rank, count + 1, store.port, data.numel(), theirs)
+            arguments = (rank, count + 1, store.port, theirs)
             process = context.Process(target=bare_receiver, args=arguments, daemon=True)
             process.start()
             stack.callback(process.join, 10)
-            stack.callback(ours.send, "stop")
+            stack.callback(ours.send, [])
             self._controls.append(ours)
         dist.init_process_group("gloo", store=store, rank=0, world_size=count + 1)
         stack.callback(dist.destroy_process_group)
         self._broadcast = dist.broadcast
-        self._pieces = data.split(PIECE_BYTES)
         for control in self._controls:
             control.recv()
 
-    def run(self) -> float:
-        """Seconds from the first byte sent to the last one received by all."""
+    def run(self, data: Sequence[torch.Tensor]) -> float:
+        """Send it (uint8); seconds from the first byte sent to the last one received by all."""
+        pieces = [piece for part in data for piece in part.split(PIECE_BYTES)]
         started = time.perf_counter()
         for control in self._controls:
-            control.send("go")
-        for piece in self._pieces:
+            control.send([piece.numel() for piece in pieces])
+        for piece in pieces:
             self._broadcast(piece, 0)
         for control in self._controls:
             control.recv()
@@ -126,6 +127,7 @@ class Bare:
 
 
 Figures = dict[str, list[float]]
+WARM_UP = 3  # versions: the groups are formed, every buffer has its pages
 COUNTS = (1, 2, 4)  # engines
 SIZES = {"50MB": (512, 4, 9), "1GB": (2048, 5, 5)}  # hidden size, layers, repeats
 DEADLINE_S = 300.0
@@ -136,7 +138,6 @@ async def measure(n_engines: int, hidden: int, layers: int, repeats: int, transp
     """Medians of one size for ``n_engines``, by transport."""
     import torch
 
-    from miles_async.weights.buckets import make_buckets
     from miles_async.weights.snapshot import MEMORY_ROOT, load_snapshot
 
     torch.set_num_threads(1)
@@ -146,23 +147,18 @@ async def measure(n_engines: int, hidden: int, layers: int, repeats: int, transp
         make_checkpoint(home / "model", hidden, layers)
         tensors = load_snapshot(home / "model")
         n_bytes = sum(tensor.nbytes for tensor in tensors.values())
-        [whole] = make_buckets(tensors, n_bytes)  # a view
-        whole.flat[::4096].sum()
         urls = [start_engine(stack, home / "model") for _ in range(n_engines)]
-        bare = Bare(stack, n_engines, whole.flat)
+        bare = Bare(stack, n_engines)
         if "disk_delta" in transports:
             tensors = {name: tensor.clone() for name, tensor in tensors.items()}
         figures: dict[str, Figures] = {transport: defaultdict(list) for transport in transports}
-        async with pushes(urls, home, transports) as push_version:
-            for version in range(repeats + 1):
+        async with pushes(urls, home, transports, bare) as push_version:
+            for version in range(repeats + WARM_UP):
                 for transport in transports:
-                    bare_s = await asyncio.to_thread(bare.run)
                     timed = await push_version(transport, version, tensors)
-                    if version > 0:  # the first one forms the groups and touches the memory
+                    if version >= WARM_UP:
                         for name, value in timed.items():
                             figures[transport][name].append(value)
-                        figures[transport]["bare_s"].append(bare_s)
-                        figures[transport]["of_bare"].append(bare_s / timed["push_s"])
                 if "disk_delta" in transports:
                     for tensor in tensors.values():
                         tensor += STEP * tensor * torch.randn_like(tensor)
@@ -173,7 +169,7 @@ Push = Callable[[str, int, "dict[str, torch.Tensor]"], Awaitable[dict[str, float
 
 
 @contextlib.asynccontextmanager
-async def pushes(urls: list[str], home: Path, transports: Sequence[str]) -> AsyncIterator[Push]:
+async def pushes(urls: list[str], home: Path, transports: Sequence[str], bare: Bare) -> AsyncIterator[Push]:
     """A function that brings all engines to a version by a transport and says what each part took, in seconds."""
     import aiohttp
 
@@ -182,7 +178,7 @@ async def pushes(urls: list[str], home: Path, transports: Sequence[str]) -> Asyn
     from miles_async.weights.delta_mirror import Mirror
     from miles_async.weights.delta_sender import DeltaSender
     from miles_async.weights.group import Receiver, WeightGroups
-    from miles_async.weights.push import prepare, push
+    from miles_async.weights.push import prepare, probe, push
     from miles_async.weights.snapshot import prune, write_snapshot
 
     names = [f"engine-{i}" for i in range(len(urls))]
@@ -200,7 +196,10 @@ async def pushes(urls: list[str], home: Path, transports: Sequence[str]) -> Asyn
             started = time.perf_counter()
             path = write_snapshot(home / "snapshots", version, 0, tensors, str(home / "model"))
             written = time.perf_counter()
-            update = await prepare(path, version, config.bucket_mb)
+            asked = receivers if transport == "collective" else []
+            update, silent = await asyncio.gather(prepare(path, version, config.bucket_mb), probe(asked, config))
+            if silent:
+                raise RuntimeError(f"engines that do not answer: {silent}")
             timed = {}
             if transport == "disk_delta":
                 await sender.offer(path, (0, version))
@@ -208,17 +207,25 @@ async def pushes(urls: list[str], home: Path, transports: Sequence[str]) -> Asyn
                 timed["delta_write_s"] = time.perf_counter() - written
                 update = replace(update, copies=(await sender.wait(names)).paths)
             prepared = time.perf_counter()
-            report = await push(receivers, update, groups, config)
+            flat = [bucket.flat for bucket in update.buckets]
+            before = (
+                await asyncio.to_thread(bare.run, flat) if version % 2 else None
+            )  # whoever is first warms the caches
+            begun = time.perf_counter()
+            report = await push(receivers, update, groups, config, probed=True)
             if report.failed:
                 raise RuntimeError(f"a push failed: {report.failed}")
-            paused, ended = max(report.paused_s.values()), time.perf_counter()
+            paused, push_s = max(report.paused_s.values()), time.perf_counter() - begun
+            bare_s = before or await asyncio.to_thread(bare.run, flat)
             prune(home / "snapshots", 1)  # several of 1 GB would not fit
             return timed | {
                 "snapshot_write_s": written - started,
                 "prepare_s": prepared - written,
                 "push_s": report.seconds,
                 "paused_s": paused,
-                "paused_share": paused / (ended - started),
+                "paused_share": paused / (prepared - started + push_s),
+                "bare_s": bare_s,
+                "of_bare": bare_s / report.seconds,
             }
 
         yield one
@@ -249,7 +256,7 @@ def run(
         hidden, layers, repeats = SIZES[size]
         transports = ("collective", "disk", "disk_delta") if size == "50MB" else ("collective", "disk")
         for count in counts:
-            found = asyncio.run(measure(count, hidden, layers, repeats, transports))
+            found = uvloop.run(measure(count, hidden, layers, repeats, transports))
             results[f"{size}_{count}_engines"] = found
             progress(f"{size}, {count} engines: {json.dumps(found)}")
     return results | {"load_after": os.getloadavg()}

@@ -76,7 +76,7 @@ async def test_only_what_a_push_reports_as_served_is_announced_and_only_after_it
     broadcaster = make_broadcaster(bus, tmp_path)
     before: list[Any] = []
 
-    async def fake_push(*_: Any) -> PushReport:
+    async def fake_push(*_: Any, **__: Any) -> PushReport:
         before.extend((await bus.read("weights", EngineServes, "0"))[0])
         before.extend(line for line in (await bus.engines()).values() if line.state == "serving")
         return PushReport(2, 0, 0.1, {}, ("engine-0",), {"engine-1": "it died"})

@@ -247,8 +247,8 @@ async def test_an_engine_whose_weights_were_tampered_with_is_named_taken_out_and
     tampered = snapshot_of(stage.model, stage.run_dir / "other", 9)
     spoiled: list[str] = []
 
-    async def push_and_tamper(receivers: list[Receiver], update: Update, *rest: Any) -> PushReport:
-        report = await push(receivers, update, *rest)
+    async def push_and_tamper(receivers: list[Receiver], update: Update, *rest: Any, **more: Any) -> PushReport:
+        report = await push(receivers, update, *rest, **more)
         for receiver in receivers:
             if receiver.name == "engine-1" and update.version >= 2 and not spoiled:
                 spoiled.append(receiver.name)

@@ -19,7 +19,7 @@ from msgspec import Meta
 
 from miles_async.daemon_thread import in_thread
 from miles_async.engine.checkpoint import CheckpointError, read_config, read_tensors
-from miles_async.engine.groups import Buffer, TransferError, join_group, leave_group, receive
+from miles_async.engine.groups import Buffers, TransferError, flattened_size, join_group, leave_group, receive
 from miles_async.engine.model import DenseModel, WeightError
 from miles_async.engine.scheduler import PauseMode, Scheduler
 from miles_async.engine.worker import ComputeThread
@@ -92,21 +92,14 @@ class CheckerBody(msgspec.Struct):
 
 
 class Group:
-    """A process group, and the two buffers that its buckets come into by turns: one is loaded while the next one comes."""
+    """A process group, and the loads of its buckets that are under way: one is loaded while the next one comes."""
 
     def __init__(self, group: Any) -> None:
         self.group = group
-        self._buffers = (Buffer(), Buffer())
-        self._loads: list[asyncio.Task[Answer]] = []  # under way, oldest first; at most one of each buffer
-        self._turn = 0
-
-    async def next_buffer(self) -> tuple[Buffer, Answer | None]:
-        """The buffer whose tensors have been loaded, and the answer if that failed."""
-        self._turn = 1 - self._turn
-        return self._buffers[self._turn], await self.settle(keep=1)
+        self._loads: list[asyncio.Task[Answer]] = []  # oldest first
 
     def begin(self, load: Coroutine[Any, Any, Answer]) -> None:
-        """Load what lies in the buffer given last, and go on."""
+        """Load what has come, and go on."""
         self._loads.append(asyncio.create_task(load))
 
     async def settle(self, keep: int = 0) -> Answer | None:
@@ -131,6 +124,7 @@ class WeightControl:
         self._model = model
         self._abort_all = abort_all
         self._groups: dict[str, Group] = {}
+        self._buffers = Buffers(model.storages)
         self._session = False
         self._joining = 0
 
@@ -195,28 +189,33 @@ class WeightControl:
                 f"Failed to receive weights: Group {body.group_name} not in {list(self._groups)}. "
                 "Please call `init_weights_update_group` first."
             )
+        flattened = body.load_format == "flattened_bucket"
         try:
             specs = _specs(body)
-        except ValueError as error:
+            size = flattened_size(specs) if flattened else 0
+        except (ValueError, TransferError) as error:
             return _failed(f"Failed to receive weights: {error}")
         if body.abort_all_requests:
             self._abort_all()
-        flattened = body.load_format == "flattened_bucket"
         # gloo moves host memory only
         host = _backend_of(group.group) != "nccl"
         device = torch.device("cpu") if host else self._model.device
-        buffer, failed = await group.next_buffer() if host else (None, None)
+        failed = await group.settle(keep=1)
+        # a model in host memory adopts what fits; before the step after that nobody reads what was there
+        buffer = self._buffers.take(size) if host and flattened else None
         try:
             tensors = await in_thread(
                 lambda: receive(group.group, body.group_name, specs, device, flattened=flattened, buffer=buffer)
             )
             for name, tensor in tensors:
                 self._model.target(name, tensor.shape)
-        except TransferError as error:
+        except (TransferError, WeightError) as error:
+            self._give_back(buffer)
+            if isinstance(error, WeightError):
+                return _failed(f"Failed to update parameter online: {error}.")
             return _failed(f"Failed to receive weights: {error}")
-        except WeightError as error:
-            return _failed(f"Failed to update parameter online: {error}.")
         if failed is not None:
+            self._give_back(buffer)
             return failed
         load = self._apply(
             lambda: tensors,
@@ -224,6 +223,7 @@ class WeightControl:
             flush=body.flush_cache,
             complete=False,
             message="Succeeded to update parameter online.",
+            buffer=buffer,
         )
         # nobody can see when a part of an update gets into a model that stands still: the next one may come meanwhile
         if (
@@ -268,11 +268,16 @@ class WeightControl:
         flush: bool,
         complete: bool,
         message: str,
+        buffer: torch.Tensor | None = None,
     ) -> Answer:
-        """Load between two steps, then note the version and flush. A refused flush is a failure after the change."""
+        """Load between two steps, then note the version and flush. A refused flush is a failure after the change.
+
+        ``buffer``: of ours, that the tensors lie in; the model may keep it.
+        """
+        adopt = buffer is not None and self._model.device.type == "cpu"
 
         def load(scheduler: Scheduler) -> bool:
-            self._model.load(tensors(), complete=complete)
+            self._model.load(tensors(), complete=complete, adopt=adopt)
             if version is not None:
                 scheduler.set_version(version)
             return scheduler.flush() if flush else True
@@ -281,12 +286,18 @@ class WeightControl:
             flushed = await self._compute.exclusive(load)
         except WeightError as error:
             return _failed(f"Failed to update parameter online: {error}.")
+        finally:
+            self._give_back(buffer)
         if not flushed:  # as SGLang: the tokens' spans know the new version, /model_info does not
             return _failed(NOT_FLUSHED)
         if version is not None:
             self.version = version
             message += f" Weight version updated to {version}."
         return _done(message)
+
+    def _give_back(self, buffer: torch.Tensor | None) -> None:
+        if buffer is not None:
+            self._buffers.give_back(buffer)
 
     async def set_version(self, body: VersionBody) -> Answer:
         if body.abort_all_requests:

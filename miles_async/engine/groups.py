@@ -7,6 +7,7 @@ joining and receiving have a deadline; nothing of the model is touched here.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable, Collection
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -20,23 +21,39 @@ T = TypeVar("T")
 # How long to wait for the other ranks. The sender has shorter deadlines of its own; this one only keeps an engine
 # whose sender vanished without closing its connection from waiting for ever.
 GROUP_TIMEOUT_S = 120.0
+KEPT_BUFFERS = 2  # that nobody uses at the moment
 
 
 class TransferError(RuntimeError):
     """Joining or receiving failed; the message names the group."""
 
 
-class Buffer:
-    """Host memory that buckets are received into, one after the other: fresh pages would cost as much as receiving."""
+class Buffers:
+    """Host memory that buckets are received into: fresh pages would cost as much as receiving.
 
-    def __init__(self) -> None:
-        self._bytes = torch.empty(0, dtype=torch.uint8)
+    The model may adopt a bucket's memory; what it has then let go of takes a later bucket. ``in_use()`` gives the addresses
+    of the model's storages.
+    """
+
+    def __init__(self, in_use: Callable[[], Collection[int]]) -> None:
+        self._in_use = in_use
+        self._known: list[torch.Tensor] = []
+        self._lent: set[int] = set()
 
     def take(self, size: int) -> torch.Tensor:
-        """uint8 [size]; what it was given before is overwritten."""
-        if self._bytes.numel() < size:
-            self._bytes = torch.empty(size, dtype=torch.uint8)
-        return self._bytes[:size]
+        """uint8 [size], nobody else's until it is given back."""
+        busy = self._lent.union(self._in_use())
+        free = [memory for memory in self._known if memory.data_ptr() not in busy]
+        fits = [memory for memory in free if size <= memory.numel() <= 2 * size]
+        memory = min(fits, key=torch.Tensor.numel) if fits else torch.empty(size, dtype=torch.uint8)
+        spare = [other for other in free if other is not memory][:KEPT_BUFFERS]
+        self._known = [other for other in self._known if other.data_ptr() in busy] + spare + [memory]
+        self._lent.add(memory.data_ptr())
+        return memory[:size]
+
+    def give_back(self, memory: torch.Tensor) -> None:
+        """Of no use any more to who took it; it may be the model's."""
+        self._lent.discard(memory.data_ptr())
 
 
 def join_group(address: str, port: int, *, rank: int, world_size: int, name: str, backend: str) -> Any:
@@ -71,17 +88,17 @@ def receive(
     device: torch.device,
     *,
     flattened: bool,
-    buffer: Buffer | None = None,
+    buffer: torch.Tensor | None = None,
 ) -> list[tuple[str, torch.Tensor]]:
     """The tensors that rank 0 broadcasts: one broadcast each, or one uint8 buffer with all of them in order.
 
-    ``specs`` is (name, dtype, shape) in the sender's order; flattened tensors lie in ``buffer``, where it is given. Raises
-    TransferError, also for a buffer in which a tensor is not aligned to its dtype.
+    ``specs`` is (name, dtype, shape) in the sender's order; flattened tensors lie in ``buffer``, where it is given (uint8, of
+    :func:`flattened_size`). Raises TransferError, also if a tensor is not aligned to its dtype.
     """
     try:
         if flattened:
             size = flattened_size(specs)
-            flat = torch.empty(size, dtype=torch.uint8, device=device) if buffer is None else buffer.take(size)
+            flat = torch.empty(size, dtype=torch.uint8, device=device) if buffer is None else buffer
             dist.broadcast(flat, src=0, group=group)
             tensors = unflatten(flat, specs)
         else:

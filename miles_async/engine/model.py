@@ -1,8 +1,8 @@
 """A dense Qwen3, Qwen2 or Llama decoder in plain torch, for batched inference only.
 
 Promises: log-probs equal transformers' to float32 rounding; weights are addressed by their Hugging Face names although
-q/k/v and gate/up are stored fused (the names are views of the fused storage); loading checks every shape before it
-writes. Nothing here knows requests, sampling or HTTP.
+q/k/v and gate/up are stored fused (the names are views of the fused storage, ``slots.py``); loading checks every shape
+before it writes. Nothing here knows requests, sampling or HTTP.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import torch.nn.functional as F
 
 from miles_async.engine.cache import KVCache
 from miles_async.engine.checkpoint import ModelConfig, RopeConfig
+from miles_async.engine.slots import EVERY_ROW, Slot
 
 
 class WeightError(ValueError):
@@ -43,32 +44,20 @@ class _Layer:
         self.down = new(config.hidden_size, config.intermediate_size)
         self.down_bias = new(config.hidden_size) if config.mlp_bias else None
 
-    def named(self, config: ModelConfig) -> Iterable[tuple[str, torch.Tensor]]:
-        """(name inside the layer, view) of every tensor; ``q_norm``/``k_norm`` views keep their head dimension."""
-        nq, nk, hd = config.num_heads, config.num_kv_heads, config.head_dim
-        yield "input_layernorm.weight", self.input_norm
-        yield "post_attention_layernorm.weight", self.post_norm
-        for part, begin, size in (("q", 0, nq), ("k", nq, nk), ("v", nq + nk, nk)):
-            rows = slice(begin * hd, (begin + size) * hd)
-            yield f"self_attn.{part}_proj.weight", self.qkv[rows]
-            if self.qkv_bias is not None:
-                yield f"self_attn.{part}_proj.bias", self.qkv_bias[rows]
-        if self.qk_norm is not None:
-            yield "self_attn.q_norm.weight", self.qk_norm[:nq]
-            yield "self_attn.k_norm.weight", self.qk_norm[nq:]
-        yield "self_attn.o_proj.weight", self.o
-        if self.o_bias is not None:
-            yield "self_attn.o_proj.bias", self.o_bias
-        for part, rows in (
-            ("gate", slice(0, config.intermediate_size)),
-            ("up", slice(config.intermediate_size, None)),
-        ):
-            yield f"mlp.{part}_proj.weight", self.gate_up[rows]
-            if self.gate_up_bias is not None:
-                yield f"mlp.{part}_proj.bias", self.gate_up_bias[rows]
-        yield "mlp.down_proj.weight", self.down
-        if self.down_bias is not None:
-            yield "mlp.down_proj.bias", self.down_bias
+    def slots(self, config: ModelConfig) -> Iterable[Slot]:
+        """Every storage and the tensors in it; ``q_norm``/``k_norm`` rows are repeats of one vector."""
+        nq, nk, hd, wide = config.num_heads, config.num_kv_heads, config.head_dim, config.intermediate_size
+        qkv = [("q_proj", 0, nq * hd), ("k_proj", nq * hd, nk * hd), ("v_proj", (nq + nk) * hd, nk * hd)]
+        gate_up = [("gate_proj", 0, wide), ("up_proj", wide, wide)]
+        for kind, suffix in (("weight", ""), ("bias", "_bias")):
+            yield Slot(self, "qkv" + suffix, [(f"self_attn.{n}.{kind}", slice(i, i + size)) for n, i, size in qkv])
+            yield Slot(self, "o" + suffix, [(f"self_attn.o_proj.{kind}", EVERY_ROW)])
+            yield Slot(self, "gate_up" + suffix, [(f"mlp.{n}.{kind}", slice(i, i + size)) for n, i, size in gate_up])
+            yield Slot(self, "down" + suffix, [(f"mlp.down_proj.{kind}", EVERY_ROW)])
+        yield Slot(self, "input_norm", [("input_layernorm.weight", EVERY_ROW)])
+        yield Slot(self, "post_norm", [("post_attention_layernorm.weight", EVERY_ROW)])
+        heads = [("q_norm", slice(0, nq)), ("k_norm", slice(nq, None))]
+        yield Slot(self, "qk_norm", [(f"self_attn.{n}.weight", rows) for n, rows in heads], repeats=True)
 
 
 class DenseModel:
@@ -86,20 +75,19 @@ class DenseModel:
         # the plain product is faster than the fused kernel for float32 on a CPU, the fused one elsewhere (and exact)
         self._plain_attention = device.type == "cpu" and dtype == torch.float32
         self._grow_rope(256)
-        self._views: dict[str, torch.Tensor] = {}
-        for name, view in self._named_views():
-            self._views[name] = view
+        self._slots = [slot for slot in self._all_slots() if slot.storage is not None]
+        self._views = {name: view for slot in self._slots for name, view in slot.views()}
 
     # -- weights ------------------------------------------------------------------------------------------------
 
-    def _named_views(self) -> Iterable[tuple[str, torch.Tensor]]:
-        yield "model.embed_tokens.weight", self.embed
+    def _all_slots(self) -> Iterable[Slot]:
+        yield Slot(self, "embed", [("model.embed_tokens.weight", EVERY_ROW)])
         for index, layer in enumerate(self.layers):
-            for name, view in layer.named(self.config):
-                yield f"model.layers.{index}.{name}", view
-        yield "model.norm.weight", self.norm
+            for slot in layer.slots(self.config):
+                yield slot.named(f"model.layers.{index}.")
+        yield Slot(self, "norm", [("model.norm.weight", EVERY_ROW)])
         if not self.config.tie_word_embeddings:
-            yield "lm_head.weight", self.head
+            yield Slot(self, "head", [("lm_head.weight", EVERY_ROW)])
 
     def named_tensors(self) -> dict[str, torch.Tensor]:
         """Hugging Face name to tensor, in checkpoint layout (views, not copies)."""
@@ -117,25 +105,32 @@ class DenseModel:
             raise WeightError(f"{name} has shape {list(shape)}, this model has {list(stored)}")
         return view
 
-    def load(self, tensors: Iterable[tuple[str, torch.Tensor]], *, complete: bool) -> None:
-        """Copy tensors in by Hugging Face name, converting to the model's dtype and device.
+    def load(self, tensors: Iterable[tuple[str, torch.Tensor]], *, complete: bool, adopt: bool = False) -> None:
+        """Take tensors by Hugging Face name, converting to the model's dtype and device.
 
-        ``lm_head.weight`` of a tied model and rotary buffers are ignored. Raises WeightError, with nothing written,
-        for an unknown name, another shape, or (``complete``) a tensor that is missing.
+        ``adopt``: their memory is the model's from now on where they fit as they are (see :meth:`Slot.adopt`); what does not
+        is copied. ``lm_head.weight`` of a tied model and rotary buffers are ignored. Raises WeightError, with nothing
+        written, for an unknown name, another shape, or (``complete``) a tensor that is missing.
         """
-        accepted: list[tuple[torch.Tensor, torch.Tensor]] = []
-        seen: set[str] = set()
+        accepted: dict[str, torch.Tensor] = {}
         for name, tensor in tensors:
-            view = self.target(name, tensor.shape)
-            if view is not None:
-                accepted.append((view, tensor))
-                seen.add(name)
-        missing = self._views.keys() - seen
+            if self.target(name, tensor.shape) is not None:
+                accepted[name] = tensor
+        missing = self._views.keys() - accepted.keys()
         if complete and missing:
             raise WeightError(f"{len(missing)} tensors are missing, for example {min(missing)}")
         with torch.inference_mode():
-            for view, tensor in accepted:
-                view.copy_(tensor)  # a norm of shape [head_dim] is spread over its heads
+            for slot in self._slots if adopt else ():
+                if slot.adopt(accepted):
+                    self._views.update(slot.views())
+            if self.config.tie_word_embeddings:
+                self.head = self.embed
+            for name, tensor in accepted.items():
+                self._views[name].copy_(tensor)  # a norm of shape [head_dim] is spread over its heads
+
+    def storages(self) -> set[int]:
+        """The addresses of the memory that the weights lie in."""
+        return {view.untyped_storage().data_ptr() for view in self._views.values()}
 
     # -- forward ------------------------------------------------------------------------------------------------
 

@@ -9,8 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import groupby
 
 import torch
+
+FUSED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
 
 
 @dataclass(frozen=True)
@@ -33,12 +36,27 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 
 def by_item_size(tensors: Mapping[str, torch.Tensor]) -> list[tuple[str, torch.Tensor]]:
-    """Widest dtype first, then by name: the order of our snapshots and of safetensors."""
-    return sorted(tensors.items(), key=lambda item: (-item[1].dtype.itemsize, dtype_name(item[1].dtype), item[0]))
+    """Widest dtype first, then by name, with those that engines keep in one matrix side by side: the order of our snapshots."""
+    return sorted(
+        tensors.items(),
+        key=lambda item: (-item[1].dtype.itemsize, dtype_name(item[1].dtype), _fused(item[0]), item[0]),
+    )
+
+
+def _fused(name: str) -> tuple[str, int]:
+    """The matrix that a tensor is a part of, and which part of it."""
+    head, _, kind = name.rpartition(".")
+    block, _, part = head.rpartition(".")
+    for whole, parts in FUSED.items():
+        if part in parts:
+            return f"{block}.{whole}.{kind}", parts.index(part)
+    return name, 0
 
 
 def make_buckets(tensors: Mapping[str, torch.Tensor], bucket_bytes: int) -> list[Bucket]:
     """Buckets of at most ``bucket_bytes`` bytes; a tensor larger than that has one of its own. All tensors on the CPU.
+
+    Parts of one matrix of the engines share a bucket where they fit into one.
 
     Raises ValueError: no tensors (there is nothing to serve).
     """
@@ -47,12 +65,16 @@ def make_buckets(tensors: Mapping[str, torch.Tensor], bucket_bytes: int) -> list
     buckets: list[Bucket] = []
     open_bucket: list[tuple[str, torch.Tensor]] = []
     used = 0
-    for name, tensor in by_item_size(tensors):
-        if open_bucket and used + tensor.nbytes > bucket_bytes:
-            buckets.append(_close(open_bucket))
-            open_bucket, used = [], 0
-        open_bucket.append((name, tensor))
-        used += tensor.nbytes
+    for _, group in groupby(by_item_size(tensors), key=lambda item: (item[1].dtype, _fused(item[0])[0])):
+        together = list(group)
+        whole = sum(tensor.nbytes for _, tensor in together)
+        for items in [together] if whole <= bucket_bytes else [[item] for item in together]:
+            size = sum(tensor.nbytes for _, tensor in items)
+            if open_bucket and used + size > bucket_bytes:
+                buckets.append(_close(open_bucket))
+                open_bucket, used = [], 0
+            open_bucket += items
+            used += size
     buckets.append(_close(open_bucket))
     return buckets
 

@@ -66,14 +66,30 @@ async def prepare(path: Path | str, version: int, bucket_mb: int) -> Update:
     return await asyncio.to_thread(load)
 
 
-async def push(receivers: Sequence[Receiver], update: Update, groups: WeightGroups, config: Weights) -> PushReport:
-    """Update ``receivers`` to ``update``. Never raises for an engine's sake: who failed is in the report."""
+async def probe(receivers: Sequence[Receiver], config: Weights) -> dict[str, str]:
+    """The engines that do not answer, and why: in a collective they would hold up all others."""
+    wave = _Wave(receivers, config)
+    await wave.probe()
+    return wave.failed
+
+
+async def push(
+    receivers: Sequence[Receiver], update: Update, groups: WeightGroups, config: Weights, *, probed: bool = False
+) -> PushReport:
+    """Update ``receivers`` to ``update``. Never raises for an engine's sake: who failed is in the report.
+
+    ``probed``: the caller has just seen them all answer (:func:`probe`).
+    """
     started = time.monotonic()
     wave = _Wave(receivers, config)
-    send = _collective if config.transport == "collective" else _from_disk
     try:
         async with asyncio.timeout(config.timeout_s):
-            await send(wave, update, groups)
+            if config.transport == "collective":
+                if not probed:
+                    await wave.probe()
+                await _collective(wave, update, groups)
+            else:
+                await _from_disk(wave, update)
     except TimeoutError:
         wave.fail_all(
             f"the update to version {update.version} took longer than weights.timeout_s = {config.timeout_s:g}"
@@ -145,11 +161,15 @@ class _Wave:
     async def confirm(self, version: int) -> None:
         """End the sessions and read back the version."""
 
-        async def one(receiver: Receiver) -> None:
+        async def end(receiver: Receiver) -> None:
             if receiver.name in self._sessions:
                 self._sessions.discard(receiver.name)
                 await receiver.client.end_update()
-            serves = (await receiver.client.model_info()).get("weight_version")
+
+        async def one(receiver: Receiver) -> None:
+            # the version is that of the last bucket: reading it need not wait for the session's end
+            _, info = await asyncio.gather(end(receiver), receiver.client.model_info())
+            serves = info.get("weight_version")
             if serves != str(version):
                 raise EngineError(
                     receiver.name, "/model_info", f"serves version {serves!r} after an update to {version}"
@@ -185,7 +205,7 @@ class _Wave:
         self.paused_s[name] = time.monotonic() - since
 
 
-async def _from_disk(wave: _Wave, update: Update, groups: WeightGroups) -> None:
+async def _from_disk(wave: _Wave, update: Update) -> None:
     """Every engine reads the snapshot directory itself, or the copy of it on its machine."""
     config = wave.config
     await wave.pause(session=False)
@@ -207,7 +227,6 @@ async def _collective(wave: _Wave, update: Update, groups: WeightGroups) -> None
     A round that fails although everybody still answers is repeated once; then those that refused are out.
     """
     spare_rounds = 1
-    await wave.probe()  # an engine that is gone or hangs already should cost the others no pause at all
     while wave.alive:
         members = list(wave.alive)
         group: WeightGroup | None = None
