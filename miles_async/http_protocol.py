@@ -82,7 +82,7 @@ class Connection(asyncio.Protocol):
     # httptools
 
     def on_message_begin(self) -> None:
-        self._in_head, self._expects, self._short = True, False, True
+        self._in_head, self._expects, self._length = True, False, 0
         self._url = b""
         self._headers: list[tuple[bytes, bytes]] = []
 
@@ -91,10 +91,10 @@ class Connection(asyncio.Protocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         name = name.lower()
-        if name == b"content-length":
-            self._short = value.isdigit() and int(value[:20]) <= HELD_BYTES
+        if name == b"content-length" and value.isdigit():
+            self._length = int(value[:20])
         elif name == b"transfer-encoding":
-            self._short = False
+            self._length = None
         elif name == b"expect" and value.lower() == b"100-continue":
             self._expects = True
         self._headers.append((name, value))
@@ -123,7 +123,7 @@ class Connection(asyncio.Protocol):
         keep_alive = version != "1.0" and parser.should_keep_alive() and not parser.should_upgrade()
         self._reading = request = Request(self, scope, keep_alive, self._expects)
         self._requests.append(request)
-        if len(self._requests) == 1 and not self._comes_soon():
+        if len(self._requests) == 1 and not self._waits_for_body(request):
             self._start(request)
 
     def on_body(self, body: bytes) -> None:
@@ -142,13 +142,15 @@ class Connection(asyncio.Protocol):
 
     # requests
 
-    def _comes_soon(self) -> bool:
-        """Whether the body of this request is waited for: it may then do without a task."""
-        return self._direct is not None and self._short and not self._expects
+    def _waits_for_body(self, request: Request) -> bool:
+        """Whether it may do without a task, once its body is here."""
+        if self._direct is None or self._expects or self._length is None or self._length > HELD_BYTES:
+            return False
+        return self._direct.wants(request, self._length)
 
     def _start(self, request: Request) -> None:
         request.running = True
-        if self._direct is None or not request.whole or self.full is not None or not self._direct(request):
+        if self._direct is None or not request.whole or self.full is not None or not self._direct.take(request):
             self.run(request, self._app)
 
     def run(self, request: Request, app: Any) -> None:

@@ -3,7 +3,7 @@
 Promises: the head of an answer leaves in one write with the first part of its body; ``scope["on_disconnect"](callback)`` has
 ``callback`` called once if the client leaves before its answer is complete (a task that waits for ``http.disconnect`` costs
 as much as all the rest); what an application raises is a 500, or a torn connection if its answer has begun. An application
-with a ``direct(request) -> bool`` may take a request whose body is here and :meth:`Request.answer` it without a task.
+whose ``direct`` ``wants(request, length)`` it and, when the body is here, has it ``take(request)`` answers it without a task.
 """
 
 from __future__ import annotations

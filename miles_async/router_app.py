@@ -30,7 +30,6 @@ from miles_async.http_limits import (
     say,
     send_whole,
 )
-from miles_async.http_request import Request
 from miles_async.router_admin import admin_app, is_own
 from miles_async.router_delivery import Delivery, Head, comes_whole, read_head
 from miles_async.router_fleet import RouterFleet
@@ -89,7 +88,7 @@ class RouterApp(RouterFleet):
         self.paused = False  # by a client, through this router
         # told what an engine said in the place of an answer; None: whatever it says is passed on
         self.on_garbage: Callable[[Worker, str], None] | None = None
-        self.direct = Lane(self).take
+        self.direct = Lane(self)
         self._key = api_key
         self._admin = admin_app(self)
 
@@ -122,11 +121,11 @@ class RouterApp(RouterFleet):
         except BodyTooLongError as error:
             await say(refused, 413, str(error), close=True)
 
-    def may_enter(self, request: Request) -> bool:
-        """Whether the lane may have a request of which everything is here."""
-        has_its_key = self._key is None or has_key(request.scope, self._key)
+    def may_enter(self, scope: Scope, length: int) -> bool:
+        """Whether a request with a body of ``length`` bytes is refused for nothing that can be seen now."""
+        has_its_key = self._key is None or has_key(scope, self._key)
         has_room = self.max_concurrency is None or self.concurrency < self.max_concurrency
-        return has_its_key and has_room and request.held <= self.max_body_bytes
+        return has_its_key and has_room and length <= self.max_body_bytes
 
     async def _forward(self, head: Head, scope: Scope, receive: Receive, send: Send) -> None:
         body = await read_body(receive)

@@ -84,20 +84,25 @@ def _may_be_whole(connection: EngineConnection) -> bool:
 
 
 class Lane:
-    """Of one router. :meth:`take` is what connections of ``http_protocol.py`` ask first."""
+    """Of one router. The connections of ``http_protocol.py`` ask it first: about a head, and again when the body is here."""
 
     def __init__(self, router: RouterApp) -> None:
         self.passages: dict[Passage, None] = {}  # in the order of their deadlines
         self._router = router
         self._timer: asyncio.TimerHandle | None = None
 
+    def wants(self, request: Request, length: int) -> bool:
+        """False: a request with a body of ``length`` bytes needs the application's care from its head on."""
+        scope = request.scope
+        return scope["path"] in PATHS and scope["method"] == "POST" and self._router.may_enter(scope, length)
+
     def take(self, request: Request) -> bool:
-        """False: it needs the application's care from the beginning."""
-        router, scope = self._router, request.scope
-        if scope["path"] not in PATHS or scope["method"] != "POST" or not router.may_enter(request):
+        """False: the application has to see to it."""
+        router = self._router
+        if not self.wants(request, request.held):
             return False
         try:
-            head = read_head(scope)
+            head = read_head(request.scope)
         except DemandError:
             return False  # the application says so
         worker = router.choose((), head.demand, head.key)

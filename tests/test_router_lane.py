@@ -29,7 +29,7 @@ async def lane_to(handler: Handler | None = None, **options: Any) -> AsyncIterat
     engine = FakeEngine("a", handler)
     async with asyncio.timeout(DEADLINE_S), fleet(engine, **options) as (app, url, _, _):
         yield app, url, engine
-        assert not app.direct.__self__.passages  # type: ignore[attr-defined]
+        assert not app.direct.passages
         assert app.concurrency == 0 and [worker.inflight for worker in app.workers.values()] == [0]
 
 
@@ -89,6 +89,20 @@ async def test_a_body_that_is_long_or_of_unknown_length_takes_the_other_way() ->
             assert await got.read() == b"a:" + b"y" * 4_000_000
         async with session.post(url + "/generate", data=b"z" * 4_000_000) as got:
             assert await got.read() == b"a:" + b"z" * 4_000_000
+
+
+@pytest.mark.parametrize("status", [401, 413, 429])
+async def test_what_is_refused_for_its_head_is_refused_before_its_body_is_waited_for(status: int) -> None:
+    refusing: dict[int, dict[str, Any]] = {
+        401: {"api_key": "k"},
+        413: {"max_body_bytes": 9},
+        429: {"max_concurrency": 0},
+    }
+    async with lane_to(**refusing[status]) as (_, url, _):
+        reader, writer = await raw(url)
+        writer.write(b"POST /generate HTTP/1.1\r\nhost: x\r\ncontent-length: 10\r\n\r\n")
+        assert (await reader.readline()).split()[1] == b"%d" % status
+        writer.close()
 
 
 async def test_an_answer_longer_than_what_the_lane_holds_arrives_whole() -> None:
