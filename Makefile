@@ -20,7 +20,7 @@ quickstart: $(VENV)/.quickstart-installed
 	$(BIN)/miles-async launch examples/quickstart.toml
 
 test: $(VENV)/.test-installed
-	$(BIN)/python -m pytest -n 3 --dist loadgroup
+	$(BIN)/python -m pytest -n 4 --dist loadgroup
 
 test-sglang: $(VENV)/.test-installed
 	ENGINE=sglang $(BIN)/python -m pytest -m sglang

@@ -15,7 +15,6 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from typing import Any
 import psutil
 import redis
 
+from benchmarks.growing_record import GrowingRecord
 from bus.ledger import balanced
 from miles_async.monitor.record import read_transitions
 from miles_async.monitor.status import status
@@ -89,6 +89,7 @@ class FaultRun:
         command += ["--set", f"run.seed={seed}"]
         self.process = subprocess.Popen(command, stdout=self.log, stderr=subprocess.STDOUT)
         self.faults: list[tuple[str, float]] = []  # what, and when
+        self._record, self._times, self._step = GrowingRecord(self.run_dir), list[float](), 0
 
     def play(self) -> Verdict:
         """Run to the end, faults and all."""
@@ -107,7 +108,8 @@ class FaultRun:
             self.process.wait()
             verdict.broken.append("it did not end by itself")
             return verdict
-        times = sorted(float(line["time"]) for line in self._metrics())
+        self._last_step()
+        times = sorted(self._times)
         verdict.recoveries = [(fault, next((t for t in times if t > when), when) - when) for fault, when in self.faults]
         if code:
             self.log.seek(0)
@@ -146,14 +148,11 @@ class FaultRun:
         found = status(self.run_dir)
         return int(next(actor["pid"] for actor in found["actors"] if actor["actor"] == name))
 
-    def _metrics(self) -> Iterator[dict[str, Any]]:
-        with contextlib.suppress(FileNotFoundError):
-            for line in (self.run_dir / "metrics.jsonl").read_text().splitlines():
-                if '"learner-0"' in line:
-                    yield json.loads(line)
-
     def _last_step(self) -> int:
-        return max((int(line["step"]) for line in self._metrics()), default=0)
+        for line in self._record.more():
+            self._times.append(float(line["time"]))
+            self._step = max(self._step, int(line["step"]))
+        return self._step
 
     def _wait_for_step(self, step: int) -> None:
         deadline = time.monotonic() + RUN_TIMEOUT_S

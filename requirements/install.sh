@@ -14,7 +14,8 @@ cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-.venv/bin/python}
 TORCH_VERSION=2.13.0
 TORCH_BACKEND=${TORCH_BACKEND:-cpu}
-export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_INPUT=1
+# bytecode is compiled below, on all cores; pip would do it on one
+export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_INPUT=1 PIP_NO_COMPILE=1
 
 quietly() {
     local log
@@ -63,6 +64,19 @@ if torch.version.cuda is not None:
 END
 }
 
+# Where Python may not write bytecode (PYTHONDONTWRITEBYTECODE) every process would compile what it imports. Packages carry
+# files for other Pythons, which do not compile: that is no error.
+compile_all() {
+    "$PYTHON" - "$@" <<'END'
+import compileall
+import sys
+import sysconfig
+
+for directory in (sysconfig.get_path("purelib"), *sys.argv[1:]):
+    compileall.compile_dir(directory, quiet=2, workers=0)
+END
+}
+
 install_set() {
     echo "installing requirements/$1.txt"
     pip_install -c requirements/constraints.txt -r "requirements/$1.txt"
@@ -75,8 +89,12 @@ quickstart)
     install_torch
     install_set quickstart nodeps
     pip_install --no-deps -e .
+    compile_all bus miles_async actors
     ;;
-test) install_set test test-nodeps ;;
+test)
+    install_set test test-nodeps
+    compile_all tests benchmarks
+    ;;
 *)
     echo "usage: requirements/install.sh torch | quickstart | test" >&2
     exit 2

@@ -16,10 +16,12 @@ from typing import Any
 import psutil
 
 from benchmarks.group_files import read_groups
+from benchmarks.growing_record import GrowingRecord
 from bus.codec import VERSIONS, unpack
 from bus.messages import Group
 from miles_async.config_load import load
 from miles_async.data import load_prompts, prompt_at
+from miles_async.monitor.status import status
 from miles_async.tokenizer import Tokenizer
 
 # the quickstart's model and task, cut down to seconds
@@ -164,16 +166,13 @@ def wait_until_gone(run_dir: Path, timeout: float = 15) -> None:
 
 def wait_for_step(run_dir: Path, step: int, process: subprocess.Popen[str]) -> None:
     """Until the run's metrics have ``step``."""
-    record = run_dir / "metrics.jsonl"
-    wait_until(
-        lambda: record.exists() and any(line["step"] >= step for line in metrics(run_dir)), f"step {step}", process
-    )
+    record = GrowingRecord(run_dir)
+    wait_until(lambda: any(line["step"] >= step for line in record.more()), f"step {step}", process)
 
 
 def ask_status(run_dir: Path) -> dict[str, Any]:
-    """What ``miles-async status`` says of a run that is alive."""
-    ask = [sys.executable, "-m", "miles_async.cli", "status", str(run_dir), "--json"]
-    return json.loads(subprocess.run(ask, capture_output=True, text=True, timeout=30, check=True).stdout)
+    """What ``miles-async status`` says of a run that is alive; without a process for each time that it is asked."""
+    return status(run_dir)
 
 
 def kill(run_dir: Path, actor: str) -> None:
