@@ -62,6 +62,7 @@ class Size(NamedTuple):
     waves: int = 4
     death_every_s: float = 3.0
     away_s: float = 4.0
+    max_retries: int = RouterConfig().max_retries
     seed: int = 1
 
 
@@ -216,9 +217,9 @@ async def load(redis_url: str, size: Size) -> dict[str, Any]:
     """The figures of one load."""
     outcome, numbers = Outcome(), iter(range(size.requests))
     options: dict[str, Any] = {"latency": size.latency, "lengths": size.lengths, "update_s": size.update_s}
-    timeout = aiohttp.ClientTimeout(total=None)
+    timeout, router = aiohttp.ClientTimeout(total=None), RouterConfig(max_retries=size.max_retries)
     async with (
-        synthetic_fleet(redis_url, size.engines, seed=size.seed, router=RouterConfig(), **options) as fleet,
+        synthetic_fleet(redis_url, size.engines, seed=size.seed, router=router, **options) as fleet,
         aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=timeout) as session,
     ):
         samples = Samples(fleet, session, size.clients)

@@ -275,7 +275,7 @@ class Router(Section, frozen=True):
     health_failures: PositiveInt = 3
     # consistent_hash: requests with the same x-routing-key go to the same engine, as far as its load allows
     policy: Literal["least_inflight", "power_of_two", "consistent_hash"] = "least_inflight"
-    max_retries: CountInt = 3
+    max_retries: CountInt = 3  # at other engines; those where nobody listens any more do not count
     # an engine that fails so many requests in a row (no answer, a torn one, 5xx) gets none for a while
     breaker_failures: PositiveInt = 5
     breaker_open_s: CountFloat = 10.0  # then one request shows whether it serves again

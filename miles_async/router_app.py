@@ -45,6 +45,10 @@ EVERY_ENGINE = ("/abort_request", "/flush_cache", "/pause_generation", "/continu
 RETRY_AFTER_S = 1  # what a 429 asks for
 
 
+class _NobodyThere(str):
+    """Why an engine has not even seen a request, and is given up: that is no try, and cannot happen without end."""
+
+
 class RouterApp(RouterFleet):
     """The ASGI application. Without engines at first: they come by :meth:`add` or ``POST /workers``.
 
@@ -165,18 +169,20 @@ class RouterApp(RouterFleet):
         self, head: Head, body: bytes, delivery: Delivery, abort: Abort, begun: Passage | None = None
     ) -> None:
         tried: dict[str, str] = {}
-        for attempt in range(self.max_retries + 1):
+        retries_left = self.max_retries
+        while retries_left >= 0:
             worker = begun.worker if begun else await self.pick(tried, head.demand, head.key, abort)
             if worker is None and abort.fired:
                 return None
             if worker is None:
                 why = "".join(f"; {name} {failure}" for name, failure in tried.items())
                 return await delivery.say(503, self.nobody(head.demand) + why)
-            why = await self._attempt(worker, head, body, delivery, abort, attempt == self.max_retries, begun)
+            why = await self._attempt(worker, head, body, delivery, abort, retries_left == 0, begun)
             begun = None
             if why is None:
                 return None
             tried[worker.name] = why
+            retries_left -= not isinstance(why, _NobodyThere)
             self.failovers += 1
         await delivery.say(502, "no engine gave an answer: " + "; ".join(f"{k}: {v}" for k, v in tried.items()))
 
@@ -228,7 +234,7 @@ class RouterApp(RouterFleet):
                 self.mark_dead(worker, str(error))
             if delivery.begun:
                 raise  # the server closes the client's connection: a torn answer must not look whole
-            return str(error)
+            return _NobodyThere(error) if error.refused else str(error)
         except asyncio.CancelledError:
             if not delivery.begun:  # else the client may be the slow one
                 self.failed(worker, probing, "no answer in time")

@@ -186,6 +186,17 @@ async def test_an_engine_that_nobody_listens_for_is_dead_at_once_and_reported() 
         assert states == {"good": "up", "gone": "dead"}
 
 
+async def test_engines_where_nobody_listens_cost_a_request_none_of_its_tries() -> None:
+    good = FakeEngine("good")
+    async with fleet(good, max_retries=0) as (app, url, _, session):
+        app.set_updating("good", True)  # so that the others are asked first
+        for number in range(5):
+            app.add(f"gone-{number}", f"http://127.0.0.1:{free_port()}", version=0)
+        async with session.post(url + "/generate", data=b"x") as answer:
+            assert (answer.status, await answer.read()) == (200, b"good:x")
+        assert app.failovers == 5 and sum(worker.state == "dead" for worker in app.workers.values()) == 5
+
+
 async def test_an_answer_that_has_begun_to_arrive_is_not_started_again_and_does_not_look_whole() -> None:
     async def torn(engine: FakeEngine, scope: Any, body: bytes, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": []})  # chunked
