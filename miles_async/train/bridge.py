@@ -7,7 +7,10 @@ TransformerEngine is absent the local layers are built and shown to it under tho
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import importlib.util
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -44,7 +47,8 @@ def load_hf_config(path: str) -> Any:
 
     if not (Path(path) / "config.json").is_file():
         raise ModelError(f"{path} is no Hugging Face model directory: it has no config.json")
-    config = AutoConfig.from_pretrained(path)
+    with _no_docstrings():
+        config = AutoConfig.from_pretrained(path)
     problems = []
     if config.model_type not in SUPPORTED:
         problems.append(f"model_type {config.model_type!r} (supported: {', '.join(SUPPORTED)})")
@@ -60,6 +64,22 @@ def load_hf_config(path: str) -> Any:
     if problems:
         raise ModelError(f"the learner cannot train {path}: {'; '.join(problems)}")
     return config
+
+
+@contextlib.contextmanager
+def _no_docstrings() -> Iterator[None]:
+    """transformers writes the docstring of a configuration class when that is imported, and imports its models for it: over a
+    second, whenever a learner starts."""
+    origin: Any = importlib.import_module("transformers.utils")
+
+    def leave_alone(decorated: Any = None, **_: Any) -> Any:
+        return (lambda one: one) if decorated is None else decorated
+
+    write, origin.auto_docstring = origin.auto_docstring, leave_alone
+    try:
+        yield
+    finally:
+        origin.auto_docstring = write
 
 
 class ModelBridge:
@@ -107,9 +127,7 @@ class ModelBridge:
 
 
 def _bridge_class(model_type: str, local: bool) -> Any:
-    from mbridge.core.bridge import _MODEL_REGISTRY
-
-    base: Any = _MODEL_REGISTRY[model_type]
+    base = _mbridge_class(model_type)
 
     class Bridge(base):
         def _build_base_config(self, *args: Any, **kwargs: Any) -> Any:
@@ -166,3 +184,17 @@ class _TransformerEngineNames:
 
     def named_parameters(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
         return ((self._rename(name), parameter) for name, parameter in self._module.named_parameters())
+
+
+def _mbridge_class(model_type: str) -> Any:
+    """mbridge's bridge of one architecture. Its packages import all that they know, vision models and half of transformers
+    among it, so they are not executed."""
+    for name in ("mbridge", "mbridge.models"):
+        if name not in sys.modules:
+            spec = importlib.util.find_spec(name)
+            assert spec is not None, "mbridge is a dependency"
+            sys.modules[name] = importlib.util.module_from_spec(spec)
+    importlib.import_module(f"mbridge.models.{model_type}")
+    from mbridge.core.bridge import _MODEL_REGISTRY
+
+    return _MODEL_REGISTRY[model_type]

@@ -40,6 +40,16 @@ def install(device: torch.device) -> None:
         from megatron.core.tensor_parallel import random as megatron_random
 
     megatron_random._set_cuda_rng_state = set_state
+    _without_dynamo(torch.optim.Optimizer)
+
+
+def _without_dynamo(owner: type) -> None:
+    """Methods that torch hides from its compiler load the compiler to be hidden from it (half a second), which here compiles
+    nothing. (torch/_compile.py, ``_disable_dynamo``: what a function is replaced by is kept at the function.)"""
+    for method in vars(owner).values():
+        hidden = getattr(method, "__wrapped__", None)
+        if hidden is not None:
+            hidden.__dynamo_disable = hidden
 
 
 @contextlib.contextmanager
