@@ -223,9 +223,10 @@ class Broadcaster:
 
     async def _make_ready(self, wave: list[Member], snapshot: Snapshot) -> tuple[Update | None, list[Member]]:
         """The weights, and the engines that answer: one that hangs should cost the others no pause at all."""
-        if not wave or self.config.transport != "collective":
-            return (await self._load(snapshot) if wave else None), wave
-        receivers = [await self._receiver(member) for member in wave]
+        if not wave:
+            return None, wave
+        asked = wave if self.config.transport == "collective" else []
+        receivers = [await self._receiver(member) for member in asked]
         update, silent = await asyncio.gather(self._load(snapshot), probe(receivers, self.config))
         for member in wave:
             if member.name in silent:

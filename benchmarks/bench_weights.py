@@ -208,9 +208,8 @@ async def pushes(urls: list[str], home: Path, transports: Sequence[str], bare: B
                 update = replace(update, copies=(await sender.wait(names)).paths)
             prepared = time.perf_counter()
             flat = [bucket.flat for bucket in update.buckets]
-            before = (
-                await asyncio.to_thread(bare.run, flat) if version % 2 else None
-            )  # whoever is first warms the caches
+            # whoever is first warms the caches
+            before = await asyncio.to_thread(bare.run, flat) if version % 2 else None
             begun = time.perf_counter()
             report = await push(receivers, update, groups, config, probed=True)
             if report.failed:

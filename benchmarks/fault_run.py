@@ -89,7 +89,7 @@ class FaultRun:
         command += ["--set", f"run.seed={seed}"]
         self.process = subprocess.Popen(command, stdout=self.log, stderr=subprocess.STDOUT)
         self.faults: list[tuple[str, float]] = []  # what, and when
-        self._record, self._times, self._step = GrowingRecord(self.run_dir), list[float](), 0
+        self._record, self._step = GrowingRecord(self.run_dir), 0
 
     def play(self) -> Verdict:
         """Run to the end, faults and all."""
@@ -108,8 +108,7 @@ class FaultRun:
             self.process.wait()
             verdict.broken.append("it did not end by itself")
             return verdict
-        self._last_step()
-        times = sorted(self._times)
+        times = sorted(float(line["time"]) for line in GrowingRecord(self.run_dir).more())
         verdict.recoveries = [(fault, next((t for t in times if t > when), when) - when) for fault, when in self.faults]
         if code:
             self.log.seek(0)
@@ -149,9 +148,7 @@ class FaultRun:
         return int(next(actor["pid"] for actor in found["actors"] if actor["actor"] == name))
 
     def _last_step(self) -> int:
-        for line in self._record.more():
-            self._times.append(float(line["time"]))
-            self._step = max(self._step, int(line["step"]))
+        self._step = max([self._step, *(int(line["step"]) for line in self._record.more())])
         return self._step
 
     def _wait_for_step(self, step: int) -> None:

@@ -103,7 +103,7 @@ class RouterApp(RouterFleet):
         receive = bounded(scope, receive, self.max_body_bytes)
         path: str = scope["path"]
         try:
-            if self._key is not None and path != "/health" and not has_key(scope, self._key):
+            if path != "/health" and not self._has_key(scope):
                 await say(refused, 401, "the router asks for its key: Authorization: Bearer KEY")
             elif is_own(path):
                 await self._admin(scope, receive, refused)
@@ -111,7 +111,7 @@ class RouterApp(RouterFleet):
                 await say(refused, 405, f"{scope['method']} is not passed on to engines")
             elif path in EVERY_ENGINE:  # also where no more requests are taken: an abort makes room
                 await self._forward(read_head(scope), scope, receive, send)
-            elif self.max_concurrency is not None and self.concurrency >= self.max_concurrency:
+            elif self._full:
                 await _too_many(refused, self.max_concurrency)
             else:
                 head = read_head(scope)
@@ -125,11 +125,16 @@ class RouterApp(RouterFleet):
         except BodyTooLongError as error:
             await say(refused, 413, str(error), close=True)
 
+    def _has_key(self, scope: Scope) -> bool:
+        return self._key is None or has_key(scope, self._key)
+
+    @property
+    def _full(self) -> bool:
+        return self.max_concurrency is not None and self.concurrency >= self.max_concurrency
+
     def may_enter(self, scope: Scope, length: int) -> bool:
         """Whether a request with a body of ``length`` bytes is refused for nothing that can be seen now."""
-        has_its_key = self._key is None or has_key(scope, self._key)
-        has_room = self.max_concurrency is None or self.concurrency < self.max_concurrency
-        return has_its_key and has_room and length <= self.max_body_bytes
+        return self._has_key(scope) and not self._full and length <= self.max_body_bytes
 
     async def _forward(self, head: Head, scope: Scope, receive: Receive, send: Send) -> None:
         body = await read_body(receive)
@@ -300,7 +305,7 @@ class RouterApp(RouterFleet):
                 self.remove(worker.name)
 
 
-async def _too_many(send: Send, limit: int) -> None:
+async def _too_many(send: Send, limit: int | None) -> None:
     headers = [(b"content-type", b"application/json"), (b"retry-after", b"%d" % RETRY_AFTER_S)]
     message = f"{limit} requests wait or are in flight, router.max_concurrency"
     await send_whole(send, 429, headers, json.dumps({"error": {"message": message}}).encode())

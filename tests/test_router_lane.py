@@ -10,7 +10,8 @@ from urllib.parse import urlsplit
 
 import aiohttp
 import pytest
-from test_router_app import FakeEngine, Handler, Receive, Send, fleet, respond
+from test_http_protocol import answer
+from test_router_app import FakeEngine, Handler, Receive, Send, fleet, respond, wait_for_disconnect
 
 from miles_async.router_app import RouterApp
 from miles_async.upstream import BUFFER_BYTES
@@ -46,11 +47,6 @@ async def raw(url: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     return await asyncio.open_connection(address.hostname, address.port)
 
 
-async def answer(reader: asyncio.StreamReader) -> bytes:
-    head = await reader.readuntil(b"\r\n\r\n")
-    return await reader.readexactly(int(head.lower().partition(b"content-length: ")[2].split(b"\r\n")[0]))
-
-
 @pytest.mark.parametrize("path", ["/generate", "/v1/completions", "/v1/chat/completions?x=1"])
 async def test_a_whole_request_and_its_whole_answer_need_no_task(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     async with lane_to() as (app, url, engine), aiohttp.ClientSession() as session:
@@ -74,7 +70,7 @@ async def test_pipelined_requests_and_one_that_comes_byte_by_byte_are_answered_i
             writer.write(requests[place : place + 1])
             await writer.drain()
         writer.write(requests[len(requests) // 2 :])
-        assert [await answer(reader) for _ in range(20)] == [b"a:%02d" % number for number in range(20)]
+        assert [await answer(reader) for _ in range(20)] == [(200, b"a:%02d" % number) for number in range(20)]
         writer.close()
 
 
@@ -136,20 +132,13 @@ async def test_those_that_run_out_of_time_are_told_so_each_at_its_own_time() -> 
 
 
 async def test_a_client_that_leaves_the_lane_takes_its_request_along() -> None:
-    left = asyncio.Event()
-
-    async def never(engine: FakeEngine, scope: Any, body: bytes, receive: Receive, send: Send) -> None:
-        while (await receive())["type"] != "http.disconnect":
-            pass
-        left.set()
-
-    async with lane_to(never) as (app, url, engine):
+    async with lane_to(wait_for_disconnect) as (app, url, engine):
         _, writer = await raw(url)
         writer.write(b"POST /generate HTTP/1.1\r\nhost: x\r\ncontent-length: 1\r\n\r\nx")
         await engine.arrived.acquire()
         assert app.concurrency == 1
         writer.transport.abort()
-        await left.wait()
+        await engine.left.wait()
         assert app.failovers == 0 and app.workers["a"].breaker.in_a_row == 0  # which says nothing of the engine
         assert app.concurrency == 0
 

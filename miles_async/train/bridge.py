@@ -7,7 +7,6 @@ TransformerEngine is absent the local layers are built and shown to it under tho
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import importlib.util
 import sys
@@ -16,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from miles_async.train.undecorated import undecorated
 
 SUPPORTED = ("llama", "qwen2", "qwen3")
 
@@ -47,7 +48,8 @@ def load_hf_config(path: str) -> Any:
 
     if not (Path(path) / "config.json").is_file():
         raise ModelError(f"{path} is no Hugging Face model directory: it has no config.json")
-    with _no_docstrings():
+    # the docstring of a configuration class is written when that is imported, and its models are imported for it: over a second
+    with undecorated(importlib.import_module("transformers.utils"), "auto_docstring"):
         config = AutoConfig.from_pretrained(path)
     problems = []
     if config.model_type not in SUPPORTED:
@@ -64,22 +66,6 @@ def load_hf_config(path: str) -> Any:
     if problems:
         raise ModelError(f"the learner cannot train {path}: {'; '.join(problems)}")
     return config
-
-
-@contextlib.contextmanager
-def _no_docstrings() -> Iterator[None]:
-    """transformers writes the docstring of a configuration class when that is imported, and imports its models for it: over a
-    second, whenever a learner starts."""
-    origin: Any = importlib.import_module("transformers.utils")
-
-    def leave_alone(decorated: Any = None, **_: Any) -> Any:
-        return (lambda one: one) if decorated is None else decorated
-
-    write, origin.auto_docstring = origin.auto_docstring, leave_alone
-    try:
-        yield
-    finally:
-        origin.auto_docstring = write
 
 
 class ModelBridge:

@@ -11,11 +11,13 @@ the distributed optimizer) are covered. Two parts:
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch.overrides import TorchFunctionMode
+
+from miles_async.train.undecorated import undecorated
 
 
 def install(device: torch.device) -> None:
@@ -36,7 +38,9 @@ def install(device: torch.device) -> None:
     torch.cuda.manual_seed = generator.manual_seed  # pyright: ignore[reportAttributeAccessIssue]
     torch.cuda.get_rng_state = lambda device="cuda": generator.get_state()
     torch.cuda.random.get_rng_state = torch.cuda.get_rng_state
-    with _nothing_compiled():
+    # Its ``jit_fuser`` is ``torch.compile``, which on a CPU would load the inductor (over a second) and call a C++ compiler at
+    # the first step, for functions of a few microseconds.
+    with undecorated(torch, "compile"):
         from megatron.core.tensor_parallel import random as megatron_random
 
     megatron_random._set_cuda_rng_state = set_state
@@ -50,22 +54,6 @@ def _without_dynamo(owner: type) -> None:
         hidden = getattr(method, "__wrapped__", None)
         if hidden is not None:
             hidden.__dynamo_disable = hidden
-
-
-@contextlib.contextmanager
-def _nothing_compiled() -> Iterator[None]:
-    """While Megatron is imported: its ``jit_fuser`` is ``torch.compile``, which on a CPU would load the inductor (over a
-    second) and call a C++ compiler at the first step, for functions of a few microseconds."""
-    compile_ = torch.compile
-
-    def leave_alone(model: Any = None, **_: Any) -> Any:
-        return (lambda function: function) if model is None else model
-
-    torch.compile = leave_alone  # pyright: ignore[reportAttributeAccessIssue]
-    try:
-        yield
-    finally:
-        torch.compile = compile_
 
 
 class _CudaMeansCpu(TorchFunctionMode):
