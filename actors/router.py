@@ -206,18 +206,22 @@ class Router:
         for one that is up."""
         quiet = QuietEngines(self.app)
         down_since: float | None = None
-        while not self.ctx.stop.is_set():
-            with contextlib.ExitStack() as stack:
-                troubles = [f"{worker.name}: {worker.trouble}" for worker in self.app.workers.values()]
-                if all(worker.trouble for worker in self.app.workers.values()):
+        with contextlib.ExitStack() as said:
+            while not self.ctx.stop.is_set():
+                found = [
+                    (engine_wait(worker.name, worker.inflight), time.time() - seconds)
+                    for worker, seconds in await quiet.look()
+                ]
+                workers = list(self.app.workers.values())
+                if all(worker.trouble for worker in workers):
                     down_since = down_since or time.time()
-                    whom = f"an engine that is up ({'; '.join(troubles) or 'none has joined'})"
-                    stack.enter_context(self.ctx.waiting(whom, down_since))
+                    troubles = [f"{worker.name}: {worker.trouble}" for worker in workers]
+                    found.append((f"an engine that is up ({'; '.join(troubles) or 'none has joined'})", down_since))
                 else:
                     down_since = None
-                for worker, seconds in await quiet.look():
-                    wait = self.ctx.waiting(engine_wait(worker.name, worker.inflight), time.time() - seconds)
-                    stack.enter_context(wait)
+                said.close()  # only now: a heartbeat sent during the look still says what was found before
+                for whom, since in found:
+                    said.enter_context(self.ctx.waiting(whom, since))
                 await asyncio.sleep(QUIET_LOOK_S)
 
     def _report_death(self, worker: Worker, why: str) -> None:

@@ -2,8 +2,8 @@
 
 Promises: a command whose server is being restarted is sent again for about 20 s (every command of ours may be repeated);
 one that the server refuses because its memory or its disk is full is sent again until there is room, for
-``FULL_TIMEOUT_S`` at most, and ``troubles`` says meanwhile which refusal that is. So a full bus slows a run down and
-loses nothing.
+``FULL_TIMEOUT_S`` at most, and ``troubles`` says meanwhile which refusal that is and since when. So a full bus slows a
+run down and loses nothing.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 import redis.asyncio as aioredis
 import redis.exceptions
@@ -26,12 +26,19 @@ LOOK_AGAIN_S = 0.25
 FULL = ("OOM", "MISCONF", "command not allowed when used memory", "Errors writing to the AOF")
 
 
+class Trouble(NamedTuple):
+    """A command that waits for room: what Redis refused it with, and since when (seconds since the epoch)."""
+
+    refusal: str
+    since: float
+
+
 class PatientRedis(aioredis.Redis):
     """``redis.asyncio.Redis`` with the patience above. Make it with :func:`patient`."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        self.troubles: dict[int, str] = {}  # of the commands that wait for room
+        self.troubles: dict[int, Trouble] = {}  # of the commands that wait for room
         self._numbers = itertools.count()
 
     async def execute_command(self, *args: Any, **options: Any) -> Any:
@@ -41,7 +48,7 @@ class PatientRedis(aioredis.Redis):
         except redis.exceptions.ResponseError as error:
             if not is_full(error):
                 raise
-            trouble = str(error)
+            trouble = Trouble(str(error), time.time())
         number, deadline = next(self._numbers), time.monotonic() + FULL_TIMEOUT_S
         self.troubles[number] = trouble
         try:
@@ -54,7 +61,7 @@ class PatientRedis(aioredis.Redis):
                         raise
         finally:
             del self.troubles[number]
-        raise BusFullError(f"waited {FULL_TIMEOUT_S:.0f} s for room in Redis: {trouble}")
+        raise BusFullError(f"waited {FULL_TIMEOUT_S:.0f} s for room in Redis: {trouble.refusal}")
 
 
 def is_full(error: redis.exceptions.ResponseError) -> bool:

@@ -1,7 +1,7 @@
 """Which engines give nothing for the requests that they have in flight.
 
-Promises: an engine is called quiet only if it gave no byte of an answer and sampled no token for ``QUIET_S``, as far as it
-says how many it has sampled (``GET /v1/loads``); one that gives answers is never asked.
+Promises: an engine is called quiet only if it gave no byte of an answer for ``QUIET_S``, and sampled no token between two
+looks, as far as it says how many it has sampled (``GET /v1/loads``); one that gives answers is never asked.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from miles_async.router_fleet import RouterFleet
 from miles_async.router_worker import Worker
 from miles_async.upstream import UpstreamError
 
-QUIET_S = 5.0
-ASK_AFTER_S = 1.5  # twice at least before QUIET_S is over
+QUIET_S = 2.5  # well before a diagnosis calls a wait long, so that it knows of it by then
+ASK_AFTER_S = 1.5
 ASK_TIMEOUT_S = 1.0
 COUNTERS = ("num_generated_tokens", "num_used_tokens")  # the first one that the engine has
 
@@ -25,6 +25,7 @@ class QuietEngines:
 
     def __init__(self, app: RouterFleet) -> None:
         self._app = app
+        self._asked: set[Worker] = set()  # at the last look
         self._tokens: dict[Worker, int] = {}
 
     async def look(self) -> list[tuple[Worker, float]]:
@@ -33,8 +34,10 @@ class QuietEngines:
         asked = [worker for worker in workers if worker.quiet_seconds(self._app.clock()) > ASK_AFTER_S]
         self._tokens = {worker: count for worker, count in self._tokens.items() if worker in asked}
         await asyncio.gather(*(self._ask(worker) for worker in asked))
+        again = [worker for worker in asked if worker in self._asked]
+        self._asked = set(asked)
         now = self._app.clock()
-        return [(w, seconds) for w in workers if (seconds := w.quiet_seconds(now)) >= QUIET_S]
+        return [(worker, seconds) for worker in again if (seconds := worker.quiet_seconds(now)) >= QUIET_S]
 
     async def _ask(self, worker: Worker) -> None:
         count = await self._count(worker)

@@ -69,7 +69,7 @@ def begin(config: Path, run_dir: Path) -> subprocess.Popen[str]:
 
 
 def launch(
-    config: Path, run_dir: Path, *extra: str, timeout: float = 180, env: dict[str, str] | None = None
+    config: Path, run_dir: Path, *extra: str, timeout: float = 300, env: dict[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
     """Run to the end; the output is in the result."""
     return subprocess.run(
@@ -145,7 +145,7 @@ def trained_groups(run_dir: Path) -> dict[int, list[Group]]:
     return steps
 
 
-def wait_until(holds: Callable[[], bool], what: str, process: subprocess.Popen[str], timeout: float = 90) -> None:
+def wait_until(holds: Callable[[], bool], what: str, process: subprocess.Popen[str], timeout: float = 150) -> None:
     """Until ``holds()``, while ``process`` runs."""
     deadline = time.monotonic() + timeout
     while time.monotonic() < deadline:

@@ -6,6 +6,7 @@ import asyncio
 import os
 import resource
 import stat
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import psutil
 import pytest
 from test_ledger import deal, group, make_ready, ticket
+from test_waits_end import context
 
 from bus import Bus, Ledger, balanced, connect
 from bus.messages import Event, Heartbeat, Metrics
@@ -92,6 +94,19 @@ async def test_a_full_memory_stops_admission_and_lets_go_on_whatever_frees_memor
     assert not bus.redis.troubles
 
 
+async def test_the_heartbeat_of_an_actor_whose_command_finds_no_room_says_so(bus: Bus) -> None:
+    ledger, dealer = Ledger(bus), context(bus, "dealer")
+    await deal(ledger, 1)
+    await bus.redis.config_set("maxmemory", 1)
+    began = time.time()
+    admission = await blocked(bus, ledger.admit([ticket(1)], limit=100, position=1))
+    beat = dealer.heartbeat()
+    assert beat.waits_for == "room in Redis" and began <= beat.waits_since <= time.time()
+    await bus.redis.config_set("maxmemory", 0)
+    await admission
+    assert dealer.heartbeat().waits_for == ""
+
+
 async def test_a_full_disk_makes_everybody_wait_and_loses_nothing(bus: Bus, server: RedisServer) -> None:
     ledger = Ledger(bus)
     await deal(ledger, 2)
@@ -111,7 +126,7 @@ async def test_a_full_disk_makes_everybody_wait_and_loses_nothing(bus: Bus, serv
         await blocked(bus, ledger.admit([ticket(2)], limit=100, position=2)),
         await blocked(bus, ledger.publish(group(claimed.ticket.group_id), "w/1", 0.0)),
     ]
-    assert all("MISCONF" in trouble or "AOF" in trouble for trouble in bus.redis.troubles.values())
+    assert all("MISCONF" in refusal or "AOF" in refusal for refusal, _ in bus.redis.troubles.values())
     process.rlimit(resource.RLIMIT_FSIZE, unlimited)
     assert await waiting[0] == (1, 3) and await waiting[1]
 

@@ -114,7 +114,7 @@ def test_points_are_of_exactly_the_due_versions_while_the_training_goes_on(tmp_p
             "eval_function": "halves.in_halves",
             "eval_log_function": "halves.log",
         },
-        **{"eval.datasets.seen": {"prompt_data": "builtin:repeat", "n_samples_per_eval_prompt": 2}},
+        **{"eval.datasets.seen": {"prompt_data": "builtin:repeat@[:8]", "n_samples_per_eval_prompt": 2}},
     )
     result = launch(config, run_dir, env=recording_environment())
     assert result.returncode == 0, result.stderr

@@ -29,6 +29,7 @@ COMMANDS = ("stop", "finish", "learner_stop")  # the last one is between the ran
 FATAL = (ValueError, ImportError)
 
 MAX_WAITS = 20  # that a heartbeat names
+ROOM = "room in Redis"  # what an actor waits for whose command was refused because there is none
 
 
 class Actor(Protocol):
@@ -120,7 +121,8 @@ class ActorContext:
     def heartbeat(self) -> Heartbeat:
         """Whom this actor waits for longest, and everybody else that it waits for."""
         waits: dict[str, float] = {}
-        for wait in sorted(self._waits, key=lambda wait: wait.since):
+        full = [Waiting(ROOM, trouble.since) for trouble in self.bus.redis.troubles.values()]
+        for wait in sorted([*self._waits, *full], key=lambda wait: wait.since):
             waits.setdefault(wait.whom, wait.since)
         found = tuple(waits.items())[:MAX_WAITS]
         whom, since = found[0] if found else ("", 0.0)

@@ -39,4 +39,4 @@ async def refusal(bus: Bus) -> str:
     persistence = await bus.redis.info("persistence")
     if persistence.get("aof_last_write_status", "ok") != "ok":
         return "its disk takes no more of the append-only file"
-    return next(iter(bus.redis.troubles.values()), "")
+    return next((trouble.refusal for trouble in bus.redis.troubles.values()), "")
