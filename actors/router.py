@@ -23,9 +23,10 @@ from bus import EngineState
 from bus.messages import EngineDown, EngineServes
 from miles_async.config import ConfigError
 from miles_async.config import Router as RouterConfig
-from miles_async.http_limits import Refusals, answer_at_once
+from miles_async.http_limits import answer_at_once
 from miles_async.http_server import HttpServer
 from miles_async.monitor.diagnosis import MOVING, engine_wait
+from miles_async.refusals import Refusals
 from miles_async.router_app import RouterApp
 from miles_async.router_health import HealthChecker
 from miles_async.router_looks import EngineLooks

@@ -1,5 +1,5 @@
 """What every HTTP server of ours refuses before it looks at a request: heads and bodies that are too long, and what is no
-HTTP. Each refusal is counted by its status and logged.
+HTTP. Each refusal is counted (``miles_async.refusals``).
 
 Promises: a head is held up to ``MAX_HEAD_BYTES`` (and one read), a body up to its server's limit, whatever the client
 announces; whoever sends more gets 431 or 413; nothing that a client sends ends the server.
@@ -8,42 +8,19 @@ announces; whoever sends more gets 431 or 413; nothing that a client sends ends 
 from __future__ import annotations
 
 import json
-import logging
 import secrets
 import socket
-from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from starlette.requests import ClientDisconnect
 
-Scope = MutableMapping[str, Any]
+from miles_async.refusals import Scope, Send
+
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 MAX_HEAD_BYTES = 64 * 1024
-
-_log = logging.getLogger("http")
-
-
-class Refusals(Counter[str]):
-    """Requests that a server refused, by HTTP status."""
-
-    def note(self, status: int, why: str) -> None:
-        """Count and log one."""
-        self[str(status)] += 1
-        _log.warning("refused with %d: %s", status, ascii(why)[:200])
-
-    def watching(self, scope: Scope, send: Send) -> Send:
-        """``send`` for one request; an answer with a status of 400 to 499 is noted."""
-
-        async def watched(message: MutableMapping[str, Any]) -> None:
-            if message["type"] == "http.response.start" and 400 <= message["status"] < 500:
-                self.note(message["status"], f"{scope['method']} {scope['path']}")
-            await send(message)
-
-        return watched
 
 
 class BodyTooLongError(ValueError):

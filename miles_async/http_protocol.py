@@ -16,8 +16,9 @@ from urllib.parse import unquote
 import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
-from miles_async.http_limits import MAX_HEAD_BYTES, Refusals
+from miles_async.http_limits import MAX_HEAD_BYTES
 from miles_async.http_request import Request
+from miles_async.refusals import Refusals
 
 HELD_BYTES = 1 << 20  # of a body that nobody takes; more stops the reading
 ASGI = {"version": "3.0", "spec_version": "2.3"}

@@ -10,8 +10,8 @@ from typing import Any
 
 import uvicorn
 
-from miles_async.http_limits import Refusals
 from miles_async.http_protocol import protocol
+from miles_async.refusals import Refusals
 
 
 class HttpServer(uvicorn.Server):

@@ -20,7 +20,8 @@ from test_router_app import FakeEngine, served
 from benchmarks.fuzz_http import NOT_HTTP, OPEN, Client, HttpFuzz, Target
 from miles_async.engine.protocol import Limits, RequestError, expand, parse
 from miles_async.engine.server import serve
-from miles_async.http_limits import MAX_HEAD_BYTES, Refusals
+from miles_async.http_limits import MAX_HEAD_BYTES
+from miles_async.refusals import Refusals
 from miles_async.router_app import RouterApp
 
 KEY, ENGINE_KEY = "router-key", "engine-key"

@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from miles_async.http_limits import Refusals, answer_at_once, read_body, send_whole
+from miles_async.http_limits import answer_at_once, read_body, send_whole
 from miles_async.http_server import HttpServer
+from miles_async.refusals import Refusals
 
 DEADLINE_S = 20.0
 GET = b"GET /%d HTTP/1.1\r\nhost: x\r\n\r\n"

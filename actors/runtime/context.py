@@ -22,7 +22,7 @@ from actors.runtime.tasks import end
 from bus import Bus, EngineState, Roster, connect
 from bus.messages import Control, Event, Heartbeat, Metrics
 from miles_async.config import RunConfig
-from miles_async.http_limits import Refusals
+from miles_async.refusals import Refusals
 
 COMMANDS = ("stop", "finish", "learner_stop")  # the last one is between the ranks of the learner
 # what a restart would not change: a wrong key, file or path

@@ -47,10 +47,7 @@ class Crew:
         self._changed = asyncio.Event()
 
     def start(self, spec: ActorSpec) -> None:
-        # a single learner begins at once: it takes longest to be ready, with imports that nobody else needs; its successor
-        # finds the fork server ready, and half of them there
-        alone = spec.role == "learner" and self.config.learner.num_ranks == 1
-        self.runtime.start(spec, fresh=alone and spec.name not in self._specs)
+        self.runtime.start(spec)
         self._specs[spec.name] = spec
         self._ends[asyncio.create_task(self.runtime.ended(spec.name))] = spec.name
         self._changed.set()

@@ -19,22 +19,7 @@ from pathlib import Path
 from actors.runtime.context import Actor, ActorContext, ActorSpec, run_actor
 from bus.server import die_with_parent
 
-# imported once in the fork server: what engines, workers and the learner need anyway; none of it touches CUDA
-PRELOAD = [
-    "torch",
-    "uvloop",
-    "aiohttp",
-    "fastapi",
-    "uvicorn",
-    "safetensors.torch",
-    "redis.asyncio",
-    "actors.dealer",
-    "actors.rollout",
-    "actors.router",
-    "actors.engine",
-    "actors.broadcaster",
-]
-
+PRELOAD = ["actors.runtime.preload"]  # by the fork server
 
 # Where actors share cores with the learner, it goes first: it is one, and what it waits for is there already as long as the
 # others find time at all. When it waits, they have every core.
@@ -85,7 +70,6 @@ class LocalRuntime:
 
     def __init__(self) -> None:
         os.environ.setdefault("OMP_NUM_THREADS", "1")  # inherited by the fork server, before torch is imported there
-        self._spawn = multiprocessing.get_context("spawn")
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(PRELOAD)
         self._processes: dict[str, BaseProcess] = {}
@@ -96,18 +80,11 @@ class LocalRuntime:
 
         forkserver.ensure_running()
 
-    def start(self, spec: ActorSpec, *, fresh: bool = False) -> None:
-        """Start the process of ``spec``. ``fresh``: in an interpreter of its own, which does not wait for the fork server
-        to have imported everything."""
+    def start(self, spec: ActorSpec) -> None:
+        """Start the process of ``spec``."""
         log_path(spec.run_dir, spec.name).parent.mkdir(parents=True, exist_ok=True)
-        context = self._spawn if fresh else self._context
-        process = context.Process(target=_become, args=(spec,), name=spec.name, daemon=False)
-        # a fresh interpreter inherits what is ignored: a Ctrl-C while it imports is not for it
-        heard = signal.signal(signal.SIGINT, signal.SIG_IGN)
-        try:
-            process.start()
-        finally:
-            signal.signal(signal.SIGINT, heard)
+        process = self._context.Process(target=_become, args=(spec,), name=spec.name, daemon=False)
+        process.start()
         self._processes[spec.name] = process
 
     def running(self) -> list[str]:

@@ -23,19 +23,8 @@ from miles_async.engine.control import WeightControl
 from miles_async.engine.frontend import Frontend, Job
 from miles_async.engine.protocol import RequestError, schema_error
 from miles_async.engine.worker import EngineStopped
-from miles_async.http_limits import (
-    BodyTooLongError,
-    Receive,
-    Refusals,
-    Scope,
-    Send,
-    bounded,
-    has_key,
-    read_body,
-    refuse_in,
-    say,
-    send_whole,
-)
+from miles_async.http_limits import BodyTooLongError, Receive, bounded, has_key, read_body, refuse_in, say, send_whole
+from miles_async.refusals import Refusals, Scope, Send
 
 B = TypeVar("B")
 JSON = (b"content-type", b"application/json")

@@ -33,8 +33,9 @@ from miles_async.engine.model import DenseModel, WeightError
 from miles_async.engine.protocol import Limits
 from miles_async.engine.scheduler import Scheduler
 from miles_async.engine.text import TextCodec
-from miles_async.http_limits import Refusals, answer_at_once
+from miles_async.http_limits import answer_at_once
 from miles_async.http_server import HttpServer
+from miles_async.refusals import Refusals
 from miles_async.secret import resolve
 
 KEEP_ALIVE_S = 600  # an idle connection costs nothing; closing one under a client's next request costs a retry

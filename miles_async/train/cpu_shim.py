@@ -44,16 +44,21 @@ def install(device: torch.device) -> None:
         from megatron.core.tensor_parallel import random as megatron_random
 
     megatron_random._set_cuda_rng_state = set_state
-    _without_dynamo(torch.optim.Optimizer)
+    _without_dynamo()
 
 
-def _without_dynamo(owner: type) -> None:
-    """Methods that torch hides from its compiler load the compiler to be hidden from it (half a second), which here compiles
-    nothing. (torch/_compile.py, ``_disable_dynamo``: what a function is replaced by is kept at the function.)"""
-    for method in vars(owner).values():
+def _without_dynamo() -> None:
+    """An optimizer loads torch's compiler (up to a second) to be hidden from it, which here compiles nothing."""
+    for method in vars(torch.optim.Optimizer).values():
         hidden = getattr(method, "__wrapped__", None)
-        if hidden is not None:
+        if (
+            hidden is not None
+        ):  # torch/_compile.py, _disable_dynamo: what a function is replaced by is kept at the function
             hidden.__dynamo_disable = hidden
+    # torch/optim/optimizer.py, _use_grad_for_differentiable: it breaks the graph where it turns gradients off
+    step = torch.optim.Adam.step  # AdamW inherits it
+    if getattr(step, "__wrapped__", None) is not None and not hasattr(step, "hooked"):
+        torch.optim.Adam.step = torch.no_grad()(step.__wrapped__)  # pyright: ignore[reportFunctionMemberAccess]
 
 
 class _CudaMeansCpu(TorchFunctionMode):

@@ -63,7 +63,7 @@ class MegatronTrainer:
         self._first_step = config.staleness.max_lag == 0 and not self._objective.is_sft
         self._device = _device(config.model.device, rank)
         self._dtype = torch.bfloat16 if config.model.dtype == "bfloat16" else torch.float32
-        _quiet_megatron()
+        quiet_megatron()
         cpu_shim.install(self._device)
         self._groups = LearnerGroups(
             self._device,
@@ -273,7 +273,7 @@ class MegatronTrainer:
         self._groups.close()
 
 
-def _quiet_megatron() -> None:
+def quiet_megatron() -> None:
     """Megatron warns, once for each of its files, that TransformerEngine and Apex are absent. That is a choice here."""
     for message in ("Transformer Engine and Apex are not", "Apex is not installed", "full scope is deprecated"):
         warnings.filterwarnings("ignore", message=message, category=UserWarning)

@@ -1,0 +1,54 @@
+"""What the fork server imports once, so that every actor forked from it has it: what engines, workers and the learner need.
+
+Promises: nothing here touches CUDA, which does not survive a fork; what a learner alone needs comes along where torch is
+built for the CPU only; a fork server whose launch is gone ends at once. Imported by the fork server, and by nobody else.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import signal
+
+from bus.server import die_with_parent
+
+die_with_parent(signal.SIGKILL)()  # by itself it would look for its launch only when all is imported
+
+FOR_ALL = (
+    "torch",
+    "uvloop",
+    "aiohttp",
+    "fastapi",
+    "uvicorn",
+    "safetensors.torch",
+    "redis.asyncio",
+    "actors.dealer",
+    "actors.rollout",
+    "actors.router",
+    "actors.engine",
+    "actors.broadcaster",
+)
+FOR_A_LEARNER = (
+    "actors.learner",
+    "miles_async.train.attention",
+    "megatron.core.optimizer",
+    "transformers.models.auto.configuration_auto",
+)
+
+for module in FOR_ALL:
+    importlib.import_module(module)
+
+import torch  # noqa: E402
+
+if torch.version.cuda is None and torch.version.hip is None:
+    from miles_async.train import cpu_shim
+    from miles_async.train.trainer import quiet_megatron
+
+    quiet_megatron()
+    cpu_shim.install(torch.device("cpu"))  # Megatron cannot be imported before
+    for module in FOR_A_LEARNER:
+        importlib.import_module(module)
+
+# the collector of a forked process leaves alone what is here: looking at it would copy it, and take a tenth of a second
+gc.collect()
+gc.freeze()
