@@ -27,7 +27,7 @@ from bus.ledger import balanced
 from miles_async.monitor.record import read_transitions
 from miles_async.monitor.status import status
 
-STEPS, BATCH, MAX_LAG, LEASE_S = 100, 8, 2, 2.0
+BATCH, MAX_LAG, LEASE_S, SAVE_INTERVAL = 8, 2, 2.0, 20
 STOP_S = 3.0  # of a SIGSTOP: longer than the lease
 ACTORS = ["rollout-0", "rollout-1", "engine-0", "engine-1", "router", "broadcaster", "dealer", "learner-0"]
 FAULTS = [f"{how} {name}" for how in ("kill", "stop") for name in [*ACTORS, "redis"]] + ["disconnect everybody"]
@@ -41,7 +41,6 @@ prompt_data = "builtin:repeat"
 [algorithm]
 correction = "behaviour"
 [run]
-num_steps = {STEPS}
 restart_window_s = 60
 max_restarts = 10
 [rollout]
@@ -54,7 +53,7 @@ max_lag = {MAX_LAG}
 [learner]
 lr = 1e-3
 [checkpoint]
-save_interval = 20
+save_interval = {SAVE_INTERVAL}
 save_hf = false
 [monitor]
 live = "off"
@@ -79,14 +78,14 @@ class Verdict:
 class FaultRun:
     """One launch and its faults."""
 
-    def __init__(self, directory: Path, seed: int) -> None:
-        self.seed, self.run_dir = seed, directory / f"run-{seed}"
+    def __init__(self, directory: Path, seed: int, steps: int) -> None:
+        self.seed, self.steps, self.run_dir = seed, steps, directory / f"run-{seed}"
         self.rng = random.Random(seed)
         config = directory / f"run-{seed}.toml"
         config.write_text(CONFIG)
         self.log = (directory / f"run-{seed}.log").open("w+")
         command = [sys.executable, "-m", "miles_async.cli", "launch", str(config), "--run-dir", str(self.run_dir)]
-        command += ["--set", f"run.seed={seed}"]
+        command += ["--set", f"run.seed={seed}", "--set", f"run.num_steps={steps}"]
         self.process = subprocess.Popen(command, stdout=self.log, stderr=subprocess.STDOUT)
         self.faults: list[tuple[str, float]] = []  # what, and when
         self._record, self._step = GrowingRecord(self.run_dir), 0
@@ -153,7 +152,7 @@ class FaultRun:
 
     def _wait_for_step(self, step: int) -> None:
         deadline = time.monotonic() + RUN_TIMEOUT_S
-        while self.process.poll() is None and self._last_step() < min(step, STEPS - 5):
+        while self.process.poll() is None and self._last_step() < min(step, self.steps - 5):
             if time.monotonic() > deadline:
                 return  # play() will find that it does not end
             time.sleep(0.02)
@@ -166,12 +165,13 @@ class FaultRun:
         verdict.twice = sum(1 for count in times.values() if count > 1)
         counts = [json.loads(line) for line in (self.run_dir / "checkpoint_counts.jsonl").read_text().splitlines()]
         promises = {
-            "it finishes": summary["status"] == "finished" and summary["steps"] == STEPS,
+            "it finishes": summary["status"] == "finished" and summary["steps"] == self.steps,
             "a replayed step has the same groups": replays,
             "the ledger balances at the end": summary["balanced"],
-            "the ledger balances at every checkpoint": len(counts) >= STEPS // 20 and all(map(balanced, counts)),
+            "the ledger balances at every checkpoint": all(map(balanced, counts)),
+            "every checkpoint is made": len(counts) >= self.steps // SAVE_INTERVAL,
             "nothing is trained twice": verdict.twice == 0,
-            "nothing is lost": verdict.lost == 0 and len(times) == summary["ledger"]["trained"] == STEPS * BATCH,
+            "nothing is lost": verdict.lost == 0 and len(times) == summary["ledger"]["trained"] == self.steps * BATCH,
             "nothing dropped is trained": not dropped & set(times),
             "the bound holds": summary["max_token_lag"] <= MAX_LAG,
             "no process is left": not self._left(),
@@ -182,7 +182,7 @@ class FaultRun:
         """In how many steps each group was, and whether every replay of a step had the same groups."""
         times: Counter[str] = Counter()
         same = True
-        for step in range(1, STEPS + 1):
+        for step in range(1, self.steps + 1):
             lines = set((self.run_dir / "trained" / f"{step:06d}").read_text().splitlines())
             same = same and len(lines) == 1
             times.update({group for line in lines for group in line.split()})

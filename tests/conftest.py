@@ -17,6 +17,8 @@ from bus.server import RedisServer
 
 _run_ids = itertools.count()
 
+LONGEST = ("test_fault_campaign", "sglang", "test_faults", "test_runs")
+
 # how fast a machine is, or what else it does, is nothing that a test of ours is about
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("untimed")
@@ -24,10 +26,12 @@ settings.load_profile("untimed")
 
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With several workers: a file's tests share one, for their fixtures; so do all that start the real SGLang server."""
+    """With several workers: a file's tests share one, for their fixtures; so do all that start the real SGLang server. The
+    groups that take longest come first."""
+    groups = {item: "sglang" if "sglang" in item.path.name else item.path.stem for item in items}
+    items.sort(key=lambda item: groups[item] not in LONGEST)
     for item in items:
-        group = "sglang" if "sglang" in item.path.name else item.path.stem
-        item.add_marker(pytest.mark.xdist_group(group))
+        item.add_marker(pytest.mark.xdist_group(groups[item]))
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import signal
 import subprocess
 from pathlib import Path
 
@@ -37,8 +38,11 @@ from miles_async.train.trainer import MegatronTrainer
 STEPS_BETWEEN = 6
 
 
-def run_with_kills(config: Path, run_dir: Path, victims: list[str]) -> subprocess.CompletedProcess[str]:
-    """Launch, kill the victims one after the other while the run trains, wait for its end."""
+def run_with_kills(
+    config: Path, run_dir: Path, victims: list[str], *, stop: bool = False
+) -> subprocess.CompletedProcess[str]:
+    """Launch, kill the victims one after the other while the run trains, wait for its end. ``stop``: a few steps after the
+    last one it is stopped."""
     process = begin(config, run_dir)
     step = 3
     for number, victim in enumerate(victims, 1):
@@ -47,13 +51,19 @@ def run_with_kills(config: Path, run_dir: Path, victims: list[str]) -> subproces
         restarts = f"restart number {number}, of {victim}"
         wait_until(lambda n=number: len(events(run_dir, "restarted")) >= n, restarts, process)
         step = max(line["step"] for line in metrics(run_dir)) + STEPS_BETWEEN
+    if stop:
+        wait_for_step(run_dir, step, process)
+        process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=180)
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
-def check_that_nothing_is_lost_or_twice(run_dir: Path, steps: int, batch: int, max_lag: int) -> None:
+def check_that_nothing_is_lost_or_twice(run_dir: Path, steps: int | None, batch: int, max_lag: int) -> None:
+    """``steps`` None: it was stopped, after however many."""
     found = summary(run_dir)
-    assert (found["status"], found["steps"]) == ("finished", steps)
+    assert found["status"] == ("stopped" if steps is None else "finished")
+    steps = steps or found["steps"]
+    assert found["steps"] == steps
     assert found["balanced"] and found["ledger"]["trained"] == steps * batch
     assert found["max_token_lag"] <= max_lag
     groups = trained_groups(run_dir)
@@ -81,7 +91,7 @@ def check_that_the_weights_are_those_of_the_recorded_batches(config_file: Path, 
 def config_file(tmp_path: Path) -> Path:
     return write_config(
         tmp_path,
-        run=TINY["run"] | {"num_steps": 400},
+        run=TINY["run"] | {"num_steps": 4000},
         checkpoint={"save_interval": 20, "save_hf": True},
         staleness={"max_lag": 2},
         topology=RECORDING,
@@ -92,11 +102,11 @@ def test_every_kind_of_process_is_replaced_and_the_weights_are_those_of_the_reco
     config_file: Path, tmp_path: Path
 ) -> None:
     victims = ["rollout-0", "engine-1", "router", "redis", "broadcaster", "learner-0", "dealer"]
-    result = run_with_kills(config_file, tmp_path / "run", victims)
-    assert result.returncode == 0, result.stderr
+    result = run_with_kills(config_file, tmp_path / "run", victims, stop=True)
+    assert result.returncode == 130, result.stderr
     restarted = [event["data"]["actor"] for event in events(tmp_path / "run", "restarted")]
     assert restarted == victims
-    check_that_nothing_is_lost_or_twice(tmp_path / "run", steps=400, batch=8, max_lag=2)
+    check_that_nothing_is_lost_or_twice(tmp_path / "run", steps=None, batch=8, max_lag=2)
 
     check_that_the_weights_are_those_of_the_recorded_batches(config_file, tmp_path / "run")
 
