@@ -5,7 +5,7 @@ import itertools
 import msgspec
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from train_support import VOCAB, make_groups
 
@@ -54,6 +54,7 @@ widths = st.lists(st.integers(1, 9), min_size=1, max_size=7)
 
 @settings(max_examples=60, deadline=None)
 @given(widths, st.integers(1, 40), st.integers(0, 12))
+@example([1, 2, 5, 5, 5, 6], 20, 8)  # the best cut is between two of the same width
 def test_no_partition_costs_less_than_the_plan(widths: list[int], max_tokens: int, split_cost: int):
     parts = plan(np.array(widths), max_tokens, split_cost)
     assert sorted(np.concatenate(parts).tolist()) == list(range(len(widths)))

@@ -150,22 +150,22 @@ def plan(widths: Array, max_tokens: int, split_cost: int = SPLIT_COST_TOKENS) ->
     """Which sequences share a micro-batch, so that padded tokens plus ``split_cost`` for each micro-batch are least.
 
     widths: [S] int64 input tokens of each sequence. Returns index arrays that partition 0..S-1, widest first. Sorted by
-    width, an optimal partition is contiguous; a shortest-path pass over the places where the width changes finds it.
+    width, an optimal partition is contiguous; a shortest-path pass over the places for a cut finds it. Of a cut between two
+    of the same width only those count behind which the micro-batch is full: else moving it to the left costs nothing.
     """
     order = np.argsort(-widths, kind="stable")
-    sorted_widths = widths[order]
     n = len(order)
-    changes = np.append(np.flatnonzero(np.diff(sorted_widths)) + 1, n)
     cost = np.full(n + 1, np.inf)
     cost[0] = 0.0
     previous = np.zeros(n + 1, dtype=np.int64)
-    for start in range(n):
-        if cost[start] == np.inf:
+    before = 0
+    for start, width in enumerate(np.maximum(widths[order], 1).tolist()):
+        full = start + max(1, max_tokens // width)
+        first = start + 1 if width != before else full
+        before = width
+        if first > n:
             continue
-        width = max(int(sorted_widths[start]), 1)
-        furthest = min(n, start + max(1, max_tokens // width))
-        ends = changes[(changes > start) & (changes <= furthest)]
-        ends = np.append(ends, furthest)
+        ends = np.arange(first, min(n, full) + 1)
         total = cost[start] + split_cost + (ends - start) * width
         better = total < cost[ends]
         cost[ends[better]] = total[better]
