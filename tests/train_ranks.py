@@ -1,4 +1,4 @@
-"""What the spawned ranks of the learner's multi-process tests run. Each writes what it saw to ``rank-N.pt``."""
+"""What the ranks of the learner's multi-process tests run. Each writes what it saw to ``rank-N.pt``."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import msgspec
 import torch
 from train_support import make_config, make_groups
 
+from actors.runtime.local import PRELOAD
 from bus.codec import VERSIONS, pack
 from bus.messages import Group
 
@@ -20,8 +21,10 @@ DEADLINE_S = 180.0
 
 
 def spawn(target: Callable[..., None], *args: Any, ranks: int = 2) -> list[int | None]:
-    """Run ``target(rank, *args)`` in so many new processes; their exit codes, None for one that missed the deadline."""
-    context = multiprocessing.get_context("spawn")
+    """Run ``target(rank, *args)`` in so many new processes, forked as those of a run are; their exit codes, None for one
+    that missed the deadline."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOAD)
     processes = [context.Process(target=target, args=(rank, *args)) for rank in range(ranks)]
     for process in processes:
         process.start()
