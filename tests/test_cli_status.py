@@ -14,7 +14,7 @@ import psutil
 import pytest
 from typer.testing import CliRunner, Result
 
-from bus.client import connect
+from bus.client import Roster, connect
 from bus.codec import TOKENS, pack
 from bus.ledger import Ledger
 from bus.messages import Heartbeat, Metrics, Ticket
@@ -65,6 +65,8 @@ async def populate(url: str) -> None:
         Heartbeat(actor="learner-0", role="learner", pid=2, time=now, waits_for="samples", waits_since=now - 7)
     )
     await bus.set_engine("engine-0", "http://127.0.0.1:1", 1, 4, "serving")
+    await bus.set_engine("engine-1", "http://127.0.0.1:2", 1, 6, "serving")
+    await bus.set_roster(Roster(frozenset({"engine-0", "engine-1"}), leaving=frozenset({"engine-1"})))
     await bus.close()
 
 
@@ -85,7 +87,8 @@ def test_a_living_run_says_who_waits_for_whom_and_where_every_group_is(tmp_path:
 
     text = status(run_dir).stdout
     assert "waits for samples" in text
-    assert "v4 serving, 2 behind" in text
+    assert "v4 serving, 2 behind\n" in text and "v6 serving, leaving\n" in text
+    assert [found["engines"][name]["leaving"] for name in ("engine-0", "engine-1")] == [False, True]
     assert "dealt 3 = waiting 3" in text
 
 

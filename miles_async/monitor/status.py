@@ -10,7 +10,7 @@ import asyncio
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import psutil
@@ -111,7 +111,8 @@ def show(found: Mapping[str, Any], now: float) -> str:
     lines = [f"running, pid {found['pid']}", found["line"], f"ledger   {ledger_line(found['ledger'])}"]
     for name, e in sorted(found["engines"].items()):
         behind = f", {e['lag']} behind" if e["lag"] else ""
-        lines.append(f"engine   {name:<14} v{e['version']} {e['state']}{behind}")
+        leaving = ", leaving" if e["leaving"] else ""
+        lines.append(f"engine   {name:<14} v{e['version']} {e['state']}{behind}{leaving}")
     for actor in found["actors"]:
         refused = f", refused {actor['refused']} malformed messages and requests" if actor["refused"] else ""
         lines.append(f"actor    {actor['actor']:<14} pid {actor['pid']:<8} {actor['doing']}{refused}")
@@ -124,14 +125,12 @@ def show(found: Mapping[str, Any], now: float) -> str:
 async def _ask(run_dir: Path, supervisor: SupervisorFile, url: str) -> dict[str, Any]:
     began = time.monotonic()
     try:
-        beats, counts, engines, refused = await within(
-            BUS_DEADLINE_S + 1, _read_bus(supervisor, url), f"the bus at {without_password(url)}"
-        )
+        seen = await within(BUS_DEADLINE_S + 1, _read_bus(supervisor, url), f"the bus at {without_password(url)}")
     except (NoRedisError, RedisError, OSError) as error:
         raise _silent(run_dir, supervisor, str(error), time.monotonic() - began) from None
     now = time.time()
     progress = _progress(run_dir)
-    sight = _sight(supervisor, beats, refused, now)
+    sight = _sight(supervisor, seen.beats, seen.refused, now)
     return {
         "status": "running",
         "run_dir": str(run_dir),
@@ -140,11 +139,17 @@ async def _ask(run_dir: Path, supervisor: SupervisorFile, url: str) -> dict[str,
         "step": progress.step,
         "num_steps": progress.num_steps,
         "line": line(progress, now),
-        "ledger": ledger_counts(counts),
+        "ledger": ledger_counts(seen.counts),
         # lag: versions behind the learner, of the publish lag
         "engines": {
-            name: {"version": e.version, "state": e.state, "lag": max(0, progress.step - e.version), "url": e.url}
-            for name, e in engines.items()
+            name: {
+                "version": e.version,
+                "state": e.state,
+                "lag": max(0, progress.step - e.version),
+                "url": e.url,
+                "leaving": name in seen.leaving,
+            }
+            for name, e in seen.engines.items()
         },
         "actors": [
             {
@@ -157,21 +162,31 @@ async def _ask(run_dir: Path, supervisor: SupervisorFile, url: str) -> dict[str,
                 "doing": doing(beat, now),
                 "refused": beat.refused,
             }
-            for beat in sorted(beats, key=lambda beat: beat.actor)
+            for beat in sorted(seen.beats, key=lambda beat: beat.actor)
         ],
         "waits": [wait.as_dict() for wait in waits(sight)],
         "diagnosis": diagnose(sight),
     }
 
 
-async def _read_bus(
-    supervisor: SupervisorFile, url: str
-) -> tuple[list[Heartbeat], dict[str, int], dict[str, EngineState], str]:
-    """Heartbeats, the ledger's counts, the engines, and why Redis takes nothing new."""
+class _Seen(NamedTuple):
+    """What the bus of a run says. ``leaving``: engines that get no new work; ``refused``: why Redis takes nothing new."""
+
+    beats: list[Heartbeat]
+    counts: dict[str, int]
+    engines: dict[str, EngineState]
+    leaving: frozenset[str]
+    refused: str
+
+
+async def _read_bus(supervisor: SupervisorFile, url: str) -> _Seen:
     bus = await connect(url, supervisor.run_id, deadline_s=BUS_DEADLINE_S)
     bus.read_only = True
     try:
-        return await bus.heartbeats(), await Ledger(bus).counts(), await bus.engines(), await refusal(bus)
+        roster = await bus.roster()
+        leaving = roster.leaving if roster is not None else frozenset[str]()
+        counts = await Ledger(bus).counts()
+        return _Seen(await bus.heartbeats(), counts, await bus.engines(), leaving, await refusal(bus))
     finally:
         await bus.close()
 
