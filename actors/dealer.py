@@ -13,7 +13,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 
-from actors.runtime.context import ActorContext
+from actors.runtime.context import ROOM, ActorContext
 from bus import Ledger
 from bus.client import Topic
 from bus.codec import TOKENS, pack
@@ -69,7 +69,7 @@ class Dealer:
         while True:
             used, limit = await self.ctx.bus.memory()
             if limit and used > MEMORY_SHARE * limit:
-                return f"room in Redis ({used >> 20} of {limit >> 20} MB used)"
+                return f"{ROOM} ({used >> 20} of {limit >> 20} MB used)"
             state = await self._state()
             if state is None:
                 return "an engine to serve"

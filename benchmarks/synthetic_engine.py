@@ -27,13 +27,14 @@ from uvicorn.server import ServerState
 from benchmarks.synthetic.batch import EOS, Batch, Latency, Lengths
 from benchmarks.synthetic.compute import LoopCompute
 from benchmarks.synthetic.weights import VersionControl
+from miles_async.asgi import Receive, Scope, Send
 from miles_async.engine.app import EngineApp
 from miles_async.engine.frontend import Frontend, Job
 from miles_async.engine.protocol import Limits
 from miles_async.engine.text import TextCodec
-from miles_async.http_limits import Receive, answer_at_once, send_whole
+from miles_async.http_limits import answer_at_once, send_whole
 from miles_async.http_protocol import protocol
-from miles_async.refusals import Refusals, Scope, Send
+from miles_async.refusals import Refusals
 
 # slow: everything takes SLOWDOWN times as long. stuck: HTTP is answered, no token comes. hung: connections are accepted,
 # nothing is answered. lying: LIE is reported as the version, whatever is served. no_http, no_json: what the answers are not.

@@ -10,15 +10,13 @@ from __future__ import annotations
 import json
 import secrets
 import socket
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from collections.abc import Iterable, MutableMapping
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from starlette.requests import ClientDisconnect
 
-from miles_async.refusals import Scope, Send
-
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+from miles_async.asgi import Receive, Scope, Send
 
 MAX_HEAD_BYTES = 64 * 1024
 

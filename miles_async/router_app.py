@@ -18,8 +18,9 @@ import time
 from collections.abc import Callable, Coroutine
 from functools import partial
 
-from miles_async.http_limits import BodyTooLongError, Receive, bounded, has_key, read_body, say, send_whole
-from miles_async.refusals import Refusals, Scope, Send
+from miles_async.asgi import Receive, Scope, Send
+from miles_async.http_limits import BodyTooLongError, bounded, has_key, read_body, say, send_whole
+from miles_async.refusals import Refusals
 from miles_async.router_admin import admin_app, is_own
 from miles_async.router_delivery import Delivery, Head, comes_whole, read_head
 from miles_async.router_fleet import RouterFleet

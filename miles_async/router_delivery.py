@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from miles_async.asgi import Scope, Send
 from miles_async.http_limits import say, send_whole
-from miles_async.refusals import Scope, Send
 from miles_async.routing.versions import ANY, MIN_VERSION_HEADER, VERSION_HEADER, Demand, DemandError, read_demand
 from miles_async.upstream import Answer, Header
 

@@ -25,26 +25,24 @@ class QuietEngines:
 
     def __init__(self, app: RouterFleet) -> None:
         self._app = app
-        self._asked: set[Worker] = set()  # at the last look
-        self._tokens: dict[Worker, int] = {}
+        self._tokens: dict[Worker, int | None] = {}  # of those that were asked at the last look; None: it has not said
 
     async def look(self) -> list[tuple[Worker, float]]:
         """Every quiet engine and for how long it is. Marks those whose tokens moved since the last look."""
         workers = list(self._app.workers.values())
         asked = [worker for worker in workers if worker.quiet_seconds(self._app.clock()) > ASK_AFTER_S]
-        self._tokens = {worker: count for worker, count in self._tokens.items() if worker in asked}
-        await asyncio.gather(*(self._ask(worker) for worker in asked))
-        again = [worker for worker in asked if worker in self._asked]
-        self._asked = set(asked)
+        tokens = await asyncio.gather(*(self._ask(worker) for worker in asked))
+        again = [worker for worker in asked if worker in self._tokens]
+        self._tokens = dict(zip(asked, tokens, strict=True))
         now = self._app.clock()
         return [(worker, seconds) for worker in again if (seconds := worker.quiet_seconds(now)) >= QUIET_S]
 
-    async def _ask(self, worker: Worker) -> None:
-        count = await self._count(worker)
-        if count is not None:
-            if count != self._tokens.get(worker, count):
-                worker.moved_at = self._app.clock()
-            self._tokens[worker] = count
+    async def _ask(self, worker: Worker) -> int | None:
+        """How many tokens it has sampled, as far as is known."""
+        known, count = self._tokens.get(worker), await self._count(worker)
+        if known is not None and count is not None and count != known:
+            worker.moved_at = self._app.clock()
+        return known if count is None else count
 
     async def _count(self, worker: Worker) -> int | None:
         """Tokens that the engine has sampled so far, as it says. None: it does not say."""

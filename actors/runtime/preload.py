@@ -14,14 +14,9 @@ from bus.server import die_with_parent
 
 die_with_parent(signal.SIGKILL)()  # by itself it would look for its launch only when all is imported
 
-FOR_ALL = (
-    "torch",
+FOR_ALL = (  # torch, aiohttp, fastapi and redis come along
     "uvloop",
-    "aiohttp",
-    "fastapi",
-    "uvicorn",
     "safetensors.torch",
-    "redis.asyncio",
     "actors.dealer",
     "actors.rollout",
     "actors.router",

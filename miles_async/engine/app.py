@@ -17,14 +17,15 @@ from typing import Any, TypeVar
 import msgspec
 from fastapi import FastAPI, Request, Response
 
+from miles_async.asgi import Receive, Scope, Send
 from miles_async.engine import control
 from miles_async.engine.checkpoint import ModelConfig
 from miles_async.engine.control import WeightControl
 from miles_async.engine.frontend import Frontend, Job
 from miles_async.engine.protocol import RequestError, schema_error
 from miles_async.engine.worker import EngineStopped
-from miles_async.http_limits import BodyTooLongError, Receive, bounded, has_key, read_body, refuse_in, say, send_whole
-from miles_async.refusals import Refusals, Scope, Send
+from miles_async.http_limits import BodyTooLongError, bounded, has_key, read_body, refuse_in, say, send_whole
+from miles_async.refusals import Refusals
 
 B = TypeVar("B")
 JSON = (b"content-type", b"application/json")

@@ -27,9 +27,10 @@ from starlette.requests import ClientDisconnect
 
 from bus.codec import LOGPROBS, MASK, TOKENS, VERSIONS, unpack
 from bus.messages import Sample
-from miles_async.http_limits import BodyTooLongError, Receive, answer_at_once, bounded, has_key, send_whole
+from miles_async.asgi import Receive, Scope, Send
+from miles_async.http_limits import BodyTooLongError, answer_at_once, bounded, has_key, send_whole
 from miles_async.http_server import HttpServer
-from miles_async.refusals import Refusals, Scope, Send
+from miles_async.refusals import Refusals
 from miles_async.sessions import chat
 from miles_async.sessions.errors import ApiError
 from miles_async.sessions.session import Session

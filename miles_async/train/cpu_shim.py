@@ -49,11 +49,10 @@ def install(device: torch.device) -> None:
 
 def _without_dynamo() -> None:
     """An optimizer loads torch's compiler (up to a second) to be hidden from it, which here compiles nothing."""
+    # torch/_compile.py, _disable_dynamo: what a function is replaced by is kept at the function
     for method in vars(torch.optim.Optimizer).values():
         hidden = getattr(method, "__wrapped__", None)
-        if (
-            hidden is not None
-        ):  # torch/_compile.py, _disable_dynamo: what a function is replaced by is kept at the function
+        if hidden is not None:
             hidden.__dynamo_disable = hidden
     # torch/optim/optimizer.py, _use_grad_for_differentiable: it breaks the graph where it turns gradients off
     step = torch.optim.Adam.step  # AdamW inherits it
