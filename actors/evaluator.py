@@ -227,6 +227,6 @@ class Evaluator:
         self._close(point, reason, cause=cause)
 
     def _close(self, point: Candidate, outcome: str, metrics: dict[str, float] | None = None, cause: str = "") -> None:
-        self.record.add(Point(point.version, point.incarnation, outcome, time.time(), metrics or {}, cause))
+        self.record.add(Point(point.version, point.incarnation, outcome, time.time(), {**(metrics or {})}, cause))
         if point.pin is not None:
             unpin(point.pin)

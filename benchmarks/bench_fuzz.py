@@ -25,7 +25,7 @@ from benchmarks.fuzz_http import Client, HttpFuzz, Target
 from benchmarks.fuzz_messages import Fuzz
 from bus import Bus, connect
 from bus.topics import KINDS
-from miles_async.monitor.record import read_events, read_metrics
+from miles_async.monitor.record_lines import read_events, read_metrics
 
 HTTP_SHARE = 0.25  # of all messages
 DAMAGE_SHARE = 0.002  # of the bus's: fields that the run owns, which are written again

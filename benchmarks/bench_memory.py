@@ -23,7 +23,7 @@ from typing import Any
 import psutil
 import redis
 
-from miles_async.monitor.record import read_metrics
+from miles_async.monitor.record_lines import read_metrics
 from miles_async.monitor.status import status
 
 SAMPLE_S = 3.0

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from bus import Bus, EngineState, connect
-from miles_async.monitor.record import EVENTS_FILE, read_transitions
+from miles_async.monitor.record_lines import EVENTS_FILE, read_transitions
 from miles_async.monitor.status import living_supervisor
 from miles_async.rewards import RewardSample
 

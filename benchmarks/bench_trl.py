@@ -29,7 +29,7 @@ from miles_async import builtin
 from miles_async.config import ConfigError, RunConfig
 from miles_async.config_load import load
 from miles_async.data import prompt_at
-from miles_async.monitor.record import read_events, read_metrics
+from miles_async.monitor.record_lines import read_events, read_metrics
 from miles_async.train.schedule import learning_rate
 
 ROOT = Path(__file__).resolve().parent.parent

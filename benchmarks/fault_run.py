@@ -24,7 +24,7 @@ import redis
 
 from benchmarks.growing_record import GrowingRecord
 from bus.ledger import balanced
-from miles_async.monitor.record import read_transitions
+from miles_async.monitor.record_lines import read_transitions
 from miles_async.monitor.status import status
 
 BATCH, MAX_LAG, LEASE_S, SAVE_INTERVAL = 8, 2, 2.0, 20

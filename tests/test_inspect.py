@@ -21,7 +21,7 @@ from bus.messages import Event, Group, Sample, Ticket, Transition
 from miles_async import cli
 from miles_async.monitor.inspect_show import at
 from miles_async.monitor.lives import live
-from miles_async.monitor.record import EventLine, TransitionLine, read_transitions, transition_line
+from miles_async.monitor.record_lines import EventLine, TransitionLine, read_transitions, transition_line
 
 _run_ids = itertools.count()
 _numbers = itertools.count(1)

@@ -16,7 +16,7 @@ from bus.messages import ReadyGroup, Transition
 from miles_async.config_load import parse
 from miles_async.monitor import Monitor
 from miles_async.monitor.length_bias import LengthBias
-from miles_async.monitor.record import TransitionLine, read_metrics
+from miles_async.monitor.record_lines import TransitionLine, read_metrics
 
 _numbers = count()
 Group = tuple[int, ...]

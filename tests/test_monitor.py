@@ -18,7 +18,8 @@ from bus.messages import Event, Heartbeat, Metrics
 from miles_async.config import RunConfig
 from miles_async.config_load import parse
 from miles_async.monitor import Monitor
-from miles_async.monitor.record import RecordError, RecordWriter, read_events, read_metrics
+from miles_async.monitor.record import RecordWriter
+from miles_async.monitor.record_lines import RecordError, read_events, read_metrics
 
 
 def config(**monitor: Any) -> RunConfig:

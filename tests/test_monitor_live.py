@@ -10,7 +10,7 @@ import pytest
 from bus.messages import Heartbeat
 from miles_async.monitor.live import LiveView, doing, duration, line, sparkline
 from miles_async.monitor.progress import Progress
-from miles_async.monitor.record import MetricsLine
+from miles_async.monitor.record_lines import MetricsLine
 
 
 class Terminal(io.StringIO):

@@ -19,7 +19,7 @@ from runs import (
     write_config,
 )
 
-from miles_async.monitor.record import read_transitions
+from miles_async.monitor.record_lines import read_transitions
 
 STEPS, BATCH = 6, 8
 

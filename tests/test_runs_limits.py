@@ -24,7 +24,7 @@ from runs import (
     write_config,
 )
 
-from miles_async.monitor.record import read_transitions
+from miles_async.monitor.record_lines import read_transitions
 
 
 def test_a_prompt_that_kills_its_workers_is_given_up_and_takes_no_other_with_it(tmp_path: Path) -> None:

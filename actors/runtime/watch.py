@@ -28,6 +28,7 @@ from bus.deadline import within
 from bus.messages import Batch, Event, Metrics, Transition
 from miles_async.config import RunConfig
 from miles_async.monitor.monitor import Monitor
+from miles_async.monitor.record_lines import entry_order
 from miles_async.monitor.sight import refusal
 
 BUS_ERRORS = (redis.exceptions.RedisError, OSError, BusError)  # TimeoutError is an OSError
@@ -161,14 +162,15 @@ class Watch:
         kinds = (Event, Transition)
         entries, cursor = await self.bus.read_entries("events", kinds, self._events_cursor, block_ms=block_ms)
         for entry in entries:
-            if not self._is_ours("events", entry):
+            # who asks for a cause of death reads beside the pump: what it took in meanwhile is not taken in again
+            if entry_order(entry.id) <= entry_order(self._events_cursor) or not self._is_ours("events", entry):
                 continue
             self._note(entry.message)
             if isinstance(entry.message, Event):
                 self.monitor.on_event(entry.message, entry.id)
             else:
                 self.monitor.on_transition(entry.message, entry.id)
-        self._events_cursor = cursor
+        self._events_cursor = max(self._events_cursor, cursor, key=entry_order)
         # only what is on disk: a kill of this process loses no transition
         if (written := self.monitor.written_entry) not in ("0", self._trimmed):
             await self.bus.trim("events", written)

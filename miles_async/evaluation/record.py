@@ -27,7 +27,7 @@ class Point(msgspec.Struct, frozen=True):
     incarnation: int  # of the learner that made the weights
     outcome: str
     time: float  # seconds since the epoch
-    metrics: dict[str, float] = {}
+    metrics: dict[str, float | None] = {}  # null: it was not finite
     cause: str = ""  # of a skip
 
 

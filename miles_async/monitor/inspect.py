@@ -18,7 +18,7 @@ import msgspec
 
 from miles_async.monitor.inspect_record import InspectError, Record
 from miles_async.monitor.lives import STATES, Life, live, moment
-from miles_async.monitor.record import EventLine, TransitionLine
+from miles_async.monitor.record_lines import EventLine, TransitionLine
 
 SUBJECTS = ("group", "step", "actor", "drops")
 LATEST = 20  # drops, and moments of an actor, that are told one by one

@@ -16,7 +16,7 @@ import redis.exceptions
 
 from bus.errors import BusError
 from bus.messages import Event, Message, Transition
-from miles_async.monitor.record import (
+from miles_async.monitor.record_lines import (
     TRANSITIONS_FILE,
     EventLine,
     TransitionLine,

@@ -47,8 +47,9 @@ def _told(m: Mapping[str, Any]) -> str:
             return f"claimed by {by}, attempt {m.get('attempt', 0)}"
         case "published":
             rewards = m.get("rewards", ())
-            mean = f" (mean {sum(rewards) / len(rewards):.3f})" if rewards else ""
-            listed = " ".join(f"{reward:.3g}" for reward in rewards)
+            finite = [reward for reward in rewards if reward is not None]
+            mean = f" (mean {sum(finite) / len(finite):.3f})" if finite and len(finite) == len(rewards) else ""
+            listed = " ".join("not finite" if reward is None else f"{reward:.3g}" for reward in rewards)
             return f"published by {by}: lengths {_lengths(m)}; rewards {listed}{mean}; tokens by {_versions(m)}"
         case "released":
             return f"waits again: {why}" if why else f"handed back by {by}" if by else "waits again: the launch ended"

@@ -19,7 +19,7 @@ from collections import OrderedDict
 import msgspec
 import numpy as np
 
-from miles_async.monitor.record import TransitionLine
+from miles_async.monitor.record_lines import TransitionLine
 
 WINDOW = 4096  # settled groups
 PREFIX = "length_bias/"

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 
 import msgspec
 
-from miles_async.monitor.record import TransitionLine
+from miles_async.monitor.record_lines import TransitionLine
 
 STATES = {
     "admitted": "waiting",
@@ -37,7 +37,7 @@ class Moment(msgspec.Struct, frozen=True, omit_defaults=True):
     reason: str = ""
     detail: str = ""
     lengths: tuple[int, ...] = ()
-    rewards: tuple[float, ...] = ()
+    rewards: tuple[float | None, ...] = ()  # None: not finite
     versions: tuple[tuple[int, int], ...] = ()  # (weight version, tokens that it sampled)
 
 
@@ -57,8 +57,10 @@ class Life(msgspec.Struct):
         return version - self.published.versions[0][0] if self.published and self.published.versions else None
 
     def mean_reward(self) -> float | None:
+        """None: it was not published, or a reward is not finite."""
         rewards = self.published.rewards if self.published else ()
-        return sum(rewards) / len(rewards) if rewards else None
+        finite = [reward for reward in rewards if reward is not None]
+        return sum(finite) / len(rewards) if rewards and len(finite) == len(rewards) else None
 
 
 def moment(line: TransitionLine) -> Moment:

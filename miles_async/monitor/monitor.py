@@ -22,15 +22,16 @@ from miles_async.monitor.length_bias import LengthBias
 from miles_async.monitor.live import LiveView
 from miles_async.monitor.picture import PICTURE_FILE, draw
 from miles_async.monitor.progress import LEDGER, MONITOR, START, Progress
-from miles_async.monitor.record import (
+from miles_async.monitor.record import RecordWriter
+from miles_async.monitor.record_lines import (
     EventLine,
     MetricsLine,
-    RecordWriter,
     TransitionLine,
     read_events,
     read_metrics,
     transition_line,
 )
+from miles_async.monitor.record_mend import set_aside
 from miles_async.monitor.summary import summarize
 
 SUMMARY_FILE = "summary.json"
@@ -55,18 +56,25 @@ class Monitor:
     def start(self, config: RunConfig, run_dir: Path, resumed: bool) -> None:
         """Open the record and the live view. ``resumed``: go on behind what the run directory holds.
 
-        Raises RecordError if the record of a resumed run is damaged, OSError if the directory cannot be written.
+        Lines of the record that cannot be read are set aside, which is an event. Raises OSError if the directory cannot
+        be written.
         """
         self._run_dir = run_dir
         self._progress = Progress(config.run.num_steps, config.run.target_reward, config.eval.datasets)
+        damaged = set_aside(run_dir) if resumed else []
         if resumed:
             self._progress.replay(read_metrics(run_dir), read_events(run_dir))
-        self._record = RecordWriter(run_dir, tensorboard=config.monitor.tensorboard, keep=resumed)
+        self._record = RecordWriter(
+            run_dir, tensorboard=config.monitor.tensorboard, keep=resumed, last_step=self._progress.step
+        )
         _write(run_dir / CONFIG_FILE, dump(config).encode())
         self._view = LiveView(self._progress, f"{run_dir}", config.monitor.live, self._stream)
         self._view.start()
         number = float(len(self._progress.starts))
         self.on_metrics(Metrics(actor=MONITOR, step=self._progress.step, time=time.time(), values={START: number}))
+        for text in damaged:
+            event = Event(actor="supervisor", kind="record_damaged", time=time.time(), data={"cause": text})
+            self.on_event(event)
 
     def on_metrics(self, metrics: Metrics) -> None:
         """One line of ``metrics.jsonl``, one point in TensorBoard."""

@@ -16,9 +16,8 @@ from typing import Any
 import msgspec
 
 from bus.messages import Heartbeat
-from miles_async.monitor.record import EventLine, MetricsLine
+from miles_async.monitor.record_lines import EventLine, MetricsLine, is_step
 
-LEARNER = "learner-0"  # the rank that reports for all
 MONITOR = "monitor"
 LEDGER = "ledger"  # speaks through the monitor; its numbers are of a batch, and make no step
 START = "start"  # the monitor's own value: which start of this run begins here, 0 for the first
@@ -100,7 +99,7 @@ class Progress:
         self.latest.update(values)
         start = self._start_of(line.time)
         self.last_seen[start] = max(self.last_seen[start], line.time)
-        if line.actor == LEARNER and "raw_reward" in values:
+        if is_step(line):
             self._add_step(line, start, values)
         for name, points in self.evals.items():
             if EVAL + name in values:

@@ -25,7 +25,7 @@ from miles_async.monitor.diagnosis import REDIS_SILENT_S, Redis, Sight, Wait, di
 from miles_async.monitor.live import doing, line
 from miles_async.monitor.monitor import CONFIG_FILE, SUMMARY_FILE
 from miles_async.monitor.progress import Progress
-from miles_async.monitor.record import METRICS_FILE, read_events, read_metrics
+from miles_async.monitor.record_lines import METRICS_FILE, read_events, read_metrics
 from miles_async.monitor.sight import process_of, refusal
 from miles_async.monitor.summary import describe, ledger_counts, ledger_line, summarize
 
