@@ -13,7 +13,8 @@ Promises (design invariants 1, 2 and 7):
 - Every transition can be repeated: a retry after a lost answer changes nothing.
 - A group is published only under its valid lease: a worker that was given up cannot publish late.
 - ``batch`` records a step's groups before the step trains on them; a step has one record, for ever.
-- Payloads leave only when ``commit`` says that a durable checkpoint contains their step, or with a recorded drop.
+- Payloads leave only when ``commit`` says that the checkpoints contain their step which a learner may have to go back
+  to, or with a recorded drop.
 - Admission bounds what is open; no stream is ever trimmed to make room.
 - Every transition is an entry of ``events``, written by the script that made it.
 """
@@ -272,7 +273,7 @@ class Ledger:
         return earlier
 
     async def recorded_batch(self, step: int, *, block_ms: int = 0) -> Batch | None:
-        """The record of ``step``, waiting up to ``block_ms`` for it; None if there is none (yet), or it is committed."""
+        """The record of ``step``, waiting up to ``block_ms`` for it; None if there is none (yet), or it is forgotten."""
         cursor = await self.bus.last_id("batches") if block_ms else "0"  # first, so that no news falls in between
         record = await self.bus.redis.hget(self.bus.key("l:batch"), step)
         if record is None and block_ms:
@@ -292,9 +293,13 @@ class Ledger:
                 raise LedgerError(f"the payload {key} is damaged: {error}") from None
         return groups
 
-    async def commit(self, step: int) -> int:
-        """A durable checkpoint contains ``step``. Returns how many groups are trained by it. Can be repeated."""
-        return int(await self._run("commit", step))
+    async def commit(self, step: int, *, forget: int | None = None) -> int:
+        """A durable checkpoint contains ``step``. Returns how many groups are trained by it. Can be repeated.
+
+        ``forget``: the records and payloads of the steps up to this one leave, None: of all up to ``step``; what stays can be
+        trained again by a learner that has to go back to an older checkpoint.
+        """
+        return int(await self._run("commit", step, step if forget is None else forget))
 
     async def reconcile(self, step: int, trained: Mapping[int, Sequence[str]]) -> int:
         """Bring a ledger that lost its end (a power cut under ``appendfsync everysec``) up to a durable checkpoint.
@@ -303,12 +308,14 @@ class Ledger:
         groups this ledger learnt to be trained. Raises LedgerError: a step it lost is not in ``trained``.
         """
         last, _ = await self.steps()
-        if lost := [s for s in range(last + 1, step + 1) if s not in trained]:
+        lost_steps = range(last + 1, step + 1)
+        if unknown := [s for s in lost_steps if s not in trained]:
             raise LedgerError(
-                f"the ledger ends at step {last}, the checkpoint is of step {step} and does not name the groups of {lost[0]}"
+                f"the ledger ends at step {last}, the checkpoint is of step {step} and does not name the groups of {unknown[0]}"
             )
-        await self.commit(min(last, step))
-        ids = [group_id for s in range(last + 1, step + 1) for group_id in trained[s]]
+        known = min(last, step)
+        await self.commit(known, forget=known if lost_steps else 0)
+        ids = [group_id for s in lost_steps for group_id in trained[s]]
         return int(await self._run("reconcile", step, *ids)) if ids else 0
 
     # everybody
@@ -351,6 +358,11 @@ class Ledger:
         """The last step that has a batch, and the last one that is committed."""
         last, committed = await self.bus.redis.hmget(self.bus.key("l:meta"), "last_step", "committed_step")
         return int(last or 0), int(committed or 0)
+
+    async def forgotten(self) -> int:
+        """The last step that cannot be trained again: a learner needs a checkpoint that contains it."""
+        fields = await self.bus.redis.hmget(self.bus.key("l:meta"), "forgotten_step", "committed_step")
+        return int(next((value for value in fields if value is not None), 0))
 
 
 def balanced(counts: dict[str, int]) -> bool:

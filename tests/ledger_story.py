@@ -43,7 +43,7 @@ class Story:
         self.claim: dict[str, int] = {}  # number of the attempt that is under way, or was the last
         self.most = 0  # attempts that a group has
         self.batches: dict[int, tuple[str, ...]] = {}  # of all steps, the committed ones too
-        self.last_step = self.committed = self.position = 0
+        self.last_step = self.committed = self.forgotten = self.position = 0
         self.ahead: set[str] = set()  # trained before they were dealt
 
     def in_place(self, places: str) -> list[str]:
@@ -130,9 +130,10 @@ class Story:
         others = [gid for gid in self.in_place(OPEN) if gid not in ids]
         return Expected(1, [("batched", sorted(ids)), *(("dropped", [gid]) for gid in others[:surplus])])
 
-    def _commit(self, view: Any, step: int) -> Expected:
+    def _commit(self, view: Any, step: int, forget: int) -> Expected:
         if step > self.last_step:
             return Expected(REFUSED, [])
+        self.forgotten = max(self.forgotten, min(forget, max(step, self.committed)))
         steps = range(self.committed + 1, step + 1)
         return Expected(sum(len(self.batches[s]) for s in steps), [("trained", sorted(self.batches[s])) for s in steps])
 
@@ -140,6 +141,7 @@ class Story:
         if step <= self.last_step:
             return Expected(0, [])  # the retry of a lost answer
         self.ahead |= {gid for gid in ids if gid not in self.place}
+        self.forgotten = step
         return Expected(len(ids), [("reconciled", sorted(ids))])
 
     # what Redis has on record

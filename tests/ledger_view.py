@@ -27,7 +27,9 @@ for _, name in ipairs(tables) do
 end
 view[#view + 1] = redis.call('ZRANGE', P .. 'l:order', 0, -1)
 view[#view + 1] = redis.call('SMEMBERS', P .. 'l:ahead')
-view[#view + 1] = redis.call('HMGET', P .. 'l:meta', 'last_step', 'committed_step', 'next_position')
+view[#view + 1] = redis.call(
+  'HMGET', P .. 'l:meta', 'last_step', 'committed_step', 'forgotten_step', 'next_position'
+)
 view[#view + 1] = redis.call('XRANGE', P .. 'tickets', '-', '+')
 view[#view + 1] = redis.call('XRANGE', P .. 'samples', '-', '+')
 view[#view + 1] = redis.call('XRANGE', P .. 'events', '(' .. since, '+')
@@ -85,7 +87,7 @@ class View:
         self.batch = {int(step): record for step, record in _table(batch).items()}
         self.order = [gid.decode() for gid in order]
         self.ahead = {gid.decode() for gid in ahead}
-        self.last_step, self.committed, self.position = (int(value or 0) for value in meta)
+        self.last_step, self.committed, self.forgotten, self.position = (int(value or 0) for value in meta)
         tickets, samples, events, pending, group, payloads = streams
         self.tickets = {i: _table(fields) for i, fields in tickets}
         self.samples = {i: _table(fields) for i, fields in samples}
@@ -122,8 +124,9 @@ def check(view: View, story: Story) -> None:
     _check_places(view, story)
     _check_tickets(view, story)
     _check_payloads(view, story)
-    steps = range(story.committed + 1, story.last_step + 1)
+    steps = range(story.forgotten + 1, story.last_step + 1)
     assert (view.last_step, view.committed, view.position) == (story.last_step, story.committed, story.position)
+    assert view.forgotten == story.forgotten
     assert view.ahead == story.ahead
     assert sorted(view.batch) == list(steps)
     for step, record in view.batch.items():
@@ -164,11 +167,14 @@ def _check_tickets(view: View, story: Story) -> None:
 
 def _check_payloads(view: View, story: Story) -> None:
     published = story.in_place("rb")
-    assert sorted(view.payload) == sorted(view.ready) == sorted(view.sample) == sorted(published)
+    kept = {gid for step in range(story.forgotten + 1, story.committed + 1) for gid in story.batches[step]}
+    assert sorted(view.ready) == sorted(view.sample) == sorted(published)
+    assert view.payload.keys() == kept | set(published)
     assert {view.sample[gid]: view.ready[gid] for gid in published} == {i: f["m"] for i, f in view.samples.items()}
     lasting = set(view.payload.values())
+    for gid in published:
+        assert _described(view.ready[gid]) == (gid, view.payload[gid])
     for gid, key in view.payload.items():
-        assert _described(view.ready[gid]) == (gid, key)
         assert key in view.payloads, f"the payload of {gid} is gone"
         assert _group_id(view.payloads[key][1]) == gid
     for key, (ttl, _) in view.payloads.items():

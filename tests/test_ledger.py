@@ -143,6 +143,34 @@ async def test_payloads_stay_until_a_checkpoint_contains_their_step(bus: Bus) ->
         await ledger.commit(2)
 
 
+async def test_a_step_can_be_trained_again_until_an_older_checkpoint_contains_it_too(bus: Bus) -> None:
+    ledger = Ledger(bus)
+    await deal(ledger, 6)
+    ready = await make_ready(ledger, 6)
+    records = [await ledger.batch(step, ready[2 * step - 2 : 2 * step]) for step in (1, 2, 3)]
+    assert await ledger.commit(2, forget=0) == 4
+    counts = await ledger.counts()
+    assert (counts["trained"], counts["batched"], await ledger.steps(), await ledger.forgotten()) == (4, 2, (3, 2), 0)
+    for record in records:
+        assert await ledger.recorded_batch(record.step) == record
+        assert [group.group_id for group in await ledger.payloads(record.payload_keys)] == list(record.group_ids)
+    assert await ledger.commit(3, forget=2) == 2
+    assert await ledger.commit(3, forget=2) == 0
+    assert (await ledger.steps(), await ledger.forgotten()) == ((3, 3), 2)
+    assert await ledger.recorded_batch(2) is None and await ledger.recorded_batch(3) == records[2]
+    with pytest.raises(LedgerError, match="missing"):
+        await ledger.payloads(records[1].payload_keys)
+    assert len(await ledger.payloads(records[2].payload_keys)) == 2
+    assert (await ledger.open_groups()).order == () and balanced(await ledger.counts())
+    assert (await ledger.ready_groups("0", block_ms=0))[0] == []
+
+
+async def test_what_an_earlier_version_committed_is_forgotten(bus: Bus) -> None:
+    ledger = Ledger(bus)
+    await bus.redis.hset(bus.key("l:meta"), mapping={"last_step": 4, "committed_step": 3})
+    assert await ledger.forgotten() == 3
+
+
 async def test_a_ledger_that_lost_its_end_learns_from_the_checkpoint_what_is_trained(bus: Bus) -> None:
     ledger = Ledger(bus)
     await deal(ledger, 6)
@@ -156,7 +184,7 @@ async def test_a_ledger_that_lost_its_end_learns_from_the_checkpoint_what_is_tra
     assert await ledger.reconcile(4, trained) == 0
     counts = await ledger.counts()
     assert (counts["trained"], counts["dealt"], counts["waiting"]) == (8, 8, 0) and balanced(counts)
-    assert await ledger.steps() == (4, 4)
+    assert (await ledger.steps(), await ledger.forgotten()) == ((4, 4), 4)
     # the dealer passes over what is trained already, and goes on behind it
     assert await ledger.admit([ticket(i) for i in range(6, 10)], limit=100, position=6) == (2, 10)
     assert (await ledger.open_groups()).order == ("0-8-0", "0-9-0")

@@ -156,10 +156,12 @@ class LedgerMachine(LedgerClients):
 
     @few
     @precondition(lambda self: self.story.last_step > self.story.committed)
-    @rule(offset=st.sampled_from([0, 0, -1, 1]), commands=COMMANDS)
-    def commit(self, offset: int, commands: int) -> None:
+    @rule(offset=st.sampled_from([0, 0, -1, 1]), kept=st.sampled_from([None, 0, 1, 2]), commands=COMMANDS)
+    def commit(self, offset: int, kept: int | None, commands: int) -> None:
+        """``kept``: so many of its steps can be trained again afterwards."""
         step = self.story.last_step + offset
-        self.begin(lambda: self.ledger.commit(step), commands)
+        forget = None if kept is None else step - kept
+        self.begin(lambda: self.ledger.commit(step, forget=forget), commands)
 
     @precondition(lambda self: self.story.position)
     @rule(steps=st.integers(1, 2), opened=st.integers(0, 2), undealt=st.integers(0, 1), again=st.booleans())

@@ -51,14 +51,29 @@ local function forget_ticket(gid)
   redis.call('HDEL', CAUSES, gid)
 end
 
+-- The last step that no learner can train again. Before it was written down, what was committed was forgotten.
+local function forgotten_step()
+  return tonumber(redis.call('HGET', META, 'forgotten_step') or redis.call('HGET', META, 'committed_step') or '0')
+end
+
+-- The groups of a step that is not forgotten.
+local function groups_of(step)
+  return cmsgpack.unpack(string.sub(redis.call('HGET', BATCH, step), 2))[3]
+end
+
+-- The news that the group was published; its payload stays.
+local function forget_news(gid)
+  local entry = redis.call('HGET', SAMPLE, gid)
+  if entry then redis.call('XDEL', SAMPLES, entry) end
+  redis.call('HDEL', SAMPLE, gid)
+  redis.call('HDEL', READY, gid)
+end
+
 local function forget_payload(gid)
   local payload = redis.call('HGET', PAYLOAD, gid)
   if payload then redis.call('DEL', payload) end
-  local entry = redis.call('HGET', SAMPLE, gid)
-  if entry then redis.call('XDEL', SAMPLES, entry) end
   redis.call('HDEL', PAYLOAD, gid)
-  redis.call('HDEL', SAMPLE, gid)
-  redis.call('HDEL', READY, gid)
+  forget_news(gid)
 end
 
 local function requeue(gid)

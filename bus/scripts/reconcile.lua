@@ -27,6 +27,6 @@ for i = 2, #ARGV do
   ids[#ids + 1] = gid
 end
 redis.call('HINCRBY', COUNT, 'trained', #ids)
-redis.call('HSET', META, 'last_step', step, 'committed_step', step)
+redis.call('HSET', META, 'last_step', step, 'committed_step', step, 'forgotten_step', step)
 record('reconciled', ids, { step = step })
 return #ids
