@@ -27,6 +27,7 @@ from msgspec import Meta
 
 from miles_async import builtin, hook_points, secret
 from miles_async.config import ConfigError, Data, Eval, EvalDataset, RunConfig
+from miles_async.config_effect import check_effect
 from miles_async.data.rows import PARQUET, partition_slice, sources, split_slice
 from miles_async.data.source import FILES
 
@@ -72,6 +73,7 @@ def parse(
         secret.check(config)
         check_files(config)
         hook_points.check(config)
+        check_effect(config)
     return config
 
 

@@ -47,7 +47,7 @@ def test_paths_of_sources_lie_beside_the_toml_and_keep_their_slices(
     toml = here / "run.toml"
     toml.write_text(
         HEAD + 'prompt_data = ["a.jsonl@[1:]", "./b.jsonl", "builtin:repeat@[:9]"]\nprompt_weights = [2, 1, 0.5]\n'
-        'chat_template_path = "mine.jinja"\n'
+        'chat_template_path = "mine.jinja"\napply_chat_template = true\n'
     )
     monkeypatch.chdir("/")
     config = load(toml)
@@ -65,7 +65,8 @@ def test_what_a_function_of_the_users_is_given_is_a_path_only_where_there_is_suc
 
 
 def test_variables_of_the_template_are_a_table() -> None:
-    text = HEAD + 'prompt_data = "builtin:repeat"\n[data.apply_chat_template_kwargs]\nenable_thinking = false\n'
+    head = HEAD + 'prompt_data = "builtin:repeat"\napply_chat_template = true\n'
+    text = head + "[data.apply_chat_template_kwargs]\nenable_thinking = false\n"
     more = '"a \\"key\\"" = [1, {b = "c"}]\nday = 2026-01-02\n'
     config = parse(text + more)
     assert config.data.apply_chat_template_kwargs["enable_thinking"] is False

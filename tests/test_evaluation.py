@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from actors.runtime.plan import eval_engine_names, specs, topology
 from bus.messages import Sample
 from miles_async.builtin import make_model
-from miles_async.config import ConfigError, RunConfig
+from miles_async.config import ConfigError, Eval, RunConfig
 from miles_async.config_load import dump, parse
 from miles_async.data import DataError, Prompt
 from miles_async.engine_client import EngineError
@@ -131,13 +131,13 @@ def test_the_branches_of_a_rollout_count_once_and_a_prompt_with_too_few_says_not
 
 def test_a_dataset_has_its_own_keys_over_those_of_eval_over_those_of_training() -> None:
     text = EVAL.replace("eval_interval = 4", "eval_interval = 4\neval_top_p = 0.5\neval_temperature = 0.7\n") + (
-        'temperature = 0.0\nrm_type = "exact_match"\nlabel_key = ""\nstop = []\nn_samples_per_eval_prompt = 3\n'
+        'temperature = 0.0\nrm_type = "random"\nlabel_key = ""\nstop = []\nn_samples_per_eval_prompt = 3\n'
     )
     made = dataset_config(config('rollout.rollout_stop=["x"]', "rollout.rollout_top_k=9", text=text), "seen")
     rollout = made.rollout
     assert (rollout.rollout_temperature, rollout.rollout_top_p, rollout.rollout_top_k) == (0.0, 0.5, 9)
     assert (rollout.n_samples_per_prompt, rollout.rollout_stop) == (3, [])
-    assert (made.reward.rm_type, made.data.label_key, made.data.prompt_data) == ("exact_match", None, "builtin:repeat")
+    assert (made.reward.rm_type, made.data.label_key, made.data.prompt_data) == ("random", None, "builtin:repeat")
     plain = dataset_config(config(), "seen")
     assert plain.rollout == msgspec.structs.replace(config().rollout, n_samples_per_prompt=1)
     taught = config("algorithm.loss_type=sft_loss", "rollout.rollout_function=sft", "algorithm.correction=none")
@@ -189,7 +189,8 @@ def test_an_evaluation_that_could_make_no_point_is_refused() -> None:
 
 
 def test_a_run_without_an_interval_has_no_evaluator() -> None:
-    with_points, without = config(), config("eval.eval_interval=none")
+    with_points = config()
+    without = msgspec.structs.replace(with_points, eval=Eval())
     assert "evaluator" not in topology(without) and not eval_engine_names(without)
     names = {spec.name: spec.path for spec in specs(with_points, Path(), "", "", "run", 1)}
     assert names["evaluator"] == "actors.evaluator.Evaluator"
