@@ -119,12 +119,24 @@ def test_any_finite_log_probs_give_finite_values_and_gradients(kind: KlType, dty
         assert gradient(approx_kl(logprobs, torch.zeros_like(logprobs), kind), logprobs)[1:] == [0.0] * 8
 
 
-def test_k3_of_what_the_base_finds_too_likely_is_held_where_a_ratio_still_fits_into_float32():
-    logprobs = torch.tensor([-59.0, -61.0, -100.0], requires_grad=True)
+def test_k3_of_what_the_base_finds_too_likely_is_held_at_a_log_ratio_of_20():
+    logprobs = torch.tensor([-19.0, -21.0, -100.0], requires_grad=True)
     kl = approx_kl(logprobs, torch.zeros(3), "k3", importance_ratio=torch.full((3,), math.exp(20)))
-    held = math.exp(20) * (math.exp(60) - 61)
-    assert kl.tolist() == pytest.approx([math.exp(20) * (math.exp(59) - 60), held, held], rel=1e-5)
-    assert gradient(kl, logprobs) == pytest.approx([-math.exp(20) * (math.exp(59) - 1), 0, 0], rel=1e-5)
+    held = math.exp(20) * (math.exp(20) - 21)
+    assert kl.tolist() == pytest.approx([math.exp(20) * (math.exp(19) - 20), held, held], rel=1e-5)
+    assert gradient(kl, logprobs) == pytest.approx([-math.exp(20) * (math.exp(19) - 1), 0, 0], rel=1e-5)
+
+
+@pytest.mark.parametrize("ratio", [None, math.exp(20)])
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_norm_of_the_gradient_is_a_float32_whatever_the_log_probs_differ_by(kind: KlType, ratio: float | None):
+    """Megatron adds up the squares in float32: of a thousand tokens at each distance, all of them at their steepest."""
+    apart = torch.tensor([float(d) for d in (0, 1, 19, 20, 21, 59, 60, 61, 88, 1e3, 1e4)])
+    logprobs = torch.cat([apart, -apart]).requires_grad_(True)
+    weights = None if ratio is None else torch.full_like(logprobs, ratio)
+    kl = approx_kl(logprobs, torch.zeros_like(logprobs), kind, importance_ratio=weights)
+    squares = torch.tensor(gradient(kl, logprobs)).square()
+    assert math.isfinite(float(1000 * squares.sum()))
 
 
 def test_small_differences_do_not_cancel_in_float32():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,6 +17,7 @@ from rl_step import VERSION, Row, close, config, on_policy, random_rows, step
 
 from miles_async.config import CORRECTIONS, RunConfig
 from miles_async.rl.advantages import grpo, rloo, whiten
+from miles_async.rl.kl import KlType
 from miles_async.rl.terms import LossTerms
 from miles_async.train.objective import Objective
 
@@ -103,6 +105,25 @@ def test_on_policy_every_loss_has_the_gradient_of_the_plain_policy_gradient(poli
         for row, ws, x, gradient in zip(rows, token_weights(rows, cfg), a, step(cfg, rows).gradient, strict=True):
             # of a sample's mean every token has its part: the same where its tokens weigh alike
             assert gradient == pytest.approx([-w * x for w in ws], abs=1e-6), row
+
+
+@pytest.mark.parametrize("policy_loss", POLICY_LOSSES)
+def test_policies_however_far_apart_give_a_finite_step_whose_gradient_has_a_float32_norm(policy_loss: str):
+    """Log-ratios of 10 to 1e4 between every two of engine, learner before and now, and reference."""
+    kinds: tuple[KlType, ...] = ("k1", "k2", "k3", "low_var_kl")
+    for (seed, spread), kind in itertools.product(enumerate((30.0, 1e3)), kinds):
+        cfg = config(
+            correction=["mis", "tis"],
+            policy_loss=policy_loss,
+            use_kl_loss=True,
+            kl_loss_coef=1.0,
+            kl_loss_type=kind,
+            use_unbiased_kl=True,
+        )
+        found = step(cfg, random_rows(seed, groups=4, spread=spread))
+        gradient = torch.tensor([g for row in found.gradient for g in row], dtype=torch.float32)
+        assert math.isfinite(float(1000 * gradient.square().sum())), (kind, spread)
+        assert all(map(math.isfinite, found.metrics.values())), (kind, spread)
 
 
 # every part of the objective at once; whitening, m2po and the normalised mis need the other ranks

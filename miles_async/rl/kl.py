@@ -1,6 +1,7 @@
 """Estimators of KL(policy || base) at tokens that the policy sampled (http://joschu.net/blog/kl-approx.html).
 
-Promises: finite whatever the log-probs differ by, as long as they are finite; gradients flow through ``logprobs``.
+Promises: value and gradient are finite whatever the log-probs differ by, as long as they are finite, and so is the sum of
+the gradients' squares in float32, which a gradient's norm is; gradients flow through ``logprobs``.
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ import torch
 
 KlType = Literal["k1", "k2", "k3", "low_var_kl"]
 
-MAX_LOG_RATIO = 20.0  # of low_var_kl, as in Miles
-MAX_K3_LOG_RATIO = 60.0  # exp of it, times an importance ratio of at most exp(20), is finite in float32
+# of low_var_kl, as in Miles, and of k3: exp of it, times an importance ratio of at most as much, has a square in float32
+MAX_LOG_RATIO = 20.0
 MAX_LOW_VAR_KL = 10.0
 
 
@@ -25,9 +26,10 @@ def approx_kl(
 ) -> torch.Tensor:
     """KL of each token, with ``d = logprobs - base``.
 
-    "k1": ``d``. "k2": ``d^2 / 2``. "k3": ``exp(-d) - 1 + d``. "low_var_kl": k3 with ``-d`` clamped to ±20 and the result
-    to ±10 (Miles, verl). importance_ratio: ``policy / behaviour``, a factor that makes the estimate unbiased where tokens
-    were sampled by another policy (DeepSeek-V3.2, arXiv 2512.02556), applied before the last clamp.
+    "k1": ``d``. "k2": ``d^2 / 2``. "k3": ``exp(-d) - 1 + d``, held where ``-d`` exceeds 20. "low_var_kl": k3 with ``-d``
+    clamped to ±20 and the result to ±10 (Miles, verl). importance_ratio: ``policy / behaviour``, a factor that makes the
+    estimate unbiased where tokens were sampled by another policy (DeepSeek-V3.2, arXiv 2512.02556), applied before the last
+    clamp.
 
     All [N] float. Returns [N]. Raises ValueError for another kind.
     """
@@ -37,8 +39,9 @@ def approx_kl(
     elif kind == "k2":
         kl = d.square() / 2
     elif kind in ("k3", "low_var_kl"):
-        limit = MAX_LOG_RATIO if kind == "low_var_kl" else MAX_K3_LOG_RATIO
-        inverse = (-d).clamp(-limit, limit) if kind == "low_var_kl" else (-d).clamp_max(limit)
+        inverse = (-d).clamp_max(MAX_LOG_RATIO)
+        if kind == "low_var_kl":
+            inverse = inverse.clamp_min(-MAX_LOG_RATIO)
         kl = torch.expm1(inverse) - inverse
     else:
         raise ValueError(f'kl_loss_type = "{kind}": one of "k1", "k2", "k3", "low_var_kl"')

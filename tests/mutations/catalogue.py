@@ -1,4 +1,4 @@
-"""The planted bugs: read from the ``*.toml`` files beside this one, one file for each invariant of docs/architecture.md.
+"""The planted bugs: read from the ``*.toml`` files beside this one, one or more for each invariant of docs/architecture.md.
 
 Promises: a mutation has every field; its old text can be looked for, and be replaced, in any copy of the tree.
 """
