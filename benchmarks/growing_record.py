@@ -1,12 +1,13 @@
 """The record of a run that still goes on, line by line as it grows.
 
 Promises: a line is given once, and only when it is whole; what was read is not read again (a poll that begins at the
-beginning costs the run that it watches most of a core).
+beginning costs the run that it watches most of a core), but where steps are trained again: then the file is another one.
 """
 
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,16 @@ class GrowingRecord:
     """The metrics of one actor in ``RUN/metrics.jsonl``; the file need not be there yet."""
 
     def __init__(self, run_dir: Path, actor: str = "learner-0") -> None:
-        self._file, self._actor, self._place = run_dir / "metrics.jsonl", actor, 0
+        self._file, self._actor = run_dir / "metrics.jsonl", actor
+        self._number = self._place = 0
 
     def more(self) -> list[dict[str, Any]]:
         """The lines that have come since the last call."""
         if not self._file.exists():
             return []
         with self._file.open("rb") as stream:
+            if (number := os.fstat(stream.fileno()).st_ino) != self._number:
+                self._number, self._place = number, 0
             stream.seek(self._place)
             whole, end, _ = stream.read().rpartition(b"\n")
         self._place += len(whole) + len(end)

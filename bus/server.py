@@ -19,6 +19,7 @@ from pathlib import Path
 from bus.errors import NoRedisError
 
 _PR_SET_PDEATHSIG = 1
+_SOCKET_DIR = "miles-bus-"  # and what makes the name unique
 
 
 def find_redis() -> str | None:
@@ -43,6 +44,13 @@ def die_with_parent(signum: int = signal.SIGTERM) -> Callable[[], None]:
             libc.prctl(_PR_SET_PDEATHSIG, signum)
 
     return set_signal
+
+
+def remove_socket(url: str | None) -> None:
+    """Remove what a server of ours at ``url`` left there when it was killed; nothing of a server that is somebody else's."""
+    directory = Path((url or "").removeprefix("unix://")).parent
+    if directory.name.startswith(_SOCKET_DIR) and directory.parent == Path(tempfile.gettempdir()):
+        shutil.rmtree(directory, ignore_errors=True)
 
 
 class RedisServer:
@@ -81,7 +89,7 @@ class RedisServer:
             )
         self.directory.mkdir(parents=True, exist_ok=True)
         # a unix socket's path may have about 100 characters, a run directory more; a second start keeps the address
-        self._socket_dir = self._socket_dir or tempfile.mkdtemp(prefix="miles-bus-")
+        self._socket_dir = self._socket_dir or tempfile.mkdtemp(prefix=_SOCKET_DIR)
         log = (self.directory / "redis.log").resolve()
         self._process = subprocess.Popen(
             [self.program, *self._flags(), "--logfile", str(log)],

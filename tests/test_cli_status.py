@@ -10,7 +10,6 @@ import sys
 import time
 from pathlib import Path
 
-import psutil
 import pytest
 from typer.testing import CliRunner, Result
 
@@ -21,6 +20,7 @@ from bus.messages import Heartbeat, Metrics, Ticket
 from miles_async import cli
 from miles_async.config_load import parse
 from miles_async.monitor import Monitor
+from miles_async.run_lock import RunLock
 
 CONFIG = parse(
     '[model]\nhf_checkpoint = "here"\n[data]\nprompt_data = "here"\n[monitor]\ntensorboard = false', check=False
@@ -31,11 +31,16 @@ def status(*args: object) -> Result:
     return CliRunner().invoke(cli.app, ["status", *(str(arg) for arg in args)])
 
 
-def write_supervisor(run_dir: Path, pid: int, url: str) -> None:
+def write_supervisor(run_dir: Path, pid: int, url: str) -> RunLock:
+    """As a supervisor leaves it; one that is this process holds the lock that is returned."""
     run_dir.mkdir(exist_ok=True)
-    started = psutil.Process(pid).create_time() if psutil.pid_exists(pid) else 0.0
-    state = {"run_id": "status", "incarnation": 1, "pid": pid, "process_started": started, "bus_url": url}
+    state = {"run_id": "status", "incarnation": 1, "pid": pid, "process_started": 1.0, "bus_url": url}
     (run_dir / "supervisor.json").write_text(json.dumps(state))
+    lock = RunLock(run_dir)
+    lock.take()
+    if pid != os.getpid():
+        lock.release()
+    return lock
 
 
 def ended_pid() -> int:
@@ -121,9 +126,7 @@ def test_a_run_whose_supervisor_was_killed_is_dead_and_says_how_far_it_came(tmp_
 
 def test_another_process_with_the_supervisors_number_is_not_the_supervisor(tmp_path: Path) -> None:
     record(tmp_path, steps=1).finish("stopped", {})
-    write_supervisor(tmp_path, os.getpid(), "unix:///gone")
-    state = json.loads((tmp_path / "supervisor.json").read_text())
-    (tmp_path / "supervisor.json").write_text(json.dumps(state | {"process_started": 1.0}))
+    write_supervisor(tmp_path, os.getpid(), "unix:///gone").release()
     assert json.loads(status(tmp_path, "--json").stdout)["status"] == "stopped"
 
 

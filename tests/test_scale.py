@@ -30,6 +30,7 @@ from bus.messages import EngineDown, EngineUp, Scale, Scaled, Snapshot
 from miles_async import cli
 from miles_async.config import Data, Engine, Model, RunConfig
 from miles_async.monitor.status import status
+from miles_async.run_lock import RunLock, holder
 from miles_async.scale import ScaleError, parse, scale
 
 
@@ -65,9 +66,10 @@ def test_a_request_that_means_nothing_is_one_line(changes: list[str], words: str
 
 def supervised(run_dir: Path, url: str | None) -> Path:
     """A run directory whose supervisor is this process."""
-    started = psutil.Process().create_time()
-    state = {"run_id": "scale", "incarnation": 1, "pid": os.getpid(), "process_started": started, "bus_url": url}
+    state = {"run_id": "scale", "incarnation": 1, "pid": os.getpid(), "process_started": 1.0, "bus_url": url}
     (run_dir / "supervisor.json").write_text(json.dumps(state))
+    if holder(run_dir) is None:
+        RunLock(run_dir).take()
     return run_dir
 
 

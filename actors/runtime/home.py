@@ -1,7 +1,7 @@
 """The run directory as the supervisor uses it: identity, incarnation, inputs made locally, one supervisor at a time.
 
-Promises: a run keeps its id for ever and counts its launches; a directory in which a launch is alive is refused;
-where its bus is, which may hold a password, is for the user's own eyes.
+Promises: a run keeps its id for ever and counts its launches, also where a power cut emptied the file that says so; a
+directory in which a launch is alive is refused; where its bus is, which may hold a password, is for the user's own eyes.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ from typing import Any
 
 import psutil
 
+from bus.server import remove_socket
 from miles_async.builtin import is_builtin, make_model
 from miles_async.config import RunConfig
 from miles_async.data import bytes_to_read, load_prompts
+from miles_async.durable import write_whole
 from miles_async.evaluation.datasets import load_datasets
+from miles_async.launches import remembered
+from miles_async.run_lock import RunLock
 from miles_async.tokenizer import Tokenizer
 
 STATE_FILE = "supervisor.json"  # who runs this, and where its bus is: what `miles-async status` reads
 
 STATE_BYTES = 1 << 20  # no such file is longer
 CHECKED_BYTES = 32_000_000  # prompt files up to this size are read at launch
-
-
-class RunInUseError(ValueError):
-    """A launch is alive in the run directory."""
 
 
 class RunStateError(ValueError):
@@ -40,19 +40,23 @@ class RunHome:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.state: dict[str, Any] = {}
+        self._lock = RunLock(path)
 
     def enter(self) -> bool:
-        """Take the directory for this launch; True if it holds an earlier launch. Raises RunInUseError."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        file = self.path / STATE_FILE
-        earlier = _read(file)
-        if earlier and _alive(earlier):
-            raise RunInUseError(f"{self.path} is in use by a launch that is alive (pid {earlier['pid']})")
-        incarnation = earlier["incarnation"] + 1 if earlier else 1
-        run_id = earlier["run_id"] if earlier else f"{self.path.name}-{os.urandom(4).hex()}"
-        self.state = {"run_id": run_id, "incarnation": incarnation, "pid": os.getpid(), "started": time.time()}
-        self.state["process_started"] = psutil.Process().create_time()
-        self._write()
+        """Take the directory for this launch; True if it holds an earlier launch. Raises RunInUseError, RunStateError."""
+        self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._lock.take()
+        try:
+            earlier = _read(self.path / STATE_FILE) or remembered(self.path)
+            self._sweep(earlier)
+            incarnation = earlier["incarnation"] + 1 if earlier else 1
+            run_id = earlier["run_id"] if earlier else f"{self.path.name}-{os.urandom(4).hex()}"
+            self.state = {"run_id": run_id, "incarnation": incarnation, "pid": os.getpid(), "started": time.time()}
+            self.state["process_started"] = psutil.Process().create_time()
+            self._write()
+        except BaseException:
+            self._lock.release()
+            raise
         return earlier is not None
 
     def next_incarnation(self) -> int:
@@ -67,16 +71,23 @@ class RunHome:
         self._write()
 
     def leave(self) -> None:
-        self.state |= {"pid": None, "bus_url": None, "redis_pid": None}
-        self._write()
+        """The launch is over: no process of it lives."""
+        try:
+            self._sweep(None)
+            self.state |= {"pid": None, "bus_url": None, "redis_pid": None}
+            self._write()
+        finally:
+            self._lock.release()
+
+    def _sweep(self, earlier: dict[str, Any] | None) -> None:
+        """Remove what only processes that are gone had a use for: where ranks met, and the socket of a killed Redis."""
+        for rendezvous in self.path.glob("rendezvous-*"):
+            rendezvous.unlink(missing_ok=True)
+        if earlier is not None:
+            remove_socket(earlier.get("bus_url"))
 
     def _write(self) -> None:
-        file = self.path / STATE_FILE
-        temporary = file.with_suffix(".tmp")
-        temporary.unlink(missing_ok=True)
-        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as out:
-            json.dump(self.state, out)  # the bus's URL may hold a password: nobody else reads this
-        temporary.replace(file)
+        write_whole(self.path / STATE_FILE, json.dumps(self.state).encode())  # the URL of the bus may hold a password
 
     def model_path(self, config: RunConfig) -> Path:
         """Where the model's directory is, or will be made."""
@@ -107,12 +118,15 @@ def check_prompts(config: RunConfig, model_path: Path) -> None:
 
 
 def _read(file: Path) -> dict[str, Any] | None:
-    """What an earlier launch wrote; None if there was none. Raises RunStateError."""
+    """What an earlier launch wrote; None if there was none, or a power cut emptied the file. Raises RunStateError."""
     if not file.exists():
         return None
     try:
         with file.open("rb") as content:
-            state = json.loads(content.read(STATE_BYTES))
+            text = content.read(STATE_BYTES)
+        if not text.strip(b"\0 \n"):
+            return None
+        state = json.loads(text)
         numbers = isinstance(state["incarnation"], int) and isinstance(state["pid"], int | None)
         if not (numbers and isinstance(state["run_id"], str) and isinstance(state["process_started"], float)):
             raise ValueError("a field has another type")
@@ -121,11 +135,3 @@ def _read(file: Path) -> dict[str, Any] | None:
             f"{file} is damaged ({type(error).__name__}: {error}): restore it, or start another run"
         ) from None
     return state
-
-
-def _alive(state: dict[str, Any]) -> bool:
-    """Whether the process of an earlier launch still runs (and its pid was not given to another)."""
-    try:
-        return bool(state.get("pid")) and psutil.Process(state["pid"]).create_time() == state["process_started"]
-    except psutil.Error:
-        return False

@@ -6,7 +6,6 @@ cover the whole run, also across resumes; whatever goes wrong while reporting is
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections.abc import Iterable, Mapping
@@ -18,6 +17,8 @@ import msgspec
 from bus.messages import Event, Heartbeat, Metrics, Transition
 from miles_async.config import RunConfig
 from miles_async.config_load import dump
+from miles_async.durable import write_whole
+from miles_async.launches import CONFIG_FILE
 from miles_async.monitor.length_bias import LengthBias
 from miles_async.monitor.live import LiveView
 from miles_async.monitor.picture import PICTURE_FILE, draw
@@ -35,7 +36,6 @@ from miles_async.monitor.record_mend import set_aside
 from miles_async.monitor.summary import summarize
 
 SUMMARY_FILE = "summary.json"
-CONFIG_FILE = "config.toml"
 
 ANNOUNCED = frozenset({"died", "engine_down", "mismatch"})  # events of actors that are worth a line of their own
 
@@ -67,7 +67,7 @@ class Monitor:
         self._record = RecordWriter(
             run_dir, tensorboard=config.monitor.tensorboard, keep=resumed, last_step=self._progress.step
         )
-        _write(run_dir / CONFIG_FILE, dump(config).encode())
+        write_whole(run_dir / CONFIG_FILE, dump(config).encode())
         self._view = LiveView(self._progress, f"{run_dir}", config.monitor.live, self._stream)
         self._view.start()
         number = float(len(self._progress.starts))
@@ -148,7 +148,7 @@ class Monitor:
         except (ImportError, OSError, ValueError, RuntimeError) as error:
             troubles.append(f"no picture: {error}")
         try:
-            _write(self._run_dir / SUMMARY_FILE, msgspec.json.format(msgspec.json.encode(summary)) + b"\n")
+            write_whole(self._run_dir / SUMMARY_FILE, msgspec.json.format(msgspec.json.encode(summary)) + b"\n")
         except OSError as error:
             troubles.append(f"no {SUMMARY_FILE}: {error}")
 
@@ -172,10 +172,3 @@ class Monitor:
 
     def _title(self, status: str) -> str:
         return f"{self._run_dir.name}: {status} after {self._progress.step} steps"
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(content)
-    os.replace(partial, path)

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
-import psutil
 from redis.exceptions import RedisError
 
 from bus import EngineState, Ledger, NoRedisError, connect
@@ -21,13 +20,15 @@ from bus.deadline import within
 from bus.messages import Heartbeat
 from bus.password import without_password
 from miles_async.config import ConfigError
+from miles_async.launches import CONFIG_FILE
 from miles_async.monitor.diagnosis import REDIS_SILENT_S, Redis, Sight, Wait, diagnose, waits
 from miles_async.monitor.live import doing, line
-from miles_async.monitor.monitor import CONFIG_FILE, SUMMARY_FILE
+from miles_async.monitor.monitor import SUMMARY_FILE
 from miles_async.monitor.progress import Progress
 from miles_async.monitor.record_lines import METRICS_FILE, read_events, read_metrics
 from miles_async.monitor.sight import process_of, refusal
 from miles_async.monitor.summary import describe, ledger_counts, ledger_line, summarize
+from miles_async.run_lock import holder
 
 SUPERVISOR_FILE = "supervisor.json"
 BUS_DEADLINE_S = 5.0
@@ -41,7 +42,6 @@ class SupervisorFile(msgspec.Struct):
 
     run_id: str
     pid: int | None = None  # none: the launch has ended
-    process_started: float = 0.0  # seconds since the epoch; tells it from a later process of the same number
     bus_url: str | None = None  # none: the bus is not up yet
     redis_pid: int | None = None  # none: the server is not ours
 
@@ -87,17 +87,20 @@ def _read_summary(path: Path) -> dict[str, Any]:
 
 
 def living_supervisor(run_dir: Path) -> SupervisorFile | None:
-    """The supervisor of ``run_dir`` if its process lives."""
+    """The supervisor of ``run_dir`` if its process lives, which its lock shows."""
+    if (pid := holder(run_dir)) is None:
+        return None
     path = run_dir / SUPERVISOR_FILE
     try:
         with path.open("rb") as file:
             found = msgspec.json.decode(file.read(FILE_BYTES), type=SupervisorFile)
-        lives = found.pid is not None and psutil.Process(found.pid).create_time() == found.process_started
-    except (FileNotFoundError, psutil.NoSuchProcess):
-        return None
+    except FileNotFoundError:
+        return SupervisorFile("", pid)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigError(f"{path}: {error}") from None
-    return found if lives else None
+    if found.pid != pid:  # what an earlier launch wrote: this one is only beginning, or has ended all but its process
+        return SupervisorFile(found.run_id, pid)
+    return found
 
 
 def show(found: Mapping[str, Any], now: float) -> str:

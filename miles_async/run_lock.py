@@ -1,0 +1,75 @@
+"""Whether a launch lives in a run directory: a lock that it holds for as long as its process does.
+
+Promises: of any number of launches that begin at the same instant one gets the lock; the kernel gives it back however the
+process ends, also while nobody has waited for it; processes that it starts do not have it. Asking changes nothing.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from pathlib import Path
+
+LOCK_FILE = "launch.lock"
+PATIENCE_S = 1.0  # who asks whether it is held, holds it for a moment
+
+
+class RunInUseError(ValueError):
+    """A launch is alive in the run directory."""
+
+
+class RunLock:
+    """The lock of ``run_dir``, which has to exist."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self.run_dir = run_dir
+        self._file: int | None = None
+
+    def take(self, patience_s: float = PATIENCE_S) -> None:
+        """Hold it until :meth:`release`, or the end of this process. Raises RunInUseError naming the holder, OSError."""
+        file = os.open(self.run_dir / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o600)
+        until = time.monotonic() + patience_s
+        try:
+            while not _lock(file, fcntl.LOCK_EX):
+                if time.monotonic() > until:
+                    raise RunInUseError(f"{self.run_dir} is in use by a launch that is alive (pid {_holder(file)})")
+                time.sleep(0.02)
+            os.truncate(file, 0)
+            os.pwrite(file, str(os.getpid()).encode(), 0)
+        except BaseException:
+            os.close(file)
+            raise
+        self._file = file
+
+    def release(self) -> None:
+        """Safe to call twice."""
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
+
+
+def holder(run_dir: Path) -> int | None:
+    """The pid of the launch that lives in ``run_dir``; None: none does. Raises OSError."""
+    try:
+        file = os.open(run_dir / LOCK_FILE, os.O_RDONLY)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    try:
+        return None if _lock(file, fcntl.LOCK_SH) else _holder(file)
+    finally:
+        os.close(file)
+
+
+def _lock(file: int, kind: int) -> bool:
+    try:
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _holder(file: int) -> int:
+    """0: it has not written its pid yet."""
+    text = os.pread(file, 20, 0)
+    return int(text) if text.isdigit() else 0
