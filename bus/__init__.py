@@ -1,6 +1,7 @@
 """The message bus: typed messages, their codec, topics on Redis Streams, the ledger, the embedded server."""
 
-from bus.client import Bus, EngineState, Roster, connect
+from bus.client import Bus, EngineState, Roster
+from bus.dial import connect
 from bus.errors import BusError, LedgerError, NoRedisError
 from bus.ledger import Ledger, balanced
 

@@ -1,9 +1,8 @@
 """One connection to a run's bus: publish and follow topics, heartbeats, addresses, the versions of the engines.
 
-Promises: every key of a run begins with one prefix, so that runs can share a Redis; messages are typed on both ends; a
-connection that cannot be made is one clear line within its deadline; what lies on a topic and is no message of this
-schema, or not of its topic, is refused: counted, logged, taken off the bus, and never seen by an actor. So junk can
-neither stop an actor nor fill Redis.
+Promises: every key of a run begins with one prefix, so that runs can share a Redis; messages are typed on both ends; what
+lies on a topic and is no message of this schema, or not of its topic, is refused: counted, logged, taken off the bus, and
+never seen by an actor. So junk can neither stop an actor nor fill Redis.
 """
 
 from __future__ import annotations
@@ -18,13 +17,10 @@ from pathlib import Path
 from typing import Any, Generic, Literal, NamedTuple, TypeVar, get_args
 
 import msgspec
-import redis.exceptions
 
 from bus.codec import CodecError, decode, encode
-from bus.errors import NoRedisError
 from bus.messages import Heartbeat, Message, Name, Number, Url, Version
-from bus.password import refuse_wrong_password, without_password
-from bus.patience import PatientRedis, patient
+from bus.patience import PatientRedis
 from bus.topics import KINDS, Topic
 
 M = TypeVar("M", bound=Message)
@@ -59,7 +55,7 @@ class Roster(msgspec.Struct, array_like=True, frozen=True):
 
 
 class Bus:
-    """The bus of one run. Make it with :func:`connect`."""
+    """The bus of one run. Make it with :func:`bus.dial.connect`."""
 
     def __init__(self, client: PatientRedis, run_id: str) -> None:
         self.redis: Any = client
@@ -270,29 +266,3 @@ class Bus:
         """
         void = ("addresses", "engines", "roster", "heartbeats", "control", "weights")
         await self.redis.delete(*(self.key(name) for name in void))
-
-
-async def connect(url: str, run_id: str, *, deadline_s: float = 10.0) -> Bus:
-    """Connect to the bus at ``url`` (redis://, rediss:// or unix://, with ``:PASSWORD@`` where Redis asks for one).
-
-    Raises NoRedisError naming the URL (without its password) and the cause.
-    """
-    shown, end = without_password(url), time.monotonic() + deadline_s
-    try:
-        cause = await refuse_wrong_password(url, deadline_s)
-        client = patient(url, connect_timeout_s=deadline_s)
-    except ValueError as error:
-        why = error if "@" not in url else "special characters of a password are written as %XX"
-        raise NoRedisError(f"bus.url = {shown!r}: {why}") from None
-    try:
-        async with asyncio.timeout(max(end - time.monotonic(), 0.1)):
-            await client.ping()
-            info: Any = await client.info("server")
-    except (redis.exceptions.RedisError, OSError, TimeoutError) as error:
-        await client.aclose()
-        raise NoRedisError(f"no Redis answers at {shown}: {str(error) or cause or type(error).__name__}") from None
-    version = str(info["redis_version"])
-    if tuple(int(part) for part in version.split(".")[:2]) < (6, 2):
-        await client.aclose()
-        raise NoRedisError(f"Redis {version} at {shown} is too old: 6.2 or newer is needed")
-    return Bus(client, run_id)

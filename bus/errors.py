@@ -9,6 +9,10 @@ class NoRedisError(BusError):
     """No Redis server can be found, started or reached; the message says what to install or set."""
 
 
+class RedisLoadsError(NoRedisError):
+    """Redis reads its data back and answers nothing else; the message says how far it is."""
+
+
 class LedgerError(BusError):
     """A transition that the ledger refuses; the message names the group or step and its state."""
 

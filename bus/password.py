@@ -33,7 +33,7 @@ async def refuse_wrong_password(url: str, deadline_s: float) -> str:
     client = aioredis.Redis.from_url(url, protocol=2, retry=Retry(NoBackoff(), 0), socket_connect_timeout=deadline_s)
     try:
         async with asyncio.timeout(deadline_s):
-            await client.ping()
+            await client.echo("")  # PING is refused while the disk is full
         return ""
     except redis.exceptions.AuthenticationError:
         what = (

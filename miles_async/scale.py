@@ -19,6 +19,7 @@ from redis.exceptions import RedisError
 
 from bus import Bus, NoRedisError, connect
 from bus.deadline import within
+from bus.loading import wait_not
 from bus.messages import MAX_MEMBERS, Scale, Scaled
 from bus.password import without_password
 from miles_async.config import ConfigError
@@ -92,7 +93,7 @@ def show(found: Mapping[str, Any]) -> str:
 
 
 async def _ask(supervisor: SupervisorFile, url: str, wanted: dict[str, int]) -> Scaled:
-    bus = await connect(url, supervisor.run_id, deadline_s=BUS_DEADLINE_S)
+    bus = await connect(url, supervisor.run_id, deadline_s=BUS_DEADLINE_S, tell=wait_not)
     bus.read_only = True  # what lies on the bus is not ours to clear away
     try:
         return await within(ANSWER_S + BUS_DEADLINE_S, _answer(bus, wanted), "Redis")

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from bus.client import Roster, connect
+from bus import Roster, connect
 from bus.codec import TOKENS, pack
 from bus.ledger import Ledger
 from bus.messages import Heartbeat, Metrics, Ticket

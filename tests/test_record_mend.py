@@ -15,6 +15,7 @@ from actors.runtime.local import LocalRuntime
 from actors.runtime.watch import Watch
 from bus import Ledger, connect
 from bus.messages import Event, Metrics, ReadyGroup, Transition
+from bus.server import RedisServer
 from miles_async.config_load import parse
 from miles_async.monitor import Monitor
 from miles_async.monitor.record_lines import last_entry, read_events, read_metrics, read_transitions
@@ -126,7 +127,7 @@ def test_an_entry_is_taken_in_once_also_where_a_cause_of_death_is_asked_for(redi
         await ledger.prepare()
         monitor = Monitor(stream=io.StringIO())
         monitor.start(run, tmp_path, False)
-        watch = Watch(bus, ledger, monitor, run, LocalRuntime(), lambda: None)
+        watch = Watch(bus, ledger, monitor, run, LocalRuntime(), RedisServer(tmp_path / "redis"))
         for number in range(30):
             asked = [asyncio.create_task(watch.cause_of_death("learner-0", 1)) for _ in range(3)]
             await bus.publish("events", Event(actor="learner-0", kind="died", time=1.0, data={"n": number}))

@@ -24,6 +24,7 @@ class World:
         self.pids = {"learner-0": 11, "dealer": 12}
         self.states: dict[int, str] = {}
         self.quiet: set[str] = set()
+        self.redis_loads = False
         self.waits: dict[str, tuple[tuple[str, float], ...]] = {}
         self.beat_at = dict.fromkeys(self.pids, 0.0)
         self.events: list[tuple[float, str, dict[str, Any]]] = []
@@ -40,6 +41,7 @@ class World:
             lambda: 77,
             clock=lambda: self.now,
             process=lambda pid: Process(pid, self.states.get(pid, "running")),
+            redis_loads=lambda: self.redis_loads,
         )
 
     def live(
@@ -181,3 +183,11 @@ def test_a_watchdog_that_was_away_itself_accuses_nobody(world: World) -> None:
     world.now += 1000.0
     assert world.dog.tick() == []
     assert world.dog.overdue() == {}
+
+
+def test_a_redis_that_loads_its_data_is_no_stall_and_makes_nobody_silent(world: World) -> None:
+    world.redis_loads = True
+    assert world.live(100, redis=False) == [] and not world.killed
+    world.redis_loads = False
+    assert world.live(9, redis=False) == [] and not world.killed
+    assert world.live(1, redis=False) == ["stalled"]

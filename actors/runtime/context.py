@@ -28,6 +28,7 @@ COMMANDS = ("stop", "finish", "learner_stop")  # the last one is between the ran
 # what a restart would not change: a wrong key, file or path
 FATAL = (ValueError, ImportError)
 
+CONNECT_S = 60.0  # one that reads a large value back answers nothing meanwhile
 MAX_WAITS = 20  # that a heartbeat names
 ROOM = "room in Redis"  # what an actor waits for whose command was refused because there is none
 
@@ -166,7 +167,7 @@ class ActorContext:
 
 async def run_actor(spec: ActorSpec, make: Callable[[ActorContext], Actor]) -> None:
     """Connect, make the actor, and run it to its end beside its heartbeat. Raises what the actor or its bus raises."""
-    bus = await connect(spec.bus_url, spec.run_id)
+    bus = await connect(spec.bus_url, spec.run_id, deadline_s=CONNECT_S)
     ctx = ActorContext(spec, bus)
     asyncio.get_running_loop().add_signal_handler(15, ctx.stop.set)
 

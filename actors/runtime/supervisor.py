@@ -34,6 +34,7 @@ from miles_async.builtin import is_builtin
 from miles_async.config import RunConfig
 from miles_async.evaluation import settings as evaluation
 from miles_async.monitor.monitor import Monitor
+from miles_async.monitor.status import REDIS_DIR
 from miles_async.secret import resolve
 from miles_async.weights.place import clear
 
@@ -47,7 +48,7 @@ class Supervisor:
     def __init__(self, config: RunConfig, run_dir: Path, monitor: Monitor) -> None:
         self.config, self.home, self.monitor = config, RunHome(run_dir), monitor
         self.runtime = LocalRuntime()
-        self.server = RedisServer(run_dir / "redis", config.bus.appendfsync, maxmemory_mb=config.bus.maxmemory_mb)
+        self.server = RedisServer(run_dir / REDIS_DIR, config.bus.appendfsync, maxmemory_mb=config.bus.maxmemory_mb)
         self.interrupted = asyncio.Event()
         self.trained = asyncio.Event()  # the learner is done: only the evaluation is waited for
         self.evaluates = config.eval.eval_interval is not None
@@ -61,10 +62,10 @@ class Supervisor:
         _log_beside_the_actors(log_path(self.home.path, "supervisor"))
         self.runtime.warm_up()
         try:
-            url = resolve("bus.url", self.config.bus.url) or self.server.start()
-            bus = await connect(url, self.home.state["run_id"])
+            url = resolve("bus.url", self.config.bus.url) or await self._start_redis()
+            self.home.announce(url, self.server.pid)
+            bus = await connect(url, self.home.state["run_id"], tell=self.monitor.say)
             try:
-                self.home.announce(url, self.server.pid)
                 return await self._launch(bus, url, resumed)
             finally:
                 with contextlib.suppress(TimeoutError):
@@ -82,7 +83,7 @@ class Supervisor:
         await ledger.prepare()
         await ledger.release()  # no worker of an earlier launch lives; that is not the groups' fault
         self.monitor.start(self.config, self.home.path, resumed)
-        watch = Watch(bus, ledger, self.monitor, self.config, self.runtime, lambda: self.server.pid)
+        watch = Watch(bus, ledger, self.monitor, self.config, self.runtime, self.server)
         crew = Crew(self.runtime, self.config, bus, ledger, self.home.next_incarnation)
         scaler = Scaler(bus, crew, watch, self.config, self.home.next_incarnation)
         guard = asyncio.create_task(self._guard_redis(watch))
@@ -196,6 +197,14 @@ class Supervisor:
         watch.tell("restarted", actor=spec.name, cause=cause)
         return None
 
+    async def _start_redis(self) -> str:
+        """Returns its URL once it answers; until then it can be asked for by `status`, which says how far it is."""
+        self.server.spawn()
+        self.home.announce(self.server.url, self.server.pid)
+        await asyncio.to_thread(self.server.wait_until_it_answers, tell=self.monitor.say)
+        self.home.announce(self.server.url, self.server.pid)
+        return self.server.url
+
     async def _guard_redis(self, watch: Watch) -> str:
         """Start our Redis server again when it dies; returns why it is given up. The clients reconnect by themselves."""
         if self.config.bus.url is not None:
@@ -208,7 +217,7 @@ class Supervisor:
                 return f"redis: ended with {code}, too often; see {self.server.directory / 'redis.log'}"
             await asyncio.sleep(delay)
             try:
-                self.home.announce(self.server.start(), self.server.pid)
+                await self._start_redis()
             except NoRedisError as error:
                 return f"redis: {error}"
             watch.tell("restarted", actor="redis", cause=f"it ended with {code}")

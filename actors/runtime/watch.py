@@ -26,6 +26,7 @@ from bus import Bus, BusError, Ledger
 from bus.client import Entry
 from bus.deadline import within
 from bus.messages import Batch, Event, Metrics, Transition
+from bus.server import RedisServer
 from miles_async.config import RunConfig
 from miles_async.monitor.monitor import Monitor
 from miles_async.monitor.record_lines import entry_order
@@ -51,11 +52,11 @@ class Watch:
         monitor: Monitor,
         config: RunConfig,
         runtime: LocalRuntime,
-        redis_pid: Callable[[], int | None],
+        server: RedisServer,
     ) -> None:
-        """``redis_pid``: of a server of our own."""
+        """``server``: of our own, where we have one."""
         self.bus, self.ledger, self.monitor, self.config, self.runtime = bus, ledger, monitor, config, runtime
-        self.dog = Watchdog(config, runtime.pids, redis_pid)
+        self.dog = Watchdog(config, runtime.pids, lambda: server.pid, redis_loads=lambda: self._redis_loads(server))
         self._refused: dict[str, float] = {}
         self._actors, self._engines = set(actor_names(config)), set(engine_names(config))
         self.counts: dict[str, int] = {}  # of the ledger, as they were at the last look
@@ -101,10 +102,13 @@ class Watch:
         """The training is over: that nothing moves is no stall any more."""
         self.dog.rest()
 
+    def _redis_loads(self, server: RedisServer) -> bool:
+        return server.loading is not None or self.bus.redis.loading is not None
+
     async def bus_answers(self) -> bool:
-        """Whether Redis does, within ``CLOSE_S``."""
+        """Whether Redis does, within ``CLOSE_S``; also when its disk is full, which refuses a PING."""
         try:
-            await within(CLOSE_S, self.bus.redis.ping(), "redis")
+            await within(CLOSE_S, self.bus.redis.echo(""), "redis")
         except BUS_ERRORS:
             return False
         return True

@@ -1,9 +1,9 @@
 """When a run stands still, and which of its actors is silent. It is told what is seen, and asked every moment.
 
 Promises: nothing moved for ``run.watchdog_s`` is said once, again after twice that time, and so on, with who waits for whom
-and the culprit; so is that it moves again; what takes long while a process starts is no stall; nobody is called
-silent because of a Redis, or a supervisor, that was away meanwhile. No I/O with the bus: a Redis that hangs does not
-hold it up.
+and the culprit; so is that it moves again; what takes long while a process starts is no stall, nor is a Redis that loads its
+data; nobody is called silent because of a Redis, or a supervisor, that was away meanwhile. No I/O with the bus: a Redis that
+hangs does not hold it up.
 """
 
 from __future__ import annotations
@@ -45,7 +45,8 @@ class _Life:
 
 
 class Watchdog:
-    """``pids`` gives the running actors, ``redis_pid`` a server of our own. Times are those of ``clock``, in seconds."""
+    """``pids`` gives the running actors, ``redis_pid`` a server of our own; ``redis_loads``: it reads its data back, and gets
+    on. Times are those of ``clock``, in seconds."""
 
     def __init__(
         self,
@@ -53,11 +54,13 @@ class Watchdog:
         pids: Callable[[], Mapping[str, int]],
         redis_pid: Callable[[], int | None],
         *,
+        redis_loads: Callable[[], bool] = lambda: False,
         clock: Callable[[], float] = time.monotonic,
         process: Callable[[int], Process] = process_of,
     ) -> None:
         self.config, self.clock = config, clock
         self._pids, self._redis_pid, self._process = pids, redis_pid, process
+        self._redis_loads = redis_loads
         self.verdict = ""  # why the run has to end, with run.watchdog_exit
         self._asked_at: float | None = None  # since when Redis owes an answer
         self._beats: Sequence[Heartbeat] = ()
@@ -116,7 +119,7 @@ class Watchdog:
     def tick(self) -> list[tuple[str, dict[str, Any]]]:
         """Kinds and data of the events that are due."""
         now = self.clock()
-        if now - self._ticked_at > AWAY_S:
+        if now - self._ticked_at > AWAY_S or self._redis_loads():
             self._forgive(now)
         self._ticked_at = now
         events: list[tuple[str, dict[str, Any]]] = []
@@ -191,7 +194,7 @@ class Watchdog:
         return False
 
     def _forgive(self, now: float) -> None:
-        """We were away: what happened meanwhile is not known."""
+        """We were away, or Redis was: what happened meanwhile is not known."""
         self._moved_at = max(self._moved_at, now) if self._stalled_at is None else self._moved_at
         for life in self._lives.values():
             life.heard = now

@@ -87,13 +87,15 @@ def _supervisor(run_dir: Path) -> tuple[int | None, str | None, str]:
 
 async def _pending(url: str, run_id: str, after: str) -> list[TransitionLine | EventLine]:
     """What ``events`` holds behind ``after``. Not by the bus' own reading, which takes what is malformed off the bus."""
-    from bus.client import connect, without_password
+    from bus import connect
     from bus.codec import CodecError, decode
+    from bus.loading import wait_not
+    from bus.password import without_password
 
     found: list[TransitionLine | EventLine] = []
     try:
         async with asyncio.timeout(BUS_DEADLINE_S):
-            bus = await connect(url, run_id, deadline_s=BUS_DEADLINE_S)
+            bus = await connect(url, run_id, deadline_s=BUS_DEADLINE_S, tell=wait_not)
             try:
                 end = await bus.last_id("events")
                 while answer := await bus.redis.xrange(bus.key("events"), f"({after}", end, count=1000):

@@ -118,6 +118,13 @@ class Monitor:
         self._progress.engine_versions = dict(versions)
         self._show()
 
+    def say(self, text: str) -> None:
+        """A line on the terminal that is no event, also before the start."""
+        if self._view:
+            self._view.say(text)
+        else:
+            print(text, file=self._stream, flush=True)
+
     def finish(self, status: str, ledger: Mapping[str, Any], reason: str = "") -> dict[str, Any]:
         """Close the record, write ``summary.json`` and the picture, let go of the terminal; returns the summary.
 

@@ -17,6 +17,8 @@ from redis.exceptions import RedisError
 
 from bus import EngineState, Ledger, NoRedisError, connect
 from bus.deadline import within
+from bus.errors import RedisLoadsError
+from bus.loading import reading, wait_not
 from bus.messages import Heartbeat
 from bus.password import without_password
 from miles_async.config import ConfigError
@@ -31,6 +33,7 @@ from miles_async.monitor.summary import describe, ledger_counts, ledger_line, su
 from miles_async.run_lock import holder
 
 SUPERVISOR_FILE = "supervisor.json"
+REDIS_DIR = "redis"  # the data of a server of the run's own
 BUS_DEADLINE_S = 5.0
 
 
@@ -127,8 +130,13 @@ def show(found: Mapping[str, Any], now: float) -> str:
 
 async def _ask(run_dir: Path, supervisor: SupervisorFile, url: str) -> dict[str, Any]:
     began = time.monotonic()
+    own = reading(supervisor.redis_pid, run_dir / REDIS_DIR) if supervisor.redis_pid else None
+    if own is not None:  # seen from outside: it may answer nothing for long
+        return _without_bus(run_dir, supervisor, str(own), 0.0)
     try:
         seen = await within(BUS_DEADLINE_S + 1, _read_bus(supervisor, url), f"the bus at {without_password(url)}")
+    except RedisLoadsError as error:
+        return _without_bus(run_dir, supervisor, str(error), time.monotonic() - began)
     except (NoRedisError, RedisError, OSError) as error:
         raise _silent(run_dir, supervisor, str(error), time.monotonic() - began) from None
     now = time.time()
@@ -183,7 +191,7 @@ class _Seen(NamedTuple):
 
 
 async def _read_bus(supervisor: SupervisorFile, url: str) -> _Seen:
-    bus = await connect(url, supervisor.run_id, deadline_s=BUS_DEADLINE_S)
+    bus = await connect(url, supervisor.run_id, deadline_s=BUS_DEADLINE_S, tell=wait_not)
     bus.read_only = True
     try:
         roster = await bus.roster()
@@ -211,19 +219,20 @@ def _silent(run_dir: Path, supervisor: SupervisorFile, error: str, seconds: floa
     if pid:
         seen = Redis(pid, process_of(pid).state, max(seconds, REDIS_SILENT_S))
         diagnosis = diagnose(Sight(time.time(), redis=seen))
+    return SilentBusError(diagnosis, _without_bus(run_dir, supervisor, diagnosis, seconds))
+
+
+def _without_bus(run_dir: Path, supervisor: SupervisorFile, diagnosis: str, seconds: float) -> dict[str, Any]:
     told = [event for event in read_events(run_dir) if event.kind in ("stalled", "moving_again")]
     graph: Any = told[-1].data.get("waits") if told and told[-1].kind == "stalled" else None
-    return SilentBusError(
-        diagnosis,
-        {
-            "status": "running",
-            "run_dir": str(run_dir),
-            "pid": supervisor.pid,
-            "redis_pid": pid,
-            "waits": graph or [Wait("every actor", "redis", round(seconds, 1)).as_dict()],
-            "diagnosis": diagnosis,
-        },
-    )
+    return {
+        "status": "running",
+        "run_dir": str(run_dir),
+        "pid": supervisor.pid,
+        "redis_pid": supervisor.redis_pid,
+        "waits": graph or [Wait("every actor", "redis", round(seconds, 1)).as_dict()],
+        "diagnosis": diagnosis,
+    }
 
 
 def _show_waits(found: Mapping[str, Any]) -> list[str]:
