@@ -1,31 +1,28 @@
 """Broadcaster: brings the learner's newest weights to every engine while the others keep generating.
 
     Learner ──Snapshot──► Broadcaster ══ NCCL / gloo ══► engines        reads  "weights": Snapshot, EngineUp, EngineDown
-    engine hosts ──EngineUp──►  │                                       writes "weights": EngineServes, EngineDown;
-                                └──EngineServes──► router, dealer              the ledger of versions; metrics
+    engine hosts ──EngineUp──►  │                                       writes "weights", the ledger of versions, as
+                                └──EngineServes──► router, dealer              announcements.py has it; metrics
 
 Invariants: a version is announced only after the engine confirmed it; an engine that comes late or comes back is brought
 to the newest version before anybody sends it work; a dead engine is reported and costs the others nothing; the learner
 is in no collective, so nothing here can hold it up; killed at any point, this actor starts again from the stream (it
 then updates every engine, since what an engine was doing when its sender died is not known); what is said of an engine
-that this run does not have, or of weights that are not there, is refused; a line of the ledger of versions that somebody
-else has written over is written again.
+that this run does not have, or of weights that are not there, is refused.
 """
 
 from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
 
 import aiohttp
 
+from actors.announcements import Announcements
 from actors.runtime.context import ActorContext
-from bus import EngineState
-from bus.messages import EngineDown, EngineServes, EngineUp, Message, Snapshot
+from bus.messages import EngineDown, EngineUp, Message, Snapshot
 from miles_async.engine_client import EngineClient, EngineError
 from miles_async.secret import resolve
 from miles_async.weights.check import Checks, bucket_sums, engine_sums
@@ -38,7 +35,6 @@ from miles_async.weights.snapshot import SnapshotError, has_weights
 
 READ_BLOCK_MS = 500
 PROBE_TIMEOUT_S = 5.0
-MEND_S = 1.0  # how soon a damaged line of the ledger of versions is right again
 MAX_RANKS = 1 << 16  # of an engine
 
 
@@ -51,6 +47,7 @@ class Broadcaster:
         self.ctx = ctx
         self.config = ctx.config.weights
         self.fleet = Fleet()
+        self.told = Announcements(ctx, self.fleet)
         self.groups = WeightGroups(choose_backend(ctx.config))
         self.deltas: DeltaSender | None = None
         if self.config.transport == "disk_delta":
@@ -58,8 +55,6 @@ class Broadcaster:
         self.checks = Checks(self.config.check_interval)
         self._news = asyncio.Event()
         self._update: Update | None = None
-        self._wave: set[str] = set()  # engines that are being updated
-        self._written: dict[str, EngineState] = {}
         self._api_key = resolve("engine.api_key", ctx.config.engine.api_key)
 
     async def run(self) -> None:
@@ -69,7 +64,9 @@ class Broadcaster:
             try:
                 async with asyncio.TaskGroup() as tasks:
                     tasks.create_task(self._follow(cursor))  # ends by itself: a blocking read may swallow a cancel
-                    duties = [tasks.create_task(duty) for duty in (self._update_all(), self._revive(), self._mend())]
+                    duties = [
+                        tasks.create_task(duty) for duty in (self._update_all(), self._revive(), self.told.mend())
+                    ]
                     await self.ctx.stop.wait()
                     for duty in duties:
                         duty.cancel()
@@ -89,18 +86,16 @@ class Broadcaster:
                     isinstance(message, Snapshot) and not has_weights(message.path)
                 ):
                     self.fleet.fold(message)
-        await asyncio.gather(*(self._forget_if_gone(member) for member in list(self.fleet.members.values())))
-        for name, engine in (await self.ctx.engine_states()).items():
-            if engine.state in ("serving", "updating"):
-                self.fleet.assume_serving(name, engine.incarnation, engine.version)
+        self.told.resume(await self.ctx.engine_states())
+        alive = [member for member in self.fleet.members.values() if not member.down]
+        await asyncio.gather(*(self._down_if_gone(member) for member in alive))
         return cursor
 
-    async def _forget_if_gone(self, member: Member) -> None:
+    async def _down_if_gone(self, member: Member) -> None:
         try:
             await self._client(member).model_info(timeout=PROBE_TIMEOUT_S)
         except EngineError as error:
-            self.ctx.log.info("forgotten, from before: %s", error)
-            self.fleet.members.pop(member.name, None)
+            await self.told.down(member, str(error))
 
     async def _follow(self, cursor: str) -> None:
         kinds = (Snapshot, EngineUp, EngineDown)
@@ -114,11 +109,10 @@ class Broadcaster:
                     continue
                 if isinstance(message, EngineUp) and await self.ctx.engine_leaves(message.engine):
                     continue  # it was still starting when it was told to leave
-                self.fleet.fold(message)
-                if isinstance(message, EngineUp):
-                    await self._write_ledger(message.engine, "starting")
-                elif isinstance(message, EngineDown):
-                    await self._write_ledger(message.engine, "down")
+                if isinstance(message, EngineUp | EngineDown):
+                    await self.told.hear(message)
+                else:
+                    self.fleet.fold(message)
             if messages:
                 self._news.set()
 
@@ -127,37 +121,6 @@ class Broadcaster:
             self.ctx.bus.refuse("weights", message.engine, ValueError("no engine of this run"))
             return False
         return True
-
-    async def _mend(self) -> None:
-        """Keep the ledger of versions as we wrote it: without its lines nobody would be given work."""
-        while not self.ctx.stop.is_set():
-            await asyncio.sleep(MEND_S)
-            lines = await self.ctx.engine_states()
-            await self._let_go(lines)
-            for name, ours in list(self._written.items()):
-                line = lines.get(name)
-                # a host that has started its engine again writes the first line of its new incarnation itself
-                if self._written.get(name) is ours and (
-                    line is None or (line.incarnation <= ours.incarnation and line != ours)
-                ):
-                    await self.ctx.bus.set_engine(name, ours.url, ours.incarnation, ours.version, ours.state)
-
-    async def _let_go(self, lines: Collection[str]) -> None:
-        """Forget the engines that leave, each when the router has said that it is down and no update is under way there.
-
-        The supervisor ends an engine's process when its line is gone. Until it is down an engine that leaves is updated like
-        any other: its last requests may take long, and nothing is admitted that an old version could make too stale.
-        """
-        for name in self.ctx.roster.leaving:
-            member = self.fleet.members.get(name)
-            if member is not None and member.served is None:  # no request has ever been sent there
-                member.down = True
-            if member is not None and (name in self._wave or not member.down):
-                continue
-            self.fleet.members.pop(name, None)
-            self._written.pop(name, None)
-            if name in lines:
-                await self.ctx.bus.forget(name, ("engines",))
 
     async def _revive(self) -> None:
         """An engine that was reported gone and answers after all is brought back like a new one."""
@@ -170,9 +133,7 @@ class Broadcaster:
                     await self._client(member).model_info(timeout=PROBE_TIMEOUT_S)
                 except EngineError:
                     continue
-                if member.down and self.fleet.members.get(member.name) is member:
-                    await self.ctx.event("engine_back", engine=member.name)
-                    member.come_back()
+                if await self.told.back(member):
                     self._news.set()
 
     # what the engines get
@@ -187,9 +148,9 @@ class Broadcaster:
                 with self.ctx.waiting(whom):
                     await self._news.wait()
                 continue
-            self._wave = {member.name for member in wave}
+            self.told.wave = {member.name for member in wave}
             await self._update_wave(wave)
-            self._wave = set()
+            self.told.wave = set()
 
     async def _update_wave(self, wave: list[Member]) -> None:
         snapshot = self.fleet.newest
@@ -206,8 +167,9 @@ class Broadcaster:
             update = replace(update, copies=delivery.paths)
             if not wave:
                 return
-        for member in wave:
-            await self._write_ledger(member.name, "updating")
+        wave = [member for member in wave if await self.told.updating(member)]
+        if not wave:
+            return
         receivers = [await self._receiver(member) for member in wave]
         waves = [[await self._receiver(m) for m in w] for w in wave_partition(self.fleet, self.config.update_waves)]
         self.groups.keep_only([receivers, *waves])
@@ -216,9 +178,9 @@ class Broadcaster:
         await self._compare([member for member in wave if member.name in report.served], snapshot, update)
         for member in wave:
             if member.name in report.failed:
-                await self._announce_down(member, report.failed[member.name])
+                await self.told.down(member, report.failed[member.name])
             else:
-                await self._announce(member, snapshot)
+                await self.told.serves(member, snapshot)
         await self._report(report)
 
     async def _make_ready(self, wave: list[Member], snapshot: Snapshot) -> tuple[Update | None, list[Member]]:
@@ -230,7 +192,7 @@ class Broadcaster:
         update, silent = await asyncio.gather(self._load(snapshot), probe(receivers, self.config))
         for member in wave:
             if member.name in silent:
-                await self._announce_down(member, silent[member.name])
+                await self.told.down(member, silent[member.name])
         return update, [member for member in wave if member.name not in silent]
 
     async def _settle(self, wave: list[Member], delivery: Delivery, snapshot: Snapshot) -> list[Member]:
@@ -239,7 +201,7 @@ class Broadcaster:
             await self.ctx.event("full_copy", engine=name, version=snapshot.version, cause=why)
         for member in wave:
             if member.name in delivery.failed:
-                await self._announce_down(member, delivery.failed[member.name])
+                await self.told.down(member, delivery.failed[member.name])
         return [member for member in wave if member.name in delivery.paths]
 
     async def _compare(self, served: list[Member], snapshot: Snapshot, update: Update) -> None:
@@ -252,7 +214,7 @@ class Broadcaster:
         sums: dict[str, dict[str, str]] = {}
         for member, answer in zip(asked, await asyncio.gather(*questions, return_exceptions=True), strict=True):
             if isinstance(answer, EngineError):
-                await self._announce_down(member, str(answer))
+                await self.told.down(member, str(answer))
             elif isinstance(answer, BaseException):
                 raise answer
             else:
@@ -263,8 +225,11 @@ class Broadcaster:
             expected = await asyncio.to_thread(bucket_sums, update.buckets, dtype)
         for name, why in self.checks.judge(key(snapshot), sums, expected).items():
             await self.ctx.event("weights_differ", engine=name, version=snapshot.version, cause=why)
-            if name in self.fleet.members:
-                await self._announce_down(self.fleet.members[name], f"version {snapshot.version}: {why}")
+            member = self.fleet.members.get(name)
+            if member is not None and (
+                member in asked or member.served == key(snapshot)
+            ):  # not one of that name since then
+                await self.told.down(member, f"version {snapshot.version}: {why}")
 
     async def _announce_current(self, wave: list[Member], snapshot: Snapshot) -> list[Member]:
         """Announce the engines that came with the right weights; give back the others.
@@ -279,10 +244,10 @@ class Broadcaster:
                 try:
                     serves = (await self._client(member).model_info(timeout=PROBE_TIMEOUT_S)).get("weight_version")
                 except EngineError as error:
-                    await self._announce_down(member, str(error))
+                    await self.told.down(member, str(error))
                     continue
             if serves == "0":
-                await self._announce(member, snapshot)
+                await self.told.serves(member, snapshot)
             else:
                 others.append(member)
         return others
@@ -315,32 +280,6 @@ class Broadcaster:
             except EngineError:
                 return Receiver(member.name, client, 1)  # the push will find out what is wrong with it
         return Receiver(member.name, client, member.ranks)
-
-    # what the others hear
-
-    async def _announce(self, member: Member, snapshot: Snapshot) -> None:
-        if self.fleet.members.get(member.name) is not member or member.down:
-            return  # it went away, or was started again, meanwhile
-        member.serve(snapshot)
-        await self._write_ledger(member.name, "serving")
-        await self.ctx.bus.publish(
-            "weights",
-            EngineServes(engine=member.name, url=member.url, incarnation=member.incarnation, version=snapshot.version),
-        )
-
-    async def _announce_down(self, member: Member, why: str) -> None:
-        await self.ctx.event("engine_down", engine=member.name, cause=why)
-        if self.fleet.members.get(member.name) is member:
-            member.down = True
-            await self._write_ledger(member.name, "down")
-        down = EngineDown(engine=member.name, incarnation=member.incarnation, reason=why)
-        await self.ctx.bus.publish("weights", down)
-
-    async def _write_ledger(self, name: str, state: Literal["starting", "serving", "updating", "down"]) -> None:
-        member = self.fleet.members.get(name)
-        if member is not None:
-            self._written[name] = EngineState(member.url, member.incarnation, member.version, state)
-            await self.ctx.bus.set_engine(name, member.url, member.incarnation, member.version, state)
 
     async def _report(self, report: PushReport) -> None:
         newest = self.fleet.newest.version if self.fleet.newest is not None else report.version

@@ -22,7 +22,7 @@ import aiohttp
 from actors.runtime.context import ActorContext
 from actors.runtime.local import log_path
 from actors.runtime.tasks import end
-from bus.messages import EngineDown, EngineUp
+from bus import VersionLedger
 from miles_async.config import RunConfig
 from miles_async.engine_client import EngineClient
 from miles_async.secret import resolve
@@ -49,8 +49,7 @@ class EngineHost:
             async with self._mirrored():
                 await self._host()
         finally:
-            down = EngineDown(engine=self.ctx.name, incarnation=self.ctx.incarnation, reason="its host ends")
-            await self.ctx.bus.publish("weights", down)
+            await VersionLedger(self.ctx.bus).down(self.ctx.name, "its host ends", self.ctx.incarnation)
 
     def _mirrored(self) -> AbstractAsyncContextManager[None]:
         """With ``weights.transport = "disk_delta"``: a full copy of the weights on this machine, kept current."""
@@ -76,9 +75,7 @@ class EngineHost:
         reported = str(info.get("weight_version", ""))
         known = reported.isascii() and reported.isdigit() and len(reported) < 10
         version = int(reported) if known else UNKNOWN_VERSION
-        await self.ctx.bus.set_engine(self.ctx.name, url, self.ctx.incarnation, version, "starting")
-        up = EngineUp(engine=self.ctx.name, url=url, incarnation=self.ctx.incarnation, version=version)
-        await self.ctx.bus.publish("weights", up)
+        await VersionLedger(self.ctx.bus).up(self.ctx.name, url, self.ctx.incarnation, version)
         await self.ctx.event("engine_up", url=url, version=version)
 
     async def _embedded(self) -> None:

@@ -1,11 +1,11 @@
 """Router: one URL for the whole fleet. Each request goes to the engine that `router.policy` chooses.
 
-    rollout workers ──HTTP──► Router ──HTTP──► engines            reads  "weights": EngineServes, EngineDown; the ledger
-                                │                                 writes "weights": EngineDown; metrics; its address
+    rollout workers ──HTTP──► Router ──HTTP──► engines            reads  the ledger of versions, when "weights" has news
+                                │                                 writes there who is down; metrics; its address
                                 └── metrics ──► bus
 
-Invariants: an engine gets requests only after the broadcaster announced the version that it serves, and none after
-somebody reported it gone; the router holds no state that a restart could lose (it reads the ledger again).
+Invariants: an engine gets requests only while the ledger of versions says that it serves, so that no message that comes late
+brings back one that is down; the router holds no state that a restart could lose (it reads the ledger again).
 """
 
 from __future__ import annotations
@@ -18,9 +18,11 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+import msgspec
+
 from actors.runtime.context import ActorContext
-from bus import EngineState
-from bus.messages import EngineDown, EngineServes
+from bus import EngineState, VersionLedger
+from bus.topics import Topic
 from miles_async.config import ConfigError
 from miles_async.config import Router as RouterConfig
 from miles_async.http_limits import answer_at_once
@@ -36,9 +38,8 @@ from miles_async.router_worker import Worker
 from miles_async.routing.choice import make_policy
 from miles_async.secret import resolve
 
-READ_BLOCK_MS = 500
 REPORT_INTERVAL_S = 1.0
-LEDGER_INTERVAL_S = 0.25  # how soon the router notices that an engine is paused and prefers another one
+LEDGER_INTERVAL_MS = 250  # how soon the router notices that an engine is paused and prefers another one
 BACKLOG = 4096
 QUIET_LOOK_S = 1.0
 
@@ -65,9 +66,10 @@ class Router:
             breaker_open_s=config.router.breaker_open_s,
             refusals=ctx.refusals,
         )
+        self.ledger = VersionLedger(ctx.bus)
+        self._joined: dict[str, EngineState] = {}  # as the ledger had them when they joined
         self._updating: set[str] = set()
-        self._draining: set[str] = set()
-        self._deaths: asyncio.Queue[EngineDown] = asyncio.Queue()
+        self._deaths: asyncio.Queue[tuple[str, str, int, int]] = asyncio.Queue()  # who, why, in which life
         self._verdicts: asyncio.Queue[Verdict] = asyncio.Queue()
 
     async def run(self) -> None:
@@ -90,7 +92,6 @@ class Router:
         server = _server(self.app)
         duties = (
             self._follow(),
-            self._read_ledger(),
             self._publish_deaths(),
             self._name_the_quiet(),
             health.run(ctx.stop),
@@ -117,63 +118,48 @@ class Router:
             listener.close()
 
     async def _follow(self) -> None:
-        """Engines join and leave. At the start the ledger says who serves, from then on the stream."""
-        bus, cursor = self.ctx.bus, await self.ctx.bus.last_id("weights")  # first, so that nothing falls in between
-        for name, engine in (await self.ctx.engine_states()).items():
-            if engine.state in ("serving", "updating") and name not in self.ctx.roster.leaving:
-                self._join(name, engine.url, engine.version, engine.incarnation)
+        """Have the engines as the ledger of versions has them: at each news, and often enough to see who is paused."""
+        cursors: dict[Topic, str] = {"weights": await self.ctx.bus.last_id("weights")}
         while not self.ctx.stop.is_set():
-            messages, cursor = await bus.read("weights", (EngineServes, EngineDown), cursor, block_ms=READ_BLOCK_MS)
-            for message in messages:
-                if not await self.ctx.has_engine(message.engine):
-                    bus.refuse("weights", message.engine, ValueError("no engine of this run"))
-                elif isinstance(message, EngineServes):
-                    if not await self.ctx.engine_leaves(message.engine):
-                        self._join(message.engine, message.url, message.version, message.incarnation)
-                else:
-                    self._leave(message)
+            lines = await self.ctx.engine_states()
+            self._settle(lines)
+            await self._drain(lines)
+            await self.ctx.bus.wait_for_news(cursors, block_ms=LEDGER_INTERVAL_MS)
 
-    def _leave(self, down: EngineDown) -> None:
-        worker = self.app.workers.get(down.engine)
-        if worker is not None and down.incarnation >= worker.incarnation:
-            self.ctx.log.info("engine %s leaves: %s", down.engine, down.reason)
-            self.app.remove(down.engine)
+    def _settle(self, lines: Mapping[str, EngineState]) -> None:
+        """Who joins, leaves, or is updated at the moment. An engine that somebody added by hand is not the ledger's."""
+        for name in [name for name in self._joined if name not in lines or not _serves(lines[name])]:
+            self.ctx.log.info("engine %s leaves", name)
+            del self._joined[name]
+            self.app.remove(name)
+        for name, line in lines.items():
+            if _serves(line) and _what_counts(line) != self._joined.get(name):
+                self._join(name, line)
+        updating = {name for name in self._joined if lines[name].state == "updating"}
+        for name in updating ^ self._updating:
+            self.app.set_updating(name, name in updating)
+        self._updating.clear()
+        self._updating.update(updating)
 
-    def _join(self, name: str, url: str, version: int, incarnation: int) -> None:
-        known = self.app.workers.get(name)
-        if known is None or known.incarnation <= incarnation:
-            try:
-                self.app.add(name, url, version, incarnation)
-            except ValueError as error:
-                self.ctx.bus.refuse("weights", name, error)
-                return
-            self._updating.discard(name)
+    def _join(self, name: str, line: EngineState) -> None:
+        if name in self.ctx.roster.leaving:
+            return
+        try:
+            self.app.add(name, line.url, line.version, line.incarnation)
+        except ValueError as error:
+            self.ctx.bus.refuse("engines", name, error)
+        self._joined[name] = _what_counts(line)
+        self._updating.discard(name)
 
     async def _drain(self, engines: Mapping[str, EngineState]) -> None:
         """Engines that leave get nothing new; of those that have nothing left the broadcaster hears that they are down."""
         for name in self.ctx.roster.leaving:
             worker, line = self.app.workers.get(name), engines.get(name)
-            if worker is not None and name not in self._draining:
-                self._draining.add(name)
+            if worker is not None and not worker.draining:
                 self.app.drain(name)
-            elif worker is None and line is not None and line.state in ("serving", "updating"):
-                down = EngineDown(
-                    engine=name, incarnation=line.incarnation, reason="it leaves, and has answered all it had"
-                )
-                await self.ctx.bus.publish("weights", down)
-        self._draining &= self.ctx.roster.leaving
-
-    async def _read_ledger(self) -> None:
-        """Prefer engines that are not being updated at the moment."""
-        while not self.ctx.stop.is_set():
-            engines = await self.ctx.engine_states()
-            await self._drain(engines)
-            now = {name for name, engine in engines.items() if engine.state == "updating"}
-            for name in now ^ self._updating:
-                self.app.set_updating(name, name in now)
-            self._updating.clear()
-            self._updating.update(now)
-            await asyncio.sleep(LEDGER_INTERVAL_S)
+            elif worker is None and line is not None and _serves(line):
+                why = "it leaves, and has answered all it had"
+                await self.ledger.down(name, why, line.incarnation, line.epoch)
 
     async def _report(self) -> None:
         """Each second, and at the end: how much of it every engine had work, and what is in flight."""
@@ -226,7 +212,8 @@ class Router:
                 await asyncio.sleep(QUIET_LOOK_S)
 
     def _report_death(self, worker: Worker, why: str) -> None:
-        self._deaths.put_nowait(EngineDown(engine=worker.name, incarnation=worker.incarnation, reason=why))
+        epoch = self._joined[worker.name].epoch if worker.name in self._joined else 0
+        self._deaths.put_nowait((worker.name, why, worker.incarnation, epoch))
 
     def _found(self, worker: Worker, verdict: Verdict) -> None:
         """An engine was taken out, or let back."""
@@ -241,9 +228,18 @@ class Router:
 
     async def _publish_deaths(self) -> None:
         while not self.ctx.stop.is_set():
-            down = await self._deaths.get()
-            self.ctx.log.warning("engine %s is given up: %s", down.engine, down.reason)
-            await self.ctx.bus.publish("weights", down)
+            name, why, incarnation, epoch = await self._deaths.get()
+            self.ctx.log.warning("engine %s is given up: %s", name, why)
+            await self.ledger.down(name, why, incarnation, epoch)
+
+
+def _serves(line: EngineState) -> bool:
+    return line.state in ("serving", "updating")
+
+
+def _what_counts(line: EngineState) -> EngineState:
+    """Of a line, for who sends requests: not whether it is being updated."""
+    return msgspec.structs.replace(line, state="serving")
 
 
 def _server(app: Any) -> HttpServer:

@@ -1,12 +1,12 @@
 """Router, the other kind: SGLang's own (``router.kind = "sglang"``) in the place of ours.
 
-    rollout workers ──HTTP──► sglang-router ──HTTP──► engines     reads  "weights": EngineServes, EngineDown; the ledger
-                                  ▲                               writes its address; metrics
+    rollout workers ──HTTP──► sglang-router ──HTTP──► engines     reads  the ledger of versions, when "weights" has news
+                                  ▲                               writes there who has left; its address; metrics
                        this actor ┘ keeps its list of engines
 
-Invariants: an engine is on its list only after the broadcaster announced the version that it serves, and not after somebody
-reported it gone; a router that ends is an actor that dies, and is replaced. What it cannot do (facts of 0.3.2): routing by
-version, /abort_request, batches, a drain, a word on which engine hangs; who needs those takes ours.
+Invariants: an engine is on its list only while the ledger of versions says that it serves; a router that ends is an actor
+that dies, and is replaced. What it cannot do (facts of 0.3.2): routing by version, /abort_request, batches, a drain, a word on
+which engine hangs; who needs those takes ours.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ import aiohttp
 from actors.runtime.context import ActorContext
 from actors.runtime.local import log_path
 from actors.runtime.tasks import end
-from bus.messages import EngineDown, EngineServes
+from bus import EngineState, VersionLedger
+from bus.topics import Topic
 from miles_async.secret import resolve
 from miles_async.sglang_router import SglangRouterError, SglangRouterProcess
 from miles_async.sglang_server.driver import free_port
@@ -34,7 +35,7 @@ class SglangRouter:
 
     def __init__(self, ctx: ActorContext) -> None:
         self.ctx = ctx
-        self.engines: dict[str, tuple[str, int, int]] = {}  # name to URL, incarnation, version
+        self.engines: dict[str, EngineState] = {}  # that get requests
         self.changed = asyncio.Event()
 
     async def run(self) -> None:
@@ -68,39 +69,23 @@ class SglangRouter:
             await router.stop()
 
     async def _follow(self) -> None:
-        """Engines join and leave. At the start the ledger says who serves, from then on the stream."""
-        bus, cursor = self.ctx.bus, await self.ctx.bus.last_id("weights")  # first, so that nothing falls in between
-        for name, engine in (await self.ctx.engine_states()).items():
-            if engine.state in ("serving", "updating") and name not in self.ctx.roster.leaving:
-                self.engines[name] = (engine.url, engine.incarnation, engine.version)
-        self.changed.set()
+        """Have the engines as the ledger of versions has them, but for those that leave: this router has no drain.
+
+        An engine that leaves is taken off the list, and what it has in flight is sent again.
+        """
+        ledger = VersionLedger(self.ctx.bus)
+        cursors: dict[Topic, str] = {"weights": await self.ctx.bus.last_id("weights")}
         while not self.ctx.stop.is_set():
-            messages, cursor = await bus.read("weights", (EngineServes, EngineDown), cursor, block_ms=READ_BLOCK_MS)
-            for message in messages:
-                if not await self.ctx.has_engine(message.engine):
-                    bus.refuse("weights", message.engine, ValueError("no engine of this run"))
-                elif isinstance(message, EngineDown) or not await self.ctx.engine_leaves(message.engine):
-                    self._take(message)
-            await self._part_with_who_leaves()
-
-    async def _part_with_who_leaves(self) -> None:
-        """This router has no drain: an engine that leaves is taken off the list, and what it has in flight is sent again."""
-        lines = await self.ctx.engine_states()
-        for name in self.ctx.roster.leaving & lines.keys():
-            if lines[name].state in ("serving", "updating"):
-                down = EngineDown(engine=name, incarnation=lines[name].incarnation, reason="it leaves")
-                await self.ctx.bus.publish("weights", down)
-
-    def _take(self, message: EngineServes | EngineDown) -> None:
-        _, known, _ = self.engines.get(message.engine, ("", -1, -1))
-        if message.incarnation < known:
-            return
-        if isinstance(message, EngineServes):
-            self.engines[message.engine] = (message.url, message.incarnation, message.version)
-        else:
-            self.ctx.log.info("engine %s leaves: %s", message.engine, message.reason)
-            self.engines.pop(message.engine, None)
-        self.changed.set()
+            lines = await self.ctx.engine_states()
+            leaving = self.ctx.roster.leaving
+            serving = {name: line for name, line in lines.items() if line.state in ("serving", "updating")}
+            for name in serving.keys() & leaving:
+                await ledger.down(name, "it leaves", serving[name].incarnation, serving[name].epoch)
+            engines = {name: line for name, line in serving.items() if name not in leaving}
+            if {line.url for line in engines.values()} != {line.url for line in self.engines.values()}:
+                self.changed.set()
+            self.engines = engines
+            await self.ctx.bus.wait_for_news(cursors, block_ms=READ_BLOCK_MS)
 
     async def _keep_list(self, router: SglangRouterProcess, session: aiohttp.ClientSession) -> None:
         """Bring the router's list to ours whenever that changes, and look again until it has taken all."""
@@ -108,7 +93,7 @@ class SglangRouter:
         while not self.ctx.stop.is_set():
             await self.changed.wait()
             self.changed.clear()
-            wanted = {url for url, _, _ in self.engines.values()}
+            wanted = {line.url for line in self.engines.values()}
             try:
                 missing = await router.set_engines(wanted, session)
             except SglangRouterError as error:
@@ -130,5 +115,5 @@ class SglangRouter:
                     "router/inflight": float(sum(int(worker.get("load") or 0) for worker in workers)),
                     "router/engines_up": float(sum(bool(worker.get("is_healthy")) for worker in workers)),
                 }
-                newest = max((version for _, _, version in self.engines.values()), default=0)
+                newest = max((line.version for line in self.engines.values()), default=0)
                 await self.ctx.metrics(newest, values)

@@ -4,5 +4,17 @@ from bus.client import Bus, EngineState, Roster
 from bus.dial import connect
 from bus.errors import BusError, LedgerError, NoRedisError
 from bus.ledger import Ledger, balanced
+from bus.version_ledger import VersionLedger
 
-__all__ = ["Bus", "BusError", "EngineState", "Ledger", "LedgerError", "NoRedisError", "Roster", "balanced", "connect"]
+__all__ = [
+    "Bus",
+    "BusError",
+    "EngineState",
+    "Ledger",
+    "LedgerError",
+    "NoRedisError",
+    "Roster",
+    "VersionLedger",
+    "balanced",
+    "connect",
+]

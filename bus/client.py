@@ -39,12 +39,13 @@ class Entry(NamedTuple, Generic[M]):
 
 
 class EngineState(msgspec.Struct, array_like=True, frozen=True):
-    """A line of the ledger of versions: what one engine serves."""
+    """A line of the ledger of versions (``bus/version_ledger.py``): what one engine serves."""
 
     url: Url
     incarnation: Number
     version: Version
     state: Literal["starting", "serving", "updating", "down"]
+    epoch: Number = 0  # grows each time it starts or comes back
 
 
 class Roster(msgspec.Struct, array_like=True, frozen=True):
@@ -215,6 +216,7 @@ class Bus:
         await self._take_out("addresses", junk)
 
     async def set_engine(self, engine: str, url: str, incarnation: int, version: int, state: str) -> None:
+        """Write a line whatever it was: actors change it through ``bus.version_ledger``."""
         line = EngineState(url, incarnation, version, state)  # type: ignore[arg-type]
         await self._always(keys=[self.key("engines")], args=["HSET", engine, msgspec.msgpack.encode(line)])
 

@@ -143,6 +143,7 @@ class EngineUp(Message, tag="engine_up", frozen=True):
     url: Url
     incarnation: Number  # a restarted engine comes with a new one
     version: Version
+    epoch: Number = 0  # of its line in the ledger of versions; 0: not said
 
 
 class EngineServes(Message, tag="engine_serves", frozen=True):
@@ -152,6 +153,7 @@ class EngineServes(Message, tag="engine_serves", frozen=True):
     url: Url
     incarnation: Number
     version: Version
+    epoch: Number = 0
 
 
 class EngineDown(Message, tag="engine_down", frozen=True):
@@ -160,6 +162,7 @@ class EngineDown(Message, tag="engine_down", frozen=True):
     engine: Name
     incarnation: Number
     reason: Text
+    epoch: Number = 0
 
 
 class Control(Message, tag="control", frozen=True):

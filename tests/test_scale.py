@@ -201,18 +201,18 @@ async def test_the_line_of_an_engine_that_leaves_goes_when_it_is_down_and_no_upd
     start = Snapshot(version=0, incarnation=1, path="nowhere")
     for name in ("engine-0", "engine-1"):
         broadcaster.fleet.fold(EngineUp(engine=name, url=f"http://{name}", incarnation=1, version=0))
-        await broadcaster._announce(broadcaster.fleet.members[name], start)
+        await broadcaster.told.serves(broadcaster.fleet.members[name], start)
     await bus.set_roster(Roster(frozenset({"engine-0", "engine-1"}), frozenset({"engine-1"})))
 
     async def lines() -> set[str]:
-        await broadcaster._let_go(await broadcaster.ctx.engine_states())
+        await broadcaster.told.let_go(await broadcaster.ctx.engine_states())
         return set(await bus.engines())
 
     assert await lines() == {"engine-0", "engine-1"}  # it still answers requests
     broadcaster.fleet.fold(EngineDown(engine="engine-1", incarnation=1, reason="it has answered all"))
-    broadcaster._wave = {"engine-1"}
+    broadcaster.told.wave = {"engine-1"}
     assert await lines() == {"engine-0", "engine-1"}
-    broadcaster._wave = set()
+    broadcaster.told.wave = set()
     assert await lines() == {"engine-0"}
     assert set(broadcaster.fleet.members) == {"engine-0"}
 

@@ -22,9 +22,9 @@ from actors.runtime.local import LocalRuntime
 from actors.runtime.plan import STOP_STAGES
 from actors.runtime.restarts import RestartBudget
 from actors.runtime.tasks import end
-from bus import Bus, Ledger
+from bus import Bus, Ledger, VersionLedger
 from bus.deadline import within
-from bus.messages import Control, EngineDown
+from bus.messages import Control
 from miles_async.config import RunConfig
 
 ASK_S = 2.0  # a bus that does not take the word by then is no reason to go on
@@ -118,8 +118,7 @@ class Crew:
         if spec.role == "rollout":
             await self.ledger.release(f"{spec.name}/{spec.incarnation}", "the worker died")
         elif spec.role == "engine":
-            down = EngineDown(engine=spec.name, incarnation=spec.incarnation, reason="its process ended")
-            await self.bus.publish("weights", down)
+            await VersionLedger(self.bus).down(spec.name, "its process ended", spec.incarnation)
 
     async def _start_later(self, specs: list[ActorSpec], incarnation: int, delay: float) -> None:
         await asyncio.sleep(delay)

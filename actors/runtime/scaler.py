@@ -25,8 +25,8 @@ from actors.runtime.crew import Crew
 from actors.runtime.plan import engine_names
 from actors.runtime.tasks import end
 from actors.runtime.watch import BUS_ERRORS, LOOK_S, Watch
-from bus import Bus, Roster
-from bus.messages import EngineDown, Scale, Scaled
+from bus import Bus, Roster, VersionLedger
+from bus.messages import Scale, Scaled
 from miles_async.config import RunConfig
 
 READ_BLOCK_MS = 500
@@ -133,8 +133,8 @@ class Scaler:
             done, _ = await asyncio.wait({ended, idle}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
             if not done and spec.role == "engine":
                 why = f"it leaves, and was not done within run.drain_timeout_s = {limit:g}"
-                down = EngineDown(engine=spec.name, incarnation=spec.incarnation, reason=why)
-                await _surely(lambda: self.bus.publish("weights", down))  # the router gives its requests to others
+                # in whichever life it is by now; the router gives its requests to others
+                await _surely(lambda: VersionLedger(self.bus).down(spec.name, why))
             for signum in (signal.SIGTERM, signal.SIGKILL):
                 if not ended.done():
                     self.crew.runtime.terminate(spec.name, signum)

@@ -26,8 +26,8 @@ from actors.runtime.tasks import end
 from benchmarks.synthetic.batch import Latency, Lengths
 from benchmarks.synthetic.router_process import Arguments
 from benchmarks.synthetic_engine import SyntheticEngine
-from bus import Bus, connect
-from bus.messages import EngineDown, EngineServes, Event
+from bus import Bus, EngineState, VersionLedger, connect
+from bus.messages import EngineDown, Event
 from miles_async.config import Data, Engine, Model, Rollout, RunConfig
 from miles_async.config import Router as RouterConfig
 from miles_async.engine_client import EngineClient, EngineError
@@ -45,7 +45,7 @@ class Member:
 
     def __init__(self, engine: SyntheticEngine, client: EngineClient) -> None:
         self.engine, self.client = engine, client
-        self.incarnation, self.version = 1, 0
+        self.incarnation, self.epoch, self.version = 1, 0, 0
         self.down = False
         self.lock = asyncio.Lock()
 
@@ -57,6 +57,7 @@ class SyntheticFleet:
         self.bus, self.router_url, self.members = bus, router_url, members
         self.router = psutil.Process(router_pid)
         self.random = random.Random(seed)
+        self.ledger = VersionLedger(bus)
         self.version = self.updates = 0
         self.deaths: list[tuple[str, float]] = []  # engine, loop time
         self.forms = [("retract", True), ("in_place", False)]  # pause modes, and whether the cache is flushed
@@ -67,23 +68,29 @@ class SyntheticFleet:
         said = (await member.client.model_info(CALL_TIMEOUT_S)).get("weight_version")
         if said != str(member.version):
             raise EngineError(name, "/model_info", f"serves {said!r} after an update to {member.version}")
-        await self.bus.set_engine(name, url, member.incarnation, member.version, "serving")
-        serves = EngineServes(engine=name, url=url, incarnation=member.incarnation, version=member.version)
-        await self.bus.publish("weights", serves)
+        line = EngineState(url, member.incarnation, member.version, "down", member.epoch)
+        if await self.ledger.move(name, line, "serving", member.version) is None:
+            raise EngineError(name, "/model_info", "it is down by now, or was started again")
+
+    async def begin_update(self, member: Member) -> None:
+        """In the life that it is in, or in a new one if that is over."""
+        name = member.engine.name
+        line = EngineState(member.engine.url, member.incarnation, member.version, "down", member.epoch)
+        if await self.ledger.move(name, line, "updating", member.version) is None:
+            back = await self.ledger.back(name, line)
+            member.epoch = member.epoch if back is None else back.epoch
 
     async def report_down(self, member: Member, why: str) -> None:
         member.down = True
-        down = EngineDown(engine=member.engine.name, incarnation=member.incarnation, reason=why)
-        await self.bus.set_engine(member.engine.name, member.engine.url, member.incarnation, member.version, "down")
-        await self.bus.publish("weights", down)
+        await self.ledger.down(member.engine.name, why, member.incarnation)
 
     async def give_weights(self, member: Member, version: int) -> None:
         """Bring an engine to ``version`` as a broadcast does, and announce it. One that fails is reported down."""
         async with member.lock:
-            engine, client = member.engine, member.client
+            client = member.client
             mode, flush = self.random.choice(self.forms)
             try:
-                await self.bus.set_engine(engine.name, engine.url, member.incarnation, member.version, "updating")
+                await self.begin_update(member)
                 await client.pause(mode, CALL_TIMEOUT_S)
                 try:
                     await self._broadcast(client, version, flush)
@@ -151,7 +158,7 @@ class SyntheticFleet:
     async def _return(self, member: Member, after_s: float) -> None:
         await asyncio.sleep(after_s)
         async with member.lock:
-            member.incarnation += 1
+            member.incarnation, member.epoch = member.incarnation + 1, 0
             await member.engine.start()
         await self.give_weights(member, self.version)
 

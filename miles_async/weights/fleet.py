@@ -25,6 +25,7 @@ class Member:
     fresh: bool = True  # nobody has touched its weights since it started
     down: bool = False
     ranks: int | None = None  # tensor-parallel size, once asked
+    epoch: int = 0  # of its line in the ledger of versions: with the incarnation, which life of the engine this is
 
     def serve(self, snapshot: Snapshot) -> None:
         self.version, self.served, self.fresh = snapshot.version, key(snapshot), False
@@ -54,7 +55,7 @@ class Fleet:
             self._up(message)
         elif isinstance(message, EngineDown):
             member = self.members.get(message.engine)
-            if member is not None and message.incarnation >= member.incarnation:
+            if member is not None and _is_of(message, member):
                 member.down = True
 
     def assume_serving(self, name: str, incarnation: int, version: int) -> None:
@@ -69,10 +70,17 @@ class Fleet:
             return
         # an address belongs to who announced it last: the port of a dead engine may have been given to another one
         self.members = {name: m for name, m in self.members.items() if m.url != message.url or name == message.engine}
-        member = Member(message.engine, message.url, message.incarnation, message.version)
+        member = Member(message.engine, message.url, message.incarnation, message.version, epoch=message.epoch)
         # an engine that says it twice may have been updated in between
         member.fresh = known is None or known.incarnation < message.incarnation
         self.members[message.engine] = member
+
+
+def _is_of(down: EngineDown, member: Member) -> bool:
+    """Not of a life that is over: an engine may have come back since that was said."""
+    if down.incarnation == member.incarnation and down.epoch:
+        return down.epoch >= member.epoch
+    return down.incarnation >= member.incarnation
 
 
 def wave_partition(fleet: Fleet, waves: int) -> list[list[Member]]:
