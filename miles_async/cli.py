@@ -17,7 +17,6 @@ from __future__ import annotations
 import contextlib
 import difflib
 import importlib
-import importlib.util
 import json
 import sys
 import time
@@ -30,8 +29,11 @@ import typer
 
 if TYPE_CHECKING:
     from miles_async.config import RunConfig
+    from miles_async.data import Loaded
 
 OK, FAILED, BAD_INPUT, NO_REDIS, INTERRUPTED = 0, 1, 2, 3, 130
+
+_ROOT = Path(__file__).resolve().parent.parent
 
 SUPERVISOR = "actors.runtime.supervisor.Supervisor"  # by name: nothing of miles_async imports an actor
 
@@ -43,6 +45,24 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
+
+
+def _say_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print(f"miles-async {version('miles-async')}")
+        raise typer.Exit(OK)
+
+
+@app.callback()
+def program(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_say_version, help="Which version this is.")
+    ] = False,
+) -> None:
+    """Asynchronous reinforcement learning of language models."""
+
 
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
 
@@ -65,12 +85,12 @@ def launch(
     directory = (run_dir or default_run_dir(config_file)).absolute()  # it means the same in every process
     with clear_errors(directory):
         from miles_async.config_load import load
+        from miles_async.launch_check import check_topology, read_data
 
         config = load(config_file, overrides or [])
         check_topology(config, load=dry_run)
         if dry_run:
-            check_data(config)
-            _print_config(config, directory, as_json)
+            _print_config(config, directory, read_data(config), as_json)
             return
         code = _run(config, directory, as_json)
     raise typer.Exit(code)
@@ -124,13 +144,19 @@ def scale(
 
 @app.command()
 def bench(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="A file benchmarks/bench_NAME.py of the checkout.")],
+    name: Annotated[
+        str, typer.Argument(metavar="[NAME]", help="A file benchmarks/bench_NAME.py of the checkout; none: list them.")
+    ] = "",
     as_json: AsJson = False,
 ) -> None:
     """Run one benchmark and print its figures as JSON."""
     with clear_errors():
+        if not name:
+            names = benchmarks()
+            _print(names, "\n".join(names), as_json)
+            return
         result = find_benchmark(name).run()
-        print(json.dumps(result, indent=None if as_json else 2))
+        _print(result, json.dumps(result, indent=2), as_json)
 
 
 @app.command()
@@ -148,8 +174,15 @@ def doctor(as_json: AsJson = False) -> None:
 
 
 def main() -> None:
-    """The program. Ends with one of the exit codes of this file's head."""
-    app()
+    """The program. Ends with one of the exit codes of this file's head, whether or not anybody reads what it says."""
+    from miles_async import outlet
+
+    outlet.install()
+    try:
+        app()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
 
 
 def default_run_dir(config_file: Path) -> Path:
@@ -157,67 +190,25 @@ def default_run_dir(config_file: Path) -> Path:
     return Path("runs") / f"{config_file.stem}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
-def check_topology(config: RunConfig, *, load: bool) -> None:
-    """Refuse an actor that is not there. Raises ConfigError naming the key and what is wrong with its path.
-
-    ``load``: import the class as well, which takes the seconds that torch takes; else only its module is looked for.
-    """
+def benchmarks() -> list[str]:
+    """The names of the checkout's benchmarks. Raises ConfigError: this is none."""
     from miles_async.config import ConfigError
 
-    for role in config.topology.__struct_fields__:
-        path = getattr(config.topology, role)
-        module = path.rpartition(".")[0]
-        try:
-            if load:
-                resolve(path)
-            elif not module or importlib.util.find_spec(module) is None:
-                raise ImportError(f"no module {module}" if module else "expected a dotted path, module.Class")
-        except ImportError as error:
-            raise ConfigError(f'topology.{role} = "{path}": {error}') from None
-
-
-def check_data(config: RunConfig) -> None:
-    """Read the tokenizer and every prompt, as the dealer will. Raises DataError or TokenizerError."""
-    import tempfile
-
-    from miles_async import builtin
-    from miles_async.data import load_prompts
-    from miles_async.evaluation.datasets import load_datasets
-    from miles_async.tokenizer import Tokenizer
-
-    model = config.model.hf_checkpoint
-    with tempfile.TemporaryDirectory() as made:
-        if builtin.is_builtin(model):
-            builtin.make_model(model, Path(made), config.run.seed)
-            model = made
-        load_prompts(config, Tokenizer(model))
-        if config.eval.eval_interval is not None:
-            load_datasets(config, Tokenizer(model))
-
-
-def resolve(path: str) -> Any:
-    """What the dotted path ``module.name`` names. Raises ImportError saying which part is missing."""
-    module, _, name = path.rpartition(".")
-    if not module:
-        raise ImportError("expected a dotted path, module.Class")
-    loaded = importlib.import_module(module)
-    if not hasattr(loaded, name):
-        raise ImportError(f"module {module} has no {name}{_nearest(name, dir(loaded))}")
-    return getattr(loaded, name)
+    names = sorted(path.stem.removeprefix("bench_") for path in (_ROOT / "benchmarks").glob("bench_*.py"))
+    if not names:
+        raise ConfigError(f"no benchmarks beside {_ROOT / 'miles_async'}: they are in the checkout, not in the package")
+    return names
 
 
 def find_benchmark(name: str) -> Any:
     """The module ``benchmarks.bench_<name>``. Raises ConfigError with the nearest name."""
     from miles_async.config import ConfigError
 
-    root = Path(__file__).resolve().parent.parent
-    names = sorted(path.stem.removeprefix("bench_") for path in (root / "benchmarks").glob("bench_*.py"))
-    if not names:
-        raise ConfigError(f"no benchmarks beside {root / 'miles_async'}: they are in the checkout, not in the package")
+    names = benchmarks()
     if name not in names:
         raise ConfigError(f'no benchmark "{name}"{_nearest(name, names)} (there are: {", ".join(names)})')
-    if str(root) not in sys.path:
-        sys.path.insert(0, str(root))
+    if str(_ROOT) not in sys.path:
+        sys.path.insert(0, str(_ROOT))
     return importlib.import_module(f"benchmarks.bench_{name}")
 
 
@@ -256,7 +247,10 @@ def _surprise(error: Exception, run_dir: Path | None) -> str:
     cause = f"{type(error).__name__}: {error}".replace("\n", " ")
     if run_dir is not None and run_dir.is_dir():
         log = run_dir / "launch-error.log"
-        log.write_text(traceback.format_exc())
+        try:
+            log.write_text(traceback.format_exc())
+        except OSError as unwritten:
+            return f"{cause} ({log} cannot be written: {unwritten.strerror})"
         return f"{cause} (see {log})"
     traceback.print_exc()
     return cause
@@ -268,6 +262,7 @@ def _fail(code: int, message: str) -> None:
 
 
 def _run(config: RunConfig, directory: Path, as_json: bool) -> int:
+    from miles_async.launch_check import resolve
     from miles_async.monitor import Monitor
     from miles_async.monitor.summary import describe
 
@@ -284,18 +279,24 @@ def _run(config: RunConfig, directory: Path, as_json: bool) -> int:
     return code
 
 
-def _print_config(config: RunConfig, directory: Path, as_json: bool) -> None:
+def _print_config(config: RunConfig, directory: Path, prompts: dict[str, Loaded], as_json: bool) -> None:
     import msgspec
 
     from miles_async.config_load import dump
     from miles_async.secret import masked
 
-    text = f"{dump(config)}\n# would run in {directory}; nothing was started"
-    _print({"run_dir": str(directory), "config": msgspec.to_builtins(masked(config))}, text, as_json)
+    counted = {name: {"read": found.read, "left_out": found.left_out} for name, found in prompts.items()}
+    said = "".join(f"# {name}: {found}\n" for name, found in prompts.items())
+    text = f"{dump(config)}\n{said}# would run in {directory}; nothing was started"
+    document = {"run_dir": str(directory), "config": msgspec.to_builtins(masked(config)), "prompts": counted}
+    _print(document, text, as_json)
 
 
 def _print(document: Any, text: str, as_json: bool) -> None:
     print(json.dumps(document) if as_json else text)
+    sys.stdout.flush()
+    if as_json and (lost := getattr(sys.stdout, "lost", None)) is not None:
+        _fail(FAILED, f"the JSON could not be written: {lost}")
 
 
 def _nearest(name: str, names: list[str]) -> str:

@@ -28,6 +28,7 @@ from msgspec import Meta
 from miles_async import builtin, hook_points, secret
 from miles_async.config import ConfigError, Data, Eval, EvalDataset, RunConfig
 from miles_async.config_effect import check_effect
+from miles_async.context_length import check_lengths
 from miles_async.data.rows import PARQUET, partition_slice, sources, split_slice
 from miles_async.data.source import FILES
 
@@ -74,11 +75,13 @@ def parse(
         check_files(config)
         hook_points.check(config)
         check_effect(config)
+        check_lengths(config)
     return config
 
 
 def dump(config: RunConfig) -> str:
-    """TOML with every key of ``config``; :func:`parse` of it gives an equal configuration, its secrets masked."""
+    """TOML with every key of ``config``, unset ones as comments; :func:`parse` of it gives an equal configuration, its secrets
+    masked."""
     config = secret.masked(config)
     lines: list[str] = []
     for section in msgspec.structs.fields(RunConfig):
@@ -92,8 +95,9 @@ def _dump_table(name: str, values: msgspec.Struct) -> list[str]:
         value = getattr(values, key.name)
         if _table_of(key.type) is not None:
             tables += [line for sub in value for line in _dump_table(f"{name}.{key.encode_name}.{sub}", value[sub])]
-        elif not (value is None and key.default is None):
-            lines.append(f"{key.encode_name} = {_toml(NONE if value is None else value)}")
+        else:
+            unset = "# " if value is None and key.default is None else ""
+            lines.append(f"{unset}{key.encode_name} = {_toml(NONE if value is None else value)}")
     return lines + tables
 
 

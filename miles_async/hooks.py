@@ -84,6 +84,8 @@ class Hook:
         if ":" in value:
             file, _, name = value.rpartition(":")
             return self._load_file(value, Path(file)), name
+        if value.endswith(".py"):
+            raise self._error(value, f'which function of the file? "{value}:FUNCTION"')
         module_name, _, name = value.rpartition(".")
         if not module_name or not all(part.isidentifier() for part in value.split(".")):
             names = list(self.built_in)

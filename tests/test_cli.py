@@ -124,8 +124,8 @@ def test_a_dry_run_reads_every_prompt(config_file: Path, tmp_path: Path) -> None
 
 
 def test_an_actor_that_is_not_there_is_named(config_file: Path) -> None:
-    wrong_module = invoke("launch", config_file, "--set", "topology.dealer=mine.Dealer")
-    assert_one_line(wrong_module, 2, "topology.dealer", "mine")
+    wrong_module = invoke("launch", config_file, "--set", "topology.dealer=nowhere_at_all.Dealer")
+    assert_one_line(wrong_module, 2, "topology.dealer", "nowhere_at_all")
     wrong_class = invoke("launch", config_file, "--dry-run", "--set", "topology.dealer=pathlib.Peth")
     assert_one_line(wrong_class, 2, "topology.dealer", "Peth", "Path")
 

@@ -169,3 +169,18 @@ def test_an_absent_parquet_file_and_an_absent_pyarrow_are_named(
     with pytest.raises(DataError, match="needs the package pyarrow"):
         load(directory / "a.parquet", digits_model)
     assert len(load(directory / "a.jsonl", digits_model)) == N
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('[{"input": "a"}, {"input": "b"}]\n', "it holds one JSON array"),
+        ('\n[\n  {"input": "a"}\n]\n', "it holds one JSON array"),
+        ('{\n  "input": "a"\n}\n', "one JSON object over several lines"),
+    ],
+)
+def test_a_file_that_is_one_json_value_is_told_what_is_expected(tmp_path: Path, text: str, words: str) -> None:
+    file = tmp_path / "prompts.json"
+    file.write_text(text)
+    with pytest.raises(DataError, match=rf"{file}: .*{words}.*JSON Lines"):
+        list(rows(str(file)))

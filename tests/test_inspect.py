@@ -274,6 +274,7 @@ def test_a_name_that_is_not_there_is_one_line_with_the_nearest(redis_url: str, t
     assert_one_line(inspect(tmp_path, "step", 7), 'no step "7"', 'did you mean "2"')
     assert_one_line(inspect(tmp_path, "step", "two"), 'no step "two"', "there are 1 to 2")
     assert_one_line(inspect(tmp_path, "actor", "rolout-1"), 'did you mean "rollout-1"')
+    assert_one_line(inspect(tmp_path, "actor", "x"), 'no actor "x" (there are: ', "rollout-0, rollout-1")
     assert_one_line(inspect(tmp_path, "grup", "x"), 'did you mean "group"')
     assert_one_line(inspect(tmp_path, "group"), "which group?")
     assert_one_line(inspect(tmp_path, "drops", "x"), "takes no name")

@@ -296,3 +296,8 @@ async def test_reasoning_gym_rewards_come_from_its_own_scorers(tmp_path: Path) -
             assert await grader.grade(RewardSample(response=row["label"], **fields)) == 1.0
             assert await grader.grade(RewardSample(response=f"so <answer>{row['label']}</answer>", **fields)) == 1.0
             assert await grader.grade(RewardSample(response="@", **fields)) < 0.5
+
+
+def test_a_file_without_a_function_is_asked_for_one(tmp_path: Path) -> None:
+    with pytest.raises(RewardConfigError, match=r'which function of the file\? "nested/mine\.py:FUNCTION"'):
+        check_reward("nested/mine.py")

@@ -6,15 +6,18 @@ stopped.
 """
 
 from miles_async.data.dealing import order, prompt_at
+from miles_async.data.fitting import Loaded
 from miles_async.data.prompt import DataError, Prompt
-from miles_async.data.source import bytes_to_read, counts, fingerprint, load_prompts
+from miles_async.data.source import bytes_to_read, counts, fingerprint, load_counted, load_prompts
 
 __all__ = [
     "DataError",
+    "Loaded",
     "Prompt",
     "bytes_to_read",
     "counts",
     "fingerprint",
+    "load_counted",
     "load_prompts",
     "order",
     "prompt_at",

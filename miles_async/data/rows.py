@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import msgspec
 
@@ -103,9 +103,30 @@ def _json_rows(path: str, part: slice) -> Iterator[tuple[str, Row]]:
         with Path(path).open("rb") as file:
             start, stop, _ = part.indices(sum(1 for _ in _lines(file)))
     with Path(path).open("rb") as file:
+        _refuse_array(path, file)
         for number, line in islice(_lines(file), start, stop):
             place = f"{path}:{number}"
             yield place, _json_row(place, line)
+
+
+def _refuse_array(path: str, file: BinaryIO) -> None:
+    """Raises DataError: the file is one JSON value over many lines, not a value on each; else it is at its beginning again."""
+    first = next((line.strip() for _, line in _lines(file)), b"")
+    file.seek(0)
+    if not first.startswith(b"[") and first != b"{":
+        return
+    try:
+        value = msgspec.json.decode(first)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        value = None
+    if value is not None and not (isinstance(value, list) and any(isinstance(item, dict) for item in value)):
+        return  # a line like any other
+    if first == b"{":
+        raise DataError(f"{path}: it holds one JSON object over several lines; expected one on each line (JSON Lines)")
+    raise DataError(
+        f"{path}: it holds one JSON array; expected an object on each line (JSON Lines), as jq -c '.[]' {Path(path).name} "
+        "writes them"
+    )
 
 
 def _lines(file: Iterable[bytes]) -> Iterator[tuple[int, bytes]]:

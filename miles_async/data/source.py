@@ -7,11 +7,9 @@ one line, and so is a source of which no prompt is left.
 from __future__ import annotations
 
 import hashlib
-import logging
 import traceback
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +18,12 @@ import numpy as np
 
 from miles_async.builtin import is_builtin
 from miles_async.config import Data, RunConfig
+from miles_async.context_length import context_length
+from miles_async.data.fitting import Loaded, short_enough
 from miles_async.data.prompt import DataError, Prompt
 from miles_async.data.rows import one_line, sources, split_slice
 from miles_async.hooks import Hook
 from miles_async.tokenizer import Tokenizer
-
-log = logging.getLogger(__name__)
 
 FILES = "files"
 
@@ -39,7 +37,13 @@ DATA_SOURCE = Hook(
 
 
 def load_prompts(config: RunConfig, tokenizer: Tokenizer) -> list[Prompt]:
-    """What ``config.data.data_source`` gives, without the prompts longer than ``rollout_max_prompt_len``.
+    """The prompts of :func:`load_counted`."""
+    return load_counted(config, tokenizer).prompts
+
+
+def load_counted(config: RunConfig, tokenizer: Tokenizer) -> Loaded:
+    """What ``config.data.data_source`` gives, without the prompts longer than ``rollout_max_prompt_len`` and those that leave
+    no room for a response.
 
     The source is handed the tokenizer with the chat template and its variables that ``config.data`` asks for. Raises
     DataError (a prompt that cannot be used, a source without any, as many weights as there are not sources), HookError.
@@ -51,8 +55,10 @@ def load_prompts(config: RunConfig, tokenizer: Tokenizer) -> list[Prompt]:
         prompts = source(config, tokenizer)
     else:
         prompts = _checked(data, _called(data, source, config, tokenizer), tokenizer)
-    kept = _short_enough(data, prompts)
-    n_sources = len(counts(kept))
+    names = sources(data) if data.data_source == FILES else (f'data.data_source = "{data.data_source}"',)
+    context = context_length(config, tokenizer.directory)
+    kept = short_enough(prompts, names, data.rollout_max_prompt_len, context)
+    n_sources = len(counts(kept.prompts))
     if data.prompt_weights is not None and len(data.prompt_weights) != n_sources:
         raise DataError(f"data.prompt_weights has {len(data.prompt_weights)} numbers for {n_sources} sources")
     return kept
@@ -130,22 +136,3 @@ def _fault(index: int, prompt: Any, before: int, tokenizer: Tokenizer) -> str | 
     except (TypeError, OverflowError) as error:
         return f"its metadata cannot be sent: {one_line(error)}"
     return None
-
-
-def _short_enough(data: Data, prompts: list[Prompt]) -> list[Prompt]:
-    """Those of at most ``rollout_max_prompt_len`` tokens, numbered anew. Raises DataError: a source has none of them."""
-    limit, total = data.rollout_max_prompt_len, len(prompts)
-    names = sources(data) if data.data_source == FILES else (f'data.data_source = "{data.data_source}"',)
-    if not prompts:
-        raise DataError(f"{', '.join(names)}: there is no prompt")
-    if limit is None:
-        return prompts
-    kept = [prompt for prompt in prompts if len(prompt.tokens) <= limit]
-    left = Counter(prompt.source for prompt in kept)
-    for source, count in Counter(prompt.source for prompt in prompts).items():
-        if not left[source]:
-            name = names[source] if source < len(names) else f"{names[0]}: source {source}"
-            raise DataError(f"{name}: all {count} prompts exceed data.rollout_max_prompt_len")
-    if len(kept) < total:
-        log.info("%s: left out %d prompts of more than %d tokens", ", ".join(names), total - len(kept), limit)
-    return [prompt if prompt.index == index else replace(prompt, index=index) for index, prompt in enumerate(kept)]

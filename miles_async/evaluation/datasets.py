@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from miles_async.config import RunConfig
-from miles_async.data import DataError, Prompt, load_prompts
+from miles_async.data import DataError, Loaded, Prompt, load_counted
 from miles_async.evaluation.settings import dataset_configs
 from miles_async.tokenizer import Tokenizer
 
@@ -26,10 +26,17 @@ class Dataset:
 
 def load_datasets(config: RunConfig, tokenizer: Tokenizer) -> list[Dataset]:
     """All of them. Raises DataError naming the dataset, the file and, where there is one, the line."""
-    found = []
-    for name, its_config in dataset_configs(config).items():
-        try:
-            found.append(Dataset(name, tuple(load_prompts(its_config, tokenizer)), its_config))
-        except DataError as error:
-            raise DataError(f"eval.datasets.{name}: {error}") from None
-    return found
+    configs = dataset_configs(config)
+    return [Dataset(name, tuple(_counted(name, its, tokenizer).prompts), its) for name, its in configs.items()]
+
+
+def count_datasets(config: RunConfig, tokenizer: Tokenizer) -> dict[str, Loaded]:
+    """What was read of each, by the name of its table. Raises like :func:`load_datasets`."""
+    return {f"eval.datasets.{name}": _counted(name, its, tokenizer) for name, its in dataset_configs(config).items()}
+
+
+def _counted(name: str, config: RunConfig, tokenizer: Tokenizer) -> Loaded:
+    try:
+        return load_counted(config, tokenizer)
+    except DataError as error:
+        raise DataError(f"eval.datasets.{name}: {error}") from None

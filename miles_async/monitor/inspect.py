@@ -154,7 +154,8 @@ def inspect_actor(record: Record, name: str) -> dict[str, Any]:
             events.append(event)
     others.update(path.stem for path in (record.run_dir / "logs").glob("*.log"))
     if name not in others or not name:
-        raise InspectError(f'no actor "{name}"{_nearest(name, sorted(others - {""}))}')
+        there = sorted(others - {""})
+        raise InspectError(f'no actor "{name}"{_nearest(name, there)} (there are: {", ".join(there) or "none"})')
     return {
         "actor": name,
         "leases": [{"lease": lease, "first_claim": time} for lease, time in leases.items()],

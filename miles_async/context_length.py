@@ -1,0 +1,58 @@
+"""How many tokens a sequence of a run may have, and what does not fit into that.
+
+Promises: what could never be generated (a response as long as the model's whole context, a context that the model does not
+have) is refused before anything starts, with the key, its value and the model's limit.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from miles_async import builtin
+from miles_async.config import ConfigError, RunConfig
+
+
+def context_length(config: RunConfig, directory: str | Path | None = None) -> int | None:
+    """Tokens of prompt and response together, at most; None: the checkpoint does not say.
+
+    directory: where the model's files are; None: where ``model.hf_checkpoint`` says.
+    """
+    model = _model_length(config, directory)
+    ours = config.engine.context_length
+    return model if ours is None else ours if model is None else min(model, ours)
+
+
+def check_lengths(config: RunConfig) -> None:
+    """Refuse responses that leave no room for a prompt, and a context that the model does not have. Raises ConfigError."""
+    model, ours, limit = _model_length(config, None), config.engine.context_length, context_length(config)
+    if model is not None and ours is not None and ours > model:
+        raise ConfigError(f"engine.context_length = {ours}: the model has a context of {model} tokens")
+    if limit is None:
+        return
+    whose = f"engine.context_length = {limit}" if limit == ours else f"the model's context of {limit} tokens"
+    section = config.eval
+    for key, tokens in (
+        ("rollout.rollout_max_response_len", config.rollout.rollout_max_response_len),
+        ("eval.eval_max_response_len", section.eval_max_response_len),
+        *((f"eval.datasets.{name}.max_response_len", data.max_response_len) for name, data in section.datasets.items()),
+    ):
+        if tokens is not None and tokens >= limit:
+            raise ConfigError(f"{key} = {tokens} leaves no room for a prompt in {whose}: at most {limit - 1}")
+
+
+def _model_length(config: RunConfig, directory: str | Path | None) -> int | None:
+    """What config.json says; None: nothing, or positions are scaled to more than it says."""
+    name = config.model.hf_checkpoint
+    if directory is None and builtin.is_builtin(name):
+        return builtin.MODELS[name].max_position if name in builtin.MODELS else None
+    try:
+        found = json.loads((Path(directory or name) / "config.json").read_text("utf-8"))
+    except (OSError, ValueError):
+        return None  # whoever needs the file says what is wrong with it
+    found = found if isinstance(found, dict) else {}
+    scaled: Any = found.get("rope_scaling")
+    length = found.get("max_position_embeddings")
+    plain = not isinstance(scaled, dict) or scaled.get("rope_type", scaled.get("type")) in (None, "default", "llama3")
+    return length if type(length) is int and length > 0 and plain else None
