@@ -60,6 +60,11 @@ class Request:
         if self._news is not None and not self._news.done():
             self._news.set_result(None)
 
+    @property
+    def not_asked_for(self) -> bool:
+        """The body: its client waits for a word before it sends it."""
+        return self._expects and not self.started
+
     # what the application calls
 
     def on_disconnect(self, callback: Callable[[], None]) -> None:

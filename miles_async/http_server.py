@@ -10,6 +10,7 @@ from typing import Any
 
 import uvicorn
 
+from miles_async.http_deadlines import DEADLINES, Deadlines
 from miles_async.http_protocol import protocol
 from miles_async.refusals import Refusals
 
@@ -17,14 +18,14 @@ from miles_async.refusals import Refusals
 class HttpServer(uvicorn.Server):
     """Leaves the signals to whoever runs the process; ``ready`` is set once it has started.
 
-    refusals: where what it refuses is counted. options: further ones of ``uvicorn.Config``.
+    refusals: where what it refuses is counted. deadlines: of its clients. options: further ones of ``uvicorn.Config``.
     """
 
-    def __init__(self, app: Any, refusals: Refusals, **options: Any) -> None:
+    def __init__(self, app: Any, refusals: Refusals, deadlines: Deadlines = DEADLINES, **options: Any) -> None:
         super().__init__(
             uvicorn.Config(
                 app,
-                http=protocol(refusals),
+                http=protocol(refusals, deadlines),
                 ws="none",
                 lifespan="off",
                 loop="none",

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from miles_async.http_deadlines import DEADLINES, Deadlines
 from miles_async.http_limits import answer_at_once, read_body, send_whole
 from miles_async.http_server import HttpServer
 from miles_async.refusals import Refusals
@@ -21,11 +22,12 @@ GET = b"GET /%d HTTP/1.1\r\nhost: x\r\n\r\n"
 
 @contextlib.asynccontextmanager
 async def client_of(
-    app: Any, keep_alive_s: float = 75
+    app: Any, keep_alive_s: float = 75, deadlines: Deadlines = DEADLINES, refusals: Refusals | None = None
 ) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
     listener = socket.create_server(("127.0.0.1", 0))
     answer_at_once(listener)
-    server = HttpServer(app, Refusals(), timeout_keep_alive=keep_alive_s, server_header=False, date_header=False)
+    options: dict[str, Any] = {"timeout_keep_alive": keep_alive_s, "server_header": False, "date_header": False}
+    server = HttpServer(app, Refusals() if refusals is None else refusals, deadlines, **options)
     task = asyncio.create_task(server.serve(sockets=[listener]))
     try:
         async with asyncio.timeout(DEADLINE_S):
