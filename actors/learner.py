@@ -32,13 +32,13 @@ from miles_async.evaluation.pins import pin
 from miles_async.evaluation.settings import is_due, pins_kept
 from miles_async.filters.apply import BufferFilter
 from miles_async.staleness_choice import make_policy
+from miles_async.target_reward import REWARD_WINDOW, reached
 from miles_async.train.checkpoint import latest
 from miles_async.train.hooks import LOG, POST_SAVE
 from miles_async.train.mismatch import warning
 from miles_async.weights.export import exported
 from miles_async.weights.snapshot import SnapshotError, choose_root, write_snapshot
 
-REWARD_WINDOW = 5  # steps that target_reward looks at
 # A checkpoint names the groups of the steps since the one before it, and of so many seconds: more than an append-only
 # file flushed every second can lose.
 RECONCILABLE_S = 30.0
@@ -119,9 +119,8 @@ class Learner:
         await self.ctx.event("resumed", version=self.trainer.version, reconciled_groups=learnt)
 
     def _finished(self) -> bool:
-        target = self.config.run.target_reward
-        reached = target is not None and len(self.rewards) == REWARD_WINDOW and _mean(self.rewards) >= target
-        return reached or self.trainer.version >= self.config.run.num_steps
+        run = self.config.run
+        return reached(self.rewards, run.target_reward) or self.trainer.version >= run.num_steps
 
     # batches
 
@@ -262,7 +261,3 @@ class Learner:
 
 def _is_step(text: str) -> bool:
     return text.isascii() and text.isdecimal() and len(text) < 10
-
-
-def _mean(values: Sequence[float] | deque[float]) -> float:
-    return sum(values) / len(values)

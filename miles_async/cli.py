@@ -93,6 +93,10 @@ def launch(
             _print_config(config, directory, read_data(config), as_json)
             return
         code = _run(config, directory, as_json)
+        if code == INTERRUPTED:
+            from miles_async.again import command
+
+            print(f"miles-async: to go on: {command(config_file, overrides or [], directory)}", file=sys.stderr)
     raise typer.Exit(code)
 
 
@@ -271,7 +275,7 @@ def _run(config: RunConfig, directory: Path, as_json: bool) -> int:
     summary = monitor.summary
     if summary is not None:
         _print(summary, f"{describe(summary)}\nfiles    {directory}", as_json)
-        for trouble in summary["troubles"]:
+        for trouble in [*summary["troubles"], *([monitor.note] if monitor.note else [])]:
             print(f"miles-async: {trouble}", file=sys.stderr)
     if code != OK:
         reason = (summary or {}).get("reason") or f"the run ended with code {code}; see {directory}"

@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import socket
+import subprocess
 from collections import Counter
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from runs import (
     RECORDING,
     TINY,
     begin,
+    command,
+    environment,
     first_prompts,
     lags,
     launch,
@@ -66,8 +69,10 @@ def test_a_run_stopped_by_ctrl_c_goes_on_at_the_next_step(tmp_path: Path) -> Non
     process = begin(config, run_dir)
     wait_for_step(run_dir, 5, process)
     os.kill(process.pid, signal.SIGINT)
-    process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
+    words = errors.splitlines()[-1]
+    assert words == f"miles-async: to go on: miles-async launch {config} --run-dir {run_dir}"
     stopped = summary(run_dir)
     assert stopped["status"] == "stopped" and stopped["balanced"]
     assert stopped["ledger"]["batched"] == 0  # the checkpoint holds every step that was taken
@@ -84,6 +89,37 @@ def test_a_run_stopped_by_ctrl_c_goes_on_at_the_next_step(tmp_path: Path) -> Non
     positions = {gid for gid in ids}
     dropped = done["ledger"]["dropped"]
     assert len(positions) == done["ledger"]["trained"] and not dropped
+    assert f"supervisor: resumes after_step={at} launch=2\n" in result.stdout
+    assert f"supervisor: config_changed key=run.num_steps was=400 now={at + 5}\n" in result.stdout
+
+    before = {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()}
+    again = launch(config, run_dir, "--set", f"run.num_steps={at + 5}", env=recording_environment())
+    assert again.returncode == 0 and f"{at + 5} steps are done; to go on, give a higher run.num_steps" in again.stderr
+    fewer = launch(config, run_dir, "--set", "run.num_steps=3", env=recording_environment())
+    assert fewer.returncode == 2 and f"run.num_steps = 3: the run in {run_dir} has done {at + 5} steps" in fewer.stderr
+    after = {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file() and path.suffix != ".log"}
+    changed = {path.name for path, content in after.items() if content != before.get(path)}
+    assert changed <= {"supervisor.json", "launch.lock"}  # nothing else was written, and nothing was started
+    for path in run_dir.rglob("*"):
+        assert path.stat().st_mode & 0o077 == 0, f"{path} can be read by others"
+
+
+def test_a_closed_terminal_stops_a_run_in_order(tmp_path: Path) -> None:
+    """It tells every process of its group, and more than once."""
+    config = write_config(tmp_path, run=TINY["run"] | {"num_steps": 400})
+    run_dir = tmp_path / "run"
+    with (tmp_path / "errors").open("w") as errors:
+        process = subprocess.Popen(
+            command(config, run_dir), stdout=errors, stderr=errors, text=True, env=environment(), start_new_session=True
+        )
+    wait_for_step(run_dir, 2, process)
+    os.killpg(process.pid, signal.SIGHUP)
+    os.kill(process.pid, signal.SIGHUP)
+    assert process.wait(timeout=120) == 130, (tmp_path / "errors").read_text()
+    stopped = summary(run_dir)
+    assert stopped["status"] == "stopped" and stopped["balanced"]
+    assert stopped["ledger"]["batched"] == 0 and "died" not in stopped["events"]
+    assert left_behind(run_dir) == []
 
 
 def test_a_launch_killed_with_its_supervisor_leaves_no_process_and_replays(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ directory in which a launch is alive is refused; where its bus is, which may hol
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import time
@@ -27,11 +28,12 @@ from miles_async.tokenizer import Tokenizer
 STATE_FILE = "supervisor.json"  # who runs this, and where its bus is: what `miles-async status` reads
 
 STATE_BYTES = 1 << 20  # no such file is longer
+OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
 CHECKED_BYTES = 32_000_000  # prompt files up to this size are read at launch
 
 
 class RunStateError(ValueError):
-    """The file that says whose the run directory is cannot be read."""
+    """The run directory cannot be used, or the file that says whose it is cannot be read."""
 
 
 class RunHome:
@@ -43,7 +45,18 @@ class RunHome:
         self._lock = RunLock(path)
 
     def enter(self) -> bool:
-        """Take the directory for this launch; True if it holds an earlier launch. Raises RunInUseError, RunStateError."""
+        """Take the directory for this launch; True if it holds an earlier launch.
+
+        Raises RunInUseError, RunStateError (also where nothing can be written), OSError (of a disk that is full or fails).
+        """
+        try:
+            return self._enter()
+        except OSError as error:
+            if error.errno in OF_THE_DISK:
+                raise
+            raise RunStateError(f"{self.path} cannot be a run directory: {error.strerror} ({error.filename})") from None
+
+    def _enter(self) -> bool:
         self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._lock.take()
         try:

@@ -1,7 +1,7 @@
 """Actors as processes of this machine, forked from a server that has imported the heavy libraries once.
 
-Promises: an actor process writes to its own log, does not hear the terminal's Ctrl-C, dies when the launch dies (also by
-kill -9), and its end is seen at once.
+Promises: an actor process writes to its own log, does not hear the terminal's Ctrl-C or its end, dies when the launch dies
+(also by kill -9), and its end is seen at once.
 """
 
 from __future__ import annotations
@@ -78,7 +78,12 @@ class LocalRuntime:
         """Begin to import, while the launch does other things."""
         from multiprocessing import forkserver
 
-        forkserver.ensure_running()
+        # a closed terminal tells every process of its group; ours are stopped by the supervisor, in order
+        before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        try:
+            forkserver.ensure_running()  # it and all its children inherit that
+        finally:
+            signal.signal(signal.SIGHUP, before)
 
     def start(self, spec: ActorSpec) -> None:
         """Start the process of ``spec``."""

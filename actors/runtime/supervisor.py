@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import signal
 import time
 from pathlib import Path
@@ -29,17 +30,20 @@ from actors.runtime.tasks import end
 from actors.runtime.watch import Watch
 from bus import Bus, Ledger, NoRedisError, connect
 from bus.deadline import within
+from bus.messages import Event
 from bus.server import RedisServer
 from miles_async.builtin import is_builtin
 from miles_async.config import RunConfig
 from miles_async.evaluation import settings as evaluation
 from miles_async.monitor.monitor import Monitor
 from miles_async.monitor.status import REDIS_DIR
+from miles_async.resume import Beginning, begin
 from miles_async.secret import resolve
 from miles_async.weights.place import clear
 
 OK, FAILED, INTERRUPTED = 0, 1, 130
 BUS_CLOSE_S = 3.0
+PRIVATE = 0o077  # a umask: what a run writes is for its owner's eyes
 
 
 class Supervisor:
@@ -49,19 +53,30 @@ class Supervisor:
         self.config, self.home, self.monitor = config, RunHome(run_dir), monitor
         self.runtime = LocalRuntime()
         self.server = RedisServer(run_dir / REDIS_DIR, config.bus.appendfsync, maxmemory_mb=config.bus.maxmemory_mb)
+        self.beginning = Beginning()
         self.interrupted = asyncio.Event()
         self.trained = asyncio.Event()  # the learner is done: only the evaluation is waited for
         self.evaluates = config.eval.eval_interval is not None
 
     def run(self) -> int:
-        """Run to the end; returns the exit code. Raises NoRedisError, RunInUseError, OSError before anything runs."""
+        """Run to the end; returns the exit code.
+
+        Raises NoRedisError, RunInUseError, RunStateError, ConfigError (the run cannot go on like this), OSError before
+        anything runs.
+        """
+        os.umask(PRIVATE)  # of every process of the run: they are all ours
         return uvloop.run(self._main())
 
     async def _main(self) -> int:
         resumed = self.home.enter()
-        _log_beside_the_actors(log_path(self.home.path, "supervisor"))
-        self.runtime.warm_up()
         try:
+            state = self.home.state
+            self.beginning = begin(self.config, self.home.path, state["run_id"], state["incarnation"], resumed=resumed)
+            if self.beginning.over:
+                self.monitor.recall(self.home.path, self.beginning.over)
+                return OK
+            _log_beside_the_actors(log_path(self.home.path, "supervisor"))
+            self.runtime.warm_up()
             url = resolve("bus.url", self.config.bus.url) or await self._start_redis()
             self.home.announce(url, self.server.pid)
             bus = await connect(url, self.home.state["run_id"], tell=self.monitor.say)
@@ -78,11 +93,15 @@ class Supervisor:
         loop = asyncio.get_running_loop()
         for signum in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(signum, self._interrupt)
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # else it was started to outlive its terminal
+            loop.add_signal_handler(signal.SIGHUP, self.interrupted.set)  # which may come twice
         ledger = Ledger(bus)
         await bus.forget_processes()
         await ledger.prepare()
         await ledger.release()  # no worker of an earlier launch lives; that is not the groups' fault
         self.monitor.start(self.config, self.home.path, resumed)
+        for kind, data in self.beginning.events:
+            self.monitor.on_event(Event(actor="supervisor", kind=kind, time=time.time(), data=data))
         watch = Watch(bus, ledger, self.monitor, self.config, self.runtime, self.server)
         crew = Crew(self.runtime, self.config, bus, ledger, self.home.next_incarnation)
         scaler = Scaler(bus, crew, watch, self.config, self.home.next_incarnation)

@@ -33,9 +33,7 @@ from miles_async.monitor.record_lines import (
     transition_line,
 )
 from miles_async.monitor.record_mend import set_aside
-from miles_async.monitor.summary import summarize
-
-SUMMARY_FILE = "summary.json"
+from miles_async.monitor.summary import SUMMARY_FILE, last_summary, summarize
 
 ANNOUNCED = frozenset({"died", "engine_down", "mismatch"})  # events of actors that are worth a line of their own
 
@@ -52,6 +50,7 @@ class Monitor:
         self._run_dir = Path()
         self._length_bias = LengthBias()
         self.summary: dict[str, Any] | None = None  # what finish returned
+        self.note = ""  # for the user, below the summary
 
     def start(self, config: RunConfig, run_dir: Path, resumed: bool) -> None:
         """Open the record and the live view. ``resumed``: go on behind what the run directory holds.
@@ -75,6 +74,11 @@ class Monitor:
         for text in damaged:
             event = Event(actor="supervisor", kind="record_damaged", time=time.time(), data={"cause": text})
             self.on_event(event)
+
+    def recall(self, run_dir: Path, note: str) -> None:
+        """In the place of a start: the run is over already. ``note`` says so to the user."""
+        self._run_dir, self.note = run_dir, note
+        self.summary = last_summary(run_dir)
 
     def on_metrics(self, metrics: Metrics) -> None:
         """One line of ``metrics.jsonl``, one point in TensorBoard."""

@@ -25,11 +25,17 @@ from miles_async.config import ConfigError
 from miles_async.launches import CONFIG_FILE
 from miles_async.monitor.diagnosis import REDIS_SILENT_S, Redis, Sight, Wait, diagnose, waits
 from miles_async.monitor.live import doing, line
-from miles_async.monitor.monitor import SUMMARY_FILE
 from miles_async.monitor.progress import Progress
 from miles_async.monitor.record_lines import METRICS_FILE, read_events, read_metrics
 from miles_async.monitor.sight import process_of, refusal
-from miles_async.monitor.summary import describe, ledger_counts, ledger_line, summarize
+from miles_async.monitor.summary import (
+    SUMMARY_FILE,
+    describe,
+    last_summary,
+    ledger_counts,
+    ledger_line,
+    summarize,
+)
 from miles_async.run_lock import holder
 
 SUPERVISOR_FILE = "supervisor.json"
@@ -37,7 +43,7 @@ REDIS_DIR = "redis"  # the data of a server of the run's own
 BUS_DEADLINE_S = 5.0
 
 
-FILE_BYTES = 1 << 20  # neither file is longer
+FILE_BYTES = 1 << 20  # no such file is longer
 
 
 class SupervisorFile(msgspec.Struct):
@@ -69,24 +75,14 @@ def status(run_dir: Path) -> dict[str, Any]:
         return {"status": "starting", "run_dir": str(run_dir), "pid": supervisor.pid}
     if supervisor is not None:
         return asyncio.run(_ask(run_dir, supervisor, str(supervisor.bus_url)))
-    summary_file = run_dir / SUMMARY_FILE
-    record_file = run_dir / METRICS_FILE
-    if summary_file.exists() and (not record_file.exists() or _newer(summary_file, record_file)):
-        return _read_summary(summary_file)
+    if (summary := last_summary(run_dir)) is not None:
+        return summary
     # killed before it could write one
     progress = _progress(run_dir)
     seen = progress.last_seen[-1] if progress.last_seen else 0.0
     reason = "its supervisor ended without a summary" if progress.starts else "its launch ended before it began to run"
     found = summarize(progress, "dead", {}, seen, reason)
     return {**found, "ledger": None, "balanced": None, "run_dir": str(run_dir)}
-
-
-def _read_summary(path: Path) -> dict[str, Any]:
-    try:
-        with path.open("rb") as file:
-            return msgspec.json.decode(file.read(FILE_BYTES), type=dict[str, Any])
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ConfigError(f"{path} is damaged: {error}") from None
 
 
 def living_supervisor(run_dir: Path) -> SupervisorFile | None:
@@ -248,7 +244,3 @@ def _progress(run_dir: Path) -> Progress:
     progress = Progress(config.run.num_steps, datasets=config.eval.datasets) if config else Progress(0)
     progress.replay(read_metrics(run_dir), read_events(run_dir))
     return progress
-
-
-def _newer(path: Path, than: Path) -> bool:
-    return path.stat().st_mtime_ns >= than.stat().st_mtime_ns

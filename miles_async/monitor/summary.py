@@ -8,11 +8,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
+import msgspec
+
+from miles_async.config import ConfigError
 from miles_async.monitor.length_bias import NAMES, PREFIX
 from miles_async.monitor.progress import Progress, Step, rate, spans
+from miles_async.monitor.record_lines import METRICS_FILE
 
+SUMMARY_FILE = "summary.json"
+SUMMARY_BYTES = 1 << 20  # no such file is longer
 REWARD_WINDOW = 5  # steps
 STATES = ("waiting", "in_flight", "ready", "batched", "trained")
 
@@ -88,6 +95,18 @@ def mean(values: Iterable[float]) -> float | None:
     """Mean of the finite ones; None if there are none."""
     finite = [value for value in values if math.isfinite(value)]
     return round(math.fsum(finite) / len(finite), 6) if finite else None
+
+
+def last_summary(run_dir: Path) -> dict[str, Any] | None:
+    """The summary of the last launch in ``run_dir``; None: it left none. Raises ConfigError: it is damaged."""
+    path, record = run_dir / SUMMARY_FILE, run_dir / METRICS_FILE
+    if not path.exists() or (record.exists() and path.stat().st_mtime_ns < record.stat().st_mtime_ns):
+        return None
+    try:
+        with path.open("rb") as file:
+            return msgspec.json.decode(file.read(SUMMARY_BYTES), type=dict[str, Any])
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ConfigError(f"{path} is damaged: {error}") from None
 
 
 def describe(summary: Mapping[str, Any]) -> str:
