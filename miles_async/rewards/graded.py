@@ -11,19 +11,27 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from miles_async.faults import one_line, printable
+
 MAX_PARTS = 64  # they travel with each sample
+MAX_PART_CHARS = 100  # they are names of metrics
 
 Numbers = float | dict[str, float]
 
 
 class RewardError(Exception):
-    """A sample has no reward. ``reason`` is "reward_timeout" or "reward_error"; the text says more, on one line."""
+    """A sample has no reward. ``reason`` is "reward_timeout" or "reward_error"; the text says more, on one line.
 
-    def __init__(self, reason: str, detail: str) -> None:
-        detail = " ".join(detail.split("\n"))
+    place, trace: of an exception of the user's, the line that raised it and the traceback.
+    """
+
+    def __init__(self, reason: str, detail: str, place: str = "", trace: str = "") -> None:
+        detail = one_line(detail)
         super().__init__(f"{reason}: {detail}")
         self.reason = reason
         self.detail = detail
+        self.place = place
+        self.trace = trace
 
 
 @dataclass(frozen=True)
@@ -45,7 +53,11 @@ def numbers(result: Any) -> Numbers:
         raise ValueError(f"a reward may have {MAX_PARTS} parts, not {len(result)}")
     for name in result:
         if not isinstance(name, str):
-            raise TypeError(f"the name of a part must be a string, not {name!r}")
+            raise TypeError(f"the name of a part must be a string, not {name!r:.100}")
+        if len(name) > MAX_PART_CHARS or printable(name) != name:
+            raise ValueError(
+                f"the name of a part has at most {MAX_PART_CHARS} characters of Unicode, unlike {name!a:.100}"
+            )
     return {name: _number(f'the part "{name}" of a reward', value) for name, value in result.items()}
 
 

@@ -19,6 +19,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from miles_async.config import Reward
+from miles_async.faults import words
 from miles_async.rewards import boxed, registry
 from miles_async.rewards.graded import Graded, RewardError, graded, numbers
 from miles_async.rewards.grading_pool import GradingPool
@@ -131,7 +132,7 @@ class Grader:
         try:
             return numbers(self._functions[name](sample))
         except Exception as error:
-            raise RewardError("reward_error", f"{type(error).__name__}: {error}") from None
+            raise RewardError("reward_error", words(error)) from None
 
     async def _remotely(self, name: str, sample: RewardSample) -> Any:
         if self._server is None:
@@ -141,7 +142,7 @@ class Grader:
     async def _in_process(self, name: str, samples: list[RewardSample], *, group: bool) -> list[Any]:
         reply = await self._pool.call(Request(name, samples, group), self.config.timeout_s)
         if reply.error:
-            raise RewardError("reward_error", reply.error)
+            raise RewardError("reward_error", reply.error, reply.place, reply.trace)
         return reply.results
 
     def _graded(self, name: str, result: Any) -> Graded:

@@ -1,16 +1,20 @@
 """The grading processes of a rollout worker, one call at a time each.
 
-Promises: a call that hangs, raises or kills its process costs that one call; the process is killed and replaced; a process
-is also replaced after ``max_tasks`` calls, since symbolic mathematics leaks; a function is imported before the deadline of
-its first call begins; nothing outlives ``close``.
+Promises: a call that hangs, raises or kills its process costs that one call; the process is killed with whatever it has
+started, and replaced; a process is also replaced after ``max_tasks`` calls, since symbolic mathematics leaks; a function is
+imported before the deadline of its first call begins; a reply is that of its own request; nothing outlives ``close``, nor a
+worker that is killed (``grading_guard.py``).
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import os
+import signal
 import sys
+from pathlib import Path
 
 import msgspec
 
@@ -19,6 +23,9 @@ from miles_async.rewards.registry import RewardConfigError
 from miles_async.rewards.sample import HEADER_BYTES, Reply, Request, frame
 
 MAX_REPLY_BYTES = 1 << 20
+STOP_S = 10.0  # what the guard of a process may take to kill what came from it
+
+_GUARD = Path(__file__).with_name("grading_guard.py")
 
 
 class GradingPool:
@@ -59,6 +66,7 @@ class _Place:
         self._process: asyncio.subprocess.Process | None = None
         self._loaded: set[str] = set()  # functions that the process has imported
         self._tasks = 0
+        self._numbers = itertools.count(1)  # of requests
 
     async def load(self, function: str, group: bool) -> None:
         """A process that has imported ``function``. Raises RewardConfigError."""
@@ -98,20 +106,31 @@ class _Place:
         # the same modules as here, and not whatever lies in the working directory (-P)
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
         environment.setdefault("OMP_NUM_THREADS", "1")
-        command = (sys.executable, "-P", "-m", "miles_async.rewards.grading_process", str(os.getpid()))
+        guard = (sys.executable, "-I", "-S", str(_GUARD), str(os.getpid()))
+        grader = (sys.executable, "-P", "-m", "miles_async.rewards.grading_process")
         self._process = await asyncio.create_subprocess_exec(
-            *command, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, env=environment
+            *guard,
+            *grader,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            env=environment,
+            start_new_session=True,  # nothing that is sent to the worker's group reaches it before its grader is ended
         )
         self._loaded, self._tasks = set(), 0
 
     async def _ask(self, request: Request) -> Reply:
         assert self._process is not None and self._process.stdin is not None
+        request = msgspec.structs.replace(request, number=next(self._numbers))
         try:
             # a process that died between two calls shows itself by the end of its output
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):
                 self._process.stdin.write(frame(request))
                 await self._process.stdin.drain()
-            return await self._read()
+            reply = await self._read()
+            if not reply.error and reply.number != request.number:
+                await self.stop()
+                return Reply(error="the grading process answered another request")
+            return reply
         except BaseException:
             await self.stop()  # the answer to a call that was given up must not become that of the next one
             raise
@@ -133,12 +152,18 @@ class _Place:
             return Reply(error=f"the grading process ended {how}")
 
     async def stop(self) -> None:
-        """Kill the process, if there is one, and wait for its end."""
+        """Kill the process, if there is one, with all that came from it, and wait for its end."""
         process, self._process = self._process, None
         if process is None:
             return
         with contextlib.suppress(ProcessLookupError):
-            process.kill()
+            process.terminate()
         if process.stdin is not None:
             process.stdin.close()
-        await process.wait()
+        try:
+            async with asyncio.timeout(STOP_S):
+                await process.wait()
+        except TimeoutError:  # the guard is stopped, or killed what it should not: without it, the grader ends, too
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            await process.wait()

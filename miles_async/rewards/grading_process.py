@@ -1,7 +1,9 @@
-"""A grading process: reads requests from stdin, calls reward functions, writes replies to stdout, one at a time.
+"""A grading process: reads requests from its pipe, calls reward functions, writes replies, one at a time.
 
-Promises: a failing reward is an answer, not an end; what a function prints goes to stderr; the process ends with its
-parent, even while a function holds the interpreter. Started by ``GradingPool``: ``python -m ... PARENT_PID``.
+Promises: a failing reward is an answer, not an end, whatever its exception is or does (``sys.exit`` ends the process, as it
+says); what a function prints goes to stderr, and what it reads is empty; the pipes are this process's alone: what a function
+forks or starts has none of them, and every reply has its request's number; the process ends with its parent, even
+while a function holds the interpreter. Started by a guard (``grading_guard.py``) of a ``GradingPool``.
 """
 
 from __future__ import annotations
@@ -14,10 +16,12 @@ import os
 import signal
 import sys
 from functools import cache
+from io import TextIOWrapper
 from typing import Any, BinaryIO
 
 import msgspec
 
+from miles_async.faults import one_line, place, trace, words
 from miles_async.rewards import boxed
 from miles_async.rewards.graded import numbers, numbers_of_group
 from miles_async.rewards.registry import NEEDS, RewardConfigError, RewardFunction, resolve_reward
@@ -26,18 +30,36 @@ from miles_async.rewards.sample import HEADER_BYTES, Reply, Request, frame
 _PR_SET_PDEATHSIG = 1
 
 
+class _OfTheFunction(Exception):
+    """An ``async`` function has raised what would end the loop."""
+
+
 def main(parent: int) -> None:
-    """Serve until stdin ends."""
+    """Serve until the requests end."""
     _end_with_parent(parent)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole terminal group; the worker decides
-    source = os.fdopen(os.dup(0), "rb")
-    sink = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the supervisor's
+    own, (source, sink) = os.getpid(), _take_the_pipes()
     decoder = msgspec.msgpack.Decoder(Request)
     with asyncio.Runner() as runner:  # one loop for all calls: a client session that a function keeps stays usable
         while header := source.read(HEADER_BYTES):
             request = decoder.decode(source.read(int.from_bytes(header, "little")))
-            _write(sink, _answer(runner, request))
+            reply = _answer(runner, request)
+            if os.getpid() != own:
+                os._exit(0)  # a child that a function has forked and that has come back from it
+            _write(sink, msgspec.structs.replace(reply, number=request.number))
+
+
+def _take_the_pipes() -> tuple[BinaryIO, BinaryIO]:
+    """Requests and replies, out of the reach of ``input``, ``print`` and of whatever a function starts."""
+    source, sink = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    empty = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(empty, 0)
+    os.close(empty)
+    os.dup2(2, 1)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # to print a lone surrogate costs nobody a reward
+    return source, sink
 
 
 def _answer(runner: asyncio.Runner, request: Request) -> Reply:
@@ -50,9 +72,18 @@ def _answer(runner: asyncio.Runner, request: Request) -> Reply:
             result = runner.run(_await(result))
         return Reply(numbers_of_group(result, len(request.samples)) if request.group else [numbers(result)])
     except RewardConfigError as error:
-        return Reply(error=str(error))
-    except Exception as error:
-        return Reply(error=f"{type(error).__name__}: {error}".replace("\n", " "))
+        return Reply(error=one_line(str(error)))
+    except SystemExit:
+        raise
+    except _OfTheFunction as wrapped:
+        assert wrapped.__cause__ is not None
+        return _failed(wrapped.__cause__)
+    except BaseException as error:  # also KeyboardInterrupt, CancelledError, GeneratorExit: they are the function's own
+        return _failed(error)
+
+
+def _failed(error: BaseException) -> Reply:
+    return Reply(error=words(error), place=place(error), trace=trace(error))
 
 
 @cache
@@ -64,7 +95,10 @@ def _load(name: str, group: bool) -> RewardFunction:
 
 
 async def _await(awaitable: Any) -> Any:
-    return await awaitable
+    try:
+        return await awaitable
+    except (KeyboardInterrupt, asyncio.CancelledError) as error:  # the runner takes these for its own
+        raise _OfTheFunction from error
 
 
 def _write(sink: BinaryIO, reply: Reply) -> None:

@@ -30,19 +30,26 @@ class RewardSample(msgspec.Struct, kw_only=True, frozen=True):
 class Request(msgspec.Struct, array_like=True, frozen=True):
     """Call ``function`` (a name as in ``reward.rm_type``): with one sample, or with a whole group at once.
 
-    Without samples it is only imported, so that its first call does not pay for that.
+    Without samples it is only imported, so that its first call does not pay for that. ``number``: the reply has it, too.
     """
 
     function: str
     samples: list[RewardSample] = []
     group: bool = False
+    number: int = 0
 
 
 class Reply(msgspec.Struct, array_like=True, frozen=True):
-    """What a grading process answers: one result a sample, or why there is none."""
+    """What a grading process answers to the request ``number``: one result a sample, or why there is none.
+
+    place, trace: of an exception, the line of the user's that raised it and the traceback of the user's code.
+    """
 
     results: list[Numbers] = []
     error: str = ""
+    number: int = 0
+    place: str = ""
+    trace: str = ""
 
 
 HEADER_BYTES = 4  # a frame is its length (little endian) and a msgpack value

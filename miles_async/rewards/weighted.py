@@ -16,7 +16,7 @@ def weighted_sum(grades: Mapping[str, Graded | RewardError], weights: Mapping[st
     addends: dict[str, float] = {}
     for name, grade in grades.items():
         if isinstance(grade, RewardError):
-            return RewardError(grade.reason, f"{name}: {grade.detail}")
+            return RewardError(grade.reason, f"{name}: {grade.detail}", grade.place, grade.trace)
         addends[name] = weights[name] * grade.reward
     total = sum(addends.values())
     if not math.isfinite(total):
