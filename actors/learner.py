@@ -7,10 +7,10 @@ Consumes: ready groups (rank 0 decides which), batches (all ranks). Publishes: b
                      checkpoint every save_interval steps, then commit(step) ◄──────────────────────────┤
                      snapshot of version v ◄─────────────────────────────────────────────────────────────┘
 
-Keeps: a batch is recorded before it is trained on, and payloads stay until a durable checkpoint contains their step, so
-that a learner that restarts from checkpoint c replays c+1…k exactly (invariant 2). No token older than ``max_lag`` is
-trained, measured against this learner's own version (invariant 3). It never waits for engines: the broadcaster takes
-the snapshot.
+Keeps: a batch is recorded before it is trained on, and payloads stay until the second newest checkpoint contains their
+step, so that a learner that restarts from the newest one, or from the one before it where that is damaged, replays what
+follows exactly (invariant 2). No token older than ``max_lag`` is trained, measured against this learner's own version
+(invariant 3). It never waits for engines: the broadcaster takes the snapshot.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from actors.learner_checkpoints import choose, settle
 from actors.runtime.compute import ComputeThread
 from actors.runtime.context import ActorContext
 from bus import Ledger, LedgerError
@@ -33,7 +34,7 @@ from miles_async.evaluation.settings import is_due, pins_kept
 from miles_async.filters.apply import BufferFilter
 from miles_async.staleness_choice import make_policy
 from miles_async.target_reward import REWARD_WINDOW, reached
-from miles_async.train.checkpoint import latest
+from miles_async.train.checkpoint_choice import Choice
 from miles_async.train.hooks import LOG, POST_SAVE
 from miles_async.train.mismatch import warning
 from miles_async.weights.export import exported
@@ -92,8 +93,11 @@ class Learner:
         build = partial(MegatronTrainer, rank=self.rank, world_size=self.world, init_method=f"file://{rendezvous}")
         with self.ctx.waiting("the model to be built"):
             self.trainer = await self.compute(build, self.config, self.ctx.model_path)
-        if (directory := latest(self.checkpoints)) is not None:
-            extra = await self.compute(self.trainer.load_checkpoint, directory)
+        chosen = Choice()
+        if self.checkpoints.is_dir():
+            chosen = await choose(self.ctx, self.ledger, self.trainer, self.compute, self.checkpoints)
+        if (directory := chosen.path) is not None:
+            extra = await self.compute(partial(self.trainer.load_checkpoint, Path(directory), verified=True))
             if (owner := extra.get("run_id")) != self.ctx.spec.run_id:
                 raise ResumeError(f"the checkpoint {directory} is of run {owner}, this run is {self.ctx.spec.run_id}")
             self.rewards.extend(extra["rewards"])
@@ -101,9 +105,9 @@ class Learner:
             self.last_saved = self.trainer.version
             if self.rank == 0:
                 await self._reconcile()
-        if (committed := (await self.ledger.steps())[1]) > self.trainer.version:
+        if (forgotten := await self.ledger.forgotten()) > self.trainer.version:
             raise ResumeError(
-                f"the ledger has forgotten the groups of step {committed}, but the newest checkpoint in {self.checkpoints} "
+                f"the ledger has forgotten the groups of step {forgotten}, but the newest checkpoint in {self.checkpoints} "
                 f"is of step {self.trainer.version}: restore the later one"
             )
         self.replay_to, _ = await self.ledger.steps()
@@ -239,7 +243,7 @@ class Learner:
         return [entry for entry in self.recent if entry[1] <= version]
 
     async def _checkpoint(self) -> None:
-        """Save, and only then let the ledger forget what the checkpoint contains."""
+        """Save, and only then let the ledger forget what it and the one before it contain."""
         version = self.trainer.version
         extra: dict[str, Any] = {
             "version": version,
@@ -251,10 +255,9 @@ class Learner:
         }
         with self.ctx.waiting(f"checkpoint {version} to be written"):
             directory = await self.compute(self.trainer.save_checkpoint, self.checkpoints, extra)
-        self.last_saved = version
+        previous, self.last_saved = max(self.last_saved, 0), version
         if self.rank == 0:
-            await self.ledger.commit(version)
-            await self.ctx.event("checkpoint", version=version)
+            await settle(self.ctx, self.ledger, version, previous)
             for function in self.post_save_functions:
                 await self.compute(function, version, directory)
 

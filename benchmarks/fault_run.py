@@ -30,7 +30,10 @@ from miles_async.monitor.status import status
 BATCH, MAX_LAG, LEASE_S, SAVE_INTERVAL = 8, 2, 2.0, 20
 STOP_S = 3.0  # of a SIGSTOP: longer than the lease
 ACTORS = ["rollout-0", "rollout-1", "engine-0", "engine-1", "router", "broadcaster", "dealer", "learner-0"]
-FAULTS = [f"{how} {name}" for how in ("kill", "stop") for name in [*ACTORS, "redis"]] + ["disconnect everybody"]
+FAULTS = [f"{how} {name}" for how in ("kill", "stop") for name in [*ACTORS, "redis"]] + [
+    "disconnect everybody",
+    "damage checkpoint",
+]
 RUN_TIMEOUT_S = 240.0
 
 CONFIG = f"""
@@ -121,6 +124,9 @@ class FaultRun:
         with contextlib.suppress(ProcessLookupError, StopIteration, psutil.Error):  # it is being replaced already
             if how == "disconnect":
                 return self._disconnect(fault)
+            if how == "damage":
+                self._damage_newest_checkpoint()
+                how, name = "kill", "learner-0"
             pid = self._pid(name)
             self.faults.append((fault, time.time()))
             if how == "kill":
@@ -129,6 +135,15 @@ class FaultRun:
                 os.kill(pid, signal.SIGSTOP)
                 time.sleep(STOP_S)
                 os.kill(pid, signal.SIGCONT)
+
+    def _damage_newest_checkpoint(self) -> None:
+        """64 bytes in the middle of its shard are others: whoever loads it next has to go back to the one before."""
+        root = self.run_dir / "checkpoints"
+        with contextlib.suppress(OSError):  # there is none yet, or it is being removed
+            shard = next((root / (root / "latest").read_text().strip()).glob("*.distcp"))
+            with shard.open("r+b") as file:
+                file.seek(shard.stat().st_size // 2)
+                file.write(os.urandom(64))
 
     def _disconnect(self, fault: str) -> None:
         """Redis drops every connection at once, as a network would."""

@@ -227,6 +227,7 @@ class Learner(Section, frozen=True):
 
 class Checkpoint(Section, frozen=True):
     save_interval: PositiveInt = 50  # steps
+    # the newest of them; when it turns out to be damaged, a run goes on from the one before it, which 1 does not keep
     keep: PositiveInt = 2
     save_hf: bool = True  # a Hugging Face export at the end
     post_save_function: str | None = None  # a path to a function (version, directory)

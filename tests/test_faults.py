@@ -185,7 +185,7 @@ def test_a_redis_that_lost_its_end_under_a_newer_checkpoint_trains_nothing_twice
 
 
 def test_a_checkpoint_older_than_what_the_ledger_has_forgotten_is_refused_with_one_line(tmp_path: Path) -> None:
-    config = write_config(tmp_path, topology=RECORDING)
+    config = write_config(tmp_path, checkpoint=TINY["checkpoint"] | {"keep": 1}, topology=RECORDING)
     assert launch(config, tmp_path / "run", env=recording_environment()).returncode == 0
     shutil.rmtree(tmp_path / "run" / "checkpoints")
     result = launch(config, tmp_path / "run", "--set", "run.num_steps=6", env=recording_environment())
@@ -211,3 +211,43 @@ def test_an_empty_ledger_is_told_by_the_checkpoint_and_that_of_another_run_is_re
     assert result.returncode == 1
     assert re.search("is of run run-[0-9a-f]+, this run is other-", result.stderr.strip().splitlines()[-1])
     assert left_behind(other) == []
+
+
+def test_64_flipped_bytes_of_the_newest_checkpoint_cost_the_run_nothing_and_of_all_of_them_one_line(
+    tmp_path: Path,
+) -> None:
+    config = write_config(
+        tmp_path,
+        run=TINY["run"] | {"num_steps": 6},
+        checkpoint={"save_interval": 3, "save_hf": True},
+        topology=RECORDING,
+    )
+    run_dir = tmp_path / "run"
+
+    def flip(version: int) -> None:
+        with (run_dir / "checkpoints" / f"iter_{version:07d}" / "__0_0.distcp").open("r+b") as file:
+            file.seek(40_000)
+            found = file.read(64)
+            file.seek(40_000)
+            file.write(bytes(255 - byte for byte in found))
+
+    assert launch(config, run_dir, env=recording_environment()).returncode == 0
+    before = trained_groups(run_dir)
+    flip(6)
+    result = launch(config, run_dir, "--set", "run.num_steps=9", env=recording_environment())
+    assert result.returncode == 0, result.stderr
+    (line,) = [line for line in result.stdout.splitlines() if "checkpoint_damaged" in line]
+    assert "iter_0000006 is damaged: __0_0.distcp" in line and "goes_on_from=iter_0000003" in line
+    assert events(run_dir, "learner_ready")[-1]["data"]["version"] == 3
+    after = trained_groups(run_dir)
+    assert {step: after[step] for step in before} == before
+    check_that_nothing_is_lost_or_twice(run_dir, steps=9, batch=8, max_lag=2)
+    check_that_the_weights_are_those_of_the_recorded_batches(config, run_dir)
+
+    for version in (6, 9):
+        flip(version)
+    result = launch(config, run_dir, "--set", "run.num_steps=12", env=recording_environment())
+    last = result.stderr.strip().splitlines()[-1]
+    assert result.returncode == 1 and not events(run_dir, "restarted")
+    assert "iter_0000009 is damaged: __0_0.distcp" in last and "iter_0000006 is damaged: __0_0.distcp" in last
+    assert "put back a copy" in last and summary(run_dir)["balanced"] and left_behind(run_dir) == []

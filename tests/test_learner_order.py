@@ -13,11 +13,14 @@ from typing import Any
 import pytest
 
 from actors.learner import Learner, ResumeError
-from actors.runtime.context import ActorContext, ActorSpec
+from actors.runtime.context import FATAL, ActorContext, ActorSpec
 from bus import Bus, Ledger, balanced
 from bus.codec import TOKENS, VERSIONS, pack
 from bus.messages import Event, Group, Sample, Snapshot, Ticket
 from miles_async.config import Checkpoint, Data, Model, Rollout, Run, RunConfig, Staleness
+from miles_async.train import checkpoint
+from miles_async.train.checkpoint import CheckpointError, LearnerState
+from miles_async.train.checkpoint_choice import Choice, choose
 
 BATCH = 2
 
@@ -47,6 +50,24 @@ class StandInTrainer:
 
     def close(self) -> None:
         """Nothing to leave."""
+
+
+class FilingTrainer(StandInTrainer):
+    """Its checkpoints are on disk: what is its version, and what it was given with it."""
+
+    def save_checkpoint(self, directory: Path, extra: dict[str, Any]) -> None:
+        writing = checkpoint.begin(directory, self.version)
+        (writing / "shard").write_bytes(bytes(100))
+        checkpoint.commit(directory, writing, LearnerState(self.version, extra), keep=2)
+
+    def choose_checkpoint(self, directory: Path, forgotten: int) -> Choice:
+        return choose(directory, forgotten)
+
+    def load_checkpoint(self, directory: Path, *, verified: bool) -> dict[str, Any]:
+        assert verified
+        state = checkpoint.read_state(directory)
+        self.version = state.version
+        return state.extra
 
 
 @pytest.fixture(autouse=True)
@@ -189,11 +210,63 @@ async def test_a_learner_without_the_checkpoint_of_what_is_committed_refuses_to_
     bus: Bus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await publish(Ledger(bus), 8)
-    await run(make_learner(bus, tmp_path, StandInTrainer(), monkeypatch))
+    one = Checkpoint(save_interval=100, keep=1, save_hf=False)
+    await run(make_learner(bus, tmp_path, StandInTrainer(), monkeypatch, checkpoint=one))
     again = StandInTrainer()
     with pytest.raises(ResumeError, match="the ledger has forgotten the groups of step 3"):
         await run(make_learner(bus, tmp_path, again, monkeypatch, run=Run(num_steps=4)))
     assert again.trained == []
+
+
+async def test_a_damaged_checkpoint_is_passed_over_for_the_one_before_it_and_the_same_groups_are_trained_again(
+    bus: Bus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger, first = Ledger(bus), FilingTrainer()
+    await publish(ledger, 6)
+    every = Checkpoint(save_interval=1, save_hf=False)
+    await run(make_learner(bus, tmp_path, first, monkeypatch, checkpoint=every))
+    assert (await ledger.steps(), await ledger.forgotten()) == ((3, 3), 2)
+    (tmp_path / "checkpoints" / "iter_0000003" / "shard").write_bytes(b"\1" * 100)
+    await publish(ledger, 2, version=3)
+    second = FilingTrainer()
+    await run(make_learner(bus, tmp_path, second, monkeypatch, checkpoint=every, run=Run(num_steps=4)))
+    assert second.trained == [first.trained[2], ("0-6-0", "0-7-0")]
+    (damaged,) = [e for e in (await bus.read("events", Event, "0"))[0] if e.kind == "checkpoint_damaged"]
+    assert damaged.data["goes_on_from"] == "iter_0000002" and "iter_0000003 is damaged: shard" in damaged.data["cause"]
+    counts = await ledger.counts()
+    assert (counts["trained"], counts["batched"], await ledger.forgotten()) == (8, 0, 3) and balanced(counts)
+
+
+async def test_where_no_checkpoint_is_sound_the_learner_ends_with_a_cause_that_no_restart_would_change(
+    bus: Bus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await publish(Ledger(bus), 6)
+    every = Checkpoint(save_interval=1, save_hf=False)
+    await run(make_learner(bus, tmp_path, FilingTrainer(), monkeypatch, checkpoint=every))
+    for version in (2, 3):
+        (tmp_path / "checkpoints" / f"iter_000000{version}" / "shard").unlink()
+    again = FilingTrainer()
+    with pytest.raises(CheckpointError, match=r"iter_0000003 is damaged: shard is missing; .*iter_0000002 is damaged"):
+        await run(make_learner(bus, tmp_path, again, monkeypatch, checkpoint=every, run=Run(num_steps=4)))
+    assert again.trained == [] and issubclass(CheckpointError, FATAL)
+
+
+async def test_without_room_for_an_older_checkpoints_groups_the_record_says_that_none_is_usable(
+    bus: Bus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def memory() -> tuple[int, int]:
+        return 50 << 20, 100 << 20
+
+    ledger = Ledger(bus)
+    await publish(ledger, 6)
+    learner = make_learner(bus, tmp_path, StandInTrainer(), monkeypatch, checkpoint=Checkpoint(save_hf=False))
+    monkeypatch.setattr(bus, "memory", memory)
+    await run(learner)
+    (saved,) = [e for e in (await bus.read("events", Event, "0"))[0] if e.kind == "checkpoint"]
+    assert saved.data["usable_from"] == await ledger.forgotten() == 3
+    assert (
+        "Redis has no room for the groups of two intervals (50 of 100 MB used)" in saved.data["no_older_one_is_usable"]
+    )
 
 
 async def test_each_step_and_its_weights_are_on_record(

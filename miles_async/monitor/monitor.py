@@ -35,7 +35,8 @@ from miles_async.monitor.record_lines import (
 from miles_async.monitor.record_mend import set_aside
 from miles_async.monitor.summary import SUMMARY_FILE, last_summary, summarize
 
-ANNOUNCED = frozenset({"died", "engine_down", "mismatch"})  # events of actors that are worth a line of their own
+# events of actors that are worth a line of their own
+ANNOUNCED = frozenset({"died", "engine_down", "mismatch", "checkpoint_damaged", "checkpoint_unverified"})
 
 
 class Monitor:

@@ -1,12 +1,14 @@
 """Checkpoints on disk: which are whole, which is the latest, and how one becomes so.
 
     root/latest               the name of the newest whole checkpoint, replaced atomically
-    root/iter_0000050/        torch_dist shards, common.pt, .metadata, metadata.json, learner.msgpack
+    root/iter_0000050/        torch_dist shards, common.pt, .metadata, metadata.json, learner.msgpack, checksums.json
+    root/damaged-iter_*       one that is not as it was written; removed when enough newer ones are kept
     root/.writing-*           a save that was killed; removed by the next one
 
 Promises: a directory named ``iter_*`` is whole: it was written under another name, fsynced, then renamed; ``latest`` changes
 after that, and what it points to is never removed. So a kill at any moment leaves the previous checkpoint loadable.
-``learner.msgpack`` (version and the caller's own state) is readable without torch.
+``learner.msgpack`` (version and the caller's own state) is readable without torch. What became of a checkpoint on its disk
+:func:`verify` says, before anything of it is read; which one a learner goes on from, ``checkpoint_choice.py``.
 """
 
 from __future__ import annotations
@@ -15,18 +17,22 @@ import os
 import re
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
+
+from miles_async.train import checksums
 
 LATEST = "latest"
 LEARNER_STATE = "learner.msgpack"
 _WRITING = ".writing-"
+_State = TypeVar("_State", bound="LearnerState")
+_DAMAGED = "damaged-"
 _NAME = re.compile(r"iter_(\d{7,})(?:_(\d+))?")
 
 
-class CheckpointError(RuntimeError):
-    """No whole checkpoint where one was expected, or one that does not fit."""
+class CheckpointError(ValueError):
+    """No whole checkpoint where one was expected, one that is damaged, or one that does not fit."""
 
 
 class LearnerState(msgspec.Struct, frozen=True):
@@ -37,15 +43,26 @@ class LearnerState(msgspec.Struct, frozen=True):
     critic: bool = False  # whether its weights are there
 
 
+class _Written(LearnerState, frozen=True):
+    checked: bool = False  # whether checksums.json belongs to it; earlier versions wrote none
+
+
 def latest(root: Path) -> Path | None:
     """The newest whole checkpoint under ``root``; None if there is none. Raises CheckpointError for a broken pointer."""
-    try:
-        name = (root / LATEST).read_text().strip()
-    except FileNotFoundError:
+    name = pointed(root)
+    if name is None:
         return None
     if not _NAME.fullmatch(name) or not (root / name / LEARNER_STATE).is_file():
         raise CheckpointError(f"{root / LATEST} names {name!r}, which is no checkpoint in {root}")
     return root / name
+
+
+def pointed(root: Path) -> str | None:
+    """The name in ``latest``; None if there is no such file."""
+    try:
+        return (root / LATEST).read_bytes()[:100].decode(errors="replace").strip()
+    except FileNotFoundError:
+        return None
 
 
 def resolve(directory: Path) -> Path:
@@ -60,10 +77,58 @@ def resolve(directory: Path) -> Path:
 
 def read_state(checkpoint: Path) -> LearnerState:
     """Version and extra state of a whole checkpoint. Raises CheckpointError."""
+    return _read(checkpoint, LearnerState)
+
+
+def _read(checkpoint: Path, kind: type[_State]) -> _State:
     try:
-        return msgspec.msgpack.decode((checkpoint / LEARNER_STATE).read_bytes(), type=LearnerState)
-    except (OSError, msgspec.MsgspecError) as error:
+        return msgspec.msgpack.decode((checkpoint / LEARNER_STATE).read_bytes(), type=kind)
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{checkpoint / LEARNER_STATE}: {error}") from None
+
+
+def verify(checkpoint: Path) -> bool:
+    """Whether every file of it is as it was written; False: it has no checksums, an earlier version wrote it.
+
+    Raises CheckpointError naming the files that are not.
+    """
+    found = checksums.faults(checkpoint)
+    if found is None:
+        if not _read(checkpoint, _Written).checked:
+            return False
+        found = [f"{checksums.CHECKSUMS} is missing"]
+    if found:
+        raise CheckpointError(f"{checkpoint} is damaged: {'; '.join(found)}")
+    return True
+
+
+def kept(root: Path) -> list[Path]:
+    """The whole checkpoints under ``root``: the one that ``latest`` names, then the others, newest first."""
+    matches = [match for path in root.iterdir() if (match := _NAME.fullmatch(path.name))]
+    names = [match[0] for match in sorted(matches, key=lambda m: (int(m[1]), int(m[2] or 0)), reverse=True)]
+    newest = pointed(root)
+    return [root / name for name in sorted(names, key=lambda name: name != newest)]
+
+
+def set_aside(checkpoint: Path) -> Path:
+    """Take a damaged one out of the way of those that are whole, for whoever wants to look at it. Returns its new path."""
+    place, again = checkpoint.with_name(_DAMAGED + checkpoint.name), 0
+    while place.exists():
+        again += 1
+        place = checkpoint.with_name(f"{_DAMAGED}{checkpoint.name}.{again}")
+    return checkpoint.rename(place)
+
+
+def point(root: Path, name: str | None) -> None:
+    """Make ``name`` the latest; None: there is none."""
+    if name is None:
+        (root / LATEST).unlink(missing_ok=True)
+    else:
+        pointer = root / f".{LATEST}"
+        pointer.write_text(name + "\n")
+        _fsync(pointer)
+        pointer.replace(root / LATEST)
+    _fsync(root)
 
 
 def begin(root: Path, version: int) -> Path:
@@ -78,7 +143,9 @@ def begin(root: Path, version: int) -> Path:
 
 def commit(root: Path, writing: Path, state: LearnerState, keep: int) -> Path:
     """Make what lies in ``writing`` the latest checkpoint, then remove all but the newest ``keep``. Returns its path."""
-    (writing / LEARNER_STATE).write_bytes(msgspec.msgpack.encode(state))
+    written = _Written(state.version, state.extra, state.critic, checked=True)
+    (writing / LEARNER_STATE).write_bytes(msgspec.msgpack.encode(written))
+    checksums.write(writing)
     for path in sorted(writing.rglob("*")):
         _fsync(path)
     _fsync(writing)
@@ -89,23 +156,18 @@ def commit(root: Path, writing: Path, state: LearnerState, keep: int) -> Path:
         name = f"iter_{state.version:07d}_{again}"
     writing.rename(root / name)
     _fsync(root)
-    pointer = root / f".{LATEST}"
-    pointer.write_text(name + "\n")
-    _fsync(pointer)
-    pointer.replace(root / LATEST)
-    _fsync(root)
-    _prune(root, name, keep)
+    point(root, name)
+    _prune(root, keep)
     return root / name
 
 
-def _prune(root: Path, newest: str, keep: int) -> None:
-    """Keep ``newest`` and the ``keep - 1`` highest others. Removal goes through a rename: no half-removed iter_*."""
-    matches = [match for path in root.iterdir() if (match := _NAME.fullmatch(path.name))]
-    ordered = sorted(matches, key=lambda m: (int(m[1]), int(m[2] or 0)), reverse=True)
-    others = [match[0] for match in ordered if match[0] != newest]
-    for name in others[keep - 1 :]:
-        doomed = root / f"{_WRITING}removed-{name}"
-        (root / name).rename(doomed)
+def _prune(root: Path, keep: int) -> None:
+    """Keep the latest and the ``keep - 1`` highest others. Removal goes through a rename: no half-removed iter_*."""
+    whole = kept(root)
+    damaged = list(root.glob(f"{_DAMAGED}*")) if len(whole) >= keep else []
+    for path in [*whole[keep:], *damaged]:
+        doomed = root / f"{_WRITING}removed-{path.name}"
+        path.rename(doomed)
         shutil.rmtree(doomed)
 
 

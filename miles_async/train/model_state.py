@@ -6,13 +6,16 @@ refused before anything is loaded. Which files there are is the matter of checkp
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 
 from miles_async.train import checkpoint, cpu_shim, rng
 from miles_async.train.checkpoint import CheckpointError, LearnerState
+from miles_async.train.checkpoint_choice import Choice, choose
 from miles_async.train.distributed import LearnerGroups
 from miles_async.train.model import TrainedModel
 
@@ -40,11 +43,21 @@ class ModelState:
         path = str(checkpoint.commit(root, writing, state, keep)) if first else ""
         return Path(self._groups.agree("the finished checkpoint", path))
 
-    def load(self, directory: Path) -> LearnerState:
-        """Restore the latest checkpoint in ``directory``, or the one it is. Raises CheckpointError."""
-        from megatron.core import dist_checkpointing
+    def choose(self, root: Path, forgotten: int) -> Choice:
+        """See checkpoint_choice.py: rank 0 looks, all ranks have the answer. Raises CheckpointError on every rank."""
+        found = self._on_first("the checkpoint to go on from", lambda: msgspec.json.encode(choose(root, forgotten)))
+        return msgspec.json.decode(found, type=Choice)
+
+    def load(self, directory: Path, *, verified: bool = False) -> LearnerState:
+        """Restore the latest checkpoint in ``directory``, or the one it is.
+
+        ``verified``: its checksums were looked at already. Raises CheckpointError: it is damaged, or does not fit.
+        """
+        from miles_async.train import dist_load
 
         path = checkpoint.resolve(directory)
+        if not verified:
+            self._on_first(f"the checksums of {path.name}", lambda: b"%d" % checkpoint.verify(path))
         state = checkpoint.read_state(path)
         if state.critic != (self._critic is not None):
             theirs, ours = ("with", "has none") if state.critic else ("without", "has one")
@@ -53,12 +66,25 @@ class ModelState:
                 "algorithm.advantage_estimator cannot change on the way"
             )
         with cpu_shim.cuda_means_cpu(self._device), self._groups.waiting("the checkpoint shards of"):
-            loaded: Any = dist_checkpointing.load(self._sharded(is_loading=True), str(path))
+            loaded: Any = dist_load.load(self._sharded(is_loading=True), path)
             self._policy.load_state(loaded)
             if self._critic is not None:
                 self._critic.load_state(loaded[_CRITIC])
         rng.set_state(loaded["rng"])
         return state
+
+    def _on_first(self, what: str, look: Callable[[], bytes]) -> bytes:
+        """What ``look`` gives on rank 0, or its CheckpointError, on every rank."""
+        found = b""
+        if self._groups.rank == 0:
+            try:
+                found = b"+" + look()
+            except CheckpointError as error:
+                found = b"-" + str(error).encode()
+        found = self._groups.agree(what, found.decode()).encode()
+        if found.startswith(b"-"):
+            raise CheckpointError(found[1:].decode())
+        return found[1:]
 
     def _sharded(self, *, is_loading: bool) -> dict[str, Any]:
         from megatron.core.dist_checkpointing.utils import add_prefix_for_sharding

@@ -29,6 +29,7 @@ from miles_async.rl.terms import LossTerms
 from miles_async.train import cpu_shim, hooks, on_policy
 from miles_async.train.batch import BatchError, MicroBatch, Sequences, flatten, micro_batches, whole_sequences
 from miles_async.train.bridge import ModelBridge
+from miles_async.train.checkpoint_choice import Choice
 from miles_async.train.critic import METRICS as CRITIC_METRICS
 from miles_async.train.critic import Critic
 from miles_async.train.distributed import LearnerGroups
@@ -258,13 +259,17 @@ class MegatronTrainer:
         """
         return self._state.save(Path(directory), self.version, extra, keep=self.config.checkpoint.keep)
 
-    def load_checkpoint(self, directory: Path) -> dict[str, Any]:
+    def choose_checkpoint(self, directory: Path, forgotten: int) -> Choice:
+        """The newest sound checkpoint in ``directory``, of step ``forgotten`` or later; see checkpoint_choice.py."""
+        return self._state.choose(Path(directory), forgotten)
+
+    def load_checkpoint(self, directory: Path, *, verified: bool = False) -> dict[str, Any]:
         """Restore the latest checkpoint in ``directory`` (or the one it is). Returns its ``extra``.
 
-        Raises CheckpointError: there is none, or it has a critic and this run none, or the reverse. The number of ranks
-        may differ from the one that saved it.
+        Raises CheckpointError: there is none, it is damaged (not looked for if ``verified``), or it has a critic and this run
+        none, or the reverse. The number of ranks may differ from the one that saved it.
         """
-        state = self._state.load(Path(directory))
+        state = self._state.load(Path(directory), verified=verified)
         self.version = state.version
         return state.extra
 
