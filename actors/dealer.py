@@ -83,7 +83,8 @@ class Dealer:
     async def _state(self) -> StalenessState | None:
         engines = (await self.ctx.engine_states()).values()
         serving = [engine.version for engine in engines if engine.state in ("serving", "updating")]
-        if not serving:
+        generates = self.ctx.config.rollout.generates
+        if generates and not serving:
             return None
         now = await self.ledger.open_groups()
         self._position = now.next_position
@@ -91,7 +92,7 @@ class Dealer:
             batched_steps=now.last_step,
             open_groups=len(now.order),
             batch_size=self.ctx.config.rollout.rollout_batch_size,
-            serving_version=min(serving),
+            serving_version=min(serving) if generates else now.last_step,
             total_steps=self.ctx.config.run.num_steps,
         )
 

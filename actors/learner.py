@@ -210,13 +210,13 @@ class Learner:
         return self.trainer.step(groups)
 
     async def _offer_snapshot(self) -> None:
-        """Hand the weights to the broadcaster, and go on.
+        """Hand the weights to the broadcaster, and go on; in a run in which nobody samples there is nobody to have them.
 
         Not while batches of an earlier life are replayed: engines that still serve the newest version would be put back,
         and what they are generating would grow too old.
         """
         version = self.trainer.version
-        if version < self.replay_to:
+        if version < self.replay_to or not (self.config.rollout.generates or self.config.eval.eval_interval):
             return
         path = await self.compute(self._write_snapshot, version)
         if self.rank == 0:

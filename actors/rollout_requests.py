@@ -38,7 +38,7 @@ class EngineRequests:
     def __init__(self, ctx: ActorContext) -> None:
         self.ctx = ctx
         self.slots = Slots(ctx.config.rollout.samples_in_flight, self.send)
-        self.policy = self._policy() if ctx.config.rollout.adaptive_in_flight else None
+        self.policy = self._policy() if ctx.config.rollout.adaptive_in_flight and ctx.config.rollout.generates else None
         if self.policy is not None:
             self.slots.limit = self.policy.limit
         self.published_versions = PublishedVersions(ctx.bus)
@@ -54,7 +54,12 @@ class EngineRequests:
         )
 
     async def open(self, session: aiohttp.ClientSession, vocab_size: int | None = None) -> None:
-        """Find the router. ``vocab_size``: other ids are not sent. Raises TimeoutError: none in ``engine.start_timeout_s``."""
+        """Find the router, unless nobody will be asked. ``vocab_size``: other ids are not sent.
+
+        Raises TimeoutError: none in ``engine.start_timeout_s``.
+        """
+        if not self.ctx.config.rollout.generates:
+            return
         with self.ctx.waiting("the router's address"):
             url = await self.ctx.bus.address("router", deadline_s=self.ctx.config.engine.start_timeout_s)
         self.session, self.vocab_size = session, vocab_size

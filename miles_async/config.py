@@ -108,6 +108,11 @@ class Rollout(Section, frozen=True):
     buffer_filter: str | None = None  # which ready groups are dropped before the learner chooses a batch
 
     @property
+    def generates(self) -> bool:
+        """Whether engines are asked for anything: what supervised fine-tuning trains on comes with the prompts."""
+        return self.rollout_function != "sft"
+
+    @property
     def samples_in_flight(self) -> int:
         """What a worker may have in flight at most."""
         return self.max_samples_in_flight or self.max_groups_in_flight * self.n_samples_per_prompt

@@ -191,6 +191,11 @@ RULES = (
         'algorithm.loss_type = "policy_loss"',
     ),
     Rule(
+        ("run.target_reward",),
+        lambda config: config.algorithm.loss_type != "sft_loss",
+        'algorithm.loss_type = "policy_loss": what is taught has no rewards',
+    ),
+    Rule(
         ("learner.min_lr", "learner.lr_decay_style"),
         lambda config: config.learner.lr_decay_steps is not None,
         "learner.lr_decay_steps",

@@ -93,6 +93,13 @@ def test_a_run_of_supervised_fine_tuning_lowers_the_loss(tmp_path: Path) -> None
     assert len(losses) == 12 and losses[-1] < 0.8 * losses[0]
     found = summary(tmp_path / "run")
     assert found["balanced"] and found["max_token_lag"] == 0
+    # its loss is what is shown, and nobody is started who would only idle
+    assert found["reward_last"] is None and found["loss_last"] < found["loss_first"]
+    assert f"loss     {found['loss_first']:.3f} -> {found['loss_last']:.3f}" in result.stdout
+    assert "reward" not in result.stdout
+    logs = {path.stem for path in (tmp_path / "run" / "logs").glob("*.log")}
+    assert {"learner-0", "rollout-0", "dealer"} <= logs
+    assert not {log for log in logs if log.startswith(("engine", "router", "broadcaster"))}
 
 
 async def test_a_teacher_scores_the_tokens_that_were_sampled(digits_model: Path, tmp_path: Path) -> None:

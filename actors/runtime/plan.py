@@ -19,12 +19,11 @@ def topology(config: RunConfig) -> dict[str, int]:
     """How many processes of each role."""
     engines = len(config.engine.urls) if config.engine.kind == "external" else config.engine.num_engines
     evaluates = config.eval.eval_interval is not None
+    serving = {"engine": engines, "router": 1, "broadcaster": 1} if config.rollout.generates else {}
     evaluation = {"evaluator": 1, "eval_engine": len(config.eval.urls) or config.eval.num_engines} if evaluates else {}
     return {
         "learner": config.learner.num_ranks,  # first: it takes longest to start
-        "engine": engines,
-        "router": 1,
-        "broadcaster": 1,
+        **serving,
         "rollout": config.rollout.num_workers,
         "dealer": 1,
         **evaluation,
@@ -44,7 +43,7 @@ def actor_names(config: RunConfig) -> frozenset[str]:
 
 def engine_names(config: RunConfig) -> frozenset[str]:
     """Every engine that a run has."""
-    return frozenset(_names("engine", topology(config)["engine"]))
+    return frozenset(_names("engine", topology(config).get("engine", 0)))
 
 
 def eval_engine_names(config: RunConfig) -> tuple[str, ...]:

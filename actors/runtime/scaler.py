@@ -32,6 +32,7 @@ from miles_async.config import RunConfig
 READ_BLOCK_MS = 500
 DRAIN_LOOK_S = 0.1
 
+NOBODY_SAMPLES = 'rollout.rollout_function = "sft": what is trained on comes with the prompts, and no engine is asked'
 EXTERNAL = 'engine.kind = "external": these engines are somebody\'s (engine.urls), their number is not ours to change'
 
 
@@ -67,6 +68,8 @@ class Scaler:
         await end(self._departures)
 
     async def _answer(self, request: Scale) -> Scaled:
+        if request.engines is not None and not self.config.rollout.generates:
+            return Scaled(request=request.request, refusal=NOBODY_SAMPLES)
         if request.engines is not None and self.config.engine.kind == "external":
             return Scaled(request=request.request, refusal=EXTERNAL)
         try:

@@ -89,7 +89,7 @@ def line(progress: Progress, now: float, *, stalled: bool = False) -> str:
     last, recent = progress.steps[-1], progress.recent()
     parts = [
         f"step {last.step}/{progress.num_steps}",
-        f"reward {last.reward:.3f} (last {REWARD_WINDOW}: {_reward(progress):.3f})",
+        f"{progress.curve} {getattr(last, progress.curve):.3f} (last {REWARD_WINDOW}: {_recently(progress):.3f})",
         f"lag max {_number(last.max_lag, '.0f')} mean {_number(last.mean_lag, '.2f')}",
         f"{_number(recent.samples_per_s, ',.0f')} samples/s",
         f"{_number(recent.tokens_per_s, ',.0f')} tokens/s",
@@ -123,12 +123,12 @@ def _figures(progress: Progress) -> list[tuple[str, str]]:
         return []
     last, recent = progress.steps[-1], progress.recent()
     target = "" if progress.target_reward is None else f"   target {progress.target_reward:g}"
-    rewards = [step.reward for step in progress.steps]
+    values = progress.values()
     busy = [f"{key.removeprefix(ENGINE_BUSY)} {v:.0%}" for key, v in progress.latest.items() if ENGINE_BUSY in key]
     publish = _number(progress.latest.get("weights/publish_lag", math.nan), ".0f")
     rows = [
-        ("reward", f"{last.reward:.3f}   last {REWARD_WINDOW}: {_reward(progress):.3f}{target}"),
-        ("", sparkline(rewards)),
+        (progress.curve, f"{values[-1]:.3f}   last {REWARD_WINDOW}: {_recently(progress):.3f}{target}"),
+        ("", sparkline(values)),
         (
             "lag",
             f"max {_number(last.max_lag, '.0f')}   mean {_number(last.mean_lag, '.2f')}   publish {publish} versions",
@@ -188,8 +188,8 @@ def _waits(progress: Progress, now: float) -> str:
     return f"  [{'; '.join(sorted(waiting))}]" if waiting else ""
 
 
-def _reward(progress: Progress) -> float:
-    value = mean(step.reward for step in progress.steps[-REWARD_WINDOW:])
+def _recently(progress: Progress) -> float:
+    value = mean(progress.values()[-REWARD_WINDOW:])
     return math.nan if value is None else value
 
 

@@ -22,7 +22,7 @@ from miles_async.launches import CONFIG_FILE
 from miles_async.monitor.length_bias import LengthBias
 from miles_async.monitor.live import LiveView
 from miles_async.monitor.picture import PICTURE_FILE, draw
-from miles_async.monitor.progress import LEDGER, MONITOR, START, Progress
+from miles_async.monitor.progress import LEDGER, MONITOR, START, Progress, progress_of
 from miles_async.monitor.record import RecordWriter
 from miles_async.monitor.record_lines import (
     EventLine,
@@ -60,7 +60,7 @@ class Monitor:
         be written.
         """
         self._run_dir = run_dir
-        self._progress = Progress(config.run.num_steps, config.run.target_reward, config.eval.datasets)
+        self._progress = progress_of(config)
         damaged = set_aside(run_dir) if resumed else []
         if resumed:
             self._progress.replay(read_metrics(run_dir), read_events(run_dir))

@@ -1,4 +1,4 @@
-"""The picture of a run: reward, lag and throughput, as ``run.png``.
+"""The picture of a run: reward (or loss, of a run that is taught), lag and throughput, as ``run.png``.
 
 Promises: needs no display; draws what there is, down to a run of no steps.
 """
@@ -15,6 +15,7 @@ from miles_async.monitor.summary import REWARD_WINDOW
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
 
 PICTURE_FILE = "run.png"
 
@@ -30,25 +31,28 @@ def draw(progress: Progress, path: Path, title: str) -> None:
     figure = Figure(figsize=(9, 7.5), dpi=130, layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     figure.suptitle(title, x=0.02, ha="left", fontsize=12, fontweight="bold", color="#111827")
-    reward, lag, throughput = figure.subplots(3, 1, height_ratios=[3, 1.5, 2])
+    curve, lag, throughput = figure.subplots(3, 1, height_ratios=[3, 1.5, 2])
     steps = progress.steps
-    _reward(reward, steps, progress.target_reward)
-    _evals(reward, progress)
+    _curve(curve, progress)
+    _evals(curve, progress)
     _lag(lag, steps)
     _throughput(throughput, steps)
-    for axes in (reward, lag, throughput):
+    for axes in (curve, lag):
+        _whole_numbers(axes.xaxis)
+    for axes in (curve, lag, throughput):
         _style(axes)
     figure.savefig(path)
 
 
-def _reward(axes: Axes, steps: list[Step], target: float | None) -> None:
-    xs, rewards = [step.step for step in steps], [step.reward for step in steps]
-    axes.plot(xs, rewards, color=_BLUE, alpha=0.3, linewidth=1, label="each step")
-    means = [sum(part) / len(part) for part in (rewards[max(0, i - REWARD_WINDOW + 1) : i + 1] for i in range(len(xs)))]
+def _curve(axes: Axes, progress: Progress) -> None:
+    steps, target, values = progress.steps, progress.target_reward, progress.values()
+    xs = [step.step for step in steps]
+    axes.plot(xs, values, color=_BLUE, alpha=0.3, linewidth=1, label="each step")
+    means = [sum(part) / len(part) for part in (values[max(0, i - REWARD_WINDOW + 1) : i + 1] for i in range(len(xs)))]
     axes.plot(xs, means, color=_BLUE, linewidth=2, label=f"mean of {REWARD_WINDOW} steps")
     if target is not None:
         axes.axhline(target, color=_GREY, linewidth=1, linestyle="--", label=f"target {target:g}")
-    axes.set_ylabel("reward")
+    axes.set_ylabel(progress.curve)
     axes.set_xlabel("optimizer step")
     for before, after in itertools.pairwise(steps):
         if before.start != after.start:
@@ -63,15 +67,13 @@ def _evals(axes: Axes, progress: Progress) -> None:
 
 
 def _lag(axes: Axes, steps: list[Step]) -> None:
-    from matplotlib.ticker import MaxNLocator
-
     xs, most = [step.step for step in steps], [step.max_lag for step in steps]
     axes.fill_between(xs, most, step="mid", color=_ORANGE, alpha=0.2, linewidth=0, label="oldest token")
     axes.plot(xs, [step.mean_lag for step in steps], color=_ORANGE, linewidth=1.8, label="mean over tokens")
     axes.set_ylabel("lag, versions")
     axes.set_xlabel("optimizer step")
     axes.set_ylim(bottom=0, top=max([1.0, *(lag for lag in most if math.isfinite(lag))]) * 1.15)
-    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+    _whole_numbers(axes.yaxis)
 
 
 def _throughput(axes: Axes, steps: list[Step]) -> None:
@@ -93,6 +95,12 @@ def _throughput(axes: Axes, steps: list[Step]) -> None:
     axes.set_xlabel("seconds of training")
     axes.set_ylim(bottom=0, top=max(samples, default=1.0) * 1.15)
     axes.yaxis.set_major_formatter("{x:,.0f}")
+
+
+def _whole_numbers(axis: Axis) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    axis.set_major_locator(MaxNLocator(integer=True))
 
 
 def _style(axes: Axes) -> None:

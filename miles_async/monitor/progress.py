@@ -11,11 +11,12 @@ import bisect
 import math
 from collections import Counter, deque
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
 from bus.messages import Heartbeat
+from miles_async.config import RunConfig
 from miles_async.monitor.record_lines import EventLine, MetricsLine, is_step
 
 MONITOR = "monitor"
@@ -30,6 +31,10 @@ EVAL = "eval/"  # then the dataset: the mean reward of a point
 PAUSED = "weights/paused_s"  # then, where each engine is reported, a slash and the engine
 
 
+# a run that is taught has no rewards of its own
+Curve = Literal["reward", "loss"]
+
+
 class Step(msgspec.Struct, frozen=True, kw_only=True):
     """One optimizer step as its learner reported it."""
 
@@ -37,6 +42,7 @@ class Step(msgspec.Struct, frozen=True, kw_only=True):
     start: int  # which start of the run trained it, 0-based
     time: float  # seconds since the epoch, at its end
     reward: float  # mean raw reward
+    loss: float
     max_lag: float  # versions, over the tokens trained on
     mean_lag: float
     n_samples: int
@@ -56,9 +62,16 @@ class Rate(msgspec.Struct, frozen=True):
 class Progress:
     """State of one run, fed message by message. All times are seconds since the epoch."""
 
-    def __init__(self, num_steps: int, target_reward: float | None = None, datasets: Iterable[str] = ()) -> None:
-        """``datasets``: the names of those that the run is evaluated on."""
+    def __init__(
+        self,
+        num_steps: int,
+        target_reward: float | None = None,
+        datasets: Iterable[str] = (),
+        curve: Curve = "reward",
+    ) -> None:
+        """``datasets``: the names of those that the run is evaluated on. ``curve``: what shows whether it learns."""
         self.num_steps = num_steps
+        self.curve: Curve = curve
         self.target_reward = target_reward
         self.steps: list[Step] = []
         self.starts: list[float] = []
@@ -128,6 +141,7 @@ class Progress:
                 start=start,
                 time=line.time,
                 reward=values["raw_reward"],
+                loss=values.get("loss", math.nan),
                 max_lag=values.get("max_token_lag", math.nan),
                 mean_lag=values.get("mean_token_lag", math.nan),
                 n_samples=int(values.get("n_samples", 0)),
@@ -135,6 +149,10 @@ class Progress:
                 train_s=values.get("perf/train_time", 0.0),
             )
         )
+
+    def values(self) -> list[float]:
+        """The curve's value of each step."""
+        return [getattr(step, self.curve) for step in self.steps]
 
     @property
     def step(self) -> int:
@@ -155,6 +173,12 @@ class Progress:
         """Seconds that the run was running, over all its starts."""
         past = sum(seen - start for start, seen in zip(self.starts[:-1], self.last_seen[:-1], strict=True))
         return past + (now - self.starts[-1] if self.starts else 0.0)
+
+
+def progress_of(config: RunConfig) -> Progress:
+    """The progress of a run that has not begun."""
+    curve: Curve = "loss" if config.algorithm.loss_type == "sft_loss" else "reward"
+    return Progress(config.run.num_steps, config.run.target_reward, config.eval.datasets, curve)
 
 
 def spans(steps: list[Step]) -> list[tuple[Step, Step]]:

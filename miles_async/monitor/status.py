@@ -25,7 +25,7 @@ from miles_async.config import ConfigError
 from miles_async.launches import CONFIG_FILE
 from miles_async.monitor.diagnosis import REDIS_SILENT_S, Redis, Sight, Wait, diagnose, waits
 from miles_async.monitor.live import doing, line
-from miles_async.monitor.progress import Progress
+from miles_async.monitor.progress import Progress, progress_of
 from miles_async.monitor.record_lines import METRICS_FILE, read_events, read_metrics
 from miles_async.monitor.sight import process_of, refusal
 from miles_async.monitor.summary import (
@@ -241,6 +241,6 @@ def _progress(run_dir: Path) -> Progress:
 
     path = run_dir / CONFIG_FILE
     config = load(path, check=False) if path.exists() else None
-    progress = Progress(config.run.num_steps, datasets=config.eval.datasets) if config else Progress(0)
+    progress = progress_of(config) if config else Progress(0)
     progress.replay(read_metrics(run_dir), read_events(run_dir))
     return progress

@@ -37,14 +37,18 @@ def summarize(
     overall = rate(steps)
     startup = progress.first_step_at[-1] if progress.first_step_at else None
     counts = ledger_counts(ledger)
+    window = min(REWARD_WINDOW, max(1, len(steps) // 2))  # no step is both at the beginning and at the end
+    first, last = (mean(step.reward for step in part) for part in (steps[:window], steps[-window:]))
     return {
         "status": status,
         "reason": reason,
         "steps": progress.step,
         "num_steps": progress.num_steps,
         "starts": len(progress.starts),
-        "reward_first": mean(step.reward for step in steps[:REWARD_WINDOW]),
-        "reward_last": mean(step.reward for step in steps[-REWARD_WINDOW:]),
+        "reward_first": first if progress.curve == "reward" else None,
+        "reward_last": last if progress.curve == "reward" else None,
+        "loss_first": mean(step.loss for step in steps[:window]),
+        "loss_last": mean(step.loss for step in steps[-window:]),
         "max_token_lag": _finite(
             max((step.max_lag for step in steps if math.isfinite(step.max_lag)), default=math.nan)
         ),
@@ -116,13 +120,16 @@ def describe(summary: Mapping[str, Any]) -> str:
         value = summary.get(key)
         return "-" if value is None else format(value, form)
 
+    name = "loss" if summary.get("reward_first") is None and summary.get("loss_first") is not None else "reward"
+    beginning = "" if summary["steps"] == 1 else f"{show(f'{name}_first', '.3f')} -> "
+    curve = f"{name:<8} {beginning}{show(f'{name}_last', '.3f')}"
     ledger = summary["ledger"]  # not known of a run that was killed
     reason = f": {summary['reason']}" if summary.get("reason") else ""
     lines = [
         f"{summary['status']}{reason}",
         f"steps    {summary['steps']} of {summary['num_steps']} in {show('wall_s', '.1f')} s "
         f"(first step after {show('startup_s', '.1f')} s)",
-        f"reward   {show('reward_first', '.3f')} -> {show('reward_last', '.3f')}",
+        curve,
         f"lag      max {show('max_token_lag', '.0f')}, mean {show('mean_token_lag', '.2f')} versions",
         f"rate     {show('samples_per_s', ',.0f')} samples/s, {show('tokens_per_s', ',.0f')} tokens/s",
         f"busy     learner {show('learner_busy', '.0%')}, engines {show('engine_busy', '.0%')}",
