@@ -66,6 +66,8 @@ class Learner:
         self.last_saved = -1
         self.replay_to = 0  # the last step that has a batch when this process began
         self.waited_s = 0.0
+        # somebody samples with what is learnt
+        self.wanted = ctx.config.rollout.generates or ctx.config.eval.eval_interval is not None
         self.warned = False
         self.log_functions = LOG.functions(ctx.config)
         self.post_save_functions = POST_SAVE.functions(ctx.config)
@@ -216,7 +218,7 @@ class Learner:
         and what they are generating would grow too old.
         """
         version = self.trainer.version
-        if version < self.replay_to or not (self.config.rollout.generates or self.config.eval.eval_interval):
+        if version < self.replay_to or not self.wanted:
             return
         path = await self.compute(self._write_snapshot, version)
         if self.rank == 0:
