@@ -43,16 +43,20 @@ def check_lengths(config: RunConfig) -> None:
 
 
 def _model_length(config: RunConfig, directory: str | Path | None) -> int | None:
-    """What config.json says; None: nothing, or positions are scaled to more than it says."""
     name = config.model.hf_checkpoint
     if directory is None and builtin.is_builtin(name):
         return builtin.MODELS[name].max_position if name in builtin.MODELS else None
+    return model_length(directory or name)
+
+
+def model_length(directory: str | Path) -> int | None:
+    """What config.json says; None: nothing, or positions are scaled to more than it says."""
     try:
-        found = json.loads((Path(directory or name) / "config.json").read_text("utf-8"))
+        found = json.loads((Path(directory) / "config.json").read_text("utf-8"))
     except (OSError, ValueError):
         return None  # whoever needs the file says what is wrong with it
     found = found if isinstance(found, dict) else {}
-    scaled: Any = found.get("rope_scaling")
+    scaled: Any = found.get("rope_scaling") or found.get("rope_parameters")
     length = found.get("max_position_embeddings")
     plain = not isinstance(scaled, dict) or scaled.get("rope_type", scaled.get("type")) in (None, "default", "llama3")
     return length if type(length) is int and length > 0 and plain else None

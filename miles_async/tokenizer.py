@@ -1,13 +1,15 @@
 """The tokenizer of a Hugging Face checkpoint directory, read without importing transformers.
 
-Promises: token ids, text and rendered chats equal those of transformers' fast tokenizer for the same files, no special
-token is added on its own, and workers that need only this start in a fraction of a second.
+Promises: token ids and text are those of ``tokenizer.json`` (with the added tokens that only ``tokenizer_config.json`` knows),
+chats those of transformers' ``apply_chat_template`` for the same files, variables and messages; no special token is added on
+its own, nothing is cut, padded or cleaned up, and workers that need only this start in a fraction of a second. What the Python
+class of a tokenizer would add to its files (special tokens of its own, code of the checkpoint) is not looked for: a directory
+that needs it has to be saved once with ``save_pretrained``.
 """
 
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -15,22 +17,23 @@ from typing import Any
 
 import jinja2
 import tokenizers
-from jinja2.ext import Extension, loopcontrols
-from jinja2.nodes import Node
-from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from miles_async import tokenizer_files as files
+from miles_async.chat_template import ChatTemplate, Rendered
+from miles_async.context_length import model_length
+from miles_async.end_of_turn import EndOfTurn
+from miles_async.tokenizer_files import TokenizerError
 
-class TokenizerError(ValueError):
-    """The directory has no usable tokenizer, or a chat cannot be rendered; one line."""
+__all__ = ["Tokenizer", "TokenizerError"]
+
+MARK = "miles-async-marks-this-turn"  # an assistant's text that no template takes for anything else
 
 
 class Tokenizer:
     """``tokenizer.json`` of a checkpoint, with what ``config.json`` and its companions say about it.
 
     ``vocab_size``: rows of the model's embedding, so the ids a prompt may hold are ``0..vocab_size-1``.
-    ``eos_token_ids``: the ids that end a response (``generation_config.json``, else ``config.json``, else the eos
-    token).
+    ``context_length``: how many tokens prompt and response may have together; None: unknown.
     """
 
     def __init__(self, directory: str | Path) -> None:
@@ -46,17 +49,19 @@ class Tokenizer:
         # a tokenizer.json may carry the settings of its last use; a prompt is never cut or padded here
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
-        model = _read_json(self.directory / "config.json")
-        self._config = _read_json(self.directory / "tokenizer_config.json")
-        self.vocab_size: int = _model_vocab(model) or self._tokenizer.get_vocab_size(with_added_tokens=True)
-        self.eos_token_ids: tuple[int, ...] = self._find_eos(model)
+        model = files.read_json(self.directory / "config.json")
+        self._config = files.tokenizer_config(self.directory)
+        self._add_tokens()
+        self.vocab_size: int = files.model_vocab(model) or self._tokenizer.get_vocab_size(with_added_tokens=True)
+        self.context_length: int | None = model_length(self.directory)
         self._template_path: Path | None = None  # None: the checkpoint's own
         self._variables: dict[str, Any] = {}
 
     def for_chats(self, template: str | Path | None, variables: Mapping[str, Any]) -> Tokenizer:
         """This tokenizer, rendering chats by the jinja file ``template`` (None: the checkpoint's) with ``variables`` set."""
         other = copy.copy(self)
-        other.__dict__.pop("_template", None)
+        for name in ("_templates", "end_of_turn"):
+            other.__dict__.pop(name, None)
         other._template_path = None if template is None else Path(template)
         other._variables = dict(variables)
         return other
@@ -77,30 +82,67 @@ class Tokenizer:
         ``variables`` (``tools``, ``enable_thinking``, ...) are handed to the template and win over those of
         :meth:`for_chats`. Raises TokenizerError: there is no template, or it refuses the messages.
         """
-        template = self._template
+        return self.rendered(messages, add_generation_prompt=add_generation_prompt, **variables).text
+
+    def rendered(
+        self, messages: Sequence[dict[str, Any]], *, add_generation_prompt: bool = True, **variables: Any
+    ) -> Rendered:
+        """As :meth:`render_chat`, with the places of the template's ``{% generation %}`` blocks."""
         fixed = {"messages": list(messages), "add_generation_prompt": add_generation_prompt}
         given = {"tools": None, "documents": None} | self._special_tokens | self._variables | variables | fixed
+        template = self._template(with_tools=given["tools"] is not None)
         try:
             return template.render(given)
         except Exception as error:  # a template is not our code: whatever it raises is its refusal
             raise TokenizerError(f"chat template of {self._template_owner}: {' '.join(str(error).split())}") from None
 
+    @property
+    def eos_token_ids(self) -> tuple[int, ...]:
+        """Every token that ends a turn, the tokenizer's own end of sequence first."""
+        return self.end_of_turn.token_ids
+
     @cached_property
-    def _template(self) -> jinja2.Template:
-        source = self._find_template()
-        if source is None:
+    def end_of_turn(self) -> EndOfTurn:
+        """What ends a turn of this model, in its chats and elsewhere."""
+        engines, template = files.engine_ends(self.directory, self._tokenizer.token_to_id), self._template_end()
+        ids = engines if template is None else (*engines, template)
+        texts = dict.fromkeys(self.decode([token], skip_special_tokens=False) for token in ids)
+        return EndOfTurn(engines, template, tuple(text for text in texts if text))
+
+    def _template_end(self) -> int | None:
+        """The special token that the chat template puts behind an assistant's message, if there is one."""
+        messages = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": MARK}]
+        try:
+            behind = self.render_chat(messages, add_generation_prompt=False).partition(MARK)[2]
+        except TokenizerError:  # none, or one for other messages
+            return None
+        special = {i for i, token in self._tokenizer.get_added_tokens_decoder().items() if token.special}
+        end = next((token for token in self.encode(behind) if token in special), None)
+        before = "" if end is None else behind.partition(self.decode([end], skip_special_tokens=False))[0]
+        return None if before.strip() else end
+
+    def _template(self, *, with_tools: bool) -> ChatTemplate:
+        """As transformers chooses: "tool_use" where there are tools and such a template, else "default"."""
+        if not self._templates:
             raise TokenizerError(
                 f"{self.directory} has no chat template (chat_template.jinja or tokenizer_config.json)"
             )
-        # transformers' environment, which templates are written for; sandboxed, since a checkpoint is not our code
-        environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationBlock, loopcontrols]
-        )
-        environment.filters["tojson"] = _to_json
-        environment.globals["raise_exception"] = _raise_exception
-        environment.globals["strftime_now"] = _strftime_now
+        name = files.TOOL_TEMPLATE if with_tools and files.TOOL_TEMPLATE in self._templates else files.DEFAULT_TEMPLATE
+        if name not in self._templates:
+            raise TokenizerError(
+                f'{self.directory} has several chat templates, and none is called "{name}": {", ".join(self._templates)}; '
+                "data.chat_template_path names the file of one"
+            )
+        return self._templates[name]
+
+    @cached_property
+    def _templates(self) -> dict[str, ChatTemplate]:
+        if self._template_path is not None:
+            sources = {files.DEFAULT_TEMPLATE: files.read_template(self._template_path)}
+        else:
+            sources = files.chat_templates(self.directory, self._config)
         try:
-            return environment.from_string(source)
+            return {name: ChatTemplate(source) for name, source in sources.items()}
         except jinja2.TemplateError as error:
             raise TokenizerError(f"chat template of {self._template_owner}: {error}") from None
 
@@ -108,74 +150,19 @@ class Tokenizer:
     def _template_owner(self) -> Path:
         return self._template_path or self.directory
 
-    def _find_template(self) -> str | None:
-        path = self._template_path or self.directory / "chat_template.jinja"
-        if path == self._template_path or path.is_file():
-            try:
-                return path.read_text(encoding="utf-8")
-            except (OSError, UnicodeDecodeError) as error:
-                raise TokenizerError(f"chat template {path}: {getattr(error, 'strerror', None) or error}") from None
-        template = self._config.get("chat_template")
-        if isinstance(template, list):  # named templates
-            template = {entry["name"]: entry["template"] for entry in template}.get("default")
-        return template
-
     @property
     def _special_tokens(self) -> dict[str, str]:
-        named = {name: _content(value) for name, value in self._config.items() if name.endswith("_token")}
-        return {name: text for name, text in named.items() if text is not None}
+        return files.special_tokens(self._config)
 
-    def _find_eos(self, model: dict[str, Any]) -> tuple[int, ...]:
-        for config in (_read_json(self.directory / "generation_config.json"), model):
-            eos = config.get("eos_token_id")
-            if eos is not None:
-                return tuple(eos) if isinstance(eos, list) else (eos,)
-        text = self._special_tokens.get("eos_token")
-        eos = None if text is None else self._tokenizer.token_to_id(text)
-        return () if eos is None else (eos,)
-
-
-class _GenerationBlock(Extension):
-    """``{% generation %}`` marks what the assistant wrote; for a prompt it only has to be let through."""
-
-    tags = {"generation"}
-
-    def parse(self, parser: Parser) -> list[Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-
-def _to_json(value: Any, indent: int | None = None, **options: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, indent=indent, **options)  # jinja's own escapes HTML
-
-
-def _raise_exception(message: str) -> None:
-    raise jinja2.TemplateError(message)
-
-
-def _strftime_now(pattern: str) -> str:
-    from datetime import datetime
-
-    return datetime.now().strftime(pattern)
-
-
-def _content(token: Any) -> str | None:
-    """A special token in ``tokenizer_config.json``: its text, or a table that holds it."""
-    if isinstance(token, dict):
-        token = token.get("content")
-    return token if isinstance(token, str) else None
-
-
-def _model_vocab(config: dict[str, Any]) -> int | None:
-    text = config.get("text_config")  # models with further modalities keep it one level down
-    return config.get("vocab_size") or (text.get("vocab_size") if isinstance(text, dict) else None)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise TokenizerError(f"{path}: {error}") from None
-    return content if isinstance(content, dict) else {}
+    def _add_tokens(self) -> None:
+        """Add what only ``tokenizer_config.json`` knows. Raises TokenizerError: it would get another id than is said there."""
+        known = self._tokenizer.token_to_id
+        for number, fields in files.added_tokens(self.directory, self._config).items():
+            text = fields["content"]
+            if known(text) is None:
+                self._tokenizer.add_tokens([tokenizers.AddedToken(**fields)])
+                if known(text) != number:
+                    raise TokenizerError(
+                        f'{self.directory}: tokenizer.json lacks "{text}", which has the id {number} in '
+                        f"tokenizer_config.json and would get {known(text)}"
+                    )

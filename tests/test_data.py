@@ -204,7 +204,7 @@ def test_a_directory_without_tokenizer_or_template_is_refused(tmp_path: Path, te
 
 @pytest.mark.parametrize(
     ("generation", "model", "expected"),
-    [({"eos_token_id": [1, 5]}, {}, (1, 5)), ({}, {"eos_token_id": 7}, (7,)), ({}, {}, (1,))],
+    [({"eos_token_id": [1, 5]}, {}, (1, 5)), ({}, {"eos_token_id": 7}, (1, 7)), ({}, {}, (1,))],
 )
 def test_end_of_sequence_ids_come_from_the_checkpoint(
     templated: Path, generation: dict[str, Any], model: dict[str, Any], expected: tuple[int, ...]

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from bus.codec import LOGPROBS, MASK, TOKENS, VERSIONS, pack, unpack
 from bus.messages import Sample, Ticket
 from miles_async.config import Rollout
+from miles_async.end_of_turn import EndOfTurn
 from miles_async.rollout.generate import (
     MAX_ABORTS,
     SEED_SPACE,
@@ -30,6 +31,9 @@ TICKET = Ticket(group_id="0-7-0", prompt_tokens=pack([5, 6], TOKENS), sampling_s
 
 class Decoder:
     """Stands in for a tokenizer."""
+
+    context_length = None
+    end_of_turn = EndOfTurn(())
 
     def decode(self, tokens: list[int], skip_special_tokens: bool = False) -> str:
         return " ".join(map(str, tokens))

@@ -115,6 +115,13 @@ def scripted(tokenizer: Tokenizer, *texts: str) -> Ask:
     return ask
 
 
+async def test_a_request_without_a_limit_is_given_what_the_engines_context_leaves(engine_url: str, model: Path) -> None:
+    async with before_engine(engine_url, model, rollout_max_response_len=5000) as one:
+        answer = await one.say(HI)
+        assert answer.choices[0].finish_reason == "stop"
+    assert one.asked[0]["sampling_params"][0]["max_new_tokens"] == 256 - answer.usage.prompt_tokens
+
+
 async def test_the_openai_client_plays_turns_that_become_one_sequence(engine_url: str, model: Path) -> None:
     async with before_engine(engine_url, model) as one:
         messages = list(HI)

@@ -54,7 +54,6 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
     mlp_bias: bool
     max_positions: int
     dtype: str
-    eos_token_ids: frozenset[int]
 
 
 def read_config(path: str | Path) -> ModelConfig:
@@ -90,7 +89,6 @@ def read_config(path: str | Path) -> ModelConfig:
         mlp_bias=bool(raw.get("mlp_bias", False)),
         max_positions=int(raw.get("max_position_embeddings", 2048)),
         dtype=str(raw.get("dtype") or raw.get("torch_dtype") or "float32"),
-        eos_token_ids=_read_eos(raw, Path(path)),
     )
 
 
@@ -143,15 +141,3 @@ def _read_rope(raw: dict[str, Any], path: str | Path) -> RopeConfig:
         high_freq_factor=float(spec.get("high_freq_factor", 4.0)),
         original_max_positions=int(spec.get("original_max_position_embeddings", 8192)),
     )
-
-
-def _read_eos(raw: dict[str, Any], root: Path) -> frozenset[int]:
-    """End-of-sequence ids of ``config.json`` and ``generation_config.json`` together, as SGLang takes them."""
-    found: set[int] = set()
-    sources = [raw]
-    if (root / "generation_config.json").exists():
-        sources.append(_read_json(root / "generation_config.json"))
-    for source in sources:
-        ids = source.get("eos_token_id")
-        found.update(ids if isinstance(ids, list) else [] if ids is None else [ids])
-    return frozenset(found)

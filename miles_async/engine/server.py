@@ -88,7 +88,7 @@ async def serve(
         context = max_tokens
     scheduler = Scheduler(model, codec, max_running=max_running_requests, max_tokens=max_tokens, version=weight_version)
     limits = Limits(config.vocab_size, context, codec.available)
-    frontend = Frontend(scheduler, limits, codec, config.eos_token_ids | codec.eos_token_ids)
+    frontend = Frontend(scheduler, limits, codec, codec.eos_token_ids)
     weights = WeightControl(frontend.compute, model, model_path, weight_version, frontend.abort_all)
     info = {
         "model_path": model_path,

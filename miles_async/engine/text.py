@@ -6,30 +6,22 @@ that needs one is refused; a matched stop string or stop token is left out of th
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from miles_async.engine.protocol import RequestError, Sampling
+from miles_async.tokenizer_files import engine_ends
 
 
 class TextCodec:
-    """Tokenizer of one checkpoint directory. ``eos_token_ids`` holds the tokenizer's own end-of-sequence id, if any."""
+    """Tokenizer of one checkpoint directory. ``eos_token_ids``: on what a response ends where ``ignore_eos`` is not set."""
 
     def __init__(self, path: str | Path) -> None:
-        self._tokenizer: Any = None
-        self.eos_token_ids: frozenset[int] = frozenset()
-        file = Path(path) / "tokenizer.json"
-        if not file.exists():
-            return
-        try:
-            from tokenizers import Tokenizer  # optional: comes with the [train] extra
-        except ImportError:
-            return
-        self._tokenizer = Tokenizer.from_file(str(file))
-        self._tokenizer.no_padding()
-        self._tokenizer.no_truncation()
-        self.eos_token_ids = self._read_eos(Path(path) / "tokenizer_config.json")
+        """Raises TokenizerError: a file of the tokenizer that cannot be read."""
+        self._tokenizer: Any = _load(Path(path) / "tokenizer.json")
+        self.eos_token_ids = frozenset(
+            engine_ends(Path(path), self._tokenizer.token_to_id if self.available else lambda _: None)
+        )
 
     @property
     def available(self) -> bool:
@@ -74,10 +66,16 @@ class TextCodec:
                 return text[: at + len(matched)] if sampling.no_stop_trim else text[:at]
         return text
 
-    def _read_eos(self, config: Path) -> frozenset[int]:
-        if not config.exists():
-            return frozenset()
-        token = json.loads(config.read_bytes()).get("eos_token")
-        content = token.get("content") if isinstance(token, dict) else token
-        found = self._tokenizer.token_to_id(content) if content else None
-        return frozenset() if found is None else frozenset((found,))
+
+def _load(file: Path) -> Any:
+    """The tokenizer in ``file``; None without the file, or without the library."""
+    if not file.exists():
+        return None
+    try:
+        from tokenizers import Tokenizer
+    except ImportError:
+        return None
+    tokenizer = Tokenizer.from_file(str(file))
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return tokenizer

@@ -74,7 +74,9 @@ class Evaluation:
         self, dataset: Dataset, version: int, ask: Ask, tokenizer: Tokenizer, grader: Scorer, mark: str = ""
     ) -> None:
         self.dataset, self.version, self.mark = dataset, version, mark
-        self._ask, self._tokenizer, self._grader = ask, tokenizer, grader
+        data = dataset.config.data
+        self._ask, self._grader = ask, grader
+        self._tokenizer = tokenizer.for_chats(data.chat_template_path, data.apply_chat_template_kwargs)
         self._roll = rollout_function(dataset.config)
         self._places = asyncio.Semaphore(dataset.config.eval.max_in_flight)
         self._record: dict[int, list[EvalSample]] = {}  # by prompt

@@ -127,7 +127,7 @@ async def _open(context: RolloutContext) -> AsyncIterator[_Agents]:
 
     def make(name: str, seed: int) -> Session:
         ask = asks.get(name, context.ask)
-        return Session(name, seed, context.config.rollout, context.tokenizer, ask, parse_calls)
+        return Session(name, seed, context.config.rollout, context.tokenizer, ask, parse_calls, context.bounds)
 
     logging.getLogger("httpx").setLevel(logging.WARNING)  # an OpenAI client's: it logs a line for every request
     for name in ("NO_PROXY", "no_proxy"):  # nor may that client ask a proxy of the site for what lies on loopback

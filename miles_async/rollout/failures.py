@@ -10,8 +10,9 @@ from bus.messages import Sample
 from miles_async.engine_client import EngineError
 from miles_async.filters.apply import FilterError
 from miles_async.rewards import RewardError
-from miles_async.rollout.generate import AbortedError, AnswerError
+from miles_async.rollout.generate import AbortedError, AnswerError, NoRoomError
 from miles_async.rollout.teacher import TeacherError
+from miles_async.unicode_text import words_of
 
 DETAIL_CHARS = 400
 
@@ -22,12 +23,15 @@ class RolloutError(RuntimeError):
 
 def reason_of(error: Exception) -> tuple[str, str]:
     """The reason (a word to count by) and the words of a failure, one line."""
-    detail = str(error)
+    words = words_of(error)
+    detail = words.partition(": ")[2] or words
     match error:
         case EngineError() | AnswerError() | TeacherError():
             reason = "generate_error"
         case AbortedError():
             reason = "aborted"
+        case NoRoomError():
+            reason = "too_long"
         case RewardError():
             reason = error.reason
         case FilterError():
@@ -35,7 +39,7 @@ def reason_of(error: Exception) -> tuple[str, str]:
         case RolloutError():
             reason = "rollout_error"
         case _:  # of a function of the user
-            reason, detail = "rollout_error", f"{type(error).__name__}: {error}"
+            reason, detail = "rollout_error", words
     return reason, detail.replace("\n", " ")[:DETAIL_CHARS]
 
 

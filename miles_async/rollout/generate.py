@@ -20,6 +20,7 @@ import numpy.typing as npt
 from bus.codec import TOKENS, VERSIONS, unpack
 from bus.messages import Sample, Ticket
 from miles_async.config import Rollout
+from miles_async.rollout.bounds import NO_BOUNDS, Bounds
 from miles_async.rollout.interface import Ask
 from miles_async.rollout.trajectory import Trajectory
 from miles_async.tokenizer import Tokenizer
@@ -31,6 +32,10 @@ CANCELED = "canceled by its own worker"  # in the place of an engine's message, 
 
 class AbortedError(RuntimeError):
     """An engine aborted the same sample again and again."""
+
+
+class NoRoomError(RuntimeError):
+    """A prompt fills the engines' context; one line."""
 
 
 class AnswerError(RuntimeError):
@@ -69,8 +74,11 @@ class Answer(NamedTuple):
     finish: dict[str, Any]
 
 
-def sampling_params(config: Rollout, seed: int, max_new_tokens: int | None = None) -> dict[str, Any]:
-    """SGLang's sampling parameters of one sample; ``max_new_tokens``: None for a whole response."""
+def sampling_params(
+    config: Rollout, seed: int, max_new_tokens: int | None = None, stop_token_ids: Sequence[int] = ()
+) -> dict[str, Any]:
+    """SGLang's sampling parameters of one sample; ``max_new_tokens``: None for a whole response. ``stop_token_ids``: beside
+    those of the configuration."""
     params: dict[str, Any] = {
         "temperature": config.rollout_temperature,
         "top_p": config.rollout_top_p,
@@ -80,10 +88,10 @@ def sampling_params(config: Rollout, seed: int, max_new_tokens: int | None = Non
         "no_stop_trim": True,
         "spaces_between_special_tokens": False,
     }
-    if config.rollout_stop:
-        params["stop"] = config.rollout_stop
-    if config.rollout_stop_token_ids:
-        params["stop_token_ids"] = config.rollout_stop_token_ids
+    if stops := [text for text in config.rollout_stop if text]:  # SGLang finds an empty one behind every token
+        params["stop"] = stops
+    if ids := list(dict.fromkeys([*config.rollout_stop_token_ids, *stop_token_ids])):
+        params["stop_token_ids"] = ids
     return params
 
 
@@ -101,37 +109,52 @@ def continuation_seed(seed: int, tokens: int) -> int:
     return (x ^ (x >> 31)) % SEED_SPACE
 
 
-async def complete(turns: Sequence[Turn], config: Rollout, ask: Ask) -> None:
+async def complete(turns: Sequence[Turn], config: Rollout, ask: Ask, bounds: Bounds = NO_BOUNDS) -> None:
     """Let the policy write every turn to its end; those that an engine aborts are asked for again, together.
 
     A stop string that lies across such a seam is not seen: an engine looks for it in what it samples itself.
-    Raises AnswerError, AbortedError, and what ``ask`` raises.
+    Raises NoRoomError (before anything is asked), AnswerError, AbortedError, and what ``ask`` raises.
     """
     open_turns, number = list(turns), 0
+    for turn in turns:
+        _check_room(turn, config, bounds)
     while open_turns:
-        answers = await ask(_body(open_turns, config, number))
+        answers = await ask(_body(open_turns, config, bounds, number))
         if not isinstance(answers, list) or len(answers) != len(open_turns):
             raise AnswerError(f"{len(open_turns)} answers were asked for, not {answers!r:.100}")
         for turn, answer in zip(open_turns, answers, strict=True):
-            _take(turn, read_answer(answer), config)
+            _take(turn, read_answer(answer), config, bounds)
         open_turns = [turn for turn in open_turns if not turn.finish]
         number += 1
 
 
-def _body(turns: Sequence[Turn], config: Rollout, number: int) -> dict[str, Any]:
-    done = [len(turn.trajectory.tokens) for turn in turns]
+def _check_room(turn: Turn, config: Rollout, bounds: Bounds) -> None:
+    if bounds.room(turn.trajectory, config) < 1:
+        raise NoRoomError(
+            f"sample {turn.rid}: {len(turn.trajectory.prompt)} tokens of prompt and {len(turn.trajectory.tokens)} of response "
+            f"leave no room: rollout.rollout_max_response_len = {config.rollout_max_response_len}, the engines' context is "
+            f"{bounds.context_length} (engine.context_length)"
+        )
+
+
+def _body(turns: Sequence[Turn], config: Rollout, bounds: Bounds, number: int) -> dict[str, Any]:
     return {
         "rid": [f"{turn.rid}.{number}" for turn in turns],
         "input_ids": [turn.trajectory.input_ids for turn in turns],
         "sampling_params": [
-            sampling_params(config, continuation_seed(turn.seed, n), config.rollout_max_response_len - n)
-            for turn, n in zip(turns, done, strict=True)
+            sampling_params(
+                config,
+                continuation_seed(turn.seed, len(turn.trajectory.tokens)),
+                bounds.room(turn.trajectory, config),
+                bounds.stop_token_ids,
+            )
+            for turn in turns
         ],
         "return_logprob": True,
     }
 
 
-def _take(turn: Turn, answer: Answer, config: Rollout) -> None:
+def _take(turn: Turn, answer: Answer, config: Rollout, bounds: Bounds) -> None:
     """Add what was sampled to the turn's trajectory, and see whether it has ended."""
     trajectory = turn.trajectory
     if answer.finish["type"] == "abort":
@@ -147,7 +170,7 @@ def _take(turn: Turn, answer: Answer, config: Rollout) -> None:
     trajectory.sampled(answer.tokens, answer.logprobs, answer.versions)
     if answer.finish["type"] != "abort":
         turn.finish = answer.finish
-    elif len(trajectory.tokens) >= config.rollout_max_response_len:
+    elif bounds.room(trajectory, config) < 1:
         turn.finish = {"type": "length", "length": len(trajectory.tokens)}
     elif config.mask_offpolicy_in_partial_rollout:
         trajectory.mask_all()
@@ -208,15 +231,17 @@ def token_versions(meta: dict[str, Any], n_tokens: int) -> npt.NDArray[np.int32]
     return versions
 
 
-async def generate_group(ticket: Ticket, config: Rollout, ask: Ask, tokenizer: Tokenizer) -> list[Sample]:
+async def generate_group(
+    ticket: Ticket, config: Rollout, ask: Ask, tokenizer: Tokenizer, bounds: Bounds = NO_BOUNDS
+) -> list[Sample]:
     """The ``n_samples_per_prompt`` responses to ``ticket``, in one request; unscored (reward 0).
 
-    Raises AnswerError, AbortedError, and what ``ask`` raises.
+    Raises what :func:`complete` raises.
     """
     prompt = unpack(ticket.prompt_tokens, TOKENS).tolist()
     turns = [
         Turn(Trajectory(prompt), rid=f"{ticket.group_id}.{i}", seed=ticket.sampling_seed + i)
         for i in range(config.n_samples_per_prompt)
     ]
-    await complete(turns, config, ask)
+    await complete(turns, config, ask, bounds)
     return [turn.trajectory.sample(i, turn.finish_reason, tokenizer) for i, turn in enumerate(turns)]

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from bus.messages import Sample, Ticket
 from miles_async.config import RunConfig
+from miles_async.rollout.bounds import Bounds
 
 if TYPE_CHECKING:  # what only names the hooks needs no tokenizer
     from miles_async.tokenizer import Tokenizer
@@ -56,6 +57,11 @@ class RolloutContext:
     slots: SampleSlots | None = None  # of the group that this context was made for; None: nobody counts
     _resources: dict[str, Any] = field(default_factory=dict)
     _opening: dict[str, asyncio.Lock] = field(default_factory=dict)
+
+    @property
+    def bounds(self) -> Bounds:
+        """Where a response ends at this run's engines."""
+        return Bounds.of(self.tokenizer, self.config.engine.context_length)
 
     @contextlib.asynccontextmanager
     async def one_sample(self) -> AsyncIterator[RolloutContext]:

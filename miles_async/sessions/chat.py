@@ -9,6 +9,7 @@ the samples of a group must differ. Unknown fields are ignored, as other servers
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
@@ -16,9 +17,14 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
+from miles_async import messages as shared
+from miles_async.messages import Messages
 from miles_async.sessions.errors import ApiError
+from miles_async.unicode_text import well_formed
 
-Messages = list[dict[str, Any]]
+MAX_STOPS = 16  # stop strings of one request: each is looked for behind every token
+MAX_STOP_CHARS = 1000
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 class Part(msgspec.Struct):
@@ -97,7 +103,8 @@ class ChatRequest(msgspec.Struct, kw_only=True):
 
     @property
     def stops(self) -> list[str]:
-        return [self.stop] if isinstance(self.stop, str) else [text for text in self.stop or () if text]
+        """The stop strings; an empty one, which would end every answer at once, is none."""
+        return [text for text in ([self.stop] if isinstance(self.stop, str) else self.stop or ()) if text]
 
     @property
     def offered_tools(self) -> list[dict[str, Any]]:
@@ -111,10 +118,12 @@ _decoder = msgspec.json.Decoder(ChatRequest)
 def parse(data: bytes) -> ChatRequest:
     """The request in a body. Raises ApiError."""
     try:
-        request = _decoder.decode(data)
+        request = _decode(data)
         msgspec.convert(request.tools or [], list[ToolSpec])
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:
         raise ApiError(400, f"the request cannot be read: {error}") from None
+    if len(request.stops) > MAX_STOPS or any(len(text) > MAX_STOP_CHARS for text in request.stops):
+        raise ApiError(400, f"stop: at most {MAX_STOPS} texts of {MAX_STOP_CHARS} characters", param="stop")
     if request.n not in (None, 1):
         raise ApiError(400, f"n = {request.n}: only 1 is served", param="n")
     if request.tool_choice not in (None, "auto", "none"):
@@ -127,44 +136,33 @@ def parse(data: bytes) -> ChatRequest:
     return request
 
 
+def _decode(data: bytes) -> ChatRequest:
+    try:
+        return _decoder.decode(data)
+    except msgspec.DecodeError:
+        if _SURROGATE.search(data) is None:
+            raise
+        # half of a surrogate pair, of a tool or of the policy itself: msgspec takes no such text, and says something else
+        return msgspec.convert(well_formed(json.loads(data)), ChatRequest)
+
+
 def normalized(messages: Sequence[Message]) -> Messages:
-    """The messages as a chat template takes them, and as they are compared: unset fields left out, content always a text,
-    arguments of tool calls as an object where they are one. Raises ApiError: a part of a content is not text."""
-    return [_normalized(message, f"messages[{i}]") for i, message in enumerate(messages)]
+    """The messages as a chat template takes them, and as they are compared. Raises ApiError."""
+    try:
+        return shared.normalized([msgspec.to_builtins(message) for message in messages])
+    except shared.MessageError as error:
+        raise ApiError(400, str(error), param="messages") from None
 
 
-def _normalized(message: Message, place: str) -> dict[str, Any]:
-    content = message.content or ""
-    if isinstance(content, list):
-        for part in content:
-            if part.type != "text":
-                raise ApiError(400, f'{place}: a part of the type "{part.type}"; only text is served', param="messages")
-        content = "".join(part.text for part in content)
-    result: dict[str, Any] = {"role": message.role, "content": content}
-    if message.name:
-        result["name"] = message.name
-    if message.tool_call_id:
-        result["tool_call_id"] = message.tool_call_id
-    if message.tool_calls:
-        result["tool_calls"] = [
-            {
-                "id": call.id,
-                "type": "function",
-                "function": {"name": call.function.name, "arguments": _arguments(call.function.arguments)},
-            }
-            for call in message.tool_calls
-        ]
-    return result
+def check_rendered(messages: Messages, prompt: str) -> None:
+    """Refuse what the policy would not see. An assistant's own words may be left out, as some templates do with a call's.
 
-
-def _arguments(value: str | dict[str, Any]) -> str | dict[str, Any]:
-    if isinstance(value, str):
-        try:
-            parsed = json.loads(value)
-        except (ValueError, RecursionError):
-            return value
-        return parsed if isinstance(parsed, dict) else value
-    return value
+    Raises ApiError.
+    """
+    try:
+        shared.check_rendered(messages, prompt, but_assistants=True)
+    except shared.MessageError as error:
+        raise ApiError(400, str(error), param="messages") from None
 
 
 @dataclass

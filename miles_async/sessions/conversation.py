@@ -108,20 +108,19 @@ class Conversation:
         if _text_digest(asked[: turn.asked_length]) != turn.asked_digest:
             return None
         rest = asked[turn.asked_length :]
-        last = turn.branch.trajectory.tokens[turn.end - 1]
-        eos = self._tokenizer.decode([last], skip_special_tokens=False)
-        closed = last in self._tokenizer.eos_token_ids
-        raw = turn.raw.removesuffix(eos) if closed else turn.raw
+        last, ends = turn.branch.trajectory.tokens[turn.end - 1], self._tokenizer.end_of_turn
+        closed = last in ends.token_ids
+        raw = turn.raw.removesuffix(self._tokenizer.decode([last], skip_special_tokens=False)) if closed else turn.raw
         # a stop string is no part of the message, and many templates strip what they are given
         said = next((text for text in (raw, turn.content, turn.content.strip()) if rest.startswith(text)), None)
         if said is None:
             return None
         rest = rest[len(said) :]
         if turn.has_calls and said != raw:  # the template writes the calls its own way: go on where the message ends
-            if not closed or eos not in rest:
+            if not closed or (end := ends.find(rest)) < 0:
                 return None
-            rest = rest[rest.index(eos) :]
-        return self._tokenizer.encode(rest.removeprefix(eos) if closed else rest)
+            rest = rest[end:]
+        return self._tokenizer.encode(ends.unclosed(rest) if closed else rest)
 
     def _continue(self, turn: Turn, told: list[int], asked: str, digest: bytes) -> Begun:
         branch = turn.branch

@@ -2,8 +2,8 @@
 
 Promises: every token that is answered was sampled by an engine for this very request, and is kept with its log-prob and
 version; a request that fails or whose client leaves adds nothing; a sequence has at most ``rollout_max_response_len``
-response tokens, what the agent told included; the same requests in the same order draw the same tokens from the same
-weights.
+response tokens, what the agent told included, and fits the engines' context; the same requests in the same order draw the
+same tokens from the same weights.
 """
 
 from __future__ import annotations
@@ -18,12 +18,14 @@ from bus.codec import TOKENS, pack
 from bus.messages import Sample
 from miles_async.config import Rollout
 from miles_async.engine_client import EngineError
+from miles_async.rollout.bounds import Bounds
 from miles_async.rollout.generate import AbortedError, AnswerError, Turn, complete, continuation_seed
 from miles_async.rollout.interface import Ask
-from miles_async.sessions.chat import ChatRequest, Message, Reply, normalized
+from miles_async.sessions.chat import ChatRequest, Message, Reply, check_rendered, normalized
 from miles_async.sessions.conversation import Begun, Conversation
 from miles_async.sessions.errors import ApiError
 from miles_async.tokenizer import Tokenizer, TokenizerError
+from miles_async.unicode_text import well_formed
 
 MAX_TURNS = 10_000  # of one session: each is kept until it ends
 
@@ -33,16 +35,25 @@ ParseCalls = Callable[[str], list[dict[str, Any]]]
 
 
 class Session:
-    """``name``: of its requests at the engines. ``seed``: of its first turn; those of later ones follow from it."""
+    """``name``: of its requests at the engines. ``seed``: of its first turn; those of later ones follow from it. ``bounds``:
+    None for those of the model."""
 
     def __init__(
-        self, name: str, seed: int, config: Rollout, tokenizer: Tokenizer, ask: Ask, parse_calls: ParseCalls
+        self,
+        name: str,
+        seed: int,
+        config: Rollout,
+        tokenizer: Tokenizer,
+        ask: Ask,
+        parse_calls: ParseCalls,
+        bounds: Bounds | None = None,
     ) -> None:
         self.name, self.seed = name, seed
         self.turns = 0  # begun
         self.answer = ""  # what the policy said last
         self.conversation = Conversation(tokenizer)
         self._config, self._tokenizer, self._ask, self._parse_calls = config, tokenizer, ask, parse_calls
+        self._bounds = Bounds.of(tokenizer) if bounds is None else bounds
         self._running = set[asyncio.Task[Any] | None]()
         self._closed = False
 
@@ -61,6 +72,7 @@ class Session:
         task = asyncio.current_task()
         self._running.add(task)
         try:
+            check_rendered(messages, begun.asked)
             turn = await self._generate(begun, number, request)
             reply = self._reply(request, turn, number)
             returned = normalized([msgspec.convert(reply.message, Message)])[0]
@@ -76,12 +88,14 @@ class Session:
     async def _generate(self, begun: Begun, number: int, request: ChatRequest) -> Turn:
         branch = begun.branch
         trajectory = branch.trajectory
-        left = self._config.rollout_max_response_len - branch.length
+        room = self._bounds.room(trajectory, self._config)
+        left = min(room, self._config.rollout_max_response_len - branch.length)
         if left <= 0:
             raise ApiError(
                 400,
-                f"the conversation has {branch.length} response tokens; rollout.rollout_max_response_len = "
-                f"{self._config.rollout_max_response_len} leaves none for an answer",
+                f"the conversation has {len(trajectory.input_ids)} tokens, {branch.length} of them of the response: neither "
+                f"rollout.rollout_max_response_len = {self._config.rollout_max_response_len} nor the engines' context of "
+                f"{self._bounds.context_length} may be exceeded, and no token is left for an answer",
                 param="messages",
                 code="context_length_exceeded",
             )
@@ -95,7 +109,7 @@ class Session:
         # the number of the turn is mixed in where the number of tokens behind an abort cannot reach
         turn = Turn(trajectory, rid=f"{self.name}.{number}", seed=continuation_seed(self.seed, number << 32))
         try:
-            await complete([turn], config, self._ask)
+            await complete([turn], config, self._ask, self._bounds)
         except EngineError as error:
             status = 400 if error.status is not None and 400 <= error.status < 500 else 503
             raise ApiError(status, str(error)) from None
@@ -111,6 +125,7 @@ class Session:
             content = content.partition(stop)[0]
         reply = Reply(content, turn.finish_reason, len(trajectory.prompt) + turn.start, len(sampled))
         calls = self._parse_calls(raw) if request.offered_tools and turn.finish_reason == "stop" else []
+        calls = well_formed(calls)  # a parser of the user's reads JSON, too
         if calls:
             reply.finish_reason, reply.content = "tool_calls", _before_calls(raw)
             reply.calls = [{"id": f"call_{number}_{i}", **call} for i, call in enumerate(calls)]

@@ -1,0 +1,41 @@
+"""Where a response ends beside what ``[rollout]`` says: the engines' context, and ends of a turn that they do not know.
+
+Promises: what is asked for fits the context, whatever the prompt has taken of it; every engine stops on what the rollout takes
+for an end of a turn. Pure.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from miles_async.config import Rollout
+
+if TYPE_CHECKING:
+    from miles_async.rollout.trajectory import Trajectory
+    from miles_async.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """``context_length``: tokens of prompt and response together; None: unknown. ``stop_token_ids``: ends of a turn that an
+    engine does not know by itself."""
+
+    context_length: int | None = None
+    stop_token_ids: tuple[int, ...] = ()
+
+    @classmethod
+    def of(cls, tokenizer: Tokenizer, context_length: int | None = None) -> Bounds:
+        """Those of a model. ``context_length``: of engines that take less than it could."""
+        lengths = [n for n in (tokenizer.context_length, context_length) if n is not None]
+        return cls(min(lengths, default=None), tokenizer.end_of_turn.unknown_to_engines)
+
+    def room(self, trajectory: Trajectory, config: Rollout) -> int:
+        """How many tokens the response may still get; 0 or less: none."""
+        left = config.rollout_max_response_len - len(trajectory.tokens)
+        if self.context_length is None:
+            return left
+        return min(left, self.context_length - len(trajectory.prompt) - len(trajectory.tokens))
+
+
+NO_BOUNDS = Bounds()
