@@ -32,8 +32,10 @@ from bus.messages import Batch, Control, Group, ReadyGroup, Snapshot
 from miles_async.evaluation.pins import pin
 from miles_async.evaluation.settings import is_due, pins_kept
 from miles_async.filters.apply import BufferFilter
+from miles_async.optimizer_steps import share, steps_of_pass
 from miles_async.staleness_choice import make_policy
 from miles_async.target_reward import REWARD_WINDOW, reached
+from miles_async.train import idle_steps
 from miles_async.train.checkpoint_choice import Choice
 from miles_async.train.hooks import LOG, POST_SAVE
 from miles_async.train.mismatch import warning
@@ -180,8 +182,7 @@ class Learner:
                 return None
 
     def _share(self, batch: Batch) -> Sequence[str]:
-        size = len(batch.payload_keys) // self.world
-        return batch.payload_keys[self.rank * size : (self.rank + 1) * size]
+        return share(batch.payload_keys, self.rank, self.world, steps_of_pass(self.config))
 
     # steps
 
@@ -201,6 +202,8 @@ class Learner:
                 metrics |= function(batch.step, metrics) or {}
             await self.ctx.metrics(batch.step, metrics)
             await self._warn_of_mismatch(batch.step, metrics)
+            for kind, text in idle_steps.warnings(metrics, self.config.learner.max_skipped_steps):
+                await self.ctx.event(kind, step=batch.step, warning=text)
 
     async def _warn_of_mismatch(self, step: int, metrics: dict[str, float]) -> None:
         """Once in the life of this process."""

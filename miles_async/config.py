@@ -23,7 +23,7 @@ class Section(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=T
 
 
 class Run(Section, frozen=True):
-    num_steps: PositiveInt = 100  # optimizer steps of the whole run
+    num_steps: PositiveInt = 100  # batches of the whole run: each makes a weight version
     seed: CountInt = 1  # model made locally, sampling, shuffling
     target_reward: float | None = None  # stop when the mean reward of the last 5 steps reaches this
     # nothing moved for so long (no step, group, token or version): say who waits for whom and whose fault it is
@@ -67,7 +67,7 @@ class Data(Section, frozen=True):
 
 
 class Rollout(Section, frozen=True):
-    rollout_batch_size: PositiveInt = 32  # prompt groups of one optimizer step
+    rollout_batch_size: PositiveInt = 32  # prompt groups of one batch, from which one weight version is made
     # prompt groups that are begun for one step, at least rollout_batch_size: the first ones that are ready are trained, the
     # surplus is dropped; None: no more than are trained
     over_sampling_batch_size: PositiveInt | None = None
@@ -150,7 +150,7 @@ class Algorithm(Section, frozen=True):
     # What an asynchronous run does about tokens of another policy than the learner's: one name or several. "behaviour": the
     # engine's log-probs are the loss's denominator; "uncorrected": nothing. A run with staleness.max_lag > 0 has to say.
     correction: str | list[str] | None = None
-    # The PPO denominator: the engine's log-probs, the learner's own before the step, or between the two by lag (A-3PO).
+    # The PPO denominator: the engine's log-probs, the learner's own before the batch, or between the two by lag (A-3PO).
     # None: what the correction needs, and "rollout" without one.
     old_log_probs: Literal["rollout", "recompute", "loglinear"] | None = None
     grpo_std_normalization: bool = True
@@ -203,17 +203,24 @@ class Critic(Section, frozen=True):
 
     critic_load: str | None = None  # what its weights begin with: a Hugging Face directory; None: model.hf_checkpoint
     critic_lr: PositiveFloat | None = None  # None: learner.lr
-    critic_lr_warmup_steps: CountInt = 0
-    value_clip: PositiveFloat = 0.2  # how far a value may move from what it was before the step and still count
-    num_critic_only_steps: CountInt = 0  # the first steps of a run, in which the policy's weights stay as they are
+    critic_lr_warmup_steps: CountInt = 0  # optimizer steps
+    value_clip: PositiveFloat = 0.2  # how far a value may move from what it was before the batch and still count
+    num_critic_only_steps: CountInt = 0  # the first batches of a run, in which the policy's weights stay as they are
 
 
 class Learner(Section, frozen=True):
     num_ranks: PositiveInt = 1  # data-parallel
+    # optimizer steps of one pass over a batch, or the samples of one such step: rollout_batch_size * n_samples_per_prompt =
+    # global_batch_size * num_steps_per_rollout; None: the other key says it, and without both a pass is one step
+    num_steps_per_rollout: PositiveInt | None = None
+    global_batch_size: PositiveInt | None = None
+    ppo_epochs: PositiveInt = 1  # passes over a batch
+    # optimizer steps in a row whose gradient is inf or nan: they are skipped; one more ends the run
+    max_skipped_steps: CountInt = 5
     lr: PositiveFloat = 1e-6
     min_lr: CountFloat = 0.0
-    lr_warmup_steps: CountInt = 0
-    lr_decay_steps: PositiveInt | None = None  # None: constant after the warm-up
+    lr_warmup_steps: CountInt = 0  # optimizer steps
+    lr_decay_steps: PositiveInt | None = None  # optimizer steps; None: constant after the warm-up
     lr_decay_style: Literal["linear", "cosine"] = "linear"
     adam_beta1: Share = 0.9
     adam_beta2: Share = 0.98

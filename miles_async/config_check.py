@@ -18,6 +18,7 @@ from miles_async.config import (
     corrections,
     old_log_probs,
 )
+from miles_async.optimizer_steps import check as check_steps
 from miles_async.sglang_server.flags import check_args
 
 
@@ -28,6 +29,7 @@ def check(config: RunConfig) -> None:
             f"rollout.rollout_batch_size = {config.rollout.rollout_batch_size} must be a multiple of "
             f"learner.num_ranks = {config.learner.num_ranks}"
         )
+    check_steps(config)
     check_rollout(config)
     check_rewards(config)
     check_algorithm(config)

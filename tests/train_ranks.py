@@ -16,8 +16,10 @@ from train_support import make_config, make_groups
 from actors.runtime.local import PRELOAD
 from bus.codec import VERSIONS, pack
 from bus.messages import Group
+from miles_async import optimizer_steps
 
 DEADLINE_S = 180.0
+STEPS = 2
 
 
 def spawn(target: Callable[..., None], *args: Any, ranks: int = 2) -> list[int | None]:
@@ -44,19 +46,24 @@ def batches() -> list[list[Group]]:
     return [make_groups(4, 4, seed=0), second, make_groups(4, 4, seed=2)]
 
 
-def share(groups: list[Group], rank: int, ranks: int) -> list[Group]:
-    per_rank = len(groups) // ranks
-    return groups[rank * per_rank : (rank + 1) * per_rank]
+def share(groups: list[Group], rank: int, ranks: int, steps: int = 1) -> list[Group]:
+    return optimizer_steps.share(groups, rank, ranks, steps)
 
 
 def sections(sharded: bool) -> dict[str, Any]:
+    """With the distributed optimizer a batch is 4 optimizer steps: 2 mini-batches, twice."""
     return {
         "learner": {
             "use_distributed_optimizer": sharded,
             "max_tokens_per_micro_batch": 40,
             "grad_reduce_timeout_s": 60.0,
+            **({"num_steps_per_rollout": STEPS, "ppo_epochs": 2} if sharded else {}),
         },
-        "algorithm": {"loss_aggregation": "sample" if sharded else "token", "entropy_coef": 0.01},
+        "algorithm": {
+            "loss_aggregation": "sample" if sharded else "token",
+            "entropy_coef": 0.01,
+            **({"correction": "m2po"} if sharded else {}),
+        },
         "staleness": {"max_lag": 5},
     }
 
@@ -74,17 +81,18 @@ def train_two_ranks(rank: int, model: str, root: str) -> None:
             world_size=2,
             init_method=f"file://{root}/meeting-{sharded}",
         )
-        metrics = [trainer.step(share(groups, rank, 2)) for groups in batches()]
+        steps = STEPS if sharded else 1
+        metrics = [trainer.step(share(groups, rank, 2, steps)) for groups in batches()]
         trainer.save_checkpoint(directory, {"sharded": sharded})
         trainer.save_hf(directory / "hf")
         weights = trainer.export()
-        after = trainer.step(share(batches()[0], rank, 2))
+        after = trainer.step(share(batches()[0], rank, 2, steps))
         extra = trainer.load_checkpoint(directory)
         seen[f"sharded-{sharded}"] = {
             "metrics": metrics,
             "weights": weights,
             "extra": extra,
-            "resumed_alike": trainer.step(share(batches()[0], rank, 2)) == after,
+            "resumed_alike": trainer.step(share(batches()[0], rank, 2, steps)) == after,
         }
         if sharded:
             seen["refusals"] = refusals(trainer, rank)

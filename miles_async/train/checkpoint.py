@@ -41,6 +41,7 @@ class LearnerState(msgspec.Struct, frozen=True):
     version: int
     extra: dict[str, Any]
     critic: bool = False  # whether its weights are there
+    skipped_in_a_row: int = 0  # the last optimizer steps, without a gradient that is finite
 
 
 class _Written(LearnerState, frozen=True):
@@ -143,7 +144,7 @@ def begin(root: Path, version: int) -> Path:
 
 def commit(root: Path, writing: Path, state: LearnerState, keep: int) -> Path:
     """Make what lies in ``writing`` the latest checkpoint, then remove all but the newest ``keep``. Returns its path."""
-    written = _Written(state.version, state.extra, state.critic, checked=True)
+    written = _Written(**msgspec.structs.asdict(state), checked=True)
     (writing / LEARNER_STATE).write_bytes(msgspec.msgpack.encode(written))
     checksums.write(writing)
     for path in sorted(writing.rglob("*")):

@@ -24,6 +24,7 @@ from miles_async.train.share import MicroShare
 _ROLE = "critic-"
 VALUE_LOSS, VALUE_CLIPFRAC = f"{_ROLE}value_loss", f"{_ROLE}value_clipfrac"
 METRICS = (VALUE_LOSS, VALUE_CLIPFRAC)  # means over the step's tokens, all ranks
+AT_REST = dict.fromkeys((f"{_ROLE}grad_norm", f"{_ROLE}lr", "values", "returns"), 0.0)  # where a batch has no token
 
 
 class ValueHead(torch.nn.Linear):

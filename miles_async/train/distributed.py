@@ -67,6 +67,10 @@ class LearnerGroups:
                 dist.all_reduce(values)
         return values
 
+    def any(self, mine: bool) -> bool:
+        """Whether it is so on any rank."""
+        return mine if self.world_size == 1 else bool(self.sum(torch.tensor([float(mine)], device=self.device)) > 0)
+
     def sum_on_cpu(self, values: torch.Tensor) -> torch.Tensor:
         """The sum over ranks of a small tensor on the CPU; a new one."""
         return self.sum(values.to(self.device, copy=True)).to(values.device)

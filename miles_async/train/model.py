@@ -1,13 +1,12 @@
 """One model in training: its module, the gradients that the data-parallel ranks share, and Adam.
 
-Promises: gradients are reduced once a step, not in backward; of several models in one step, no weight changes before the
-gradients of all were found to be finite; the state restores bit for bit, on any number of ranks. Collective over ranks, but
-for :meth:`TrainedModel.outputs`.
+Promises: gradients are reduced once a step, not in backward, and no weight changes before they are applied; the state
+restores bit for bit, on any number of ranks. Collective over ranks, but for :meth:`TrainedModel.outputs`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -75,17 +74,18 @@ class TrainedModel:
         self._ddp.zero_grad_buffer()
         self._optimizer.zero_grad()
 
-    def reduce_gradients(self) -> None:
-        """Add the gradients of all ranks up. Raises NonFiniteGradient; the weights are as they were."""
+    def reduce_gradients(self) -> float:
+        """Add the gradients of all ranks up. Returns their norm, inf or nan where they must not be applied."""
         from megatron.core.distributed import finalize_model_grads
 
         # Gradients are reduced here, once, not in backward: without overlap DDP needs no no_sync().
         finalize_model_grads([self._ddp])
         with cpu_shim.cuda_means_cpu(self._device):
-            self._optimizer.check()
+            return self._optimizer.gradient_norm()
 
     def apply_gradients(self) -> dict[str, float]:
-        """One optimizer step with gradients that were reduced. Returns their norm before clipping, and the learning rate."""
+        """One optimizer step with gradients that were reduced and are finite. Returns their norm before clipping, and the
+        learning rate."""
         lr = self._rate(self.steps)
         with cpu_shim.cuda_means_cpu(self._device):
             norm = self._optimizer.step(lr)
@@ -111,19 +111,6 @@ class TrainedModel:
 def gpt_model(model: Any) -> Any:
     """The GPTModel that a bridge built, without the Float16Module around it."""
     return getattr(model, "module", model)
-
-
-def update(models: Sequence[TrainedModel]) -> dict[str, float]:
-    """One optimizer step of each model; the metrics of all.
-
-    Raises NonFiniteGradient with the weights of all of them unchanged.
-    """
-    for model in models:
-        model.reduce_gradients()
-    metrics: dict[str, float] = {}
-    for model in models:
-        metrics |= model.apply_gradients()
-    return metrics
 
 
 def of_all_tokens(sequences: Sequences, max_tokens: int, compute: Callable[[MicroBatch], torch.Tensor]) -> torch.Tensor:

@@ -31,15 +31,15 @@ class ModelState:
         self._policy, self._critic = policy, critic
         self._groups, self._device = groups, device
 
-    def save(self, root: Path, version: int, extra: dict[str, Any], *, keep: int) -> Path:
+    def save(self, root: Path, state: LearnerState, *, keep: int) -> Path:
         """Add a checkpoint to ``root`` and make it the latest of ``keep``. Returns its path."""
         from miles_async.train import dist_save
 
         first = self._groups.rank == 0
-        writing = Path(self._groups.agree("a checkpoint", str(checkpoint.begin(root, version)) if first else ""))
+        writing = Path(self._groups.agree("a checkpoint", str(checkpoint.begin(root, state.version)) if first else ""))
         with cpu_shim.cuda_means_cpu(self._device), self._groups.waiting("the checkpoint shards of"):
             dist_save.save(self._sharded(is_loading=False), writing)
-        state = LearnerState(version=version, extra=extra, critic=self._critic is not None)
+        state = msgspec.structs.replace(state, critic=self._critic is not None)
         path = str(checkpoint.commit(root, writing, state, keep)) if first else ""
         return Path(self._groups.agree("the finished checkpoint", path))
 

@@ -13,6 +13,7 @@ from dataclasses import replace
 import torch
 
 from miles_async.config import WHITENED, ConfigError, RunConfig, old_log_probs
+from miles_async.optimizer_steps import steps_of_batch
 from miles_async.rl import advantages, kl, losses
 from miles_async.rl.corrections import loglinear_old
 from miles_async.rl.hooks import CORRECTION, ESTIMATOR, POLICY_LOSS, REDUCER
@@ -43,8 +44,9 @@ class Objective:
         self.needs_critic = wants_critic(self._estimator) and not self.is_sft
         self.needs_reference = algorithm.use_kl_loss or algorithm.kl_coef > 0
         early = bool(self._whole_batch) or algorithm.kl_coef > 0 or algorithm.use_opd
-        # a forward pass of its own before the step; else `old` is taken from the step's own pass, which is the same
-        self.needs_pass = early and self.old_mode != "rollout"
+        several = steps_of_batch(config) > 1 and not self.is_sft
+        # a forward pass of its own before the batch; else `old` is taken from the only step's own pass, which is the same
+        self.needs_pass = (early or several) and self.old_mode != "rollout"
         self.whitens = algorithm.normalize_advantages or (
             algorithm.normalize_advantages is None and algorithm.advantage_estimator in WHITENED
         )

@@ -1,7 +1,7 @@
 """Megatron's Adam: built from the configuration, stepped with a given rate, restored from a checkpoint.
 
-Promises: a gradient that is not finite raises before any weight changes; after a restore every parameter has its own
-step count. Where neither TransformerEngine nor Apex is installed Megatron falls back to ``torch.optim.AdamW``, whose state
+Promises: whether a gradient is finite is known before any weight changes; after a restore every parameter has its own step
+count. Where neither TransformerEngine nor Apex is installed Megatron falls back to ``torch.optim.AdamW``, whose state
 its distributed checkpoints do not quite fit; the three repairs for that are here, on the instance, not on the class.
 """
 
@@ -13,10 +13,6 @@ from typing import Any
 import torch
 
 from miles_async import config as cfg
-
-
-class NonFiniteGradient(ArithmeticError):
-    """The gradient of a step is inf or nan; the weights are unchanged."""
 
 
 class LearnerOptimizer:
@@ -54,16 +50,14 @@ class LearnerOptimizer:
         of the buffer, and the next backward would then count its first micro-batch twice."""
         self.megatron.zero_grad()
 
-    def check(self) -> None:
-        """Raises NonFiniteGradient if the gradients in the DDP buffers are not finite; weights and state stay as they are.
-        Collective with the distributed optimizer."""
+    def gradient_norm(self) -> float:
+        """Of the gradients in the DDP buffers, in float32; inf or nan if they cannot be applied. Weights and state stay as
+        they are. Collective with the distributed optimizer."""
         self.megatron.prepare_grads()
-        norm = float(self.megatron.get_grad_norm())
-        if not math.isfinite(norm):
-            raise NonFiniteGradient(f"the gradient norm is {norm}; the weights are unchanged")
+        return float(self.megatron.get_grad_norm())
 
     def step(self, lr: float) -> float:
-        """Clip and apply the gradients in the DDP buffers, which :meth:`check` has passed, with rate ``lr``. Returns the
+        """Clip and apply the gradients in the DDP buffers, whose :meth:`gradient_norm` is finite, with rate ``lr``. Returns the
         norm before clipping. Collective with the distributed optimizer."""
         for group in self.megatron.param_groups:
             group["lr"] = lr

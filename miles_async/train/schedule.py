@@ -1,4 +1,4 @@
-"""The learning rate as a function of the step.
+"""The learning rate as a function of the optimizer step.
 
 Promises: pure; the same step gives the same rate after any restart, so no scheduler state needs a checkpoint.
 """
@@ -22,7 +22,7 @@ def learning_rate(
     decay_steps: int | None = None,
     decay_style: Literal["linear", "cosine"] = "linear",
 ) -> float:
-    """The rate of optimizer step ``step`` (0-based: the version of the weights it changes).
+    """The rate of optimizer step ``step`` (0-based: the steps that the model has behind it, without those skipped).
 
     Warm-up: ``lr * (step + 1) / warmup_steps``. Then from ``lr`` to ``min_lr``, reached at ``decay_steps`` (counted
     from step 0) and kept; ``decay_steps = None`` keeps ``lr``.

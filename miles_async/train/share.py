@@ -1,4 +1,5 @@
-"""A rank's share of a step as tensors: what the objective computes for all tokens before the step, and micro-batches of it.
+"""A rank's share of a batch as tensors: what the objective computes for all tokens before the first optimizer step, and
+micro-batches of it.
 
 Promises: what is asked of a micro-batch is exactly its tokens, those of a sample together and in order; nothing here
 touches the model.
@@ -6,7 +7,7 @@ touches the model.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -16,6 +17,7 @@ from miles_async.rl.reduce import weighted_sum
 from miles_async.rl.terms import Correction, LossTerms, StepTerms, alone
 from miles_async.train.batch import MicroBatch
 from miles_async.train.intake import Admitted
+from miles_async.train.minibatch import MiniBatch, whole
 from miles_async.train.objective import Objective, Sums
 
 
@@ -27,11 +29,11 @@ class MicroShare:
     versions: torch.Tensor  # int64
     sample_index: torch.Tensor  # int64, from 0
     advantages: torch.Tensor  # float32
-    weights: torch.Tensor  # float64, in the step's means
+    weights: torch.Tensor  # float64, in the means of the token's own optimizer step
     pg_weights: torch.Tensor  # float64, in the policy loss
-    current: torch.Tensor | None  # float32, the learner's log-probs before the step, where they were computed
+    current: torch.Tensor | None  # float32, the learner's log-probs before the batch, where they were computed
     reference: torch.Tensor | None  # float32
-    values: torch.Tensor | None  # float32, the critic's before the step
+    values: torch.Tensor | None  # float32, the critic's before the batch
     returns: torch.Tensor | None  # float32, what they should be
     correction: Correction | None  # of the whole batch
 
@@ -40,13 +42,14 @@ class MicroShare:
 class Share(MicroShare):
     """The same of all the share's N response tokens, on the CPU; entries of masked tokens mean nothing."""
 
-    observed: Sums  # its part of further metrics' means over the step, under the same names on every rank
+    observed: Sums  # its part of further metrics' means over the mini-batches, under the same names on every rank
 
 
 def make_share(
     admitted: Admitted,
     objective: Objective,
     version: int,
+    mini_batches: Sequence[MiniBatch] = (),
     *,
     current: torch.Tensor | None,
     reference: torch.Tensor | None,
@@ -56,10 +59,12 @@ def make_share(
 ) -> Share:
     """Advantages, weights and whole-batch corrections of a rank's share. Collective where the algorithm asks for it.
 
-    current, reference, values: [N] float32, of the learner before the step, the reference model, the critic; None where
-    the objective needs none. all_sum, gather: over the data-parallel ranks.
+    mini_batches: of the optimizer steps; none: the whole batch is one. current, reference, values: [N] float32, of the
+    learner before the batch, the reference model, the critic; None where the objective needs none. all_sum, gather: over the
+    data-parallel ranks.
     """
     batch = admitted.batch
+    mini_batches = mini_batches or [whole(admitted)]
     mask = torch.from_numpy(batch.sequences.mask)
     sample_index = torch.from_numpy(batch.sample_index)
     rollout_index = torch.from_numpy(batch.rollout_index)
@@ -93,7 +98,8 @@ def make_share(
         gather=gather,
         all_sum=all_sum,
     )
-    weights = objective.mean_weights(mask, sample_index, rollout_index, admitted.totals)
+    weights = _weights(mini_batches, mask, objective.mean_weights)
+    filled = max(sum(part.trained > 0 for part in mini_batches), 1)
     observed = objective.observed(step)
     if values is not None and returns is not None:
         observed = observed | {"values": values, "returns": returns}
@@ -103,14 +109,26 @@ def make_share(
         sample_index=sample_index,
         advantages=advantages,
         weights=weights,
-        pg_weights=objective.token_weights(mask, sample_index, rollout_index, admitted.totals),
+        pg_weights=_weights(mini_batches, mask, objective.token_weights),
         current=current,
         reference=reference,
         values=values,
         returns=returns,
         correction=objective.correct_batch(terms),
-        observed={name: weighted_sum(value, weights) for name, value in observed.items()},
+        observed={name: weighted_sum(value, weights) / filled for name, value in observed.items()},
     )
+
+
+def _weights(
+    mini_batches: Sequence[MiniBatch], mask: torch.Tensor, function: Callable[..., torch.Tensor]
+) -> torch.Tensor:
+    """[N] float64: what ``function(mask, sample_index, rollout_index, totals)`` gives for each mini-batch by itself."""
+    found = torch.zeros(len(mask), dtype=torch.float64)
+    for part in mini_batches:
+        tokens = torch.from_numpy(part.tokens)
+        sample_index, rollout_index = torch.from_numpy(part.sample_index), torch.from_numpy(part.rollout_index)
+        found[tokens] = function(mask[tokens], sample_index, rollout_index, part.totals).double()
+    return found
 
 
 def micro_share(share: Share, micro: MicroBatch, device: torch.device) -> MicroShare:

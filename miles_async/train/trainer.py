@@ -1,13 +1,15 @@
-"""The learner's training engine: Megatron-core with data parallelism, one optimizer step for each batch of groups.
+"""The learner's training engine: Megatron-core with data parallelism, one weight version for each batch of groups.
 
-    groups ─► flatten ─► advantages, token weights ─► micro-batches ─► forward, loss, backward ─► reduce ─► Adam ─► version + 1
+    groups ─► flatten ─► denominators, advantages, token weights ─► optimizer steps (steps.py) ─► version + 1
 
 Promises:
-- A token whose lag exceeds the bound stops the step on every rank before anything is touched (LagExceeded).
-- The loss is a mean over the whole step, all ranks: neither the split into micro-batches nor the number of ranks
-  changes it, beyond rounding.
-- ``version`` is the number of steps behind the weights; a restored checkpoint continues bit for bit. A step is one of the
-  optimizer, except that the first ``critic.num_critic_only_steps`` of them leave the policy's weights as they are.
+- A token whose lag exceeds the bound stops the batch on every rank before anything is touched (LagExceeded).
+- What an optimizer step is measured against (denominators, advantages, reference, the critic's values, corrections of the
+  whole batch) is computed once, with the weights from before the batch.
+- The loss of a step is a mean over its own mini-batch, all ranks: neither the split into micro-batches nor the number of
+  ranks changes it, beyond rounding.
+- ``version`` is the number of batches behind the weights, however many optimizer steps a batch is; a restored checkpoint
+  continues bit for bit. The first ``critic.num_critic_only_steps`` batches leave the policy's weights as they are.
 - An exported tensor is a copy: later steps do not change it.
 
 All methods are collective over ranks, in the same order. Any thread may call them, one at a time.
@@ -25,22 +27,22 @@ import torch
 
 from bus.messages import Group
 from miles_async.config import RunConfig
-from miles_async.rl.terms import LossTerms
-from miles_async.train import cpu_shim, hooks, on_policy
-from miles_async.train.batch import BatchError, MicroBatch, Sequences, flatten, micro_batches, whole_sequences
+from miles_async.optimizer_steps import steps_of_batch, steps_of_pass
+from miles_async.train import cpu_shim, hooks, on_policy, steps
+from miles_async.train.batch import BatchError, Sequences, flatten, micro_batches, whole_sequences
 from miles_async.train.bridge import ModelBridge
+from miles_async.train.checkpoint import LearnerState
 from miles_async.train.checkpoint_choice import Choice
+from miles_async.train.critic import AT_REST, Critic
 from miles_async.train.critic import METRICS as CRITIC_METRICS
-from miles_async.train.critic import Critic
 from miles_async.train.distributed import LearnerGroups
 from miles_async.train.intake import Admitted, LagExceeded, admit
-from miles_async.train.logprobs import token_logprobs
-from miles_async.train.model import TrainedModel, of_all_tokens, update
+from miles_async.train.minibatch import MiniBatch, split
 from miles_async.train.model_state import ModelState
-from miles_async.train.objective import Objective, named
+from miles_async.train.objective import MISMATCH, MISMATCH_TOKENS, Objective, named
+from miles_async.train.policy import Policy
 from miles_async.train.reference import ReferenceWeights, copies
-from miles_async.train.schedule import rate_of
-from miles_async.train.share import MicroShare, Share, make_share, micro_share
+from miles_async.train.share import Share, make_share, micro_share
 
 __all__ = ["LagExceeded", "MegatronTrainer"]
 
@@ -87,20 +89,13 @@ class MegatronTrainer:
         model_parallel_cuda_manual_seed(self.config.run.seed, force_reset_rng=True)
         self._bridge = self._provider(model_path, self._dtype, self._device)
         reference = self._reference_weights() if self._objective.needs_reference else None
-        learner = self.config.learner
-        self._policy = TrainedModel(
-            self._bridge.build(),
-            self._bridge.config,
-            learner,
-            dtype=self._dtype,
-            device=self._device,
-            rate=rate_of(learner, lr=learner.lr, warmup_steps=learner.lr_warmup_steps),
-        )
-        self._module = self._policy.module
+        self._policy = Policy(self.config, self._bridge, self._objective, dtype=self._dtype, device=self._device)
+        self._module = self._policy.model.module
         self._reference = ReferenceWeights(self._module, reference) if reference is not None else None
         self._critic = self._build_critic() if self._objective.needs_critic else None
         critic = self._critic.model if self._critic is not None else None
-        self._state = ModelState(self._policy, critic, self._groups, self._device)
+        self._steps = steps.OptimizerSteps(self._groups, self.config.learner.max_skipped_steps)
+        self._state = ModelState(self._policy.model, critic, self._groups, self._device)
 
     def _reference_weights(self) -> list[torch.Tensor]:
         """The parameters of the reference model, on the CPU."""
@@ -115,10 +110,12 @@ class MegatronTrainer:
     # -- training -----------------------------------------------------------------------------------------------------
 
     def step(self, groups: Sequence[Group]) -> dict[str, float]:
-        """One optimizer step on this rank's share of the batch, whole groups in ledger order.
+        """The optimizer steps of one batch, of which these are this rank's groups: equally many of each mini-batch, one
+        mini-batch after the other.
 
-        Returns metrics over all ranks, named as Miles names them. Raises, with the weights unchanged: LagExceeded,
-        BatchError (this rank's groups are malformed), BatchRefused (another rank's are), NonFiniteGradient.
+        Returns metrics over all ranks, named as Miles names them, means over the optimizer steps that were made. Raises, with
+        the weights unchanged: LagExceeded, BatchError (this rank's groups are malformed), BatchRefused (another rank's are);
+        and NonFiniteGradient.
         """
         admitted = admit(
             groups,
@@ -130,38 +127,59 @@ class MegatronTrainer:
         )
         for function in self._before_step:
             function(self, self.version + 1)
-        share = self._share(admitted)
         names = [*self._objective.names, *(CRITIC_METRICS if self._critic is not None else ())]
+        if admitted.metrics["n_tokens"]:
+            metrics = self._optimize(admitted, len(groups), names)
+        else:  # there is no loss, no gradient, no step
+            metrics = named(torch.zeros(len(names)), names) | (AT_REST if self._critic is not None else {})
+            metrics |= {"grad_norm": 0.0, "lr": 0.0, **steps.counts(empty=steps_of_batch(self.config))}
+        self.version += 1
+        return {**metrics, **admitted.metrics}
+
+    def _optimize(self, admitted: Admitted, n_groups: int, names: list[str]) -> dict[str, float]:
+        """Train on a batch with something to learn; the metrics of its optimizer steps."""
+        learner = self.config.learner
+        parts = split(admitted, n_groups, steps_of_pass(self.config), self._groups.sum_on_cpu)
+        share = self._share(admitted, parts)
+        learning = self._critic is None or self.version >= self.config.critic.num_critic_only_steps
+        models = ([self._policy.model] if learning else []) + ([self._critic.model] if self._critic is not None else [])
+
+        def backward(part: MiniBatch, unmoved: bool) -> torch.Tensor:
+            return self._backward(share, part, names, unmoved=unmoved, learning=learning)
+
+        name, size = f"step {self.version + 1}", len(names)
+        outcome = self._steps.run(models, parts, learner.ppo_epochs, backward, size=size, name=name)
+        if not outcome.made:
+            return outcome.counts
+        observed = [value.to(self._device) for value in share.observed.values()]
+        totals = torch.cat([outcome.sums / outcome.made, *(value[None] for value in observed)])
+        means = named(self._groups.sum(totals), [*names, *share.observed])
+        return {**means, "grad_norm": 0.0, "lr": 0.0, **outcome.means, **outcome.counts}
+
+    def _backward(
+        self, share: Share, part: MiniBatch, names: list[str], *, unmoved: bool, learning: bool
+    ) -> torch.Tensor:
+        """Add up the gradients of a mini-batch; its metrics' sums [names] of this rank. unmoved: no weight has changed since
+        before the batch. learning: the policy does, too."""
         sums = torch.zeros(len(names), dtype=torch.float64, device=self._device)
         drift = torch.zeros(2, dtype=torch.float64, device=self._device)
-        learning = self._critic is None or self.version >= self.config.critic.num_critic_only_steps
-        models = ([self._policy] if learning else []) + ([self._critic.model] if self._critic is not None else [])
-        for model in models:
-            model.zero_grad()
-        for micro in micro_batches(admitted.batch.sequences, self.config.learner.max_tokens_per_micro_batch):
-            part = micro_share(share, micro, self._device)
-            with torch.set_grad_enabled(learning):
-                logprobs, loss, parts = self._loss(micro, part)
-            if learning:
-                loss.backward()
+        for micro in micro_batches(part.sequences, self.config.learner.max_tokens_per_micro_batch):
+            mine = micro_share(share, micro, self._device)
+            logprobs, parts = self._policy.backward(micro, mine, self.version, learning=learning)
             if self._critic is not None:
-                parts |= self._critic.backward(micro, part)
+                parts |= self._critic.backward(micro, mine)
+            if not unmoved:  # these compare the version itself with the engine's
+                parts |= {name: torch.zeros_like(parts[name]) for name in (MISMATCH, MISMATCH_TOKENS)}
             sums += torch.stack([parts[name] for name in names])
-            if part.current is not None:
-                drift += on_policy.drift(logprobs, part.current, part.weights, self.config.algorithm)
+            if self._first_step and mine.current is not None:
+                drift += on_policy.drift(logprobs, mine.current, mine.weights, self.config.algorithm)
         if self._first_step:
             on_policy.check(self._groups.sum(drift), self.version + 1)
         self._first_step = False
-        with self._groups.waiting(f"the gradients of step {self.version + 1} of"):
-            moved = update(models)
-        self.version += 1
-        observed = [value.to(self._device) for value in share.observed.values()]
-        totals = self._groups.sum(torch.cat([sums, *(value[None] for value in observed)]))
-        means = named(totals, [*names, *share.observed])
-        return {**means, "grad_norm": 0.0, "lr": 0.0, **moved, **admitted.metrics}
+        return sums
 
-    def _share(self, admitted: Admitted) -> Share:
-        """What has to be known of all tokens before the first micro-batch."""
+    def _share(self, admitted: Admitted, parts: Sequence[MiniBatch] = ()) -> Share:
+        """What has to be known of all tokens before the first optimizer step."""
         objective, sequences = self._objective, admitted.batch.sequences
         if self.config.algorithm.use_opd and not admitted.taught:
             raise BatchError("algorithm.use_opd = true, but samples came without a teacher's log-probs")
@@ -176,6 +194,7 @@ class MegatronTrainer:
             admitted,
             objective,
             self.version,
+            parts,
             current=current,
             reference=reference,
             values=values,
@@ -183,54 +202,16 @@ class MegatronTrainer:
             gather=self._groups.concatenate,
         )
 
-    def _loss(self, micro: MicroBatch, part: MicroShare) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
-        """Log-probs [n] (detached), loss (with gradient) and metrics of one micro-batch."""
-        temperature, objective = self.config.rollout.rollout_temperature, self._objective
-        entropy_grad = self.config.algorithm.entropy_coef > 0
-        logprobs, entropy = self._forward(micro, temperature, entropy_grad=entropy_grad)
-        current = logprobs.detach() if part.current is None else part.current
-        terms = LossTerms(
-            logprobs=logprobs,
-            old=objective.old(current, part.behaviour, part.versions, self.version),
-            behaviour=part.behaviour,
-            advantages=part.advantages,
-            sample_index=part.sample_index,
-            versions=part.versions,
-            version=self.version,
-            mask=torch.ones_like(part.behaviour),
-        )
-        loss, sums = objective.loss(
-            terms,
-            part.weights,
-            pg_weights=part.pg_weights,
-            entropy=entropy,
-            reference=part.reference,
-            batch_correction=part.correction,
-        )
-        return logprobs.detach(), loss, sums
-
     def _all_logprobs(self, sequences: Sequences, name: str) -> torch.Tensor:
         """[N] float32 on the CPU: log-probs of all unmasked response tokens, without gradient."""
         for function in self._before_log_prob:
             function(self, name)
-        return self._pass(sequences, self.config.rollout.rollout_temperature)
-
-    def _pass(self, sequences: Sequences, temperature: float) -> torch.Tensor:
-        limit = self.config.learner.max_tokens_per_micro_batch
-        return of_all_tokens(sequences, limit, lambda micro: self._forward(micro, temperature)[0])
-
-    def _forward(
-        self, micro: MicroBatch, temperature: float, *, entropy_grad: bool = False
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Log-prob and entropy [n] of the micro-batch's tokens."""
-        targets = torch.from_numpy(micro.targets).to(self._device)
-        logits = self._policy.outputs(micro)
-        return token_logprobs(logits, targets, temperature=temperature, entropy_grad=entropy_grad)
+        return self._policy.all_logprobs(sequences)
 
     def log_probs(self, sequences: list[np.ndarray], temperature: float) -> list[np.ndarray]:
         """Log-prob of each token given its prefix, without the first: for a sequence of L token ids, [L - 1] float32."""
         packed = whole_sequences(sequences)
-        flat = self._pass(packed, temperature).numpy()
+        flat = self._policy.all_logprobs(packed, temperature).numpy()
         return np.split(flat, np.cumsum(packed.lengths - 1)[:-1])
 
     # -- weights out, state in and out --------------------------------------------------------------------------------
@@ -257,7 +238,8 @@ class MegatronTrainer:
 
         extra: msgpack-able, returned by load_checkpoint. Keeps checkpoint.keep checkpoints. Returns the new one's path.
         """
-        return self._state.save(Path(directory), self.version, extra, keep=self.config.checkpoint.keep)
+        state = LearnerState(self.version, extra, skipped_in_a_row=self._steps.skipped_in_a_row)
+        return self._state.save(Path(directory), state, keep=self.config.checkpoint.keep)
 
     def choose_checkpoint(self, directory: Path, forgotten: int) -> Choice:
         """The newest sound checkpoint in ``directory``, of step ``forgotten`` or later; see checkpoint_choice.py."""
@@ -270,7 +252,7 @@ class MegatronTrainer:
         none, or the reverse. The number of ranks may differ from the one that saved it.
         """
         state = self._state.load(Path(directory), verified=verified)
-        self.version = state.version
+        self.version, self._steps.skipped_in_a_row = state.version, state.skipped_in_a_row
         return state.extra
 
     def close(self) -> None:

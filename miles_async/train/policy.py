@@ -1,0 +1,83 @@
+"""The policy in training: its log-probs, and its loss on a micro-batch.
+
+Promises: log-probs are those of the temperature that was sampled with; the loss of a micro-batch is its share of the mean
+over its optimizer step, so that shares add up.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from miles_async.config import RunConfig
+from miles_async.rl.terms import LossTerms
+from miles_async.train.batch import MicroBatch, Sequences
+from miles_async.train.logprobs import token_logprobs
+from miles_async.train.model import TrainedModel, of_all_tokens
+from miles_async.train.objective import Objective, Sums
+from miles_async.train.schedule import rate_of
+from miles_async.train.share import MicroShare
+
+
+class Policy:
+    """The model of ``bridge`` under an objective."""
+
+    def __init__(
+        self, config: RunConfig, bridge: Any, objective: Objective, *, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        learner = config.learner
+        self._objective, self._device = objective, device
+        self._max_tokens = learner.max_tokens_per_micro_batch
+        self._temperature = config.rollout.rollout_temperature
+        self._entropy_grad = config.algorithm.entropy_coef > 0
+        rate = rate_of(learner, lr=learner.lr, warmup_steps=learner.lr_warmup_steps)
+        self.model = TrainedModel(bridge.build(), bridge.config, learner, dtype=dtype, device=device, rate=rate)
+
+    def all_logprobs(self, sequences: Sequences, temperature: float | None = None) -> torch.Tensor:
+        """[N] float32 on the CPU: the log-probs of all unmasked response tokens, without gradient."""
+        wanted = self._temperature if temperature is None else temperature
+        return of_all_tokens(sequences, self._max_tokens, lambda micro: self._forward(micro, wanted)[0])
+
+    def backward(
+        self, micro: MicroBatch, part: MicroShare, version: int, *, learning: bool
+    ) -> tuple[torch.Tensor, Sums]:
+        """Add the gradient of a micro-batch's share in its step's loss, if ``learning``. Returns its log-probs [n] and its
+        share of the metrics. version: of the weights before the batch."""
+        with torch.set_grad_enabled(learning):
+            logprobs, loss, sums = self._loss(micro, part, version)
+        if learning:
+            loss.backward()
+        return logprobs.detach(), sums
+
+    def _loss(self, micro: MicroBatch, part: MicroShare, version: int) -> tuple[torch.Tensor, torch.Tensor, Sums]:
+        """Log-probs [n] and loss, with gradient, and metrics of one micro-batch."""
+        logprobs, entropy = self._forward(micro, self._temperature, entropy_grad=self._entropy_grad)
+        current = logprobs.detach() if part.current is None else part.current
+        terms = LossTerms(
+            logprobs=logprobs,
+            old=self._objective.old(current, part.behaviour, part.versions, version),
+            behaviour=part.behaviour,
+            advantages=part.advantages,
+            sample_index=part.sample_index,
+            versions=part.versions,
+            version=version,
+            mask=torch.ones_like(part.behaviour),
+        )
+        loss, sums = self._objective.loss(
+            terms,
+            part.weights,
+            pg_weights=part.pg_weights,
+            entropy=entropy,
+            reference=part.reference,
+            batch_correction=part.correction,
+        )
+        return logprobs, loss, sums
+
+    def _forward(
+        self, micro: MicroBatch, temperature: float, *, entropy_grad: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Log-prob and entropy [n] of the micro-batch's tokens."""
+        targets = torch.from_numpy(micro.targets).to(self._device)
+        logits = self.model.outputs(micro)
+        return token_logprobs(logits, targets, temperature=temperature, entropy_grad=entropy_grad)

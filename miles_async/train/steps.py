@@ -1,0 +1,109 @@
+"""The optimizer steps of one batch: one for each mini-batch, in each pass over the batch.
+
+    mini-batch ─► forward, loss, backward ─► gradients of all ranks ─► finite on all? ─► Adam
+                                                                           └ no: skipped
+
+Promises:
+- A step whose gradient is inf or nan on any rank is skipped by all; one without a token to train, on all ranks together, is
+  not begun. Neither changes a weight, a moment of Adam or the place in the schedule of the learning rate.
+- Steps that are skipped in a row are counted across batches; past ``learner.max_skipped_steps`` the run ends, since a restart
+  would come to the same bits.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from miles_async.train.distributed import LearnerGroups
+from miles_async.train.minibatch import MiniBatch
+from miles_async.train.model import TrainedModel
+
+
+class NonFiniteGradient(ValueError):
+    """More gradients in a row than allowed were inf or nan. The weights are as the last good step left them; a restart would
+    replay the same steps to the same end."""
+
+
+def counts(made: int = 0, empty: int = 0, skipped: int = 0) -> dict[str, float]:
+    """Of a batch's optimizer steps, as metrics."""
+    return {"optimizer_steps": float(made), "empty_steps": float(empty), "skipped_steps": float(skipped)}
+
+
+@dataclass
+class Outcome:
+    """What became of a batch's optimizer steps. Sums are over those that were made."""
+
+    sums: torch.Tensor  # [metrics] float64, this rank's parts
+    moved: dict[str, float] = field(default_factory=dict)  # gradient norms and learning rates
+    made: int = 0
+    empty: int = 0  # had nothing to learn
+    skipped: int = 0  # had a gradient that is not finite
+
+    @property
+    def counts(self) -> dict[str, float]:
+        """As metrics."""
+        return counts(self.made, self.empty, self.skipped)
+
+    @property
+    def means(self) -> dict[str, float]:
+        """Of ``moved``."""
+        return {name: total / self.made for name, total in self.moved.items()}
+
+
+class OptimizerSteps:
+    """Runs them. ``skipped_in_a_row`` belongs to the state of training, as the weights do."""
+
+    def __init__(self, groups: LearnerGroups, max_skipped: int) -> None:
+        self._groups, self._max_skipped = groups, max_skipped
+        self.skipped_in_a_row = 0
+
+    def run(
+        self,
+        models: Sequence[TrainedModel],
+        mini_batches: Sequence[MiniBatch],
+        epochs: int,
+        backward: Callable[[MiniBatch, bool], torch.Tensor],
+        *,
+        size: int,
+        name: str,
+    ) -> Outcome:
+        """One optimizer step of all ``models`` for each mini-batch, ``epochs`` times. Collective.
+
+        backward: adds up the gradients of a mini-batch and gives this rank's part of its metrics, [size] float64; the flag
+        says whether the weights are still those from before the batch. name: of the batch, for messages. Raises
+        NonFiniteGradient, RanksSilent.
+        """
+        outcome = Outcome(torch.zeros(size, dtype=torch.float64, device=self._groups.device))
+        for mini_batch in [part for _ in range(epochs) for part in mini_batches]:
+            if not mini_batch.trained:
+                outcome.empty += 1
+                continue
+            for model in models:
+                model.zero_grad()
+            sums = backward(mini_batch, outcome.made == 0)
+            with self._groups.waiting(f"the gradients of {name} of"):
+                norms = [model.reduce_gradients() for model in models]
+                broken = [norm for norm in norms if not math.isfinite(norm)]
+                if self._groups.any(bool(broken)):
+                    outcome.skipped += 1
+                    self._skip(broken[0] if broken else math.nan, name)
+                    continue
+                self.skipped_in_a_row = 0
+                moved = [model.apply_gradients() for model in models]
+            outcome.made += 1
+            outcome.sums += sums
+            for key, value in (pair for part in moved for pair in part.items()):
+                outcome.moved[key] = outcome.moved.get(key, 0.0) + value
+        return outcome
+
+    def _skip(self, norm: float, name: str) -> None:
+        self.skipped_in_a_row += 1
+        if self.skipped_in_a_row > self._max_skipped:
+            raise NonFiniteGradient(
+                f"{name}: the norm of the gradient is {norm}, in a row of {self.skipped_in_a_row} optimizer steps without a "
+                f"finite one; learner.max_skipped_steps = {self._max_skipped} may be skipped"
+            )
