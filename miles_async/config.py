@@ -154,6 +154,8 @@ class Algorithm(Section, frozen=True):
     # None: what the correction needs, and "rollout" without one.
     old_log_probs: Literal["rollout", "recompute", "loglinear"] | None = None
     grpo_std_normalization: bool = True
+    # of "grpo", "gspo" and "reinforce_plus_plus_baseline": the reward itself, not compared with its group's
+    disable_rewards_normalization: bool = False
     normalize_advantages: bool | None = None  # whiten over the whole batch; None: as the estimator needs
     gamma: Share = 1.0
     lambd: Share = 1.0
@@ -168,7 +170,7 @@ class Algorithm(Section, frozen=True):
         False  # KL to the reference model as a part of the loss; with kl_loss_coef = 0 it is only measured
     )
     kl_loss_coef: CountFloat = 0.0
-    use_unbiased_kl: bool = False
+    use_unbiased_kl: bool = False  # times policy / behaviour, whatever old_log_probs is
     kl_coef: CountFloat = 0.0  # KL to the reference model in the reward
     ref_load: str | None = None  # the reference: a Hugging Face directory; None: model.hf_checkpoint
     use_opd: bool = False  # on-policy distillation: advantages - opd_kl_coef (log-prob - teacher's)

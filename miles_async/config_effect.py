@@ -26,6 +26,8 @@ from miles_async.config import (
 
 # they compare a reward with the others of its group, so that a group of one has an advantage of 0
 GROUP_RELATIVE = (*WITHOUT_REWARD_KL, "reinforce_plus_plus_baseline")
+# of them those that can take the reward as it is (Miles' three): the others are what they are by their baseline
+WITH_PLAIN_REWARDS = ("grpo", "gspo", "reinforce_plus_plus_baseline")
 _DISCOUNTED = ("ppo", "reinforce_plus_plus")
 _LOSSES = ("ppo_clip", "gspo", "cispo", "truncated_reinforce", "dppo")
 _GENERATE = ("single_turn", "multi_turn", "agent")
@@ -176,8 +178,13 @@ RULES = (
     ),
     Rule(
         ("algorithm.grpo_std_normalization",),
-        _estimates("grpo", "gspo"),
-        'algorithm.advantage_estimator = "grpo" or "gspo"',
+        lambda config: _estimates("grpo", "gspo")(config) and not config.algorithm.disable_rewards_normalization,
+        'algorithm.advantage_estimator = "grpo" or "gspo", and their normalization',
+    ),
+    Rule(
+        ("algorithm.disable_rewards_normalization",),
+        _estimates(*WITH_PLAIN_REWARDS),
+        f"one of algorithm.advantage_estimator {', '.join(WITH_PLAIN_REWARDS)}",
     ),
     Rule(
         ("algorithm.gamma",),
@@ -289,7 +296,7 @@ def check_groups(config: RunConfig) -> None:
     algorithm, rollout = config.algorithm, config.rollout
     if algorithm.loss_type == "sft_loss" or algorithm.use_opd or rollout.n_samples_per_prompt > 1:
         return
-    if algorithm.advantage_estimator in GROUP_RELATIVE:
+    if algorithm.advantage_estimator in GROUP_RELATIVE and not algorithm.disable_rewards_normalization:
         raise ConfigError(
             f'rollout.n_samples_per_prompt = 1 with algorithm.advantage_estimator = "{algorithm.advantage_estimator}" trains '
             "nothing: each reward is compared with the others of its group; at least 2, or an estimator without groups "

@@ -55,11 +55,11 @@ FREE: dict[str, str] = {
         mask_offpolicy_in_partial_rollout opd_teacher_urls dynamic_sampling_filter sample_filter buffer_filter""",
     "reward": """rm_type rm_types rm_weights reward_key group_rm rm_url timeout_s num_processes reward_post_process""",
     "staleness": "policy max_lag",
-    "algorithm": """policy_loss correction old_log_probs grpo_std_normalization normalize_advantages gamma lambd eps_clip
-        eps_clip_high eps_clip_c loss_aggregation loss_constant entropy_coef kl_loss_type use_kl_loss kl_loss_coef
-        use_unbiased_kl kl_coef ref_load opd_kl_coef tis_clip tis_clip_low mis_level mis_mode mis_upper mis_lower
-        mis_batch_normalize rs_level rs_upper rs_lower rs_veto_threshold opsm_delta m2po_threshold dppo_tv_threshold
-        dppo_kl_coef mismatch_warn""",
+    "algorithm": """policy_loss correction old_log_probs grpo_std_normalization disable_rewards_normalization
+        normalize_advantages gamma lambd eps_clip eps_clip_high eps_clip_c loss_aggregation loss_constant
+        entropy_coef kl_loss_type use_kl_loss kl_loss_coef use_unbiased_kl kl_coef ref_load opd_kl_coef tis_clip
+        tis_clip_low mis_level mis_mode mis_upper mis_lower mis_batch_normalize rs_level rs_upper rs_lower
+        rs_veto_threshold opsm_delta m2po_threshold dppo_tv_threshold dppo_kl_coef mismatch_warn""",
     "critic": "critic_load critic_lr critic_lr_warmup_steps value_clip num_critic_only_steps",
     "learner": """num_ranks lr min_lr lr_warmup_steps lr_decay_steps lr_decay_style weight_decay clip_grad
         max_tokens_per_micro_batch grad_reduce_timeout_s batch_function before_log_prob_function before_train_step_function

@@ -39,6 +39,11 @@ def refusal(*overrides: str, text: str = MINIMAL) -> str:
             "algorithm.grpo_std_normalization = False",
             '"grpo"',
         ),
+        (
+            ["algorithm.advantage_estimator=rloo", "algorithm.disable_rewards_normalization=true"],
+            "algorithm.disable_rewards_normalization = True",
+            "grpo, gspo, reinforce_plus_plus_baseline",
+        ),
         (["rollout.max_turns=2"], "rollout.max_turns = 2", '"multi_turn"'),
         (["rollout.agent_timeout_s=2"], "rollout.agent_timeout_s = 2.0", '"agent"'),
         (["rollout.opd_teacher_urls={default = 'http://a'}"], "rollout.opd_teacher_urls", "algorithm.use_opd"),
@@ -91,6 +96,7 @@ def test_a_group_of_one_is_refused_where_rewards_are_compared_within_a_group(est
 def test_a_group_of_one_is_allowed_where_something_else_is_learnt() -> None:
     parse(MINIMAL, ["rollout.n_samples_per_prompt=1", "algorithm.advantage_estimator=ppo"])
     parse(MINIMAL, ["rollout.n_samples_per_prompt=1", "algorithm.advantage_estimator=reinforce_plus_plus"])
+    parse(MINIMAL, ["rollout.n_samples_per_prompt=1", "algorithm.disable_rewards_normalization=true"])
     distil = ["algorithm.use_opd=true", "rollout.opd_teacher_urls={default = 'http://a'}"]
     parse(MINIMAL, ["rollout.n_samples_per_prompt=1", *distil])
     whole = ["rollout.n_samples_per_prompt=1", "rollout.rollout_batch_size=1"]

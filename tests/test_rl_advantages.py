@@ -220,3 +220,21 @@ def test_every_result_is_float64_whatever_comes_in():
         advantages.whiten(torch.tensor([1.0, 0.0]), ones),
     ]
     assert {result.dtype for result in found} == {torch.float64}
+
+
+@pytest.mark.parametrize("estimator", ["grpo", "gspo", "reinforce_plus_plus_baseline"])
+def test_without_normalization_the_advantage_is_the_reward_itself(estimator: str):
+    from miles_async.config import Algorithm
+    from miles_async.rl.hooks import ESTIMATOR
+    from miles_async.rl.terms import StepTerms
+
+    terms = StepTerms(
+        rewards=torch.tensor([2.0, 5.0, 5.0], dtype=torch.float64),
+        group_index=torch.tensor([0, 0, 0]),
+        rollout_index=torch.tensor([0, 1, 1]),  # the last two are branches of one rollout
+        sample_index=torch.tensor([0, 0, 1, 2]),
+        mask=torch.ones(4, dtype=torch.bool),
+        behaviour=torch.zeros(4),
+    )
+    algorithm = Algorithm(advantage_estimator=estimator, disable_rewards_normalization=True)
+    assert ESTIMATOR.load(estimator)(terms, algorithm).tolist() == [2.0, 2.0, 5.0, 5.0]

@@ -62,6 +62,12 @@ def rloo(
     return (centred * factor[groups.of_rollout])[groups.rollout_of_sample]
 
 
+def plain(rewards: torch.Tensor, rollout_index: torch.Tensor | None) -> torch.Tensor:
+    """The reward itself (Miles: --disable-rewards-normalization). Returns [S]. Raises like :func:`grpo`."""
+    groups = _Groups(rewards, torch.zeros(len(rewards), dtype=torch.int64, device=rewards.device), rollout_index)
+    return groups.rewards[groups.rollout_of_sample]
+
+
 class _Groups:
     """The rewards of R rollouts and the statistics of their groups."""
 
@@ -126,13 +132,17 @@ def reinforce_plus_plus_baseline(
     rollout_index: torch.Tensor | None = None,
     kl: torch.Tensor | None = None,
     kl_coef: float = 0.0,
+    centred: bool = True,
 ) -> torch.Tensor:
     """``A_t = r - mean(r of the group) - kl_coef kl_t`` (REINFORCE++-baseline, arXiv 2501.03262). To be whitened.
 
-    Returns [N]. Raises like :func:`grpo`.
+    centred: false leaves the mean out. Returns [N]. Raises like :func:`grpo`.
     """
-    centred = grpo(rewards, group_index, rollout_index=rollout_index, std_normalization=False)
-    return centred[sample_index] - kl_coef * _masked(kl, mask)
+    if centred:
+        of_sample = grpo(rewards, group_index, rollout_index=rollout_index, std_normalization=False)
+    else:
+        of_sample = plain(rewards, rollout_index)
+    return of_sample[sample_index] - kl_coef * _masked(kl, mask)
 
 
 def gae(

@@ -15,6 +15,8 @@ from miles_async.rl.terms import StepTerms, with_critic
 
 def grpo(terms: StepTerms, algorithm: Algorithm) -> torch.Tensor:
     """The group-relative reward, the same for each token of a sample."""
+    if algorithm.disable_rewards_normalization:
+        return advantages.plain(terms.rewards, terms.rollout_index)[terms.sample_index]
     per_sample = advantages.grpo(
         terms.rewards,
         terms.group_index,
@@ -60,6 +62,7 @@ def reinforce_plus_plus_baseline(terms: StepTerms, algorithm: Algorithm) -> torc
         rollout_index=terms.rollout_index,
         kl=reward_kl(terms, algorithm),
         kl_coef=algorithm.kl_coef,
+        centred=not algorithm.disable_rewards_normalization,
     )
 
 

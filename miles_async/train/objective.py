@@ -152,7 +152,8 @@ class Objective:
     def _kl_loss(self, terms: LossTerms, reference: torch.Tensor) -> torch.Tensor:
         ratio = None
         if self.algorithm.use_unbiased_kl:
-            ratio = losses.bounded_exp(losses.log_ratio(terms.logprobs, terms.old))
+            # of the policy that sampled: by any other denominator the expectation is not the KL
+            ratio = losses.bounded_exp(losses.log_ratio(terms.logprobs, terms.behaviour))
         return kl.approx_kl(terms.logprobs, reference, self.algorithm.kl_loss_type, importance_ratio=ratio)
 
     def _multiplied(self, functions: list[Callable[..., Correction]], terms: LossTerms) -> Correction:
