@@ -1,4 +1,4 @@
-"""The command line: ``miles-async launch | status | inspect | scale | bench | doctor``.
+"""The command line: ``miles-async launch | status | inspect | scale | clean | bench | doctor``.
 
 Promises: whatever the user got wrong is one line on standard error and exit code 2; with ``--json`` standard output
 holds one JSON document and nothing else; importing this file costs no torch. Exit codes:
@@ -144,6 +144,19 @@ def scale(
 
         found = scaling.scale(run_dir, changes)
         _print(found, scaling.show(found), as_json)
+
+
+@app.command()
+def clean(
+    run_dirs: Annotated[list[Path] | None, typer.Argument(metavar="[RUN...]", help="Runs' directories. [all]")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Remove the weights that killed and stopped launches have left in memory; runs that live keep theirs."""
+    with clear_errors():
+        from miles_async import clean as cleaning
+
+        found = cleaning.clean(run_dirs or [])
+        _print(found, cleaning.show(found), as_json)
 
 
 @app.command()

@@ -23,6 +23,7 @@ from actors.runtime.context import ActorSpec
 from actors.runtime.crew import Crew
 from actors.runtime.home import RunHome, check_prompts, make_inputs
 from actors.runtime.local import LocalRuntime, log_path
+from actors.runtime.memory import SnapshotRoom
 from actors.runtime.plan import specs
 from actors.runtime.restarts import RestartBudget
 from actors.runtime.scaler import Scaler
@@ -39,7 +40,6 @@ from miles_async.monitor.monitor import Monitor
 from miles_async.monitor.status import REDIS_DIR
 from miles_async.resume import Beginning, begin
 from miles_async.secret import resolve
-from miles_async.weights.place import clear
 
 OK, FAILED, INTERRUPTED = 0, 1, 130
 BUS_CLOSE_S = 3.0
@@ -54,6 +54,7 @@ class Supervisor:
         self.runtime = LocalRuntime()
         self.server = RedisServer(run_dir / REDIS_DIR, config.bus.appendfsync, maxmemory_mb=config.bus.maxmemory_mb)
         self.beginning = Beginning()
+        self.room = SnapshotRoom(config, run_dir)
         self.interrupted = asyncio.Event()
         self.trained = asyncio.Event()  # the learner is done: only the evaluation is waited for
         self.evaluates = config.eval.eval_interval is not None
@@ -108,6 +109,7 @@ class Supervisor:
         guard = asyncio.create_task(self._guard_redis(watch))
         status, reason = "failed", ""
         try:
+            await self.room.begin(keep_pins=self.evaluates, tell=watch.tell)
             self._make_inputs()
             for spec in self._specs(url):
                 crew.start(spec)
@@ -124,8 +126,8 @@ class Supervisor:
                 self.server.kill()  # nothing else would end a server that is stopped, nor the calls that wait for it
             await watch.close(bus_answers=answers)
             self.monitor.finish(status, watch.counts, reason)
-            if status != "stopped":  # one that was interrupted goes on with what waits for an evaluation
-                clear(self.home.path)
+            # one that was interrupted goes on with what waits for an evaluation
+            self.monitor.note = self.room.end(keep_pins=status == "stopped" and self.evaluates)
         return {"finished": OK, "stopped": INTERRUPTED}.get(status, FAILED)
 
     def _interrupt(self) -> None:

@@ -7,13 +7,11 @@ links; there are never more than the bound that the one who pins gives, whatever
 from __future__ import annotations
 
 import os
-import re
 import shutil
 from pathlib import Path
 
+from miles_async.weights.place import PIN_NAME
 from miles_async.weights.snapshot import WEIGHTS_FILE, SnapshotError
-
-_NAME = re.compile(r"eval-i\d+-v\d+")
 
 
 def pin_path(snapshot: Path | str) -> Path:
@@ -56,7 +54,7 @@ def unpin(path: Path) -> None:
 def pins_in(root: Path) -> list[Path]:
     """The pins in a directory of snapshots."""
     try:
-        return [path for path in root.iterdir() if _NAME.fullmatch(path.name)]
+        return [path for path in root.iterdir() if PIN_NAME.fullmatch(path.name)]
     except OSError:
         return []
 

@@ -9,7 +9,7 @@ Promises: a point is in ``points.jsonl`` only after its samples are whole on dis
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import msgspec
@@ -61,9 +61,20 @@ class EvalRecord:
         whole = content.rpartition(b"\n")[0] + b"\n" if b"\n" in content else b""
         if whole != content:
             os.truncate(path, len(whole))
-        for line in whole.splitlines():
-            try:
-                point = msgspec.json.decode(line, type=Point)
-            except (msgspec.DecodeError, UnicodeDecodeError):
-                continue  # somebody else's: the record goes on all the same
+        for point in _points(whole):
             self.points[point.version] = point
+
+
+def known_points(directory: Path) -> frozenset[tuple[int, int]]:
+    """Incarnation and version of every point in ``directory``, made or skipped; nothing is changed."""
+    path = directory / POINTS_FILE
+    content = path.read_bytes() if path.exists() else b""
+    return frozenset((point.incarnation, point.version) for point in _points(content))
+
+
+def _points(content: bytes) -> Iterator[Point]:
+    for line in content.splitlines():
+        try:
+            yield msgspec.json.decode(line, type=Point)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            continue  # somebody else's, or torn: the record goes on all the same

@@ -20,6 +20,7 @@ import torch
 from miles_async.config import RunConfig
 from miles_async.evaluation.settings import pins_kept
 from miles_async.weights.buckets import by_item_size, dtype_name
+from miles_async.weights.leftovers import ON_DISK
 from miles_async.weights.place import MEMORY_ROOT, in_memory
 
 WEIGHTS_FILE = "model.safetensors"
@@ -69,7 +70,7 @@ def choose_root(config: RunConfig, run_dir: Path, n_bytes: int = 0) -> Path:
             if root.is_symlink() or root.stat().st_uid != os.getuid():
                 raise SnapshotError(f"{root} belongs to another user: set weights.snapshot_dir")
             return root
-    return run_dir / "snapshots"
+    return run_dir / ON_DISK
 
 
 def write_snapshot(
