@@ -6,6 +6,9 @@ import json
 import os
 import signal
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from actors.learner import Learner
 from actors.runtime.context import ActorContext
@@ -45,6 +48,57 @@ class LearnerKilledWhileSaving(RecordingLearner):
                 os.kill(os.getpid(), signal.SIGKILL)
 
         checkpoint._fsync = fsync_or_die
+
+
+class LearnerKilledBetweenSteps(RecordingLearner):
+    """Writes what each optimizer step of version ``v`` computed to ``steps/v.npz`` in the run directory, and is killed
+    (kill -9) behind the first of the steps of one version, the first time that it makes it.
+
+    Of its n-th optimizer step: ``where_n`` the places of its tokens among all of the batch's, ``logprobs_n`` and
+    ``before_n`` the policy's in the step and before the batch, ``gradient_n`` of the loss by the former, ``loss_n``.
+    """
+
+    KILLED_AT = 2
+
+    async def _build(self) -> None:
+        await super()._build()
+        self.seen: dict[str, Any] = {}
+        policy = self.trainer._policy
+        self.make_loss, self.apply = policy._loss, policy.model.apply_gradients
+        self.parts: list[tuple[Any, ...]] = []
+        policy._loss, policy.model.apply_gradients = self._loss, self._apply
+
+    def _loss(self, micro: Any, part: Any, version: int) -> Any:
+        logprobs, loss, sums = self.make_loss(micro, part, version)
+        logprobs.retain_grad()
+        self.parts.append((micro.token_index, logprobs, part.current, loss.detach()))
+        return logprobs, loss, sums
+
+    def _apply(self) -> dict[str, float]:
+        indices, logprobs, before, losses = zip(*self.parts, strict=True)
+        n = sum(name.startswith("loss_") for name in self.seen)
+        self.seen |= {
+            f"where_{n}": np.concatenate(indices),
+            f"logprobs_{n}": np.concatenate([values.detach().numpy() for values in logprobs]),
+            f"before_{n}": np.concatenate([values.numpy() for values in before]),
+            f"gradient_{n}": np.concatenate([values.grad.numpy() for values in logprobs]),
+            f"loss_{n}": np.array(sum(losses)),
+        }
+        self.parts.clear()
+        moved = self.apply()
+        once = self.ctx.run_dir / "killed-between-steps"
+        if self.trainer.version + 1 == self.KILLED_AT and not once.exists():
+            once.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return moved
+
+    def _train(self, groups: list[Group]) -> dict[str, float]:
+        self.seen.clear()
+        metrics = super()._train(groups)
+        directory = self.ctx.run_dir / "steps"
+        directory.mkdir(exist_ok=True)
+        np.savez(directory / f"{self.trainer.version}.npz", **self.seen)
+        return metrics
 
 
 class ChecksumLearner(Learner):
