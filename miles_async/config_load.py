@@ -31,6 +31,7 @@ from miles_async.config_effect import check_effect
 from miles_async.context_length import check_lengths
 from miles_async.data.rows import PARQUET, partition_slice, sources, split_slice
 from miles_async.data.source import FILES
+from miles_async.model_support import check_models
 
 NONE = "none"
 ANY_NAME = "NAME"
@@ -162,6 +163,7 @@ def check_files(config: RunConfig) -> None:
     for key, other in others:
         if other is not None:
             _check_checkpoint(key, other)
+    check_models(config)
     _check_data(config.data)
     if config.eval.eval_interval is not None:
         for name, dataset in config.eval.datasets.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 
 from miles_async.config import Algorithm, ConfigError, Data, Learner, Model, Rollout, RunConfig
 from miles_async.config_load import dump, load, parse
+from miles_async.model_support import SIZES
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 MINIMAL = (
@@ -110,7 +112,8 @@ def test_dump_keeps_any_text_and_number(texts: list[str], number: float) -> None
 
 def test_relative_paths_mean_beside_the_toml_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "config.json").write_text("{}")
+    sizes = dict.fromkeys(SIZES, 8)
+    (tmp_path / "model" / "config.json").write_text(json.dumps({"model_type": "qwen3", **sizes}))
     (tmp_path / "model" / "model.safetensors").write_bytes(b"")
     (tmp_path / "prompts.jsonl").write_text("")
     (tmp_path / "my_reward.py").write_text("def score(sample): return 1.0\n")

@@ -101,7 +101,7 @@ def test_a_sharded_checkpoint_is_read_whole(tmp_path: Path) -> None:
         ({"model_type": "gpt2"}, "model_type 'gpt2'"),
         ({"hidden_act": "gelu"}, "hidden_act 'gelu'"),
         ({"use_sliding_window": True}, "sliding-window"),
-        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "RoPE type 'yarn'"),
+        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "rope_type 'yarn'"),
     ],
 )
 def test_a_model_it_would_get_wrong_is_refused(tmp_path: Path, change: dict[str, Any], complaint: str) -> None:

@@ -15,7 +15,7 @@ import msgspec
 import torch
 from safetensors import safe_open
 
-SUPPORTED = {"qwen3": "Qwen3ForCausalLM", "qwen2": "Qwen2ForCausalLM", "llama": "LlamaForCausalLM"}
+from miles_async.model_support import ARCHITECTURES, ENGINE, ModelError, check_model, rope
 
 
 class CheckpointError(ValueError):
@@ -58,21 +58,16 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
 
 def read_config(path: str | Path) -> ModelConfig:
     """The model of a Hugging Face directory. Raises CheckpointError naming the file or the value that does not fit."""
-    raw = _read_json(Path(path) / "config.json")
-    model_type = str(raw.get("model_type"))
-    if model_type not in SUPPORTED:
-        raise CheckpointError(
-            f"{path}: model_type {model_type!r} is not supported by the embedded engine, only {', '.join(SUPPORTED)}"
-        )
-    if raw.get("hidden_act", "silu") != "silu":
-        raise CheckpointError(f"{path}: hidden_act {raw['hidden_act']!r} is not supported, only 'silu'")
-    if raw.get("use_sliding_window") or any(kind != "full_attention" for kind in raw.get("layer_types") or ()):
-        raise CheckpointError(f"{path}: sliding-window attention is not supported by the embedded engine")
+    try:
+        raw = check_model(path, ENGINE)
+    except ModelError as error:
+        raise CheckpointError(str(error)) from None
+    model_type = str(raw["model_type"])
     attention_bias = bool(raw.get("attention_bias", False))
     heads = int(raw["num_attention_heads"])
     return ModelConfig(
         model_type=model_type,
-        architecture=SUPPORTED[model_type],
+        architecture=ARCHITECTURES[model_type],
         vocab_size=int(raw["vocab_size"]),
         hidden_size=int(raw["hidden_size"]),
         intermediate_size=int(raw["intermediate_size"]),
@@ -81,7 +76,7 @@ def read_config(path: str | Path) -> ModelConfig:
         num_kv_heads=int(raw.get("num_key_value_heads") or heads),
         head_dim=int(raw.get("head_dim") or int(raw["hidden_size"]) // heads),
         rms_norm_eps=float(raw.get("rms_norm_eps", 1e-6)),
-        rope=_read_rope(raw, path),
+        rope=_read_rope(raw),
         tie_word_embeddings=bool(raw.get("tie_word_embeddings", False)),
         qk_norm=model_type == "qwen3",
         qkv_bias=model_type == "qwen2" or attention_bias,
@@ -125,14 +120,9 @@ def _read_json(file: Path) -> dict[str, Any]:
     return found
 
 
-def _read_rope(raw: dict[str, Any], path: str | Path) -> RopeConfig:
-    """transformers 5 writes ``rope_parameters``; transformers 4 wrote ``rope_theta`` and ``rope_scaling``."""
-    spec = {**(raw.get("rope_scaling") or {}), **(raw.get("rope_parameters") or {})}
+def _read_rope(raw: dict[str, Any]) -> RopeConfig:
+    spec = rope(raw)
     kind = spec.get("rope_type") or spec.get("type") or "default"
-    if kind not in ("default", "linear", "llama3"):
-        raise CheckpointError(f"{path}: RoPE type {kind!r} is not supported, only default, linear and llama3")
-    if spec.get("partial_rotary_factor", 1.0) != 1.0:
-        raise CheckpointError(f"{path}: partial_rotary_factor {spec['partial_rotary_factor']} is not supported, only 1")
     return RopeConfig(
         theta=float(spec.get("rope_theta") or raw.get("rope_theta") or 10000.0),
         kind=kind,

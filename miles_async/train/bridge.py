@@ -11,14 +11,14 @@ import importlib
 import importlib.util
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from miles_async.model_support import LEARNER, ModelError, check_model
 from miles_async.train.undecorated import undecorated
 
-SUPPORTED = ("llama", "qwen2", "qwen3")
+__all__ = ["ModelBridge", "ModelError"]
 
 # Fusions need Apex or TransformerEngine. Dropout would make the learner's log-probs differ from the engine's.
 # calculate_per_token_loss: DDP then sums gradients over ranks; the loss is normalised by the whole step beforehand.
@@ -37,35 +37,14 @@ _OVERRIDES: dict[str, Any] = {
 }
 
 
-class ModelError(ValueError):
-    """A checkpoint the learner cannot train: what it has, and what is supported."""
-
-
 def load_hf_config(path: str) -> Any:
-    """The transformers configuration at ``path``. Raises ModelError if it is not one of SUPPORTED, unscaled RoPE, SiLU,
-    full attention."""
+    """The transformers configuration at ``path``. Raises ModelError if the learner would compute its model differently."""
     from transformers import AutoConfig
 
-    if not (Path(path) / "config.json").is_file():
-        raise ModelError(f"{path} is no Hugging Face model directory: it has no config.json")
+    check_model(path, LEARNER)
     # the docstring of a configuration class is written when that is imported, and its models are imported for it: over a second
     with undecorated(importlib.import_module("transformers.utils"), "auto_docstring"):
-        config = AutoConfig.from_pretrained(path)
-    problems = []
-    if config.model_type not in SUPPORTED:
-        problems.append(f"model_type {config.model_type!r} (supported: {', '.join(SUPPORTED)})")
-    rope = getattr(config, "rope_parameters", None) or {}
-    if rope.get("rope_type", "default") != "default":
-        problems.append(f"rope_type {rope['rope_type']!r} (supported: default)")
-    if getattr(config, "hidden_act", "silu") != "silu":
-        problems.append(f"hidden_act {config.hidden_act!r} (supported: silu)")
-    if getattr(config, "use_sliding_window", False):
-        problems.append("use_sliding_window = true (supported: full attention)")
-    if getattr(config, "attention_bias", False) or getattr(config, "mlp_bias", False):
-        problems.append("attention_bias or mlp_bias = true")
-    if problems:
-        raise ModelError(f"the learner cannot train {path}: {'; '.join(problems)}")
-    return config
+        return AutoConfig.from_pretrained(path)
 
 
 class ModelBridge:
