@@ -55,6 +55,10 @@ class LossTerms:
     # over the data-parallel ranks, in a correction of the whole batch: all values of a tensor [n], the sum of a tensor
     gather: Callable[[torch.Tensor], torch.Tensor] = alone
     all_sum: Callable[[torch.Tensor], torch.Tensor] = alone
+    # of a policy loss that is marked with_logits: the model's outputs [n, vocabulary], with gradient and not divided by the
+    # temperature, and which of them was sampled [n] int64
+    logits: torch.Tensor | None = None
+    targets: torch.Tensor | None = None
 
     @property
     def n_samples(self) -> int:
@@ -88,6 +92,19 @@ def with_critic(function: EstimatorFunction) -> EstimatorFunction:
 
 def wants_critic(function: EstimatorFunction) -> bool:
     return getattr(function, "wants_critic", False)
+
+
+PolicyLossFunction = Callable[[LossTerms, Algorithm], tuple[torch.Tensor, Metrics]]
+
+
+def with_logits(function: PolicyLossFunction) -> PolicyLossFunction:
+    """Mark a policy loss that looks at ``LossTerms.logits`` and ``targets`` (Miles: --loss-type custom_loss)."""
+    function.wants_logits = True  # type: ignore[attr-defined]
+    return function
+
+
+def wants_logits(function: PolicyLossFunction) -> bool:
+    return getattr(function, "wants_logits", False)
 
 
 CorrectionFunction = Callable[[LossTerms, Algorithm], Correction]

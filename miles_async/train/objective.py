@@ -18,12 +18,23 @@ from miles_async.rl import advantages, kl, losses
 from miles_async.rl.corrections import loglinear_old
 from miles_async.rl.hooks import CORRECTION, ESTIMATOR, POLICY_LOSS, REDUCER
 from miles_async.rl.reduce import Totals, sample_mean, token_mean, weighted_sum
-from miles_async.rl.terms import Correction, LossTerms, Metrics, StepTerms, wants_critic, wants_whole_batch
+from miles_async.rl.terms import (
+    Correction,
+    LossTerms,
+    Metrics,
+    StepTerms,
+    wants_critic,
+    wants_logits,
+    wants_whole_batch,
+)
 
 Sums = dict[str, torch.Tensor]  # name to a float64 scalar: shares that add up over micro-batches and ranks
 
 # sums that are no mean over the step: |learner - engine| over the tokens that the learner's own version sampled
 MISMATCH, MISMATCH_TOKENS = "mismatch_sum", "mismatch_tokens"
+
+
+ANY_VOCABULARY = 1 << 18  # logits to try a function out on, which may look at any token
 
 
 class Objective:
@@ -35,6 +46,7 @@ class Objective:
         self._estimator = ESTIMATOR.functions(config)[0]
         implied = "gspo" if algorithm.advantage_estimator == "gspo" else "ppo_clip"
         self._policy_loss = POLICY_LOSS.load(algorithm.policy_loss or implied)
+        self.wants_logits = wants_logits(self._policy_loss)
         named = CORRECTION.functions(config)
         self._whole_batch = [f for f in named if wants_whole_batch(f, algorithm)]
         self._corrections = [f for f in named if f not in self._whole_batch]
@@ -201,6 +213,8 @@ class Objective:
         self._expect(REDUCER.key, weights, 2)
         logprobs = zeros.clone().requires_grad_(True)
         terms = LossTerms(logprobs, zeros, zeros, zeros, index, index, 0, torch.ones(2))
+        if self.wants_logits:
+            terms = replace(terms, logits=torch.zeros(2, ANY_VOCABULARY, requires_grad=True), targets=index)
         if not self.is_sft:
             found = self._policy_loss(terms, self.algorithm)
             self._expect(POLICY_LOSS.key, found[0] if isinstance(found, tuple) else found, 2)

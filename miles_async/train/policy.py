@@ -37,7 +37,7 @@ class Policy:
     def all_logprobs(self, sequences: Sequences, temperature: float | None = None) -> torch.Tensor:
         """[N] float32 on the CPU: the log-probs of all unmasked response tokens, without gradient."""
         wanted = self._temperature if temperature is None else temperature
-        return of_all_tokens(sequences, self._max_tokens, lambda micro: self._forward(micro, wanted)[0])
+        return of_all_tokens(sequences, self._max_tokens, lambda micro: self._logprobs(micro, wanted))
 
     def backward(
         self, micro: MicroBatch, part: MicroShare, version: int, *, learning: bool
@@ -52,7 +52,9 @@ class Policy:
 
     def _loss(self, micro: MicroBatch, part: MicroShare, version: int) -> tuple[torch.Tensor, torch.Tensor, Sums]:
         """Log-probs [n] and loss, with gradient, and metrics of one micro-batch."""
-        logprobs, entropy = self._forward(micro, self._temperature, entropy_grad=self._entropy_grad)
+        logits, targets = self._outputs(micro)
+        grad, wanted = self._entropy_grad, self._objective.wants_logits
+        logprobs, entropy = token_logprobs(logits, targets, temperature=self._temperature, entropy_grad=grad)
         current = logprobs.detach() if part.current is None else part.current
         terms = LossTerms(
             logprobs=logprobs,
@@ -63,6 +65,8 @@ class Policy:
             versions=part.versions,
             version=version,
             mask=torch.ones_like(part.behaviour),
+            logits=logits if wanted else None,
+            targets=targets if wanted else None,
         )
         loss, sums = self._objective.loss(
             terms,
@@ -74,10 +78,9 @@ class Policy:
         )
         return logprobs, loss, sums
 
-    def _forward(
-        self, micro: MicroBatch, temperature: float, *, entropy_grad: bool = False
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Log-prob and entropy [n] of the micro-batch's tokens."""
-        targets = torch.from_numpy(micro.targets).to(self._device)
-        logits = self.model.outputs(micro)
-        return token_logprobs(logits, targets, temperature=temperature, entropy_grad=entropy_grad)
+    def _logprobs(self, micro: MicroBatch, temperature: float) -> torch.Tensor:
+        return token_logprobs(*self._outputs(micro), temperature=temperature)[0]
+
+    def _outputs(self, micro: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits [n, vocabulary] and targets [n] of the micro-batch's tokens."""
+        return self.model.outputs(micro), torch.from_numpy(micro.targets).to(self._device)
