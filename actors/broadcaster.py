@@ -24,6 +24,7 @@ from actors.announcements import Announcements
 from actors.runtime.context import ActorContext
 from bus.messages import EngineDown, EngineUp, Message, Snapshot
 from miles_async.engine_client import EngineClient, EngineError
+from miles_async.router_access import is_of_run
 from miles_async.secret import resolve
 from miles_async.weights.check import Checks, bucket_sums, engine_sums
 from miles_async.weights.delta_mirror import shared_dir
@@ -119,6 +120,9 @@ class Broadcaster:
     async def _is_ours(self, message: Message) -> bool:
         if isinstance(message, EngineUp | EngineDown) and not await self.ctx.has_engine(message.engine):
             self.ctx.bus.refuse("weights", message.engine, ValueError("no engine of this run"))
+            return False
+        if isinstance(message, EngineUp) and not is_of_run(message.url, self.ctx.config.engine):
+            self.ctx.bus.refuse("weights", message.url, ValueError("no place for an engine of this run"))
             return False
         return True
 

@@ -28,6 +28,7 @@ from miles_async.engine_client import EngineClient
 from miles_async.secret import resolve
 from miles_async.sglang_server.check import check_server, until_it_answers
 from miles_async.sglang_server.observer import Observer
+from miles_async.weights.allowed import weight_roots
 
 if TYPE_CHECKING:
     from miles_async.sglang_server.driver import SglangServer
@@ -91,6 +92,7 @@ class EngineHost:
             context_length=self.config.context_length,
             weight_version="0",
             api_key=self.api_key,
+            weight_roots=weight_roots(self.ctx.config, self.ctx.run_dir, self.ctx.model_path),
             refusals=self.ctx.refusals,
             on_ready=self._announce,
             stop=self.ctx.stop,

@@ -21,7 +21,7 @@ from typing import Any
 import msgspec
 
 from actors.runtime.context import ActorContext
-from bus import EngineState, VersionLedger
+from bus import EngineState, VersionLedger, run_key
 from bus.topics import Topic
 from miles_async.config import ConfigError
 from miles_async.config import Router as RouterConfig
@@ -29,6 +29,7 @@ from miles_async.http_limits import answer_at_once
 from miles_async.http_server import HttpServer
 from miles_async.monitor.diagnosis import MOVING, engine_wait
 from miles_async.refusals import Refusals
+from miles_async.router_access import is_of_run
 from miles_async.router_app import RouterApp
 from miles_async.router_health import HealthChecker
 from miles_async.router_looks import EngineLooks
@@ -37,6 +38,7 @@ from miles_async.router_suspects import Suspects, Verdict
 from miles_async.router_worker import Worker
 from miles_async.routing.choice import make_policy
 from miles_async.secret import resolve
+from miles_async.weights.allowed import weight_roots
 
 REPORT_INTERVAL_S = 1.0
 LEDGER_INTERVAL_MS = 250  # how soon the router notices that an engine is paused and prefers another one
@@ -59,6 +61,9 @@ class Router:
             max_retries=config.router.max_retries,
             on_dead=self._report_death,
             api_key=resolve("router.api_key", config.router.api_key),
+            admin_key=resolve("router.admin_key", config.router.admin_key),
+            allowed_engines=config.router.allowed_engines,
+            weight_roots=weight_roots(config, ctx.run_dir, ctx.model_path),
             engine_key=resolve("engine.api_key", config.engine.api_key),
             max_body_bytes=config.router.max_body_mb << 20,
             max_concurrency=config.router.max_concurrency,
@@ -74,6 +79,7 @@ class Router:
 
     async def run(self) -> None:
         ctx, config = self.ctx, self.ctx.config.router
+        self.app.own_key = await run_key(ctx.bus)
         listener = bind(config)
         host, port = listener.getsockname()[:2]
         self._url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
@@ -145,6 +151,8 @@ class Router:
         if name in self.ctx.roster.leaving:
             return
         try:
+            if not is_of_run(line.url, self.ctx.config.engine):
+                raise ValueError(f"{line.url} is no place for an engine of this run")
             self.app.add(name, line.url, line.version, line.incarnation)
         except ValueError as error:
             self.ctx.bus.refuse("engines", name, error)

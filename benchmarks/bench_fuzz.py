@@ -57,7 +57,8 @@ save_hf = false
 [engine]
 api_key = "env:FUZZ_ENGINE_KEY"
 [router]
-api_key = "env:FUZZ_ROUTER_KEY"
+api_key = "env:FUZZ_CLIENT_KEY"
+admin_key = "env:FUZZ_ROUTER_KEY"
 [monitor]
 live = "off"
 tensorboard = false
@@ -82,6 +83,7 @@ class FuzzedRun:
         self.log = (directory / "launch.log").open("w+")
         command = [sys.executable, "-m", "miles_async.cli", "launch", str(config), "--run-dir", str(self.run_dir)]
         keys = {"FUZZ_ROUTER_KEY": self.keys["router"], "FUZZ_ENGINE_KEY": self.keys["engine"], "OMP_NUM_THREADS": "1"}
+        keys["FUZZ_CLIENT_KEY"] = secrets.token_hex(8)
         self.process = subprocess.Popen(command, stdout=self.log, stderr=self.log, env={**os.environ, **keys})
 
     async def play(self, messages: int) -> dict[str, Any]:

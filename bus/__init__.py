@@ -4,6 +4,7 @@ from bus.client import Bus, EngineState, Roster
 from bus.dial import connect
 from bus.errors import BusError, LedgerError, NoRedisError
 from bus.ledger import Ledger, balanced
+from bus.run_key import run_key
 from bus.version_ledger import VersionLedger
 
 __all__ = [
@@ -17,4 +18,5 @@ __all__ = [
     "VersionLedger",
     "balanced",
     "connect",
+    "run_key",
 ]

@@ -304,7 +304,13 @@ class Router(Section, frozen=True):
     # run.watchdog_s, or that speaks first
     hung_s: PositiveFloat = 30.0
     max_concurrency: PositiveInt | None = None  # requests in flight and waiting; further ones get 429 and Retry-After
-    api_key: str | None = None  # what the router asks for; "env:NAME" takes it from the environment
+    api_key: str | None = None  # what the router asks clients for; "env:NAME" takes it from the environment
+    # what it asks for where engines are changed (workers, weights, pauses, caches, all requests); None: only processes of the
+    # run may, which find a key of their own on the bus
+    admin_key: str | None = None
+    # where engines that are not the run's may be added by hand: "HOST:PORT", each exactly or "*" (in a host: one part between
+    # dots), or "NETWORK/BITS:PORT"; the run's own need no such line
+    allowed_engines: list[str] = []
     max_body_mb: PositiveInt = 64  # of one request
 
 

@@ -19,6 +19,7 @@ from miles_async.config import (
     old_log_probs,
 )
 from miles_async.optimizer_steps import check as check_steps
+from miles_async.router_access import is_pattern
 from miles_async.sglang_server.flags import check_args
 
 
@@ -38,12 +39,30 @@ def check(config: RunConfig) -> None:
     check_engine(config)
     if config.router.args and config.router.kind != "sglang":
         raise ConfigError(f'router.args = {config.router.args} are flags of router.kind = "sglang"')
+    check_router_access(config)
     if config.weights.update_interval > config.staleness.max_lag + 1:
         raise ConfigError(
             f"weights.update_interval = {config.weights.update_interval} can never meet staleness.max_lag = "
             f"{config.staleness.max_lag}: at most {config.staleness.max_lag + 1}"
         )
     check_eval(config)
+
+
+def check_router_access(config: RunConfig) -> None:
+    """Refuse what would look like a protection and be none. Raises ConfigError."""
+    router = config.router
+    if router.kind == "sglang" and (router.admin_key is not None or router.allowed_engines):
+        key = "admin_key" if router.admin_key is not None else "allowed_engines"
+        raise ConfigError(
+            f'router.{key} needs router.kind = "builtin": sglang-router has one key for everything, and whoever may '
+            "generate may add engines there"
+        )
+    for pattern in router.allowed_engines:
+        if not is_pattern(pattern):
+            raise ConfigError(
+                f'router.allowed_engines: "{pattern}" is no address: expected "HOST:PORT", where "*" is any port and '
+                'any part of a host, or "NETWORK/BITS:PORT"'
+            )
 
 
 def check_engine(config: RunConfig) -> None:

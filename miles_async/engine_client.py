@@ -70,7 +70,12 @@ class EngineClient:
         limit = aiohttp.ClientTimeout(total=timeout)
         try:
             async with self._session.request(
-                method, self.url + path, json=body, headers={**self._headers, **headers}, timeout=limit
+                method,
+                self.url + path,
+                json=body,
+                headers={**self._headers, **headers},
+                timeout=limit,
+                allow_redirects=False,  # its key is for this address only
             ) as response:
                 content = await self._read(response, path)
                 status = response.status

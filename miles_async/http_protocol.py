@@ -57,6 +57,7 @@ class Connection(asyncio.Protocol):
         self.transport = transport  # type: ignore[assignment]
         self._server.connections.add(self)
         self._address = tuple(transport.get_extra_info("sockname")[:2])
+        self._peer = tuple((transport.get_extra_info("peername") or ())[:2]) or None
         self._timer = self._loop.call_later(self._look_s, self._look)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -154,7 +155,7 @@ class Connection(asyncio.Protocol):
             "root_path": "",
             "headers": self._headers,
             "server": self._address,
-            "client": None,
+            "client": self._peer,
         }
         keep_alive = version != "1.0" and parser.should_keep_alive()
         self._upgrades = parser.should_upgrade()

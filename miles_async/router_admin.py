@@ -1,6 +1,6 @@
 """The router's own pages.
 
-POST /workers, GET /workers, GET /workers/ID      engines join and are listed
+POST /workers, GET /workers, GET /workers/ID      engines join, where router.allowed_engines lets them, and are listed
 DELETE /workers/ID                                one leaves when it has answered what it has; ?now=true: at once
 /add_worker, /remove_worker, /list_workers        the same in Miles' forms (router_miles.py)
 GET /loads                                        how busy the engines are (router_loads.py)
@@ -16,6 +16,7 @@ from fastapi import FastAPI, HTTPException, Request, Response
 from prometheus_client import generate_latest
 
 from miles_async.http_limits import BodyTooLongError, refuse_in
+from miles_async.router_fleet import NotAllowedError
 from miles_async.router_loads import add_loads_page
 from miles_async.router_metrics import registry_of
 from miles_async.router_miles import add_miles_pages, page
@@ -25,13 +26,7 @@ from miles_async.router_pages import Detail, Leaving, NewWorker, WorkerList, Wor
 if TYPE_CHECKING:
     from miles_async.router_app import RouterApp, Worker
 
-_OWN = {"/workers", "/health", "/loads", "/metrics", "/openapi.json", "/add_worker", "/remove_worker", "/list_workers"}
 _UNKNOWN: dict[str, Any] = {"description": "no such worker", "content": body_of(Detail)}
-
-
-def is_own(path: str) -> bool:
-    """Whether a path is not passed on to engines."""
-    return path in _OWN or path.startswith("/workers/")
 
 
 def admin_app(router: RouterApp) -> FastAPI:
@@ -81,7 +76,8 @@ def _add_worker_pages(app: FastAPI, router: RouterApp) -> None:
         responses={
             201: {"description": "it gets requests", "content": body_of(WorkerView)},
             400: {"description": "this is no worker", "content": body_of(Detail)},
-            409: {"description": "a worker of this name drains", "content": body_of(Detail)},
+            403: {"description": "no engine may be added there, or not by this key"},
+            409: {"description": "a worker of this name drains, or is somewhere else", "content": body_of(Detail)},
             413: {"description": "the body is too long"},
         },
     )
@@ -91,9 +87,11 @@ def _add_worker_pages(app: FastAPI, router: RouterApp) -> None:
             name = body.id or body.url.rstrip("/").removeprefix("http://")
             if name in router.workers and router.workers[name].draining:
                 raise HTTPException(409, f"worker {name!r} drains: DELETE /workers/{name}?now=true removes it at once")
-            router.add(name, body.url, body.version)
+            router.add_by_hand(name, body.url, body.version, body.api_key)
         except BodyTooLongError:
             raise
+        except NotAllowedError as error:
+            raise HTTPException(error.status, str(error)) from None
         except (ValueError, RecursionError) as error:
             raise HTTPException(400, f'expected {{"url": "http://host:port", "id": optional}}: {error}') from None
         return page(WorkerView.of(router.workers[name]), 201)

@@ -4,7 +4,8 @@ Promises: a request is given to another engine only while its client has not rec
 connection to the first one is closed before, which aborts it there; an answer in pieces is passed on piece by piece,
 unchanged; a client that leaves takes its request at the engine with it; without a fitting engine a request waits up to a
 deadline and then gets a 503 that says which engines there are and why they do not fit. What is refused (no key, too long, too
-many, no such page) is counted by status and logged; the router's key never reaches an engine, which gets its own.
+many, no such page) is counted by status and logged; the router's keys never reach an engine, which gets its own; what changes
+engines needs the key for control (``router_access.py`` says what that is).
 
     POST /generate, /v1/...          raw bytes to one engine (no JSON is parsed)    pages of its own: router_admin.py
     POST /abort_request, /flush_cache, ...   to all engines
@@ -15,13 +16,15 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
+from pathlib import Path
 
 from miles_async.asgi import Receive, Scope, Send
 from miles_async.http_limits import BodyTooLongError, bounded, has_key, read_body, say, send_whole
 from miles_async.refusals import Refusals
-from miles_async.router_admin import admin_app, is_own
+from miles_async.router_access import Access, access, is_own, one_request
+from miles_async.router_admin import admin_app
 from miles_async.router_delivery import Delivery, Head, comes_whole, read_head
 from miles_async.router_fleet import RouterFleet
 from miles_async.router_lane import Lane, Passage
@@ -29,10 +32,13 @@ from miles_async.router_worker import Worker
 from miles_async.routing.least_inflight import LeastInflight
 from miles_async.routing.policy import RoutingPolicy
 from miles_async.routing.versions import ANY, DemandError
+from miles_async.secret import is_loopback
 from miles_async.upstream import Abort, Answer, UpstreamError
+from miles_async.weights.allowed import is_place
 
 # what must reach the engine that has the request, or all of them
 EVERY_ENGINE = ("/abort_request", "/flush_cache", "/pause_generation", "/continue_generation")
+WEIGHTS = ("/update_weights_from_disk",)  # whose body names a directory
 RETRY_AFTER_S = 1  # what a 429 asks for
 
 
@@ -44,7 +50,10 @@ class RouterApp(RouterFleet):
     """The ASGI application. Without engines at first: they come by :meth:`add` or ``POST /workers``.
 
     ``wait_s``: how long a request waits for an engine. ``on_dead`` hears of every engine that is given up. ``api_key``: what
-    clients have to bring (None: nothing); ``engine_key``: what the router brings to engines. ``refusals`` are counted there.
+    clients have to bring (None: nothing); ``admin_key``: what control takes (None: there is none), ``own_key``: the same of
+    the run's own processes, from this machine. ``engine_key``: what the router brings to engines that :meth:`add` is given.
+    ``allowed_engines``: where engines may be added by hand, ``weight_roots``: where they may be told to load weights from.
+    ``refusals`` are counted there.
     ``breaker_failures`` in a row open an engine's circuit breaker for ``breaker_open_s``. ``max_concurrency``: requests that
     wait or are in flight; None: as many as come.
     """
@@ -59,6 +68,10 @@ class RouterApp(RouterFleet):
         on_dead: Callable[[Worker, str], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
         api_key: str | None = None,
+        admin_key: str | None = None,
+        own_key: str | None = None,
+        allowed_engines: Sequence[str] = (),
+        weight_roots: Sequence[Path] = (),
         engine_key: str | None = None,
         max_body_bytes: int = 64 << 20,
         max_concurrency: int | None = None,
@@ -84,7 +97,9 @@ class RouterApp(RouterFleet):
         # told what an engine said in the place of an answer; None: whatever it says is passed on
         self.on_garbage: Callable[[Worker, str], None] | None = None
         self.direct = Lane(self)
-        self._key = api_key
+        self.allowed_engines, self.weight_roots = tuple(allowed_engines), tuple(weight_roots)
+        self.own_key = own_key
+        self._key, self._admin_key = api_key, admin_key
         self._admin = admin_app(self)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -92,16 +107,19 @@ class RouterApp(RouterFleet):
             return
         refused = self.refusals.watching(scope, send)
         receive = bounded(scope, receive, self.max_body_bytes)
-        path: str = scope["path"]
+        method, path = scope["method"], scope["path"]
+        needs, may = access(method, path), self._may(scope)
         try:
-            if path != "/health" and not self._has_key(scope):
+            if needs != "open" and may is None:
                 await say(refused, 401, "the router asks for its key: Authorization: Bearer KEY")
+            elif needs == "control" and may != "control":
+                await say(refused, 403, f"{method} {path} is control: {self._what_controls()}")
             elif is_own(path):
                 await self._admin(scope, receive, refused)
-            elif scope["method"] not in ("GET", "POST", "PUT"):
-                await say(refused, 405, f"{scope['method']} is not passed on to engines")
-            elif path in EVERY_ENGINE:  # also where no more requests are taken: an abort makes room
-                await self._forward(read_head(scope), scope, receive, send)
+            elif method not in ("GET", "POST", "PUT"):
+                await say(refused, 405, f"{method} is not passed on to engines")
+            elif path in EVERY_ENGINE or path in WEIGHTS:  # also where no more requests are taken: an abort makes room
+                await self._control(may, scope, receive, refused)
             elif self._full:
                 await _too_many(refused, self.max_concurrency)
             else:
@@ -116,8 +134,32 @@ class RouterApp(RouterFleet):
         except BodyTooLongError as error:
             await say(refused, 413, str(error), close=True)
 
-    def _has_key(self, scope: Scope) -> bool:
-        return self._key is None or has_key(scope, self._key)
+    def _may(self, scope: Scope) -> Access | None:
+        """What the keys that a request brings are good for; None: for nothing."""
+        if self._admin_key is not None and has_key(scope, self._admin_key):
+            return "control"
+        if self.own_key is not None and has_key(scope, self.own_key) and _is_from_here(scope):
+            return "control"
+        return "client" if self._key is None or has_key(scope, self._key) else None
+
+    def _what_controls(self) -> str:
+        return "it takes router.admin_key" + ("" if self._admin_key is not None else ", which is not set")
+
+    async def _control(self, may: Access | None, scope: Scope, receive: Receive, send: Send) -> None:
+        """What goes to all engines, and where weights come from: looked at before it is passed on."""
+        head, body = read_head(scope), await read_body(receive)
+        if body is None:
+            return
+        if scope["path"] == "/abort_request" and may != "control":
+            if (one := one_request(body)) is None:
+                return await say(
+                    send, 403, f"a client aborts one request, by its rid; all of them: {self._what_controls()}"
+                )
+            body = one
+        if scope["path"] in WEIGHTS and not is_place(body, self.weight_roots):
+            known = ", ".join(map(str, self.weight_roots)) or "none"
+            return await say(send, 403, f"weights are loaded from the run's own directories only: {known}")
+        await self._forward(head, scope, receive, send, body)
 
     @property
     def _full(self) -> bool:
@@ -125,10 +167,10 @@ class RouterApp(RouterFleet):
 
     def may_enter(self, scope: Scope, length: int) -> bool:
         """Whether a request with a body of ``length`` bytes is refused for nothing that can be seen now."""
-        return self._has_key(scope) and not self._full and length <= self.max_body_bytes
+        return self._may(scope) is not None and not self._full and length <= self.max_body_bytes
 
-    async def _forward(self, head: Head, scope: Scope, receive: Receive, send: Send) -> None:
-        body = await read_body(receive)
+    async def _forward(self, head: Head, scope: Scope, receive: Receive, send: Send, body: bytes | None = None) -> None:
+        body = await read_body(receive) if body is None else body
         if body is None:
             return
         abort, delivery, deadline = Abort(), Delivery(send), asyncio.get_running_loop().time() + self.request_timeout_s
@@ -294,6 +336,11 @@ class RouterApp(RouterFleet):
             self.policy.finished(worker.name)
             if worker.draining and not worker.inflight:
                 self.remove(worker.name)
+
+
+def _is_from_here(scope: Scope) -> bool:
+    client = scope.get("client")
+    return client is not None and is_loopback(client[0])
 
 
 async def _too_many(send: Send, limit: int | None) -> None:

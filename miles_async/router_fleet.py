@@ -11,13 +11,22 @@ import asyncio
 import logging
 from collections.abc import Callable, Collection
 
+from miles_async.router_access import is_allowed
 from miles_async.router_worker import Worker
 from miles_async.routing.breaker import Breaker
 from miles_async.routing.policy import RoutingPolicy
 from miles_async.routing.versions import ANY, Demand
-from miles_async.upstream import Abort
+from miles_async.upstream import Abort, Upstream
 
 _log = logging.getLogger("router")
+
+
+class NotAllowedError(PermissionError):
+    """No engine may be added so. ``status``: as HTTP says it."""
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 class RouterFleet:
@@ -44,6 +53,7 @@ class RouterFleet:
         self._open: set[Worker] = set()  # whose breaker is not closed
         self._engine_key = engine_key
         self._on_dead = on_dead
+        self.allowed_engines: tuple[str, ...] = ()  # where they may be added by hand
         self._waiting: set[asyncio.Future[None]] = set()  # one of each request that waits for an engine
 
     # membership
@@ -51,11 +61,28 @@ class RouterFleet:
     def add(self, name: str, url: str, version: int = -1, incarnation: int = 0) -> None:
         """A new engine, or news of a known one: it lives and serves ``version``. Raises ValueError: not such a URL.
 
-        A known one that drains goes on draining, and one whose breaker is open still has to show that it serves.
+        It is the run's, and gets the key of its engines. A known one that drains goes on draining, and one whose breaker is
+        open still has to show that it serves.
         """
+        self._add(name, url, version, incarnation, self._engine_key)
+
+    def add_by_hand(self, name: str, url: str, version: int = -1, key: str | None = None) -> None:
+        """Somebody's engine, with a ``key`` of its own. Raises ValueError: not such a URL; NotAllowedError: not there."""
+        known = self.workers.get(name)
+        if known is not None and known.url == url.rstrip("/"):  # it lives, whatever was thought of it
+            return self.add(name, url, version, known.incarnation)
+        if known is not None:
+            raise NotAllowedError(f"worker {name!r} is at {known.url}: remove it first", 409)
+        if not is_allowed(url, self.allowed_engines):
+            Upstream(url)  # that it is no URL at all is said first
+            allowed = ", ".join(self.allowed_engines) or "none"
+            raise NotAllowedError(f"{url[:100]}: engines are added at router.allowed_engines only: {allowed}", 403)
+        self._add(name, url, version, 0, key)
+
+    def _add(self, name: str, url: str, version: int, incarnation: int, key: str | None) -> None:
         worker = self.workers.get(name)
         if worker is None or worker.url != url.rstrip("/") or worker.incarnation != incarnation:
-            worker = Worker(name, url, version, incarnation, self._engine_key, Breaker(*self._breaker))
+            worker = Worker(name, url, version, incarnation, key, Breaker(*self._breaker))
             self.remove(name)
             self.workers[name] = worker
         worker.version, worker.dead, worker.updating = version, "", False

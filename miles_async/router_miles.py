@@ -1,7 +1,7 @@
 """Miles' pages for its workers (``--use-miles-router``), so that its engines register here: the same paths and answers.
 
 Unlike there, a worker that is removed first answers what it has, one that was given up returns when it is added again, and a
-body that is no JSON object is a 400.
+body that is no JSON object is a 400; an address that ``router.allowed_engines`` does not name is a 403.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import msgspec
 from fastapi import FastAPI, Request, Response
 
 from miles_async.http_limits import BodyTooLongError
+from miles_async.router_fleet import NotAllowedError
 from miles_async.router_pages import MilesError, MilesUrls, MilesWorkers, WorkerUrl, body_of
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ _BODY = {"requestBody": {"required": False, "content": body_of(WorkerUrl)}}
 _ANSWERS: dict[int | str, dict[str, object]] = {
     200: {"description": "requests in flight by URL", "content": body_of(MilesWorkers)},
     400: {"description": "no URL of an engine", "content": body_of(MilesError)},
+    403: {"description": "no engine may be added there, or not by this key"},
     409: {"description": "a worker with this URL drains", "content": body_of(MilesError)},
     413: {"description": "the body is too long"},
 }
@@ -38,13 +40,15 @@ def add_miles_pages(app: FastAPI, router: RouterApp) -> None:
             given = await _url(request, url or worker_url)
             known = next((worker for worker in router.workers.values() if worker.url == given.rstrip("/")), None)
             if known is None:
-                router.add(given.rstrip("/").removeprefix("http://"), given)
+                router.add_by_hand(given.rstrip("/").removeprefix("http://"), given)
             elif known.draining:
                 return page(MilesError(f"{known.url} drains: DELETE /workers/{known.name}?now=true removes it"), 409)
             else:  # it lives, whatever was thought of it
                 router.add(known.name, known.url, known.version, known.incarnation)
         except BodyTooLongError:
             raise
+        except NotAllowedError as error:
+            return page(MilesError(str(error)), error.status)
         except (ValueError, RecursionError) as error:
             return page(MilesError(str(error)), 400)
         return workers()

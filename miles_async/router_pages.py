@@ -15,12 +15,17 @@ Url = Annotated[str, Meta(max_length=500, description="http://host:port of an en
 Id = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.:\[\]-]{1,300}(?![\s\S])")]
 
 
+Key = Annotated[str, Meta(pattern=r"^[!-~]{1,500}(?![\s\S])")]
+
+
 class NewWorker(msgspec.Struct):
-    """The body of ``POST /workers``. Without ``id`` an engine is called by its URL's host and port."""
+    """The body of ``POST /workers``. Without ``id`` an engine is called by its URL's host and port. ``api_key``: what it asks
+    for; the run's own engines' key goes to nobody else."""
 
     url: Url
     id: Id | None = None
     version: Version = -1
+    api_key: Key | None = None
 
 
 class WorkerUrl(msgspec.Struct):

@@ -16,7 +16,9 @@ from miles_async.config import ConfigError, RunConfig
 
 ENV = "env:"
 MASK = "***"
-KEYS = frozenset({"router.api_key", "engine.api_key", "bus.url", "reward.rm_url"})  # a URL may hold a key
+KEYS = frozenset(
+    {"router.api_key", "router.admin_key", "engine.api_key", "bus.url", "reward.rm_url"}
+)  # a URL may hold a key
 
 
 def resolve(key: str, value: str | None) -> str | None:
@@ -33,10 +35,17 @@ def check(config: RunConfig) -> None:
     """Refuse a secret that cannot be had or used, and a router that others could reach. Raises ConfigError."""
     resolve("bus.url", config.bus.url)
     resolve("reward.rm_url", config.reward.rm_url)
-    for key, value in (("router.api_key", config.router.api_key), ("engine.api_key", config.engine.api_key)):
+    taken: dict[str, str] = {}
+    for key, value in (
+        ("router.api_key", config.router.api_key),
+        ("router.admin_key", config.router.admin_key),
+        ("engine.api_key", config.engine.api_key),
+    ):
         found = resolve(key, value)
         if found is not None and not (found.isascii() and found.isprintable() and found.strip() == found != ""):
             raise ConfigError(f"{key}: expected printable ASCII characters, without spaces at its ends")
+        if found not in (None, MASK) and (other := taken.setdefault(found, key)) != key:
+            raise ConfigError(f"{key} is the same as {other}: a key for one of them must not open the other")
     if config.router.api_key is None and not is_loopback(config.router.host):
         raise ConfigError(
             f'router.host = "{config.router.host}" lets other machines in: set router.api_key, or use "127.0.0.1"'
@@ -63,7 +72,11 @@ def masked(config: RunConfig) -> RunConfig:
     replace = msgspec.structs.replace
     return replace(
         config,
-        router=replace(config.router, api_key=mask("router.api_key", config.router.api_key)),
+        router=replace(
+            config.router,
+            api_key=mask("router.api_key", config.router.api_key),
+            admin_key=mask("router.admin_key", config.router.admin_key),
+        ),
         engine=replace(config.engine, api_key=mask("engine.api_key", config.engine.api_key)),
         bus=replace(config.bus, url=mask("bus.url", config.bus.url)),
         reward=replace(config.reward, rm_url=mask("reward.rm_url", config.reward.rm_url)),

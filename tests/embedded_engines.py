@@ -39,6 +39,7 @@ def engines(model: Path, count: int, *flags: str, port: int = 0) -> Iterator[lis
     """``count`` engines that serve ``model`` as version 0; killed at the end."""
     command = [sys.executable, "-m", "miles_async.engine.server", "--model-path", str(model), "--device", "cpu"]
     command += ["--dtype", "float32", "--weight-version", "0", "--port", str(port), *flags]
+    command += ["--weight-roots", "/"]  # the tests' own directories are anywhere
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     processes = [
         subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment, bufsize=1) for _ in range(count)

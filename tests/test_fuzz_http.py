@@ -61,7 +61,7 @@ async def pair(checkpoint: Path, **options: Any) -> AsyncIterator[Pair]:
     engine = asyncio.create_task(
         serve(str(checkpoint), device="cpu", on_ready=ready.set_result, stop=stop, api_key=ENGINE_KEY, refusals=refused)
     )
-    app = RouterApp(api_key=KEY, engine_key=ENGINE_KEY, **options)
+    app = RouterApp(api_key="of-clients", admin_key=KEY, engine_key=ENGINE_KEY, **options)
     url = await asyncio.wait_for(ready, 30)
     app.add("e", url, version=0)
     async with served(app) as router:
@@ -161,7 +161,9 @@ async def test_the_routers_key_opens_the_router_and_never_reaches_an_engine() ->
         async with session.get(url + "/health") as answer:
             assert answer.status == 200
         for path in ("/generate", "/abort_request"):
-            async with session.post(url + path, json={}, headers={"authorization": f"Bearer {KEY}"}) as answer:
+            async with session.post(
+                url + path, json={"rid": "r"}, headers={"authorization": f"Bearer {KEY}"}
+            ) as answer:
                 assert answer.status == 200
         assert seen == [f"Bearer {ENGINE_KEY}".encode()] * 2
         async with session.get(url + "/metrics", headers={"authorization": f"Bearer {KEY}"}) as answer:

@@ -44,6 +44,9 @@ async def respond(send: Send, status: int, body: bytes, headers: list[tuple[byte
     await send({"type": "http.response.body", "body": body})
 
 
+ADMIN_KEY = "for-control"
+
+
 class FakeEngine:
     """A real HTTP server with the behaviour a test gives it."""
 
@@ -75,7 +78,9 @@ class FakeEngine:
 async def fleet(
     *engines: FakeEngine, **options: Any
 ) -> AsyncIterator[tuple[RouterApp, str, list[str], aiohttp.ClientSession]]:
-    """(router, its URL, the engines' URLs, a client)."""
+    """(router, its URL, the engines' URLs, a client). Where no ``api_key`` is asked for, the client is one that may control."""
+    options = {"admin_key": ADMIN_KEY, "allowed_engines": ("127.0.0.1:*",)} | options
+    headers = {} if "api_key" in options else {"authorization": f"Bearer {ADMIN_KEY}"}
     async with contextlib.AsyncExitStack() as stack:
         urls = [await stack.enter_async_context(served(engine)) for engine in engines]
         app = RouterApp(**options)
@@ -84,7 +89,7 @@ async def fleet(
             upstream = app.workers[engine.name].upstream
             await asyncio.gather(*(upstream.get(b"/warm", 10) for _ in range(FakeEngine.idle_connections)))
         url = await stack.enter_async_context(served(app))
-        session = await stack.enter_async_context(aiohttp.ClientSession())
+        session = await stack.enter_async_context(aiohttp.ClientSession(headers=headers))
         yield app, url, urls, session
 
 

@@ -31,7 +31,7 @@ CONFORMS = [checks.status_code_conformance, checks.response_schema_conformance, 
 def router() -> Iterator[tuple[RouterApp, str]]:
     """A router and its URL, in a thread, with one engine that answers everything."""
     app, loop, ready, stop = (
-        RouterApp(api_key=KEY, wait_s=0.02),
+        RouterApp(api_key="of-clients", admin_key=KEY, wait_s=0.02),
         asyncio.new_event_loop(),
         threading.Event(),
         asyncio.Event(),

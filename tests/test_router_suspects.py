@@ -16,7 +16,7 @@ import aiohttp
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from test_router_app import served
+from test_router_app import ADMIN_KEY, served
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # benchmarks is beside the packages, not installed
 
@@ -224,7 +224,7 @@ async def fleet(
     count: int,
 ) -> AsyncIterator[tuple[RouterApp, list[SyntheticEngine], Found, Ask]]:
     """(router with its looks, engines, verdicts, a call that asks for an answer)."""
-    app, found, stop = RouterApp(wait_s=5.0), Found(), asyncio.Event()
+    app, found, stop = RouterApp(wait_s=5.0, admin_key=ADMIN_KEY), Found(), asyncio.Event()
     judge = Suspects(interval_s=INTERVAL_S, slow_share=0.2, slow_looks=SLOW_LOOKS, hung_s=REAL_HUNG_S)
     engines = [SyntheticEngine(f"e{i}", latency=Latency(0.002, 0.0, 0.0)) for i in range(count)]
     looks = asyncio.create_task(EngineLooks(app, judge, found).run(stop))
@@ -301,7 +301,10 @@ async def test_garbage_is_not_passed_on_while_another_engine_answers_and_is_an_e
 async def test_a_pause_of_all_engines_through_the_router_makes_nobody_hung() -> None:
     async with fleet(2) as (app, _, found, ask):
         tasks = [asyncio.create_task(ask()) for _ in range(3)]
-        async with aiohttp.ClientSession() as session, served(app) as router:
+        async with (
+            aiohttp.ClientSession(headers={"authorization": f"Bearer {ADMIN_KEY}"}) as session,
+            served(app) as router,
+        ):
             await session.post(router + "/pause_generation", json={"mode": "in_place"})
             assert app.paused
             await asyncio.sleep(REAL_HUNG_S + 5 * INTERVAL_S)

@@ -29,11 +29,12 @@ from miles_async.refusals import Refusals
 
 B = TypeVar("B")
 JSON = (b"content-type", b"application/json")
+OPEN = frozenset({"/health", "/health_generate", "/ready"})  # what asks for no key
 MAX_BODY_BYTES = 256 * 1024 * 1024
 
 
 class EngineApp:
-    """The ASGI application. ``api_key`` guards everything but /health and /ready, as in SGLang."""
+    """The ASGI application. ``api_key`` guards everything but ``OPEN``, as in SGLang."""
 
     def __init__(
         self,
@@ -56,7 +57,7 @@ class EngineApp:
         receive = bounded(scope, receive, MAX_BODY_BYTES)
         path = scope["path"]
         try:
-            if self._key is not None and not path.startswith(("/health", "/ready")) and not has_key(scope, self._key):
+            if self._key is not None and path not in OPEN and not has_key(scope, self._key):
                 await _send(send, 401, b'{"error":"Unauthorized"}')
             elif path == "/generate" and scope["method"] in ("POST", "PUT"):
                 await self._generate(receive, send)

@@ -10,7 +10,8 @@ Hugging Face name; ``per_gpu_checksum`` is the same of the lines ``name:checksum
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
@@ -23,6 +24,7 @@ from miles_async.engine.groups import Buffers, TransferError, flattened_size, jo
 from miles_async.engine.model import DenseModel, WeightError
 from miles_async.engine.scheduler import PauseMode, Scheduler
 from miles_async.engine.worker import ComputeThread
+from miles_async.weights.allowed import inside
 from miles_async.weights.checksum import checksums, overall_checksum
 
 Answer = tuple[int, dict[str, Any]]
@@ -116,9 +118,17 @@ class WeightControl:
     """The control plane of one engine. ``model_path`` and ``version`` are what /model_info reports."""
 
     def __init__(
-        self, compute: ComputeThread, model: DenseModel, model_path: str, version: str, abort_all: Callable[[], None]
+        self,
+        compute: ComputeThread,
+        model: DenseModel,
+        model_path: str,
+        version: str,
+        abort_all: Callable[[], None],
+        weight_roots: Sequence[Path] = (),
     ) -> None:
+        """``weight_roots``: where it may be told to load weights from, beside the directory of the model itself."""
         self.model_path = model_path
+        self._roots = (*weight_roots, Path(model_path))
         self.version = version
         self._compute = compute
         self._model = model
@@ -239,13 +249,19 @@ class WeightControl:
         return await group.settle() or answer
 
     async def update_from_disk(self, body: UpdateDiskBody) -> Answer:
+        if (directory := inside(body.model_path, self._roots)) is None:
+            known = ", ".join(map(str, self._roots))
+            status, answer = _failed(
+                f"{body.model_path}: no weights there that this engine may load (only those in {known})."
+            )
+            return status, {**answer, "num_paused_requests": 0}
         if body.abort_all_requests:
             self._abort_all()
         try:
-            config = read_config(body.model_path)
+            config = read_config(directory)
             if (config.model_type, config.vocab_size) != (self._model.config.model_type, self._model.config.vocab_size):
                 raise CheckpointError(f"{body.model_path}: another architecture than the one served")
-            tensors = await in_thread(lambda: list(read_tensors(body.model_path)))
+            tensors = await in_thread(lambda: list(read_tensors(directory)))
         except (CheckpointError, KeyError, TypeError, ValueError, AttributeError, OSError) as error:
             status, answer = _failed(f"Failed to get weights iterator: {error}.")
         else:

@@ -16,8 +16,9 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -60,6 +61,7 @@ async def serve(
     context_length: int | None = None,
     weight_version: str = "default",
     api_key: str | None = None,
+    weight_roots: Sequence[Path] = (),
     refusals: Refusals | None = None,
     on_ready: Callable[[str], Awaitable[None] | None] | None = None,
     stop: asyncio.Event | None = None,
@@ -67,6 +69,7 @@ async def serve(
     """Serve a checkpoint until ``stop`` is set.
 
     device: auto, cpu, cuda, cuda:N. dtype: auto (the checkpoint's), float32, bfloat16, float16. port 0: any free one.
+    weight_roots: directories from which it may be told to load weights; its model's own is one in any case.
     refusals: where requests that are refused get counted.
     on_ready: called (and awaited) with the URL once it answers. Raises ServeError or CheckpointError at start, and
     RuntimeError if the engine fails later.
@@ -89,7 +92,7 @@ async def serve(
     scheduler = Scheduler(model, codec, max_running=max_running_requests, max_tokens=max_tokens, version=weight_version)
     limits = Limits(config.vocab_size, context, codec.available)
     frontend = Frontend(scheduler, limits, codec, codec.eos_token_ids)
-    weights = WeightControl(frontend.compute, model, model_path, weight_version, frontend.abort_all)
+    weights = WeightControl(frontend.compute, model, model_path, weight_version, frontend.abort_all, weight_roots)
     info = {
         "model_path": model_path,
         "tokenizer_path": model_path,
@@ -216,6 +219,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--context-length", type=int, default=None)
     parser.add_argument("--weight-version", default="default")
     parser.add_argument("--api-key", default=None, help='"env:NAME" takes it from the environment')
+    parser.add_argument(
+        "--weight-roots", nargs="+", type=Path, default=[], metavar="DIR", help="where it may load weights from"
+    )
     parser.add_argument("--threads", type=int, default=1, help="of the computation on a CPU")
     options = vars(parser.parse_args(argv))
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")

@@ -17,6 +17,7 @@ import msgspec
 from bus import Bus
 from miles_async.config import RunConfig
 from miles_async.engine_client import EngineClient, EngineError
+from miles_async.router_access import is_of_run
 from miles_async.secret import resolve
 from miles_async.weights.group import Receiver, WeightGroups
 from miles_async.weights.push import Update, push
@@ -66,6 +67,8 @@ class EvalEngines:
         while True:
             try:
                 url = await self.bus.address(name, deadline_s=max(0.0, deadline - loop.time()))
+                if not is_of_run(url, self.config.engine, self.config.eval.urls):
+                    raise EngineError(name, "its address", f"{url} is no place for an engine of this run")
                 client = EngineClient(url, self.session, self._api_key, name=name, vocab_size=self._vocab_size)
                 await client.model_info(PROBE_TIMEOUT_S)
                 return client

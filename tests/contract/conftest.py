@@ -50,7 +50,8 @@ async def embedded_server(model: Path, log_file: Path) -> AsyncIterator[str]:
     port = free_port("127.0.0.1")
     url = f"http://127.0.0.1:{port}"
     words = (
-        f"{sys.executable} -m miles_async.engine.server --host 127.0.0.1 --port {port} --weight-version 0 --model-path"
+        f"{sys.executable} -m miles_async.engine.server --host 127.0.0.1 --port {port} --weight-version 0 --weight-roots / "
+        "--model-path"
     )
     with log_file.open("wb") as log:
         process = await asyncio.create_subprocess_exec(
