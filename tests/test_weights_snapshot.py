@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 
 from bus.messages import EngineDown, EngineUp, Snapshot
 from miles_async.config import Data, Model, RunConfig, Weights
+from miles_async.train.hf_export import save_hf
 from miles_async.weights.buckets import make_buckets, unflatten
 from miles_async.weights.fleet import Fleet, next_wave
 from miles_async.weights.snapshot import SnapshotError, choose_root, load_snapshot, prune, write_snapshot
@@ -48,6 +50,30 @@ def test_a_snapshot_holds_the_very_bits_in_a_file_that_safetensors_reads(tmp_pat
     assert same(load_snapshot(path), tensors)
     assert same(safetensors.torch.load_file(path / "model.safetensors"), tensors)
     assert sorted(p.name for p in path.iterdir()) == ["config.json", "model.safetensors", "tokenizer.json"]
+
+
+@pytest.mark.parametrize(
+    ("source", "dtype", "said"),
+    [
+        ({"dtype": "bfloat16"}, torch.float32, {"dtype": "float32"}),
+        ({"torch_dtype": "float32"}, torch.bfloat16, {"torch_dtype": "bfloat16"}),
+        ({"dtype": None, "torch_dtype": "float16"}, torch.float32, {"dtype": "float32", "torch_dtype": "float32"}),
+        ({}, torch.bfloat16, {"dtype": "bfloat16"}),
+        ({"dtype": "float16"}, torch.uint8, {"dtype": "float16"}),
+    ],
+)
+def test_the_configuration_of_what_is_exported_names_the_type_that_its_tensors_have(
+    source: dict[str, str], dtype: torch.dtype, said: dict[str, str], tmp_path: Path, hf_dir: str
+) -> None:
+    """A snapshot, and a Hugging Face directory."""
+    (Path(hf_dir) / "config.json").write_text(json.dumps({"model_type": "qwen3", **source}))
+    tensors = {"wide": torch.zeros(30, 5, dtype=dtype), "norm": torch.zeros(3, dtype=torch.float64).to(dtype)}
+    if dtype.is_floating_point:
+        tensors["small"] = torch.zeros(3, dtype=torch.float16)  # not what most of the values are
+    save_hf(tensors, Path(hf_dir), tmp_path / "export")
+    for path in (write_snapshot(tmp_path / "root", 1, 1, tensors, hf_dir), tmp_path / "export"):
+        assert json.loads((path / "config.json").read_text()) == {"model_type": "qwen3", **said}
+        assert safetensors.torch.load_file(path / "model.safetensors")["wide"].dtype == dtype
 
 
 def test_buckets_of_a_snapshot_are_views_of_the_file_aligned_for_every_dtype(tmp_path: Path, hf_dir: str) -> None:

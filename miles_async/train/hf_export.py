@@ -1,7 +1,8 @@
 """A Hugging Face directory from exported tensors.
 
-Promises: transformers and SGLang load it as they load the original: same configuration and tokenizer files, weights in
-safetensors; it appears under its name only when it is whole.
+Promises: transformers and SGLang load it as they load the original: same tokenizer files, same configuration but for the
+type of the weights, which is the one that they have here; weights in safetensors; it appears under its name only when it is
+whole.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ import shutil
 from pathlib import Path
 
 import torch
+
+from miles_async.weights.config_dtype import say_dtype
 
 _WEIGHTS = (
     ".safetensors",
@@ -36,6 +39,7 @@ def save_hf(tensors: dict[str, torch.Tensor], source: Path, directory: Path) -> 
     for path in source.iterdir():
         if path.is_file() and not path.name.endswith(_WEIGHTS):
             shutil.copy2(path, writing / path.name)
+    say_dtype(writing, ((tensor.dtype, tensor.shape) for tensor in tensors.values()))
     save_torch_state_dict(tensors, str(writing))
     if directory.exists():
         shutil.rmtree(directory)

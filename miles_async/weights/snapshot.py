@@ -20,6 +20,7 @@ import torch
 from miles_async.config import RunConfig
 from miles_async.evaluation.settings import pins_kept
 from miles_async.weights.buckets import by_item_size, dtype_name
+from miles_async.weights.config_dtype import say_dtype
 from miles_async.weights.leftovers import ON_DISK
 from miles_async.weights.place import MEMORY_ROOT, in_memory
 
@@ -90,6 +91,7 @@ def write_tensors(
 ) -> Path:
     """:func:`write_snapshot` of tensors that come one after the other, as ``specs`` announces them."""
     with _draft(root, root / snapshot_name(incarnation, version), config_dir) as draft:
+        say_dtype(draft, ((dtype, shape) for _, dtype, shape in specs))
         _write_safetensors(draft / WEIGHTS_FILE, specs, tensors)
     prune(root, KEEP)
     return root / snapshot_name(incarnation, version)
