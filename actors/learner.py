@@ -3,7 +3,7 @@
 Consumes: ready groups (rank 0 decides which), batches (all ranks). Publishes: batches, snapshots, metrics.
 
     ready groups ──► rank 0: evict the stale, select ──► batch(step) ──► every rank: fetch its share ──► train ──► v + 1
-                                                         (write-ahead)                                   │
+                                                         (write-ahead)   (learner_share.py)              │
                      checkpoint every save_interval steps, then commit(step) ◄──────────────────────────┤
                      snapshot of version v ◄─────────────────────────────────────────────────────────────┘
 
@@ -18,12 +18,12 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import deque
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from actors.learner_checkpoints import choose, settle
+from actors.learner_share import LearnerShare
 from actors.runtime.compute import ComputeThread
 from actors.runtime.context import ActorContext
 from bus import Ledger, LedgerError
@@ -32,7 +32,6 @@ from bus.messages import Batch, Control, Group, ReadyGroup, Snapshot
 from miles_async.evaluation.pins import pin
 from miles_async.evaluation.settings import is_due, pins_kept
 from miles_async.filters.apply import BufferFilter
-from miles_async.optimizer_steps import share, steps_of_pass
 from miles_async.staleness_choice import make_policy
 from miles_async.target_reward import REWARD_WINDOW, reached
 from miles_async.train import idle_steps
@@ -59,7 +58,8 @@ class Learner:
         self.ledger = Ledger(ctx.bus)
         self.policy = make_policy(ctx.config.staleness, ctx.config.rollout.surplus)
         self.buffer_filter = BufferFilter(ctx.config)
-        self.rank, self.world = ctx.index, ctx.config.learner.num_ranks
+        self.rank, self.share = ctx.index, LearnerShare(ctx, self.ledger)
+        self.max_lag = ctx.config.staleness.max_lag  # of the batch that is being trained
         self.checkpoints = ctx.run_dir / "checkpoints"
         self.ready: dict[str, ReadyGroup] = {}
         self.samples_cursor = self.control_cursor = "0"
@@ -94,7 +94,8 @@ class Learner:
         from miles_async.train.trainer import MegatronTrainer  # heavy: only here
 
         rendezvous = self.ctx.run_dir / f"rendezvous-{self.ctx.incarnation}"
-        build = partial(MegatronTrainer, rank=self.rank, world_size=self.world, init_method=f"file://{rendezvous}")
+        world = self.config.learner.num_ranks
+        build = partial(MegatronTrainer, rank=self.rank, world_size=world, init_method=f"file://{rendezvous}")
         with self.ctx.waiting("the model to be built"):
             self.trainer = await self.compute(build, self.config, self.ctx.model_path)
         chosen = Choice()
@@ -156,8 +157,9 @@ class Learner:
             size = self.config.rollout.rollout_batch_size
             chosen = self.policy.select(list(self.ready.values()), open_order, self.trainer.version, size)
             if chosen:
-                surplus = self.config.rollout.surplus
-                return await self.ledger.batch(step, [self.ready[group_id] for group_id in chosen], surplus=surplus)
+                groups = [self.ready[group_id] for group_id in chosen]
+                surplus, max_lag = self.config.rollout.surplus, self.config.staleness.max_lag
+                return await self.ledger.batch(step, groups, surplus=surplus, max_lag=max_lag)
         await self.ctx.bus.publish("control", Control(command="learner_stop", roles=("learner",), reason=str(step)))
         return None
 
@@ -181,17 +183,14 @@ class Learner:
             if any(_is_step(reason) and int(reason) <= step for reason in stops):
                 return None
 
-    def _share(self, batch: Batch) -> Sequence[str]:
-        return share(batch.payload_keys, self.rank, self.world, steps_of_pass(self.config))
-
     # steps
 
     async def _step(self, batch: Batch) -> None:
         started = time.monotonic()
-        groups = await self.ledger.payloads(self._share(batch))
+        groups, self.max_lag = await self.share.take(batch), self.share.max_lag(batch)
         metrics: dict[str, float] = await self.compute(self._train, groups)
         self.rewards.append(metrics["raw_reward"])
-        self.recent.append((time.time(), batch.step, batch.group_ids))
+        self.recent.append((time.time(), batch.step, await self.share.trained(batch)))
         if self.trainer.version % self.config.weights.update_interval == 0 or self.trainer.version == self.replay_to:
             await self._offer_snapshot()
         if self.rank == 0:
@@ -212,7 +211,7 @@ class Learner:
             await self.ctx.event("mismatch", step=step, warning=text)
 
     def _train(self, groups: list[Group]) -> dict[str, float]:
-        return self.trainer.step(groups)
+        return self.trainer.step(groups, max_lag=self.max_lag)
 
     async def _offer_snapshot(self) -> None:
         """Hand the weights to the broadcaster, and go on; in a run in which nobody samples there is nobody to have them.

@@ -2,14 +2,14 @@
 
 Consumes: tickets (claimed under a lease that it renews while it works). Publishes: groups, as the ledger's ``ready``.
 
-    ticket ─► rollout function ─► grader ─► dynamic filter ──keep──► sample filter, reward post-processing ─► published
+    ticket ─► rollout function ─► grader ─► dynamic filter ──keep──► sample filter, reward post-processing, check ─► published
                                                └──refuse──► dropped, with the filter's reason
 
-Keeps: a group is published once, with the version that sampled every token (invariant 5); an attempt that comes to nothing
-is recorded with its reason and made again, up to ``max_attempts``; a worker that dies or stops leaves its tickets to the
-others (invariant 1). A sample that cannot be made or graded is left out of its group, with an event that names it. The last
-attempt at a group is made alone, so that a prompt that kills its worker takes no other group with it. It never
-re-tokenises what was sampled.
+Keeps: a group is published once, with the version that sampled every token (invariant 5), and only if the learner can train
+it; an attempt that comes to nothing is recorded with its reason and made again, up to ``max_attempts``; a worker that dies or
+stops leaves its tickets to the others (invariant 1). A sample that cannot be made or graded is left out of its group, with an
+event that names it. The last attempt at a group is made alone, so that a prompt that kills its worker takes no other group with
+it. It never re-tokenises what was sampled.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import asyncio
 import contextlib
 import time
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import replace
 
 import aiohttp
@@ -26,18 +27,19 @@ from actors.rollout_requests import EngineRequests
 from actors.runtime.context import ActorContext, Waiting
 from actors.runtime.tasks import end
 from bus import Ledger
-from bus.codec import TOKENS, unpack
 from bus.ledger import ClaimedTicket
 from bus.messages import Group, Sample, Ticket
 from miles_async.filters.apply import GroupFilters
+from miles_async.group_limits import group_limits
 from miles_async.monitor.diagnosis import REWARD
 from miles_async.rewards import Grader
-from miles_async.rollout.failures import check_samples, reason_of
+from miles_async.rollout.failures import check_samples, lengths_of, reason_of
 from miles_async.rollout.interface import RolloutContext
 from miles_async.rollout.registry import rollout_function
 from miles_async.rollout.scoring import score
 from miles_async.rollout.slots import GroupSlots
 from miles_async.rollout.teacher import teachers
+from miles_async.sound_group import check_group, received
 from miles_async.tokenizer import Tokenizer
 
 TICKETS_AT_ONCE = 4  # a read takes few, so that the tickets of a small batch spread over the workers
@@ -53,6 +55,7 @@ class RolloutWorker:
         self.tokenizer = Tokenizer(ctx.model_path)
         self.requests = EngineRequests(ctx)
         self.make, self.filters = rollout_function(ctx.config), GroupFilters(ctx.config)
+        self.limits = group_limits(ctx.config, ctx.model_path)
         self.attempts = ctx.config.rollout.max_attempts
         self.graded = ctx.config.algorithm.loss_type != "sft_loss"  # nobody looks at those rewards
         self.in_flight: dict[asyncio.Task[None], ClaimedTicket] = {}
@@ -171,15 +174,15 @@ class RolloutWorker:
             if self.graded:
                 samples = await self._score_all(ticket, samples)
             refusal = self.filters.refusal(samples)
-            finished = self.filters.finished(samples) if refusal is None else []
+            group = await self._sound(ticket, self.filters.finished(samples), started) if refusal is None else None
         except Exception as error:  # also of a function of the user: it costs this attempt, not the worker
             await self._fail(ticket, *reason_of(error), samples)
             return
-        if refusal is None:
-            await self._publish(ticket, tuple(finished), started)
-        else:
+        if group is not None:
+            await self._publish(group)
+        elif refusal is not None:
             detail = f"rewards {', '.join(f'{sample.reward:g}' for sample in samples)}"
-            await self.ledger.discard(ticket.group_id, self.lease, refusal, detail, lengths=_lengths(samples))
+            await self.ledger.discard(ticket.group_id, self.lease, refusal, detail, lengths=lengths_of(samples))
 
     async def _score_all(self, ticket: Ticket, samples: list[Sample]) -> list[Sample]:
         """The samples with their rewards; those that have none are left out, on record. Raises RewardError: all of them."""
@@ -197,25 +200,28 @@ class RolloutWorker:
             await self.ctx.event("sample_lost", group=ticket.group_id, rollout=number, reason=reason, detail=detail)
         return scored
 
-    async def _publish(self, ticket: Ticket, samples: tuple[Sample, ...], started: float) -> None:
-        now = time.time()
-        group = Group(
-            group_id=ticket.group_id,
-            prompt_tokens=ticket.prompt_tokens,
-            samples=samples,
-            worker=self.ctx.name,
-            started=started,
-            finished=now,
-            label=ticket.label,
+    async def _sound(self, ticket: Ticket, samples: Sequence[Sample], started: float) -> Group:
+        """The group as the learner will read it. Raises UnsoundGroup: the learner could not train it."""
+        group = received(
+            Group(
+                group_id=ticket.group_id,
+                prompt_tokens=ticket.prompt_tokens,
+                samples=tuple(samples),
+                worker=self.ctx.name,
+                started=started,
+                finished=time.time(),
+                label=ticket.label,
+            )
         )
-        self.requests.published(samples)
-        if not await self.ledger.publish(group, self.lease, now):
-            await self.ctx.event("late_publication_refused", group=ticket.group_id)
+        newest = await self.requests.published_versions.newest_for(group.samples)
+        check_group(group, replace(self.limits, newest_version=newest))
+        return group
+
+    async def _publish(self, group: Group) -> None:
+        self.requests.published(group.samples)
+        if not await self.ledger.publish(group, self.lease, group.finished):
+            await self.ctx.event("late_publication_refused", group=group.group_id)
 
     async def _fail(self, ticket: Ticket, reason: str, detail: str, samples: list[Sample]) -> None:
-        lengths = _lengths(samples)
+        lengths = lengths_of(samples)
         await self.ledger.fail(ticket.group_id, self.lease, reason, detail, attempts=self.attempts, lengths=lengths)
-
-
-def _lengths(samples: list[Sample]) -> list[int]:
-    return [len(unpack(sample.tokens, TOKENS)) for sample in samples]

@@ -197,7 +197,7 @@ def judge(run_dir: Path, found: dict[str, Any], code: int, log: str) -> dict[str
     events = [json.loads(line) for line in (run_dir / EVENTS_FILE).read_text().splitlines()]
     downs = [event["data"].get("cause", "") for event in events if event["kind"] == "engine_down"]
     spans = check_spans(kept_groups(run_dir), run_dir / "kept")
-    lost = by_kind["admitted"] - by_kind["trained"] - by_kind.get("dropped", set())
+    lost = by_kind["admitted"] - by_kind["trained"] - by_kind.get("dropped", set()) - by_kind.get("quarantined", set())
     promises = {
         "the run finishes": summary["status"] == "finished" and summary["steps"] == STEPS,
         "the ledger balances": summary["balanced"] is True,

@@ -178,6 +178,7 @@ class FaultRun:
         dealt, settled, dropped = self._settled()
         verdict.lost = len(dealt - settled)
         verdict.twice = sum(1 for count in times.values() if count > 1)
+        trained = self.steps * BATCH - summary["ledger"]["dropped"].get("quarantined", 0)
         counts = [json.loads(line) for line in (self.run_dir / "checkpoint_counts.jsonl").read_text().splitlines()]
         promises = {
             "it finishes": summary["status"] == "finished" and summary["steps"] == self.steps,
@@ -186,7 +187,7 @@ class FaultRun:
             "the ledger balances at every checkpoint": all(map(balanced, counts)),
             "every checkpoint is made": len(counts) >= self.steps // SAVE_INTERVAL,
             "nothing is trained twice": verdict.twice == 0,
-            "nothing is lost": verdict.lost == 0 and len(times) == summary["ledger"]["trained"] == self.steps * BATCH,
+            "nothing is lost": verdict.lost == 0 and len(times) == summary["ledger"]["trained"] == trained,
             "nothing dropped is trained": not dropped & set(times),
             "the bound holds": summary["max_token_lag"] <= MAX_LAG,
             "no process is left": not self._left(),
@@ -208,7 +209,7 @@ class FaultRun:
         by_kind: dict[str, set[str]] = {}
         for line in read_transitions(self.run_dir):
             by_kind.setdefault(line.kind, set()).update(line.groups)
-        dropped = by_kind.get("dropped", set())
+        dropped = by_kind.get("dropped", set()) | by_kind.get("quarantined", set())
         return by_kind["admitted"], by_kind["trained"] | dropped, dropped
 
     def _left(self) -> list[int]:

@@ -4,7 +4,7 @@
    ───────► waiting ──► in flight ──► ready ──────► batched ──────────► trained
                ▲         │     │        │ drop(reason); the surplus of a batch
                └─ fail, ─┘     │        ▼
-                  release      └────► dropped
+                  release      └────► dropped ◄─── quarantine(reason) of what is batched and cannot be trained
                       discard(reason)        (so is a group whose last attempt fails, with its causes on "dead")
 
 Promises (design invariants 1, 2 and 7):
@@ -50,6 +50,7 @@ _NAMES = (
     "open",
     "reconcile",
     "foreign",
+    "quarantine",
 )
 
 ATTEMPTS = 3  # of a group, where the caller names no other number
@@ -88,6 +89,7 @@ class Ledger:
         self._scripts = _load(bus)
 
     async def _run(self, script: str, *args: Any) -> Any:
+        """The answer of one of the ledger's scripts. Raises LedgerError."""
         try:
             return await self._scripts[script](keys=[self.bus.prefix], args=args)
         except redis.exceptions.ResponseError as error:
@@ -207,7 +209,7 @@ class Ledger:
         ``lengths``: response tokens of its samples, where they were generated. "void": the lease is not valid any more.
         """
         sizes = msgspec.msgpack.encode(list(lengths))
-        done = await self._run("fail", group_id, lease, reason, detail[:_DETAIL_CHARS], attempts, sizes)
+        done = await self._run("fail", group_id, lease, reason, words(detail), attempts, sizes)
         return ("void", "again", "dropped")[int(done)]
 
     async def discard(
@@ -218,7 +220,7 @@ class Ledger:
         ``lengths``: response tokens of its samples. False: the lease is not valid any more.
         """
         sizes = msgspec.msgpack.encode(list(lengths))
-        return bool(await self._run("discard", group_id, lease, reason, detail[:_DETAIL_CHARS], sizes))
+        return bool(await self._run("discard", group_id, lease, reason, words(detail), sizes))
 
     async def held(self, group_ids: Sequence[str], lease: str) -> set[str]:
         """Which of ``group_ids`` are in flight under ``lease``."""
@@ -236,7 +238,7 @@ class Ledger:
 
     async def drop(self, group_id: str, reason: str, detail: str = "") -> bool:
         """The group will not be trained. False: it is batched, trained or dropped already."""
-        return bool(await self._run("drop", group_id, reason, detail[:_DETAIL_CHARS]))
+        return bool(await self._run("drop", group_id, reason, words(detail)))
 
     # the learner
 
@@ -253,9 +255,10 @@ class Ledger:
         await self.bus.remove("samples", [entries[index].id for index in foreign])
         return [entry.message for index, entry in enumerate(entries) if index not in foreign], last_id
 
-    async def batch(self, step: int, groups: Sequence[ReadyGroup], *, surplus: int = 0) -> Batch:
+    async def batch(self, step: int, groups: Sequence[ReadyGroup], *, surplus: int = 0, max_lag: int = -1) -> Batch:
         """Record that ``step`` trains on ``groups``, and return the record: an earlier one if there is one.
 
+        ``max_lag``: the bound that they were chosen under, which holds for them also when the step is trained again.
         With the record, the ``surplus`` open groups that were dealt first of the others are dropped as "surplus".
         Raises LedgerError: ``step`` is not the next, or a group is not ready.
         """
@@ -263,6 +266,7 @@ class Ledger:
             step=step,
             group_ids=tuple(g.group_id for g in groups),
             payload_keys=tuple(g.payload_key for g in groups),
+            max_lag=max_lag,
         )
         done = await self._run("batch", step, encode(record), surplus, *record.group_ids)
         if done == 1:
@@ -283,15 +287,21 @@ class Ledger:
 
     async def payloads(self, keys: Sequence[str]) -> list[Group]:
         """The published groups behind ``keys``. Raises LedgerError naming one that is missing or damaged."""
-        groups = []
+        found = await self.payloads_or_causes(keys)
+        for group in found:
+            if isinstance(group, LedgerError):
+                raise group
+        return [group for group in found if isinstance(group, Group)]
+
+    async def payloads_or_causes(self, keys: Sequence[str]) -> list[Group | LedgerError]:
+        """The same, with the error in the place of a group that is missing or damaged."""
+        found: list[Group | LedgerError] = []
         for key, value in zip(keys, await self.bus.redis.mget(list(keys)) if keys else [], strict=True):
-            if value is None:
-                raise LedgerError(f"the payload {key} is missing")
             try:
-                groups.append(decode(value, Group))
+                found.append(LedgerError(f"the payload {key} is missing") if value is None else decode(value, Group))
             except CodecError as error:
-                raise LedgerError(f"the payload {key} is damaged: {error}") from None
-        return groups
+                found.append(LedgerError(f"the payload {key} is damaged: {error}"))
+        return found
 
     async def commit(self, step: int, *, forget: int | None = None) -> int:
         """A durable checkpoint contains ``step``. Returns how many groups are trained by it. Can be repeated.
@@ -316,7 +326,7 @@ class Ledger:
         known = min(last, step)
         await self.commit(known, forget=known if lost_steps else 0)
         ids = [group_id for s in lost_steps for group_id in trained[s]]
-        return int(await self._run("reconcile", step, *ids)) if ids else 0
+        return int(await self._run("reconcile", step, *ids)) if lost_steps else 0
 
     # everybody
 
@@ -363,6 +373,11 @@ class Ledger:
         """The last step that cannot be trained again: a learner needs a checkpoint that contains it."""
         fields = await self.bus.redis.hmget(self.bus.key("l:meta"), "forgotten_step", "committed_step")
         return int(next((value for value in fields if value is not None), 0))
+
+
+def words(text: str) -> str:
+    """What goes on record of it: some of it, and only what is UTF-8."""
+    return text[:_DETAIL_CHARS].encode("utf-8", "backslashreplace").decode()
 
 
 def balanced(counts: dict[str, int]) -> bool:

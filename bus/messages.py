@@ -99,20 +99,24 @@ class Batch(Message, tag="batch", frozen=True):
     step: int
     group_ids: tuple[str, ...]
     payload_keys: tuple[str, ...]
+    max_lag: int = (
+        -1
+    )  # versions that a token in it may be behind, as it was when the batch was chosen; -1: not on record
 
 
 class Transition(Message, tag="transition", frozen=True):
     """What the ledger did, written to ``events`` by the very script that did it: the record of every transition.
 
     kind: "admitted", "claimed", "released", "failed" (an attempt), "published", "batched", "trained" (a durable checkpoint
-    contains it), "dropped", "reconciled" (trained, as a checkpoint knows and this ledger had forgotten).
+    contains it), "dropped", "reconciled" (trained, as a checkpoint knows and this ledger had forgotten), "quarantined" (it
+    cannot be trained, and is no part of the step any more that it was batched for; counted as dropped for "quarantined").
     """
 
     kind: str
     group_ids: tuple[str, ...]
     by: str = ""  # the lease or the actor
-    step: int = 0  # of "batched" and "trained"
-    reason: str = ""  # of "failed" and "dropped"
+    step: int = 0  # of "batched", "trained" and "quarantined"
+    reason: str = ""  # of "failed", "dropped" and "quarantined"
     detail: str = ""
     attempt: int = 0  # of "claimed": 1 for the first time
     lengths: tuple[int, ...] = ()  # response tokens of each sample of a group that had been generated

@@ -232,6 +232,8 @@ class Learner(Section, frozen=True):
     max_tokens_per_micro_batch: PositiveInt = 8192  # padded tokens
     use_distributed_optimizer: bool = False
     grad_reduce_timeout_s: PositiveFloat = 300.0
+    # recorded groups that cannot be trained are taken out of their step; with more of them than this the run ends
+    max_quarantined_groups: CountInt = 16
     # dotted paths to functions of the user; docs/customization.md has their signatures
     batch_function: str | None = None
     before_log_prob_function: str | None = None

@@ -1,7 +1,7 @@
 """Staleness policies: how many groups may start, which batch is next, what is too old. Pure: no I/O, no clock.
 
-Promises: no token older than ``max_lag`` versions is ever selected; a policy never waits for something that waits for
-the policy (also at ``max_lag = 0``, which is the synchronous loop).
+Promises: no token older than ``max_lag`` versions is ever selected, nor one newer than the learner; a policy never waits
+for something that waits for the policy (also at ``max_lag = 0``, which is the synchronous loop).
 
 Terms. Version ``v``: the number of optimizer steps in the weights. Batch ``j`` (0-based) is trained by the learner at
 version ``j`` and makes version ``j + 1``. ``B``: groups in a batch. ``L``: ``max_lag``. ``k``: batches recorded so far.
@@ -43,9 +43,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from bus.messages import ReadyGroup
+from bus.messages import UNSAMPLED, ReadyGroup
 
 STALE = "stale"
+UNPUBLISHED = "unpublished_version"
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +95,16 @@ def lag(group: ReadyGroup, version: int) -> int:
     return version - group.oldest_version
 
 
+def is_usable(group: ReadyGroup, version: int, max_lag: int) -> bool:
+    """Whether the learner at ``version`` may train it: no token is too old, or of a version that this learner has not made."""
+    return lag(group, version) <= max_lag and newest(group) <= version
+
+
+def newest(group: ReadyGroup) -> int:
+    """The newest version that sampled a token of ``group``; -1: none did (SFT)."""
+    return max((sampled for sampled, _ in group.versions if sampled != UNSAMPLED), default=-1)
+
+
 def admissible(state: StalenessState, max_lag: int, extra: int = 0) -> int:
     """Groups that may start so that each is within ``max_lag`` when consumed in dealt order (derived above).
 
@@ -104,14 +115,18 @@ def admissible(state: StalenessState, max_lag: int, extra: int = 0) -> int:
     return max(0, limit - (state.batched_steps * window + state.open_groups))
 
 
-def too_old(ready: Sequence[ReadyGroup], version: int, max_lag: int) -> list[tuple[str, str]]:
-    """The ready groups beyond ``max_lag`` at ``version``, with the reason."""
-    return [(group.group_id, STALE) for group in ready if lag(group, version) > max_lag]
+def unusable(ready: Sequence[ReadyGroup], version: int, max_lag: int) -> list[tuple[str, str]]:
+    """The ready groups that the learner at ``version`` may not train, with the reason."""
+    return [
+        (group.group_id, STALE if lag(group, version) > max_lag else UNPUBLISHED)
+        for group in ready
+        if not is_usable(group, version, max_lag)
+    ]
 
 
 @dataclass(frozen=True, slots=True)
 class _Bounded:
-    """What the policies with a bound on each token share: admission by count, eviction by lag."""
+    """What the policies with a bound on each token share: admission by count, eviction by version."""
 
     max_lag: int
 
@@ -119,20 +134,21 @@ class _Bounded:
         return admissible(state, self.max_lag)
 
     def evict(self, ready: Sequence[ReadyGroup], version: int) -> list[tuple[str, str]]:
-        return too_old(ready, version, self.max_lag)
+        return unusable(ready, version, self.max_lag)
 
 
 @dataclass(frozen=True, slots=True)
 class Fifo(_Bounded):
     """Train in dealt order: nothing is dropped and short responses get no preference; a slow group holds up the rest.
 
-    ``evict`` stays empty while engines keep to the terms above; it catches a recovery that put older weights back.
+    ``evict`` stays empty while engines keep to the terms above; it catches a recovery that put older weights back, and what
+    was sampled with weights that such a recovery undid.
     """
 
     def select(
         self, ready: Sequence[ReadyGroup], open_order: Sequence[str], version: int, batch_size: int
     ) -> tuple[str, ...] | None:
-        usable = {group.group_id for group in ready if lag(group, version) <= self.max_lag}
+        usable = {group.group_id for group in ready if is_usable(group, version, self.max_lag)}
         head = tuple(open_order[:batch_size])
         return head if len(head) == batch_size and usable.issuperset(head) else None
 
@@ -144,7 +160,7 @@ class Drop(_Bounded):
     def select(
         self, ready: Sequence[ReadyGroup], open_order: Sequence[str], version: int, batch_size: int
     ) -> tuple[str, ...] | None:
-        usable = [group.group_id for group in ready if lag(group, version) <= self.max_lag]
+        usable = [group.group_id for group in ready if is_usable(group, version, self.max_lag)]
         return tuple(usable[:batch_size]) if len(usable) >= batch_size else None
 
 
@@ -164,6 +180,6 @@ class OverSampled(_Bounded):
         self, ready: Sequence[ReadyGroup], open_order: Sequence[str], version: int, batch_size: int
     ) -> tuple[str, ...] | None:
         place = {group_id: i for i, group_id in enumerate(open_order[: batch_size + self.extra])}
-        fresh = (group.group_id for group in ready if lag(group, version) <= self.max_lag)
+        fresh = (group.group_id for group in ready if is_usable(group, version, self.max_lag))
         first = [group_id for group_id in fresh if group_id in place][:batch_size]
         return tuple(sorted(first, key=place.__getitem__)) if len(first) == batch_size else None

@@ -25,6 +25,7 @@ MOVES: dict[str, tuple[tuple[str | None, ...], str]] = {
     "trained": (("b",), "trained"),
     "dropped": (("w", "f", "r"), "dropped"),
     "reconciled": ((None, "w", "f", "r"), "trained"),
+    "quarantined": (("b", "trained"), "dropped"),
 }
 
 
@@ -45,9 +46,17 @@ class Story:
         self.batches: dict[int, tuple[str, ...]] = {}  # of all steps, the committed ones too
         self.last_step = self.committed = self.forgotten = self.position = 0
         self.ahead: set[str] = set()  # trained before they were dealt
+        self.quarantined: dict[str, int] = {}  # and the step that they were recorded for; also of what is forgotten
 
     def in_place(self, places: str) -> list[str]:
         return [gid for gid, place in self.place.items() if place in tuple(places)]
+
+    def trained_in(self, step: int) -> tuple[str, ...]:
+        return tuple(gid for gid in self.batches[step] if gid not in self.quarantined)
+
+    def left_out(self) -> set[str]:
+        """The quarantined groups of steps that can be trained again."""
+        return {gid for gid, step in self.quarantined.items() if step > self.forgotten}
 
     # what a script must do; ``view`` is what Redis holds before it
 
@@ -135,7 +144,15 @@ class Story:
             return Expected(REFUSED, [])
         self.forgotten = max(self.forgotten, min(forget, max(step, self.committed)))
         steps = range(self.committed + 1, step + 1)
-        return Expected(sum(len(self.batches[s]) for s in steps), [("trained", sorted(self.batches[s])) for s in steps])
+        trained = [self.trained_in(s) for s in steps]
+        return Expected(sum(map(len, trained)), [("trained", sorted(ids)) for ids in trained])
+
+    def _quarantine(self, view: Any, step: int, gid: str, _reason: str, _detail: str, _: bytes) -> Expected:
+        if gid in self.left_out():
+            return Expected(len(self.quarantined), [])
+        if not self.forgotten < step <= self.last_step or gid not in self.batches[step]:
+            return Expected(0, [])
+        return Expected(len(self.quarantined) + 1, [("quarantined", [gid])])
 
     def _reconcile(self, view: Any, step: int, *ids: str) -> Expected:
         if step <= self.last_step:
@@ -173,8 +190,10 @@ class Story:
             assert t.step == self.last_step + 1
             self.last_step, self.batches[t.step] = t.step, t.group_ids
         elif t.kind == "trained":
-            assert t.step == self.committed + 1 and t.group_ids == self.batches[t.step]
+            assert t.step == self.committed + 1 and t.group_ids == self.trained_in(t.step)
             self.committed = t.step
+        elif t.kind == "quarantined":
+            self.quarantined |= dict.fromkeys(t.group_ids, t.step)
         elif t.kind == "reconciled":
             self.last_step = self.committed = t.step
 

@@ -20,7 +20,7 @@ _READ = """
 local P, since = KEYS[1], ARGV[1]
 local view = {}
 local tables = {
-  'count', 'state', 'lease', 'ticket', 'ready', 'sample', 'payload', 'attempts', 'claim', 'causes', 'batch',
+  'count', 'state', 'lease', 'ticket', 'ready', 'sample', 'payload', 'attempts', 'claim', 'causes', 'batch', 'quarantine',
 }
 for _, name in ipairs(tables) do
   view[#view + 1] = redis.call('HGETALL', P .. 'l:' .. name)
@@ -74,6 +74,7 @@ class View:
             claim,
             causes,
             batch,
+            quarantine,
             order,
             ahead,
             meta,
@@ -85,6 +86,7 @@ class View:
         self.attempts = {gid: int(n) for gid, n in _table(attempts).items()}
         self.claim, self.causes = {gid: int(n) for gid, n in _table(claim).items()}, _table(causes)
         self.batch = {int(step): record for step, record in _table(batch).items()}
+        self.quarantined = set(_table(quarantine))
         self.order = [gid.decode() for gid in order]
         self.ahead = {gid.decode() for gid in ahead}
         self.last_step, self.committed, self.forgotten, self.position = (int(value or 0) for value in meta)
@@ -127,7 +129,7 @@ def check(view: View, story: Story) -> None:
     steps = range(story.forgotten + 1, story.last_step + 1)
     assert (view.last_step, view.committed, view.position) == (story.last_step, story.committed, story.position)
     assert view.forgotten == story.forgotten
-    assert view.ahead == story.ahead
+    assert (view.ahead, view.quarantined) == (story.ahead, story.left_out())
     assert sorted(view.batch) == list(steps)
     for step, record in view.batch.items():
         batch = decode(record, Batch)
@@ -167,7 +169,7 @@ def _check_tickets(view: View, story: Story) -> None:
 
 def _check_payloads(view: View, story: Story) -> None:
     published = story.in_place("rb")
-    kept = {gid for step in range(story.forgotten + 1, story.committed + 1) for gid in story.batches[step]}
+    kept = {gid for step in range(story.forgotten + 1, story.last_step + 1) for gid in story.batches[step]}
     assert sorted(view.ready) == sorted(view.sample) == sorted(published)
     assert view.payload.keys() == kept | set(published)
     assert {view.sample[gid]: view.ready[gid] for gid in published} == {i: f["m"] for i, f in view.samples.items()}

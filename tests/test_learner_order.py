@@ -15,7 +15,7 @@ import pytest
 from actors.learner import Learner, ResumeError
 from actors.runtime.context import FATAL, ActorContext, ActorSpec
 from bus import Bus, Ledger, balanced
-from bus.codec import TOKENS, VERSIONS, pack
+from bus.codec import LOGPROBS, MASK, TOKENS, VERSIONS, pack
 from bus.messages import Event, Group, Sample, Snapshot, Ticket
 from miles_async.config import Checkpoint, Data, Model, Rollout, Run, RunConfig, Staleness
 from miles_async.train import checkpoint
@@ -35,12 +35,14 @@ class StandInTrainer:
     def __init__(self, *, fails_at_step: int = 0, fails_to_save: bool = False) -> None:
         self.version = 0
         self.trained: list[tuple[str, ...]] = []
+        self.bounds: list[int] = []
         self.fails_at_step, self.fails_to_save = fails_at_step, fails_to_save
 
-    def step(self, groups: list[Group]) -> dict[str, float]:
+    def step(self, groups: list[Group], *, max_lag: int) -> dict[str, float]:
         if self.version + 1 == self.fails_at_step:
             raise PowerCut
         self.trained.append(tuple(group.group_id for group in groups))
+        self.bounds.append(max_lag)
         self.version += 1
         return {"raw_reward": 0.0}
 
@@ -103,15 +105,17 @@ async def publish(ledger: Ledger, count: int, version: int = 0) -> None:
     sample = Sample(
         index=0,
         tokens=pack([1], TOKENS),
-        logprobs=b"",
-        loss_mask=b"",
+        logprobs=pack([-1.0], LOGPROBS),
+        loss_mask=pack([1], MASK),
         versions=pack([version], VERSIONS),
         reward=0.0,
         finish_reason="stop",
     )
     for claimed in await ledger.next_tickets("w", "w/1", count, 60_000):
         gid = claimed.ticket.group_id
-        group = Group(group_id=gid, prompt_tokens=b"", samples=(sample,), worker="w", started=0.0, finished=0.0)
+        group = Group(
+            group_id=gid, prompt_tokens=pack([1], TOKENS), samples=(sample,), worker="w", started=0.0, finished=0.0
+        )
         assert await ledger.publish(group, "w/1", 0.0)
 
 

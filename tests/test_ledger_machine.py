@@ -22,6 +22,7 @@ from ledger_story import OPEN
 from ledger_view import ticket
 
 from bus.messages import Batch, Group
+from bus.quarantine import Quarantine
 from bus.server import RedisServer
 
 EXAMPLES = 1000  # of all servers together
@@ -162,6 +163,20 @@ class LedgerMachine(LedgerClients):
         step = self.story.last_step + offset
         forget = None if kept is None else step - kept
         self.begin(lambda: self.ledger.commit(step, forget=forget), commands)
+
+    @few
+    @precondition(lambda self: self.story.last_step > self.story.forgotten)
+    @rule(which=INDEX, offset=st.sampled_from([0, 0, 0, 1]), commands=COMMANDS)
+    def quarantine(self, which: int, offset: int, commands: int) -> None:
+        """A recorded group; now and then under a step that is not its own."""
+        story = self.story
+        choice = [
+            (gid, step) for step in range(story.forgotten + 1, story.last_step + 1) for gid in story.batches[step]
+        ]
+        if choice:
+            gid, step = choice[which % len(choice)]
+            put = Quarantine(self.ledger).put
+            self.begin(lambda: put(step + offset, gid, "invalid_reward", "no"), commands)
 
     @precondition(lambda self: self.story.position)
     @rule(steps=st.integers(1, 2), opened=st.integers(0, 2), undealt=st.integers(0, 1), again=st.booleans())

@@ -9,16 +9,22 @@ local forgotten = forgotten_step()
 even_if_full()
 local trained, committed = 0, math.max(step, from - 1)
 for s = from, step do
-  local ids = groups_of(s)
-  for _, gid in ipairs(ids) do
-    forget_news(gid)
-    redis.call('HDEL', STATE, gid)
-    trained = trained + 1
+  local ids = {}
+  for _, gid in ipairs(groups_of(s)) do
+    if redis.call('HEXISTS', QUARANTINE, gid) == 0 then
+      forget_news(gid)
+      redis.call('HDEL', STATE, gid)
+      trained = trained + 1
+      ids[#ids + 1] = gid
+    end
   end
   record('trained', ids, { step = s })
 end
 for s = forgotten + 1, math.min(forget, committed) do
-  for _, gid in ipairs(groups_of(s)) do forget_payload(gid) end
+  for _, gid in ipairs(groups_of(s)) do
+    forget_payload(gid)
+    redis.call('HDEL', QUARANTINE, gid)
+  end
   redis.call('HDEL', BATCH, s)
   forgotten = s
 end

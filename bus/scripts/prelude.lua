@@ -4,6 +4,7 @@ local P = KEYS[1]
 local COUNT, STATE, LEASE, ORDER = P .. 'l:count', P .. 'l:state', P .. 'l:lease', P .. 'l:order'
 local TICKET, READY, SAMPLE, META = P .. 'l:ticket', P .. 'l:ready', P .. 'l:sample', P .. 'l:meta'
 local PAYLOAD, AHEAD, BATCH = P .. 'l:payload', P .. 'l:ahead', P .. 'l:batch'
+local QUARANTINE = P .. 'l:quarantine' -- the groups of recorded steps that are no part of them any more, and why
 local ATTEMPTS, CLAIM, CAUSES = P .. 'l:attempts', P .. 'l:claim', P .. 'l:causes'
 local TICKETS, SAMPLES, BATCHES = P .. 'tickets', P .. 'samples', P .. 'batches'
 local EVENTS, DEAD = P .. 'events', P .. 'dead'

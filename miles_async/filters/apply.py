@@ -19,13 +19,13 @@ from bus.messages import ReadyGroup, Sample
 from miles_async.config import RunConfig
 from miles_async.filters.registry import BUFFER_FILTER, DYNAMIC_SAMPLING_FILTER, REWARD_POST_PROCESS, SAMPLE_FILTER
 from miles_async.hooks import Hook
+from miles_async.sound_group import RAW
 
 Samples = Sequence[Sample]
 
 BUFFER = "buffer_filter"  # the reason of its drops
 UNNAMED = "dynamic_filter"  # the reason of a filter that gives none
 REASON_CHARS = 60
-RAW = "raw"  # in reward_parts: the reward before the post-processing
 
 
 class FilterError(ValueError):

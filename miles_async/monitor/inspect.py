@@ -66,9 +66,10 @@ def inspect_step(record: Record, name: str) -> dict[str, Any]:
     last = batches[-1]
     lives = live(last.groups, record.transitions())
     rows = [_row(lives.get(group_id) or Life(group_id), last.step) for group_id in last.groups]
-    rewards = [row["mean_reward"] for row in rows if row["mean_reward"] is not None]
+    trained_on = [row for row in rows if row["state"] != "dropped"]  # the others are quarantined
+    rewards = [row["mean_reward"] for row in trained_on if row["mean_reward"] is not None]
     versions = Counter[int]()
-    for row in rows:
+    for row in trained_on:
         versions.update(dict(row["versions"]))
     tokens = sum(versions.values())
     return {
@@ -90,6 +91,7 @@ def _step_lines(
     """The records of the step, when the last one of them was trained, whether it is undone, and all steps there are."""
     batches: list[TransitionLine] = []
     trained, undone, known, wanted = None, False, set[int](), int(name) if name.isdecimal() else -1
+    quarantined = set[str]()
     for line in lines:
         if line.kind == "batched":
             known.add(line.step)
@@ -97,9 +99,11 @@ def _step_lines(
             if line.step == wanted:
                 batches.append(line)
                 trained, undone = None, False
+        elif line.kind == "quarantined":
+            quarantined.update(line.groups)
         elif batches and (
             (line.kind == "trained" and line.step == wanted)
-            or (line.kind == "reconciled" and set(batches[-1].groups) <= set(line.groups))
+            or (line.kind == "reconciled" and set(batches[-1].groups) - quarantined <= set(line.groups))
         ):
             trained, undone = line.time, False
     return batches, trained, undone, known
@@ -170,17 +174,17 @@ def inspect_drops(record: Record, _: str = "") -> dict[str, Any]:
     """What was dropped, by reason; the latest ones and the dead letters with their causes."""
     dropped: dict[str, TransitionLine] = {}
     for line in record.transitions():
-        if line.kind == "dropped":
+        if line.kind in ("dropped", "quarantined"):
             dropped.pop(line.groups[0], None)
             dropped[line.groups[0]] = line
-        elif line.kind == "admitted" and dropped:  # dealt once more: a rollback took the drop back
+        elif line.kind in ("admitted", "batched") and dropped:  # once more: a rollback took the drop back
             for group_id in line.groups:
                 dropped.pop(group_id, None)
     latest = list(dropped.values())[-LATEST:]
     lives = live([line.groups[0] for line in latest], record.transitions())
     return {
         "total": len(dropped),
-        "reasons": dict(Counter(line.reason for line in dropped.values()).most_common()),
+        "reasons": dict(Counter(_reason(line) for line in dropped.values()).most_common()),
         "without_lengths": sum(not line.lengths for line in dropped.values()),
         "latest": [
             {**msgspec.to_builtins(moment(t)), "group": t.groups[0], "causes": lives[t.groups[0]].causes}
@@ -188,6 +192,11 @@ def inspect_drops(record: Record, _: str = "") -> dict[str, Any]:
         ],
         "dead_letters": [{"time": event.time, **event.data} for event in record.events() if _dead(event)],
     }
+
+
+def _reason(line: TransitionLine) -> str:
+    """As the ledger counts it."""
+    return line.kind if line.kind == "quarantined" else line.reason
 
 
 def _dead(event: EventLine) -> str:

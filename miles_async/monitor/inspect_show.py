@@ -64,6 +64,8 @@ def _told(m: Mapping[str, Any]) -> str:
         case "dropped":
             under = f" under {by}" if by else ""
             return f"dropped{under}: {why}" + (f"; lengths {_lengths(m)}" if m.get("lengths") else "")
+        case "quarantined":
+            return f"quarantined, no part of step {m['step']} any more: {why}"
         case "lease_ended":
             return f"the lease of {by} ended"
         case "undone":
@@ -91,7 +93,7 @@ def _step(found: Mapping[str, Any]) -> list[str]:
     for row in rows:
         span = [version for version, _ in row["versions"]]
         versions = "-" if not span else f"{span[0]}" if len(span) == 1 else f"{span[0]}..{span[-1]}"
-        reward = _number(row["mean_reward"], ".3f")
+        reward = "quarantined" if row["state"] == "dropped" else _number(row["mean_reward"], ".3f")
         table.append((row["id"], row["by"], versions, _number(row["lag"], "d"), reward, _lengths(row)))
     lines += _table(table)
     for earlier in found["earlier"]:

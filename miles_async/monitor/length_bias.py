@@ -30,7 +30,7 @@ _LONGEST = 1 << 20  # response tokens; the histograms never grow beyond, whateve
 
 class _Settled(msgspec.Struct, frozen=True):
     lengths: tuple[int, ...]  # empty: dropped before any was known
-    step: int  # that trains on it; 0: dropped
+    step: int  # that trains on it; 0: dropped, or quarantined
 
 
 class LengthBias:
@@ -52,6 +52,8 @@ class LengthBias:
             self._known[line.groups[0]] = line.lengths
         elif line.kind == "dropped":
             self._drop(line)
+        elif line.kind == "quarantined" and (settled := self._settled.get(line.groups[0])):
+            self._settle(line.groups[0], _Settled(settled.lengths, 0))
         elif line.kind == "batched":
             if line.step <= self._last_step:
                 self._undo(line.step)

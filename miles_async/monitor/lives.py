@@ -23,6 +23,7 @@ STATES = {
     "trained": "trained",
     "reconciled": "trained",
     "dropped": "dropped",
+    "quarantined": "dropped",
 }
 
 
@@ -91,6 +92,8 @@ def _go_on(life: Life, line: TransitionLine) -> None:
     elif line.kind == "dropped" and life.holder and line.by:  # the last attempt was that of a worker that fell silent
         life.causes.append(f"{life.holder}: its lease ended")
         life.moments.append(Moment(line.time, "lease_ended", life.holder))
+    elif line.kind == "quarantined":
+        life.causes.append(f"step {line.step}: {line.reason}: {line.detail}")
     elif line.kind == "released" and line.detail:
         life.causes.append(f"{life.holder or line.by}: {line.detail}")
     if line.kind == "published":

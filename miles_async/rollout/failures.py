@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from bus.codec import LOGPROBS, MASK, TOKENS, VERSIONS
+from bus.codec import TOKENS
 from bus.messages import Sample
 from miles_async.engine_client import EngineError
 from miles_async.filters.apply import FilterError
 from miles_async.rewards import RewardError
 from miles_async.rollout.generate import AbortedError, AnswerError, NoRoomError
 from miles_async.rollout.teacher import TeacherError
+from miles_async.sound_group import UnsoundGroup, misfit
 from miles_async.unicode_text import words_of
 
 DETAIL_CHARS = 400
@@ -32,7 +33,7 @@ def reason_of(error: Exception) -> tuple[str, str]:
             reason = "aborted"
         case NoRoomError():
             reason = "too_long"
-        case RewardError():
+        case RewardError() | UnsoundGroup():
             reason = error.reason
         case FilterError():
             reason = "filter_error"
@@ -50,17 +51,11 @@ def check_samples(samples: Any) -> None:
     if not samples:
         raise RolloutError("no sample")
     for sample in samples:
-        sizes = [
-            len(data) / dtype.itemsize
-            for data, dtype in (
-                (sample.tokens, TOKENS),
-                (sample.logprobs, LOGPROBS),
-                (sample.loss_mask, MASK),
-                (sample.versions, VERSIONS),
-            )
-        ]
-        if len(set(sizes)) > 1 or not sizes[0]:
-            shown = ", ".join(f"{size:g}" for size in sizes)
-            raise RolloutError(
-                f"sample {sample.index}: {shown} tokens, logprobs, loss_mask and versions; equal, 1 or more"
-            )
+        if problem := misfit(sample):
+            raise RolloutError(f"sample {sample.index}: {problem}")
+
+
+def lengths_of(samples: Any) -> list[int]:
+    """Response tokens of each sample, as far as ``samples`` are any: also of those that are refused."""
+    found = samples if isinstance(samples, Sequence) else ()
+    return [len(s.tokens) // TOKENS.itemsize for s in found if isinstance(s, Sample) and isinstance(s.tokens, bytes)]

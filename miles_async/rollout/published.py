@@ -2,16 +2,19 @@
 
 Promises: what an answer says is believed up to the newest snapshot on the ``weights`` stream, which is read on only when an
 answer names a newer one (engines get a version after it was published, so it is there by then); an answer beyond that is
-refused, with its request, the version it names and the newest there is. (An older one than the true one only makes tokens
-look staler than they are; the router, which asks engines what they serve, finds who says so.)
+refused, with its request, the version it names and the newest there is. So is a group in which a function of the user says so.
+(An older one than the true one only makes tokens look staler than they are; the router, which asks engines what they serve,
+finds who says so.)
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from bus import Bus
-from bus.messages import Snapshot
+from bus.codec import VERSIONS, unpack
+from bus.messages import UNSAMPLED, Sample, Snapshot
 from miles_async.rollout.generate import AnswerError
 
 
@@ -31,6 +34,13 @@ class PublishedVersions:
             raise AnswerError(
                 f"{rid}: tokens of weight version {version}; the newest that was ever published is {self.newest}"
             )
+
+    async def newest_for(self, samples: Sequence[Sample]) -> int:
+        """The newest version that was ever published, as far as it has to be known for ``samples``; 0 where there was none."""
+        named = unpack(b"".join(sample.versions for sample in samples), VERSIONS)
+        if int(named[named != UNSAMPLED].max(initial=-1)) > self.newest:
+            await self._read_on()
+        return max(self.newest, 0)
 
     async def _read_on(self) -> None:
         snapshots = [Snapshot(version=0, incarnation=0, path="")]

@@ -1,6 +1,6 @@
 """From prompt groups to padded micro-batches.
 
-Promises: pure (numpy only); whatever is malformed is refused with one line before anything is computed; every masked-in
+Promises: pure (numpy only); a group that ``sound_group`` refuses is refused before anything is computed; every masked-in
 token is in exactly one micro-batch; the plan depends on the lengths alone and keeps the order of equals.
 
 The last token of a sequence predicts nothing, so it is never an input: a micro-batch of sequences of up to ``L`` tokens
@@ -17,8 +17,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bus.codec import LOGPROBS, MASK, TOKENS, VERSIONS, CodecError, unpack
-from bus.messages import Group, Sample
+from bus.codec import LOGPROBS, MASK, TOKENS, VERSIONS, unpack
+from bus.messages import Group
+from miles_async.filters.dynamic_sampling import rollout_of
+from miles_async.sound_group import RAW, Limits, UnsoundGroup, check_group, prompt_of
 
 Array = npt.NDArray[Any]
 
@@ -69,44 +71,35 @@ class MicroBatch:
 
 def flatten(groups: Sequence[Group], vocab_size: int) -> TrainBatch:
     """The flat arrays of the groups. Raises BatchError naming the group and sample."""
-    samples = [(group, sample) for group in groups for sample in group.samples]
-    for group, sample in samples:
-        if not len(sample.tokens) == len(sample.logprobs) == 4 * len(sample.loss_mask) == len(sample.versions):
-            raise BatchError(f"{_name(group, sample)}: tokens, logprobs, loss_mask and versions differ in length")
-        if len(sample.teacher_logprobs) not in (0, len(sample.logprobs)):
-            raise BatchError(f"{_name(group, sample)}: teacher_logprobs and logprobs differ in length")
-        if not _prompt(group, sample):
-            raise BatchError(f"{_name(group, sample)}: the prompt is empty, so the first token has no prefix")
     try:
-        tokens = unpack(b"".join(part for g, s in samples for part in (_prompt(g, s), s.tokens)), TOKENS)
-        behaviour = unpack(b"".join(s.logprobs for _, s in samples), LOGPROBS)
-        mask = unpack(b"".join(s.loss_mask for _, s in samples), MASK) != 0
-        versions = unpack(b"".join(s.versions for _, s in samples), VERSIONS)
-        taught = all(s.teacher_logprobs or not s.logprobs for _, s in samples) and any(s.logprobs for _, s in samples)
-        teacher = unpack(b"".join(s.teacher_logprobs for _, s in samples), LOGPROBS) if taught else None
-    except CodecError as error:
-        raise BatchError(f"groups {groups[0].group_id}..{groups[-1].group_id}: {error}") from None
-    prompt_lengths = np.array([len(_prompt(g, s)) // 4 for g, s in samples], dtype=np.int64)
+        for group in groups:
+            check_group(group, Limits(vocab_size=vocab_size))
+    except UnsoundGroup as error:
+        raise BatchError(str(error)) from None
+    samples = [(group, sample) for group in groups for sample in group.samples]
+    tokens = unpack(b"".join(part for g, s in samples for part in (prompt_of(g, s), s.tokens)), TOKENS)
+    behaviour = unpack(b"".join(s.logprobs for _, s in samples), LOGPROBS)
+    mask = unpack(b"".join(s.loss_mask for _, s in samples), MASK) != 0
+    versions = unpack(b"".join(s.versions for _, s in samples), VERSIONS)
+    taught = bool(samples) and all(s.teacher_logprobs for _, s in samples)
+    teacher = unpack(b"".join(s.teacher_logprobs for _, s in samples), LOGPROBS) if taught else None
+    prompt_lengths = np.array([len(prompt_of(g, s)) // 4 for g, s in samples], dtype=np.int64)
     response_lengths = np.array([len(s.loss_mask) for _, s in samples], dtype=np.int64)
     lengths = prompt_lengths + response_lengths
     sample_index = np.repeat(np.arange(len(samples)), response_lengths)
     sizes = [len(group.samples) for group in groups]
-    batch = TrainBatch(
+    return TrainBatch(
         sequences=Sequences(tokens, lengths, prompt_lengths, mask),
         behaviour=behaviour,
         versions=versions,
         sample_index=sample_index,
         rewards=np.array([s.reward for _, s in samples], dtype=np.float64),
-        raw_rewards=np.array([s.reward_parts.get("raw", s.reward) for _, s in samples], dtype=np.float64),
+        raw_rewards=np.array([s.reward_parts.get(RAW, s.reward) for _, s in samples], dtype=np.float64),
         group_index=np.repeat(np.arange(len(groups)), sizes),
         rollout_index=_rollouts(groups),
         teacher=teacher,
         truncated=np.array([s.finish_reason == "length" for _, s in samples], dtype=bool),
     )
-    _refuse_at(samples, (tokens < 0) | (tokens >= vocab_size), lengths, f"a token id is not in 0..{vocab_size - 1}")
-    _refuse_at(samples, mask & ~np.isfinite(behaviour), response_lengths, "a log-prob is not finite")
-    _refuse_at(samples, ~np.isfinite(batch.rewards), np.ones(len(samples), dtype=np.int64), "the reward is not finite")
-    return batch
 
 
 def micro_batches(sequences: Sequences, max_tokens: int) -> list[MicroBatch]:
@@ -192,27 +185,8 @@ def _ragged_arange(counts: Array) -> Array:
     return np.arange(int(counts.sum())) - np.repeat(starts, counts)
 
 
-def _prompt(group: Group, sample: Sample) -> bytes:
-    return sample.prompt_tokens or group.prompt_tokens
-
-
 def _rollouts(groups: Sequence[Group]) -> Array:
     """A number from 0 for each sample's rollout, [S] int64."""
-    named = [
-        (g, s.index if s.rollout_index < 0 else s.rollout_index)
-        for g, group in enumerate(groups)
-        for s in group.samples
-    ]
+    named = [(g, rollout_of(sample)) for g, group in enumerate(groups) for sample in group.samples]
     numbers = {name: number for number, name in enumerate(dict.fromkeys(named))}
     return np.array([numbers[name] for name in named], dtype=np.int64)
-
-
-def _name(group: Group, sample: Sample) -> str:
-    return f"group {group.group_id}, sample {sample.index}"
-
-
-def _refuse_at(samples: list[tuple[Group, Sample]], bad: Array, counts: Array, problem: str) -> None:
-    """Raise BatchError for the sample that owns the first bad entry of a flat array with ``counts`` entries a sample."""
-    if bad.any():
-        owner = int(np.searchsorted(np.cumsum(counts), int(np.argmax(bad)), side="right"))
-        raise BatchError(f"{_name(*samples[owner])}: {problem}")

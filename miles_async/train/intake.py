@@ -18,11 +18,11 @@ from miles_async.train.batch import BatchError, TrainBatch, flatten
 from miles_async.train.distributed import LearnerGroups
 
 
-class LagExceeded(RuntimeError):
-    """A token older than staleness.max_lag was in the batch. Nothing was changed."""
+class LagExceeded(ValueError):
+    """A token older than the batch's bound, or newer than the learner, was in it. Nothing was changed; nor would a restart."""
 
 
-class BatchRefused(RuntimeError):
+class BatchRefused(ValueError):
     """Another rank's groups are malformed; its own error says which. Nothing was changed."""
 
 
@@ -49,7 +49,7 @@ def admit(
     """Flatten this rank's groups and agree with the other ranks that the step from ``version`` may run. Collective.
 
     Raises BatchError (this rank's groups are malformed), BatchRefused (another's are), LagExceeded (any rank's token is
-    more than ``max_lag`` versions old), RanksSilent.
+    more than ``max_lag`` versions old, or of a version above ``version``), RanksSilent.
     """
     problem: BatchError | None = None
     try:
@@ -74,6 +74,7 @@ def admit(
             float((batch.sequences.lengths - batch.sequences.prompt_lengths).sum()),
             float(batch.truncated.sum()),
             float(_mixed(batch)),
+            float(lag.min()) if len(lag) else math.inf,
         ]
     )
     step = version + 1
@@ -88,8 +89,13 @@ def admit(
             f"step {step}: a token of learner rank {int(rows[:, 1].argmax())} has lag {oldest:.0f}, above "
             f"staleness.max_lag = {max_lag}; nothing was trained"
         )
+    if (newest := float(rows[:, -1].min())) < 0:
+        raise LagExceeded(
+            f"step {step}: a token of learner rank {int(rows[:, -1].argmin())} is of weight version {version - newest:.0f}, "
+            f"and the learner's own is {version}; nothing was trained"
+        )
     untaught, tokens, lag_sum, normalizer, samples, rollouts, reward, response, truncated, mixed = (
-        rows[:, 2:].sum(dim=0).tolist()
+        rows[:, 2:-1].sum(dim=0).tolist()
     )
     share = 1 / max(samples, 1.0)
     metrics = {

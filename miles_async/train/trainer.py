@@ -109,10 +109,11 @@ class MegatronTrainer:
 
     # -- training -----------------------------------------------------------------------------------------------------
 
-    def step(self, groups: Sequence[Group]) -> dict[str, float]:
+    def step(self, groups: Sequence[Group], *, max_lag: int | None = None) -> dict[str, float]:
         """The optimizer steps of one batch, of which these are this rank's groups: equally many of each mini-batch, one
         mini-batch after the other.
 
+        max_lag: versions that a token may be behind the weights; None: staleness.max_lag.
         Returns metrics over all ranks, named as Miles names them, means over the optimizer steps that were made. Raises, with
         the weights unchanged: LagExceeded, BatchError (this rank's groups are malformed), BatchRefused (another rank's are);
         and NonFiniteGradient.
@@ -121,7 +122,7 @@ class MegatronTrainer:
             groups,
             self._groups,
             version=self.version,
-            max_lag=self.config.staleness.max_lag,
+            max_lag=self.config.staleness.max_lag if max_lag is None else max_lag,
             vocab_size=self._bridge.hf_config.vocab_size,
             to_batch=self._to_batch,
         )

@@ -1,0 +1,85 @@
+"""A learner rank's share of a recorded batch: the groups of it that can be trained.
+
+    record of the step ──► payloads ──► sound? ──yes──► the step
+                                          └──no──► quarantined, on record before the step trains
+
+Promises: what the learner cannot train costs its group, not the run; the record is written before any rank trains, and whoever
+trains the step again leaves out the same groups; a batch is held against the bound that it was chosen under, whatever the bound
+is now; a run with more quarantined groups than ``learner.max_quarantined_groups`` ends with the cause of the last one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from actors.runtime.context import ActorContext
+from bus import Ledger, LedgerError
+from bus.messages import Batch, Group
+from bus.quarantine import Quarantine
+from miles_async.group_limits import group_limits
+from miles_async.optimizer_steps import share, steps_of_pass
+from miles_async.sound_group import Limits, UnsoundGroup, check_group
+
+LOST = "invalid_payload"  # the reason of a group whose payload is gone, damaged, or another group's
+
+
+class QuarantineError(ValueError):
+    """Too many recorded groups cannot be trained; a restart would not change that."""
+
+
+class LearnerShare:
+    """That of one rank."""
+
+    def __init__(self, ctx: ActorContext, ledger: Ledger) -> None:
+        self._ledger, self._quarantine = ledger, Quarantine(ledger)
+        self._rank, self._world = ctx.index, ctx.config.learner.num_ranks
+        self._steps = steps_of_pass(ctx.config)
+        self._limits = group_limits(ctx.config, ctx.model_path)
+        self._bound = ctx.config.staleness.max_lag
+        self._most = ctx.config.learner.max_quarantined_groups
+
+    def max_lag(self, batch: Batch) -> int:
+        """The bound that the batch was chosen under; this run's, where that was not put on record yet."""
+        return self._bound if batch.max_lag < 0 else batch.max_lag
+
+    async def take(self, batch: Batch) -> list[Group]:
+        """The groups of this rank's share that can be trained, in order; the others are quarantined.
+
+        Raises QuarantineError: there are too many of those in this run.
+        """
+        known = await self._quarantine.of(batch.group_ids)
+        mine = share(range(len(batch.group_ids)), self._rank, self._world, self._steps)
+        keys = {batch.group_ids[place]: batch.payload_keys[place] for place in mine}
+        wanted = [group_id for group_id in keys if group_id not in known]
+        found = await self._ledger.payloads_or_causes([keys[group_id] for group_id in wanted])
+        limits = replace(self._limits, newest_version=batch.step - 1, max_lag=self.max_lag(batch))
+        groups: list[Group] = []
+        for group_id, group in zip(wanted, found, strict=True):
+            try:
+                groups.append(_sound(group_id, group, limits))
+            except UnsoundGroup as error:
+                await self._take_out(batch.step, group_id, error, group)
+        return groups
+
+    async def _take_out(self, step: int, group_id: str, error: UnsoundGroup, group: Group | LedgerError) -> None:
+        readable = group if isinstance(group, Group) else None
+        total = await self._quarantine.put(step, group_id, error.reason, str(error), readable)
+        if total > self._most:
+            raise QuarantineError(
+                f"{total} recorded groups could not be trained, more than learner.max_quarantined_groups = {self._most}; "
+                f"the last one, of step {step}: {error.reason}: {error}"
+            )
+
+    async def trained(self, batch: Batch) -> tuple[str, ...]:
+        """The groups of ``batch`` that its step trained on, on any rank. To be asked once it is trained."""
+        out = await self._quarantine.of(batch.group_ids)
+        return tuple(group_id for group_id in batch.group_ids if group_id not in out)
+
+
+def _sound(group_id: str, found: Group | LedgerError, limits: Limits) -> Group:
+    if isinstance(found, LedgerError):
+        raise UnsoundGroup(LOST, group_id, f": {found}")
+    if found.group_id != group_id:
+        raise UnsoundGroup(LOST, group_id, f": its payload is that of group {found.group_id:.100}")
+    check_group(found, limits)
+    return found
