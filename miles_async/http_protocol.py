@@ -48,7 +48,8 @@ class Connection(asyncio.Protocol):
         self._head_since: float | None = None
         self._body = Body(0.0)  # of what is read
         self._taking = Taking()
-        self._now = self._idle_since = self._loop.time()
+        self._away_s = 0.0  # how long nobody looked, all in all: what waited in the socket meanwhile came in time
+        self._now = self._idle_since = self._time()
         self._look_s = self.deadlines.look_s(self._keep_alive_s)
 
     # asyncio.Protocol
@@ -58,7 +59,7 @@ class Connection(asyncio.Protocol):
         self._server.connections.add(self)
         self._address = tuple(transport.get_extra_info("sockname")[:2])
         self._peer = tuple((transport.get_extra_info("peername") or ())[:2]) or None
-        self._timer = self._loop.call_later(self._look_s, self._look)
+        self._look_later()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._server.connections.discard(self)
@@ -70,7 +71,7 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self.transport.is_closing():
             return  # it was refused: what still comes is not parsed
-        self._now = self._loop.time()
+        self._now = self._time()
         self._head_bytes = self._head_bytes + len(data) if self._in_head else 0
         try:
             self._feed(data)
@@ -204,14 +205,14 @@ class Connection(asyncio.Protocol):
         pause = len(self._requests) > 1 or (self._reading is not None and self._reading.held > HELD_BYTES)
         if pause != self._paused and not self.transport.is_closing():
             self._paused = pause
-            (self._body.pause if pause else self._body.go_on)(self._loop.time())
+            (self._body.pause if pause else self._body.go_on)(self._time())
             (self.transport.pause_reading if pause else self.transport.resume_reading)()
 
     def answered(self, request: Request) -> None:
         """The running request has its whole answer."""
         self._requests.popleft()
         self._server.total_requests += 1
-        self._idle_since = self._loop.time()
+        self._idle_since = self._time()
         if not request.keep_alive:
             self.transport.close()
         elif not self.transport.is_closing():
@@ -237,10 +238,20 @@ class Connection(asyncio.Protocol):
         self.transport.write(STATUS_LINE[status] + head + body)
         self.transport.close()
 
+    def _time(self) -> float:
+        """Without what this process was stopped or held up for."""
+        return self._loop.time() - self._away_s
+
+    def _look_later(self) -> None:
+        self._due = self._loop.time() + self._look_s
+        self._timer = self._loop.call_at(self._due, self._look)
+
     def _look(self) -> None:
         """Whether the client takes too long for what it is to do now."""
-        self._timer = self._loop.call_later(self._look_s, self._look)
-        now = self._now = self._loop.time()
+        late_s = self._loop.time() - self._due
+        self._away_s += late_s if late_s > self._look_s else 0.0
+        self._look_later()
+        now = self._now = self._time()
         unsent = self.transport.get_write_buffer_size()
         if self._taking.late(unsent, self.deadlines, now):
             self.transport.abort()  # an orderly end would wait for what the client does not take

@@ -106,7 +106,8 @@ async def test_what_was_acknowledged_survives_the_server(tmp_path: Path) -> None
     again.stop()
 
 
-def test_our_server_dies_with_the_process_that_started_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize("stopped", [False, True])
+def test_our_server_dies_with_the_process_that_started_it(tmp_path: Path, stopped: bool) -> None:
     code = f"""
         import os, signal
         from pathlib import Path
@@ -114,6 +115,8 @@ def test_our_server_dies_with_the_process_that_started_it(tmp_path: Path) -> Non
         server = RedisServer(Path({str(tmp_path)!r}))
         server.start()
         print(server.pid, flush=True)
+        if {stopped}:
+            os.kill(server.pid, signal.SIGSTOP)
         os.kill(os.getpid(), signal.SIGKILL)
     """
     out = subprocess.run(

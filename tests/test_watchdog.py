@@ -42,6 +42,7 @@ class World:
             clock=lambda: self.now,
             process=lambda pid: Process(pid, self.states.get(pid, "running")),
             redis_loads=lambda: self.redis_loads,
+            fork_server=lambda: 99,
         )
 
     def live(
@@ -191,3 +192,12 @@ def test_a_redis_that_loads_its_data_is_no_stall_and_makes_nobody_silent(world: 
     world.redis_loads = False
     assert world.live(9, redis=False) == [] and not world.killed
     assert world.live(1, redis=False) == ["stalled"]
+
+
+def test_a_stopped_fork_server_is_named_where_it_hides_that_an_actor_has_ended(world: World) -> None:
+    world.states[99] = "stopped"
+    world.states[11] = "zombie"
+    assert world.live(10) == ["stalled"]
+    diagnosis = world.events[-1][2]["diagnosis"]
+    assert "learner-0 (pid 11) is a zombie" in diagnosis
+    assert "the fork server (pid 99) is stopped (SIGSTOP)" in diagnosis

@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 from runs import (
     TINY,
@@ -57,6 +58,11 @@ def stalled(run_dir: Path, process: subprocess.Popen[str]) -> str:
 def lifted(run_dir: Path, process: subprocess.Popen[str], number: int) -> None:
     wait_until(lambda: len(events(run_dir, "moving_again")) >= number, f"recovery {number}", process)
     wait_for_more(run_dir, process)
+
+
+def fork_server_of(process: subprocess.Popen[str]) -> int:
+    names = {child.pid: " ".join(child.cmdline()) for child in psutil.Process(process.pid).children()}
+    return next(pid for pid, name in names.items() if name.startswith("miles-async fork server"))
 
 
 def status(run_dir: Path, *extra: str) -> subprocess.CompletedProcess[str]:
@@ -114,6 +120,7 @@ def test_what_is_stopped_or_hangs_is_named_in_the_watchdogs_time_and_the_run_rec
     (run_dir / "hang").unlink()
     lifted(run_dir, process, len(expected) + 1)
 
+    os.kill(fork_server_of(process), signal.SIGSTOP)
     os.kill(process.pid, signal.SIGINT)
     _, err = process.communicate(timeout=120)
     assert process.returncode == 130, err
@@ -159,6 +166,7 @@ def test_a_silent_actor_is_replaced_and_a_stopped_redis_ends_the_run_where_it_is
     wait_for_more(run_dir, process)
 
     pid = pid_of(run_dir, "redis")
+    os.kill(fork_server_of(process), signal.SIGSTOP)
     os.kill(pid, signal.SIGSTOP)
     began = time.monotonic()
     _, err = process.communicate(timeout=60)

@@ -17,6 +17,7 @@ from dataclasses import replace
 
 from redis.exceptions import RedisError
 
+from actors.runtime import fork_server
 from actors.runtime.context import ActorSpec
 from actors.runtime.local import LocalRuntime
 from actors.runtime.plan import STOP_STAGES
@@ -143,6 +144,7 @@ class Crew:
 
     async def stop(self, *, orderly: bool) -> None:
         """Stage by stage, so that nothing that somebody still needs is gone; who does not stop in time is killed."""
+        fork_server.go_on()  # else nobody's end is seen
         await end(self._replacements)
         deadline = asyncio.get_running_loop().time() + self.config.run.stop_timeout_s
         everybody = tuple({spec.role for spec in self._specs.values()})
@@ -152,9 +154,7 @@ class Crew:
             if waiting and asked:
                 left = max(0.1, deadline - asyncio.get_running_loop().time())
                 await asyncio.wait(waiting, timeout=left if orderly else min(left, KILL_WAIT_S))
-        for name in self.running():
-            if orderly:
-                print(f"{name} did not stop in time: killed", file=sys.stderr)
-            self.runtime.terminate(name, signal.SIGKILL)
-        self.runtime.join()
+        for name in self.running() if orderly else ():
+            print(f"{name} did not stop in time: killed", file=sys.stderr)
+        self.runtime.end()
         await end(self._ends)

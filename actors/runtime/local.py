@@ -1,7 +1,8 @@
 """Actors as processes of this machine, forked from a server that has imported the heavy libraries once.
 
-Promises: an actor process writes to its own log, does not hear the terminal's Ctrl-C or its end, dies when the launch dies
-(also by kill -9), and its end is seen at once.
+Promises: an actor process has its actor's name in ``ps``, writes to its own log, does not hear the terminal's Ctrl-C or its end,
+dies when the launch dies (also by kill -9), and its end is seen at once; none outlives :meth:`LocalRuntime.end`, stopped or
+not.
 """
 
 from __future__ import annotations
@@ -13,12 +14,17 @@ import multiprocessing
 import os
 import signal
 import sys
+import time
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+import setproctitle
+
+from actors.runtime import fork_server
 from actors.runtime.context import Actor, ActorContext, ActorSpec, run_actor
 from bus.server import die_with_parent
 
+END_S = 3.0  # killed processes need none of it
 PRELOAD = ["actors.runtime.preload"]  # by the fork server
 
 # Where actors share cores with the learner, it goes first: it is one, and what it waits for is there already as long as the
@@ -44,6 +50,7 @@ def load_class(path: str) -> type:
 def _become(spec: ActorSpec) -> None:
     """The body of an actor process."""
     die_with_parent(signal.SIGKILL)()
+    setproctitle.setproctitle(f"miles-async {spec.name} {spec.run_dir}")
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the supervisor's, which stops us in order
     log = open(log_path(spec.run_dir, spec.name), "a", buffering=1)  # noqa: SIM115
     os.dup2(log.fileno(), 1)
@@ -76,18 +83,13 @@ class LocalRuntime:
 
     def warm_up(self) -> None:
         """Begin to import, while the launch does other things."""
-        from multiprocessing import forkserver
-
-        # a closed terminal tells every process of its group; ours are stopped by the supervisor, in order
-        before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
-        try:
-            forkserver.ensure_running()  # it and all its children inherit that
-        finally:
-            signal.signal(signal.SIGHUP, before)
+        fork_server.begin()
 
     def start(self, spec: ActorSpec) -> None:
         """Start the process of ``spec``."""
         log_path(spec.run_dir, spec.name).parent.mkdir(parents=True, exist_ok=True)
+        fork_server.begin()
+        fork_server.go_on()  # one that is stopped would be waited for
         process = self._context.Process(target=_become, args=(spec,), name=spec.name, daemon=False)
         process.start()
         self._processes[spec.name] = process
@@ -119,6 +121,15 @@ class LocalRuntime:
         if process.exitcode is None and process.pid is not None:
             os.kill(process.pid, signum)
 
-    def join(self) -> None:
+    def end(self) -> None:
+        """Kill whoever runs, and wait for the ends: for a moment only, since the fork server may be in the way of the news."""
+        fork_server.go_on()
+        for name in self.running():
+            self.terminate(name, signal.SIGKILL)
+        until = time.monotonic() + END_S
         for process in self._processes.values():
-            process.join()
+            process.join(max(0.0, until - time.monotonic()))
+
+    def close(self) -> None:
+        """The launch is over: no process is left, the fork server included."""
+        fork_server.end()

@@ -8,11 +8,18 @@ from __future__ import annotations
 
 import gc
 import importlib
+import os
 import signal
 
+import setproctitle
+
+from actors.runtime.fork_server import LAUNCH_PID
 from bus.server import die_with_parent
 
 die_with_parent(signal.SIGKILL)()  # by itself it would look for its launch only when all is imported
+if os.environ.get(LAUNCH_PID, str(os.getppid())) != str(os.getppid()):
+    os._exit(1)  # it was gone before that
+setproctitle.setproctitle("miles-async fork server")
 
 FOR_ALL = (  # torch, aiohttp, fastapi and redis come along
     "uvloop",

@@ -87,6 +87,7 @@ class Supervisor:
                 with contextlib.suppress(TimeoutError):
                     await within(BUS_CLOSE_S, bus.close(), "the bus")
         finally:
+            self.runtime.close()
             self.server.stop()
             self.home.leave()
 

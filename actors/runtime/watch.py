@@ -17,6 +17,7 @@ from typing import Any
 import msgspec
 import redis.exceptions
 
+from actors.runtime import fork_server
 from actors.runtime.context import ActorSpec
 from actors.runtime.local import LocalRuntime
 from actors.runtime.plan import actor_names, engine_names
@@ -56,7 +57,13 @@ class Watch:
     ) -> None:
         """``server``: of our own, where we have one."""
         self.bus, self.ledger, self.monitor, self.config, self.runtime = bus, ledger, monitor, config, runtime
-        self.dog = Watchdog(config, runtime.pids, lambda: server.pid, redis_loads=lambda: self._redis_loads(server))
+        self.dog = Watchdog(
+            config,
+            runtime.pids,
+            lambda: server.pid,
+            redis_loads=lambda: self._redis_loads(server),
+            fork_server=fork_server.pid,
+        )
         self._refused: dict[str, float] = {}
         self._actors, self._engines = set(actor_names(config)), set(engine_names(config))
         self.counts: dict[str, int] = {}  # of the ledger, as they were at the last look

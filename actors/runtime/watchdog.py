@@ -17,6 +17,7 @@ from bus.messages import Heartbeat, Metrics
 from miles_async.config import RunConfig
 from miles_async.evaluation import settings as evaluation
 from miles_async.monitor.diagnosis import (
+    DEAD,
     LONG_S,
     MOVING,
     REDIS_SILENT_S,
@@ -31,6 +32,7 @@ from miles_async.monitor.diagnosis import (
 )
 from miles_async.monitor.sight import process_of
 
+FORK_SERVER = "the fork server"
 AWAY_S = 3.0  # a supervisor that was not asked for so long was stopped itself: it has seen nothing
 
 
@@ -46,7 +48,7 @@ class _Life:
 
 class Watchdog:
     """``pids`` gives the running actors, ``redis_pid`` a server of our own; ``redis_loads``: it reads its data back, and gets
-    on. Times are those of ``clock``, in seconds."""
+    on; ``fork_server``: the pid of who tells how actors end. Times are those of ``clock``, in seconds."""
 
     def __init__(
         self,
@@ -55,12 +57,13 @@ class Watchdog:
         redis_pid: Callable[[], int | None],
         *,
         redis_loads: Callable[[], bool] = lambda: False,
+        fork_server: Callable[[], int | None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
         process: Callable[[int], Process] = process_of,
     ) -> None:
         self.config, self.clock = config, clock
         self._pids, self._redis_pid, self._process = pids, redis_pid, process
-        self._redis_loads = redis_loads
+        self._redis_loads, self._fork_server = redis_loads, fork_server
         self.verdict = ""  # why the run has to end, with run.watchdog_exit
         self._asked_at: float | None = None  # since when Redis owes an answer
         self._beats: Sequence[Heartbeat] = ()
@@ -164,12 +167,15 @@ class Watchdog:
 
     def sight(self) -> Sight:
         """What the diagnosis looks at, now."""
-        now, redis_pid = self.clock(), self._redis_pid()
+        now, redis_pid, fork_pid = self.clock(), self._redis_pid(), self._fork_server()
+        processes = {name: self._process(pid) for name, pid in self._pids().items()}
+        if fork_pid and any(process.state in DEAD for process in processes.values()):
+            processes[FORK_SERVER] = self._process(fork_pid)  # it should have told of that end
         redis = self._process(redis_pid) if redis_pid else Process(0)
         return Sight(
             now=time.time(),
             beats=self._beats,
-            processes={name: self._process(pid) for name, pid in self._pids().items()},
+            processes=processes,
             silent={name: now - life.heard for name, life in self._lives.items()},
             redis=Redis(redis_pid, redis.state, self.redis_silent_s(), self._refusal),
             long_s=min(LONG_S, self.config.run.watchdog_s / 2),
