@@ -126,6 +126,9 @@ async def test_a_full_disk_makes_everybody_wait_and_loses_nothing(bus: Bus, serv
         await blocked(bus, ledger.admit([ticket(2)], limit=100, position=2)),
         await blocked(bus, ledger.publish(group(claimed.ticket.group_id), "w/1", 0.0)),
     ]
+    other = await connect(server.url, "full", deadline_s=5.0)  # who only looks is answered
+    assert (await Ledger(other).counts())["dealt"] == 2
+    await other.close()
     assert all("MISCONF" in refusal or "AOF" in refusal for refusal, _ in bus.redis.troubles.values())
     process.rlimit(resource.RLIMIT_FSIZE, unlimited)
     assert await waiting[0] == (1, 3) and await waiting[1]

@@ -92,9 +92,14 @@ class Crew:
             await asyncio.wait({changed, *self._ends, *self._replacements}, return_when=asyncio.FIRST_COMPLETED)
             changed.cancel()
 
-    async def replace(self, spec: ActorSpec) -> bool:
-        """Start ``spec`` anew (a learner rank: all ranks) after its back-off. False: its budget is spent."""
-        delay = self._budget.ask(spec.role if spec.role == "learner" else spec.name, time.monotonic())
+    async def replace(self, spec: ActorSpec, after_s: float | None = None) -> bool:
+        """Start ``spec`` anew (a learner rank: all ranks) after its back-off. False: its budget is spent.
+
+        ``after_s``: after that time in any case, and at no cost to the budget.
+        """
+        delay = after_s
+        if delay is None:
+            delay = self._budget.ask(spec.role if spec.role == "learner" else spec.name, time.monotonic())
         if delay is None:
             return False
         fallen = await self._fell_the_world() if spec.role == "learner" else [spec]

@@ -12,11 +12,15 @@ import signal
 from multiprocessing import forkserver
 from typing import Any
 
+import psutil
+
 LAUNCH_PID = "MILES_ASYNC_LAUNCH_PID"  # in its environment: whose end is its own
 
 
 def begin() -> None:
-    """Start it, if there is none."""
+    """Start it, if none lives."""
+    if _lives():
+        return
     os.environ[LAUNCH_PID] = str(os.getpid())
     # a closed terminal tells every process of its group; ours are stopped by the supervisor, in order
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
@@ -24,6 +28,14 @@ def begin() -> None:
         forkserver.ensure_running()  # it and all its children inherit that
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+def _lives() -> bool:
+    number = pid()
+    try:
+        return number is not None and psutil.Process(number).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def pid() -> int | None:

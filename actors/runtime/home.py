@@ -1,11 +1,13 @@
 """The run directory as the supervisor uses it: identity, incarnation, inputs made locally, one supervisor at a time.
 
 Promises: a run keeps its id for ever and counts its launches, also where a power cut emptied the file that says so; a
-directory in which a launch is alive is refused; where its bus is, which may hold a password, is for the user's own eyes.
+directory in which a launch is alive is refused; a full disk ends no launch that has begun; where its bus is, which may
+hold a password, is for the user's own eyes.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -28,6 +30,7 @@ from miles_async.tokenizer import Tokenizer
 STATE_FILE = "supervisor.json"  # who runs this, and where its bus is: what `miles-async status` reads
 
 STATE_BYTES = 1 << 20  # no such file is longer
+UNWRITTEN = 1000  # more incarnations than a launch has while its disk is full
 OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
 CHECKED_BYTES = 32_000_000  # prompt files up to this size are read at launch
 
@@ -42,6 +45,7 @@ class RunHome:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.state: dict[str, Any] = {}
+        self.unwritten = ""  # why the file does not hold the state
         self._lock = RunLock(path)
 
     def enter(self) -> bool:
@@ -62,7 +66,9 @@ class RunHome:
         try:
             earlier = _read(self.path / STATE_FILE) or remembered(self.path)
             self._sweep(earlier)
-            incarnation = earlier["incarnation"] + 1 if earlier else 1
+            # a launch that was killed may have had numbers that its disk did not take
+            skipped = UNWRITTEN if earlier and earlier.get("pid") is not None else 0
+            incarnation = earlier["incarnation"] + 1 + skipped if earlier else 1
             run_id = earlier["run_id"] if earlier else f"{self.path.name}-{os.urandom(4).hex()}"
             self.state = {"run_id": run_id, "incarnation": incarnation, "pid": os.getpid(), "started": time.time()}
             self.state["process_started"] = psutil.Process().create_time()
@@ -75,20 +81,21 @@ class RunHome:
     def next_incarnation(self) -> int:
         """A number that no process of this run has had."""
         self.state["incarnation"] += 1
-        self._write()
+        self._try_to_write()
         return self.state["incarnation"]
 
     def announce(self, bus_url: str, redis_pid: int | None) -> None:
         """Where the bus is; ``redis_pid``: of a server of our own."""
         self.state |= {"bus_url": bus_url, "redis_pid": redis_pid}
-        self._write()
+        self._try_to_write()
 
     def leave(self) -> None:
         """The launch is over: no process of it lives."""
         try:
-            self._sweep(None)
+            with contextlib.suppress(OSError):
+                self._sweep(None)
             self.state |= {"pid": None, "bus_url": None, "redis_pid": None}
-            self._write()
+            self._try_to_write()
         finally:
             self._lock.release()
 
@@ -98,6 +105,19 @@ class RunHome:
             rendezvous.unlink(missing_ok=True)
         if earlier is not None:
             remove_socket(earlier.get("bus_url"))
+
+    def write_again(self) -> None:
+        """What was not written."""
+        if self.unwritten:
+            self._try_to_write()
+
+    def _try_to_write(self) -> None:
+        """A full disk is no reason to end: the run goes on without its file, and says so in ``unwritten``."""
+        try:
+            self._write()
+            self.unwritten = ""
+        except OSError as error:
+            self.unwritten = str(error)
 
     def _write(self) -> None:
         write_whole(self.path / STATE_FILE, json.dumps(self.state).encode())  # the URL of the bus may hold a password

@@ -1,8 +1,8 @@
 """Actors as processes of this machine, forked from a server that has imported the heavy libraries once.
 
-Promises: an actor process has its actor's name in ``ps``, writes to its own log, does not hear the terminal's Ctrl-C or its end,
-dies when the launch dies (also by kill -9), and its end is seen at once; none outlives :meth:`LocalRuntime.end`, stopped or
-not.
+Promises: an actor process has its actor's name in ``ps``, writes to its own log, does not hear the terminal's Ctrl-C or its
+end, dies when the launch dies (also by kill -9), and its end is seen at once; none outlives :meth:`LocalRuntime.end`, stopped
+or not.
 """
 
 from __future__ import annotations
@@ -17,12 +17,14 @@ import sys
 import time
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 import setproctitle
 
 from actors.runtime import fork_server
 from actors.runtime.context import Actor, ActorContext, ActorSpec, run_actor
 from bus.server import die_with_parent
+from miles_async.outlet import Outlet
 
 END_S = 3.0  # killed processes need none of it
 PRELOAD = ["actors.runtime.preload"]  # by the fork server
@@ -52,7 +54,7 @@ def _become(spec: ActorSpec) -> None:
     die_with_parent(signal.SIGKILL)()
     setproctitle.setproctitle(f"miles-async {spec.name} {spec.run_dir}")
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the supervisor's, which stops us in order
-    log = open(log_path(spec.run_dir, spec.name), "a", buffering=1)  # noqa: SIM115
+    log: Any = Outlet(open(log_path(spec.run_dir, spec.name), "a", buffering=1))  # noqa: SIM115  (its disk may be full)
     os.dup2(log.fileno(), 1)
     os.dup2(log.fileno(), 2)
     sys.stdout = sys.stderr = log

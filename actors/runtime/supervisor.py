@@ -21,6 +21,7 @@ import uvloop
 
 from actors.runtime.context import ActorSpec
 from actors.runtime.crew import Crew
+from actors.runtime.full_disk import RESTART_S, died_of_it, keep_written
 from actors.runtime.home import RunHome, check_prompts, make_inputs
 from actors.runtime.local import LocalRuntime, log_path
 from actors.runtime.memory import SnapshotRoom
@@ -38,6 +39,7 @@ from miles_async.config import RunConfig
 from miles_async.evaluation import settings as evaluation
 from miles_async.monitor.monitor import Monitor
 from miles_async.monitor.status import REDIS_DIR
+from miles_async.outlet import Outlet
 from miles_async.resume import Beginning, begin
 from miles_async.secret import resolve
 
@@ -108,6 +110,7 @@ class Supervisor:
         crew = Crew(self.runtime, self.config, bus, ledger, self.home.next_incarnation)
         scaler = Scaler(bus, crew, watch, self.config, self.home.next_incarnation)
         guard = asyncio.create_task(self._guard_redis(watch))
+        keeper = asyncio.create_task(keep_written(self.home, watch))
         status, reason = "failed", ""
         try:
             await self.room.begin(keep_pins=self.evaluates, tell=watch.tell)
@@ -121,7 +124,7 @@ class Supervisor:
         finally:
             await scaler.close()
             await crew.stop(orderly=status != "failed")
-            await end([guard])
+            await end([guard, keeper])
             answers = await watch.bus_answers()
             if not answers:
                 self.server.kill()  # nothing else would end a server that is stopped, nor the calls that wait for it
@@ -213,7 +216,8 @@ class Supervisor:
         cause, fatal = await watch.cause_of_death(spec.name, code)
         if fatal:
             return cause
-        if not await crew.replace(spec):
+        full = died_of_it(cause, self.home.path)
+        if not await crew.replace(spec, after_s=RESTART_S if full else None):
             times = self.config.run.max_restarts
             return f"{cause} (after {times} restarts)" if times else cause
         watch.tell("restarted", actor=spec.name, cause=cause)
@@ -252,7 +256,7 @@ def _log_beside_the_actors(path: Path) -> None:
     for handler in list(log.handlers):
         log.removeHandler(handler)
         handler.close()
-    handler = logging.FileHandler(path)
+    handler = logging.StreamHandler(Outlet(path.open("a", buffering=1)))  # a full disk costs the line
     handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s %(message)s"))
     log.addHandler(handler)
     log.propagate = False

@@ -37,6 +37,7 @@ BUS_ERRORS = (redis.exceptions.RedisError, OSError, BusError)  # TimeoutError is
 CLOSE_S = 3.0  # a bus that does not answer by then is not waited for at the end
 REST_S = 30.0  # what reading the last messages may take
 JUDGE_S = 0.25
+BEHIND = 100_000  # messages that wait for the disk; more are not held in memory
 LOOK_S = 1.0  # how often heartbeats and the ledger are looked at
 # so many batches dropped in a row, and nothing published: give up. More of them where a filter refuses groups by intent.
 BATCHES_OF_DROPS = 4
@@ -152,7 +153,8 @@ class Watch:
             self.monitor.on_metrics(message)
         if cursor != self._metrics_cursor:
             self._metrics_cursor = cursor
-            await self.bus.trim("metrics", cursor)
+            if not self.monitor.record_waits:
+                await self.bus.trim("metrics", cursor)
         return len(entries)
 
     def _is_ours(self, topic: str, entry: Entry[Any]) -> bool:
@@ -170,6 +172,9 @@ class Watch:
         return not why
 
     async def _read_events(self, block_ms: int) -> int:
+        if block_ms and self.monitor.behind > BEHIND:  # they are safe on the bus
+            await asyncio.sleep(LOOK_S)
+            return 0
         kinds = (Event, Transition)
         entries, cursor = await self.bus.read_entries("events", kinds, self._events_cursor, block_ms=block_ms)
         for entry in entries:

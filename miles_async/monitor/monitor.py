@@ -50,6 +50,7 @@ class Monitor:
         self._record: RecordWriter | None = None
         self._view: LiveView | None = None
         self._run_dir = Path()
+        self._told_trouble = False
         self._length_bias = LengthBias()
         self.summary: dict[str, Any] | None = None  # what finish returned
         self.note = ""  # for the user, below the summary
@@ -91,6 +92,16 @@ class Monitor:
     def written_entry(self) -> str:
         """The last entry of the bus's ``events`` that is on disk: what lies behind it has to be handed over (again)."""
         return self._record.written_entry if self._record else "0"
+
+    @property
+    def record_waits(self) -> bool:
+        """The disk takes nothing: what is handed over now may never be on it, if this process is killed."""
+        return bool(self._record and self._record.trouble)
+
+    @property
+    def behind(self) -> int:
+        """How many messages are not on disk yet."""
+        return self._record.behind if self._record else 0
 
     def on_transition(self, transition: Transition, entry_id: str) -> None:
         """One line of ``transitions.jsonl``; with each batch also the length bias, as metrics of the ledger."""
@@ -177,7 +188,14 @@ class Monitor:
     def _keep(self, message: Metrics | EventLine | TransitionLine) -> None:
         if self._record:
             self._record.add(message)
+            self._tell_of_the_disk(self._record.trouble)
         self._show()
+
+    def _tell_of_the_disk(self, trouble: str) -> None:
+        if bool(trouble) != self._told_trouble:
+            self._told_trouble = bool(trouble)
+            kind, data = ("record_waits", {"cause": trouble}) if trouble else ("record_goes_on", {})
+            self.on_event(Event(actor="supervisor", kind=kind, time=time.time(), data=data))
 
     def _show(self) -> None:
         if self._view:

@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 import torch
 
+from miles_async.disk_room import or_nothing
 from miles_async.train import checkpoint, cpu_shim, rng
 from miles_async.train.checkpoint import CheckpointError, LearnerState
 from miles_async.train.checkpoint_choice import Choice, choose
@@ -37,10 +38,11 @@ class ModelState:
 
         first = self._groups.rank == 0
         writing = Path(self._groups.agree("a checkpoint", str(checkpoint.begin(root, state.version)) if first else ""))
-        with cpu_shim.cuda_means_cpu(self._device), self._groups.waiting("the checkpoint shards of"):
-            dist_save.save(self._sharded(is_loading=False), writing)
-        state = msgspec.structs.replace(state, critic=self._critic is not None)
-        path = str(checkpoint.commit(root, writing, state, keep)) if first else ""
+        with or_nothing(writing):
+            with cpu_shim.cuda_means_cpu(self._device), self._groups.waiting("the checkpoint shards of"):
+                dist_save.save(self._sharded(is_loading=False), writing)
+            state = msgspec.structs.replace(state, critic=self._critic is not None)
+            path = str(checkpoint.commit(root, writing, state, keep)) if first else ""
         return Path(self._groups.agree("the finished checkpoint", path))
 
     def choose(self, root: Path, forgotten: int) -> Choice:
