@@ -29,7 +29,6 @@ import typer
 
 if TYPE_CHECKING:
     from miles_async.config import RunConfig
-    from miles_async.data import Loaded
 
 OK, FAILED, BAD_INPUT, NO_REDIS, INTERRUPTED = 0, 1, 2, 3, 130
 
@@ -85,12 +84,14 @@ def launch(
     directory = (run_dir or default_run_dir(config_file)).absolute()  # it means the same in every process
     with clear_errors(directory):
         from miles_async.config_load import load
-        from miles_async.launch_check import check_topology, read_data
+        from miles_async.launch_check import check_topology
 
         config = load(config_file, overrides or [])
         check_topology(config, load=dry_run)
         if dry_run:
-            _print_config(config, directory, read_data(config), as_json)
+            from miles_async.dry_run import report
+
+            _print(*report(config, directory), as_json)
             return
         code = _run(config, directory, as_json)
         if code == INTERRUPTED:
@@ -294,19 +295,6 @@ def _run(config: RunConfig, directory: Path, as_json: bool) -> int:
         reason = (summary or {}).get("reason") or f"the run ended with code {code}; see {directory}"
         print(f"miles-async: {reason}", file=sys.stderr)
     return code
-
-
-def _print_config(config: RunConfig, directory: Path, prompts: dict[str, Loaded], as_json: bool) -> None:
-    import msgspec
-
-    from miles_async.config_load import dump
-    from miles_async.secret import masked
-
-    counted = {name: {"read": found.read, "left_out": found.left_out} for name, found in prompts.items()}
-    said = "".join(f"# {name}: {found}\n" for name, found in prompts.items())
-    text = f"{dump(config)}\n{said}# would run in {directory}; nothing was started"
-    document = {"run_dir": str(directory), "config": msgspec.to_builtins(masked(config)), "prompts": counted}
-    _print(document, text, as_json)
 
 
 def _print(document: Any, text: str, as_json: bool) -> None:

@@ -107,6 +107,9 @@ class Change(NamedTuple):
     was: Any
     now: Any
 
+    def __str__(self) -> str:
+        return f"{self.key} = {_show(self.now)}, and was {_show(self.was)}"
+
 
 def changes(earlier: Mapping[str, Any], config: RunConfig) -> list[Change]:
     """What is otherwise in ``config`` than in the TOML table of the launch before. Raises ConfigError: it cannot change.
@@ -141,7 +144,7 @@ def _obstacle(change: Change) -> str:
 
 def _refuse(obstacles: list[tuple[Change, str]]) -> None:
     if obstacles:
-        told = "; ".join(f"{c.key} = {_show(c.now)}, and was {_show(c.was)}: {why}" for c, why in obstacles)
+        told = "; ".join(f"{change}: {why}" for change, why in obstacles)
         raise ConfigError(f"a run that goes on cannot change {told} (start another run, or leave the key as it was)")
 
 

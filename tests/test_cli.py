@@ -13,9 +13,9 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from bus.errors import NoRedisError
-from miles_async import cli
+from miles_async import cli, launches
 from miles_async.config import RunConfig
-from miles_async.config_load import parse
+from miles_async.config_load import load, parse
 from miles_async.monitor import Monitor
 
 CONFIG = """
@@ -114,6 +114,16 @@ def test_a_dry_run_with_json_prints_one_document(config_file: Path) -> None:
     document = json.loads(invoke("launch", config_file, "--dry-run", "--json", "--run-dir", "here").stdout)
     assert document["run_dir"] == str(Path.cwd() / "here")
     assert document["config"]["run"]["num_steps"] == 7
+
+
+def test_a_dry_run_says_what_a_run_that_goes_on_would_change_and_refuses_what_cannot(config_file: Path) -> None:
+    Path("here").mkdir()
+    launches.add(Path("here"), load(config_file), "run-1", 1)
+    result = invoke("launch", config_file, "--dry-run", "--run-dir", "here", "--set", "learner.lr=0.5")
+    assert result.exit_code == 0, result.output
+    assert "# learner.lr = 0.5, and was 1e-06, otherwise than in the launch before\n" in result.stdout
+    refused = invoke("launch", config_file, "--dry-run", "--run-dir", "here", "--set", "run.seed=5")
+    assert_one_line(refused, 2, "run.seed = 5, and was 1")
 
 
 def test_a_dry_run_reads_every_prompt(config_file: Path, tmp_path: Path) -> None:

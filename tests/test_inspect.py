@@ -268,6 +268,12 @@ def test_a_bus_that_does_not_answer_is_said_and_the_file_is_used(redis_url: str,
     assert "no.sock" in found(tmp_path, "step", 2)["note"]
 
 
+def test_a_supervisor_file_emptied_by_a_power_cut_is_none(redis_url: str, tmp_path: Path) -> None:
+    play(redis_url, tmp_path, two_steps)
+    (tmp_path / "supervisor.json").write_bytes(b"\0" * 80)
+    assert "trained in step 1" in inspect(tmp_path, "group", "0-1-0").stdout
+
+
 def test_a_name_that_is_not_there_is_one_line_with_the_nearest(redis_url: str, tmp_path: Path) -> None:
     play(redis_url, tmp_path, two_steps)
     assert_one_line(inspect(tmp_path, "group", "0-9"), 'no group "0-9"', 'did you mean "0-3-0"')

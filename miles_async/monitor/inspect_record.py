@@ -77,7 +77,10 @@ def _supervisor(run_dir: Path) -> tuple[int | None, str | None, str]:
 
     path = run_dir / SUPERVISOR_FILE
     try:
-        found = msgspec.json.decode(path.read_bytes(), type=SupervisorFile)
+        content = path.read_bytes()
+        if not content.strip(b"\0 \n"):  # a power cut emptied it
+            return None, None, ""
+        found = msgspec.json.decode(content, type=SupervisorFile)
     except FileNotFoundError:
         return None, None, ""
     except msgspec.DecodeError as error:
