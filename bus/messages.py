@@ -36,7 +36,8 @@ class Sample(Message, tag="sample", frozen=True):
 
     tokens: ``<i4`` token ids. logprobs: ``<f4`` behaviour log-probs (what the engine reported for the token it sampled).
     loss_mask: ``u1``, 1 where the policy wrote the token. versions: ``<i4`` weight version that sampled the token.
-    teacher_logprobs: ``<f4``, empty where nobody teaches.
+    teacher_logprobs: ``<f4``, empty where nobody teaches. text: without special tokens; raw_text: with them, from the rollout
+    function to the reward and no further.
     """
 
     index: int
@@ -51,6 +52,7 @@ class Sample(Message, tag="sample", frozen=True):
     prompt_tokens: bytes = b""  # <i4, where it is not the group's own (a branch of an agent's run); not empty then
     rollout_index: int = -1  # which of the group's rollouts: branches of one share it; -1: ``index``
     teacher_logprobs: bytes = b""
+    raw_text: str = ""
 
 
 class Group(Message, tag="group", frozen=True):

@@ -16,7 +16,7 @@ from miles_async.rewards.sample import RewardSample
 
 PREFIX = "boxed_"
 
-_BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
+BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)  # \{ and \} are printed, they group nothing
 
 # the form in which a reward looks for the answer; the others are given the bare content
@@ -31,7 +31,7 @@ _SHOWN_AS: dict[str, tuple[str, str]] = {
 def last_boxed(text: str) -> str | None:
     """What stands in the last ``\\boxed{...}`` or ``\\fbox{...}`` of ``text``, braces balanced; None: there is none."""
     start = -1
-    for box in _BOX.finditer(text):
+    for box in BOX.finditer(text):
         start = box.end()
     if start < 0:
         return None
@@ -41,6 +41,13 @@ def last_boxed(text: str) -> str | None:
         if depth == 0:
             return text[start : brace.start()]
     return None
+
+
+def unboxed(label: str | None) -> str | None:
+    """What stands in the box that all of ``label`` is; the label, if it is none."""
+    box = BOX.match(label.strip()) if label is not None else None
+    content = last_boxed(label) if label is not None and box is not None else None
+    return content if content is not None and label is not None and label.strip().endswith(f"{content}}}") else label
 
 
 def boxed(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -54,6 +61,7 @@ def boxed(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
     def reward(sample: RewardSample, *args: Any, **kwargs: Any) -> Any:
         content = last_boxed(sample.response)
         response = "" if content is None else f"{before}{content}{after}"
-        return function(msgspec.structs.replace(sample, response=response), *args, **kwargs)
+        bare = msgspec.structs.replace(sample, response=response, raw_response="", label=unboxed(sample.label))
+        return function(bare, *args, **kwargs)
 
     return reward

@@ -42,12 +42,14 @@ def f1(sample: RewardSample) -> float:
 
     The token F1 of SQuAD: lower case, without ASCII punctuation and the articles a, an, the. 0 if they share nothing, also
     where both are empty; and 0 if one of them is yes, no or noanswer and the other one is not the same (HotpotQA).
-    Raises ValueError without a label.
+    A bare letter A is no article, but a choice. Raises ValueError without a label.
     """
     response, label = _squad_words(sample.response), _squad_words(label_of(sample))
     if response != label and any(len(words) == 1 and words[0] in _CLOSED for words in (response, label)):
         return 0.0
     shared = sum((Counter(response) & Counter(label)).values())
+    if not response and not label:  # a bare A is a choice and no article
+        return float(all(text.strip().strip("().").lower() == "a" for text in (sample.response, label_of(sample))))
     return 2 * shared / (len(response) + len(label)) if shared else 0.0
 
 

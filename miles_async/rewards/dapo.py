@@ -10,6 +10,7 @@ from miles_async.rewards.sample import RewardSample
 TAIL = 300  # characters
 
 _ANSWER = re.compile(r"(?i)Answer\s*:\s*([^\n]+)")
+_LINES = re.compile(r"(?is)Answer\s*:\s*(.+)")
 # in this order: a later one finds what an earlier one has left
 _REPLACED = (
     ("an ", ""),
@@ -37,13 +38,20 @@ def dapo(sample: RewardSample) -> dict[str, float]:
     """``score``: 1 if the answer is the label, else -1; ``acc``: 1 or 0. The reward is ``score``, or what reward_key says.
 
     The answer is what follows the last ``Answer:`` (in any case) on its line, within the last 300 characters; it and the
-    label are compared as texts, both :func:`normalized`. A label that is a whole number in another form (``34.0``) is
-    brought to digits; other numbers stay as they are (Miles cuts 0.5 to 0). Raises ValueError without a label.
+    label are compared as texts, both :func:`normalized`, or as they are. A label that is a whole number in another form
+    (``34.0``) is brought to digits; other numbers stay as they are (Miles cuts 0.5 to 0). Raises ValueError without a label.
     """
-    label = _digits(normalized(label_of(sample)))
-    answers = _ANSWER.findall(sample.response[-TAIL:])
-    correct = bool(answers) and normalized(answers[-1]) == label
+    label = label_of(sample)
+    # of a label that is longer than a line or the tail, its own text has to fit
+    form, tail = (_LINES if "\n" in label.strip() else _ANSWER), max(TAIL, len(label) + len("Answer: "))
+    answers = form.findall(sample.response[-tail:])
+    correct = bool(answers) and _same(answers[-1], label)
     return {"score": 1.0 if correct else -1.0, "acc": float(correct)}
+
+
+def _same(answer: str, label: str) -> bool:
+    one, other = normalized(answer), normalized(label)
+    return one in (other, _digits(other)) or answer.strip() == label.strip()
 
 
 def normalized(answer: str) -> str:

@@ -8,10 +8,15 @@ from string import ascii_uppercase
 from typing import Any
 
 from miles_async.rewards.boxed import last_boxed
+from miles_async.rewards.final_answer import declared, same_text
 from miles_async.rewards.sample import RewardSample
 
 N_LETTERS = 8  # A to H, where the prompt does not say how many choices there are
 
+LABEL_CHARS = 30  # of a letter in markup
+
+_END = "</think>"
+_SPECIAL = re.compile(r"<[|｜][^<>]{1,60}[|｜]>|<(?:eos|end_of_turn|pad)>")
 _MARKUP = re.compile(r"\\(?:boxed|text|textbf|mathrm|mathbf)\b|[*${}()\[\]_`\\\s]+")
 # what says more is looked for first; of several matches the last one counts
 _CHOICES = (
@@ -19,6 +24,11 @@ _CHOICES = (
     r"\b([A-Z]) is (?:the )?(?:correct|right)\b",
     r"\b(?i:option|choice)(?: is)?(?: ?: ?| )([A-Z])\b",
     r"\b([A-Z])\b",
+)
+# a letter and nothing else, or one that is marked as a choice: "a" and "i" are words, too
+_LETTER = re.compile(r"[(\[]?([A-Za-z])(?:[)\].:,;]|$)(?!\w)")
+_SETTING = re.compile(
+    r"\\(?:boxed|text|textbf|mathrm|mathbf)\b|[*$`\"'{}]|^(?:the\s+)?(?:option|choice)\s+", re.IGNORECASE
 )
 
 
@@ -34,33 +44,39 @@ def gpqa(sample: RewardSample) -> float:
     letters = [str(letter).upper() for letter in _listed(sample.metadata.get("valid_letters"))]
     letters = letters or list(ascii_uppercase[: len(choices) or N_LETTERS])
     right = _right_letter(sample, choices, letters)
-    chosen = chosen_letter(sample.response, {*letters, right} if right else set(letters))
-    if right and chosen:
-        return float(right == chosen)
+    answer = _after_thinking(sample)
     texts = [sample.label, *(sample.metadata.get(key) for key in ("correct_answer", "answer_text"))]
     if right in letters[: len(choices)]:
         texts.append(choices[letters.index(right)])
+    said = last_boxed(answer) or declared(answer) or answer
+    if any(same_text(said, str(text)) for text in texts if text):
+        return 1.0  # the label itself, or the right choice's text
+    chosen = chosen_letter(answer, {*letters, right} if right else set(letters))
+    if right and chosen:
+        return float(right == chosen)
     targets = {_words(str(text)) for text in texts if text and len(str(text).strip()) > 1}
     if not targets and not right:
         raise ValueError("neither the label nor the metadata say which choice is right")
-    response = _words(_after_thinking(sample.response))
+    response = _words(answer)
     return float(any(target.strip() and target in response for target in targets))
 
 
 def chosen_letter(response: str, letters: set[str]) -> str | None:
     """The one of ``letters`` that ``response`` chooses, None if none.
 
-    In this order: the last box, "answer is X" or "Answer: X", "X is correct", "option X", the last capital that
-    stands alone, or all of the response.
+    In this order: the last box, "answer is X" or "Answer: X" (and its like, ``final_answer.py``), "X is correct", "option X",
+    the last capital that stands alone, or all of the response.
     """
-    text = _after_thinking(response)
-    content = last_boxed(text)
+    content = last_boxed(response)
     in_box = re.match(r"[A-Za-z]\b", _plain(content or ""))
     if in_box and in_box[0].upper() in letters:
         return in_box[0].upper()
-    text = _plain(text)
-    if text.upper() in letters:
-        return text.upper()
+    marked = _LETTER.match(_SETTING.sub("", declared(response) or "").strip())
+    if marked and marked[1].upper() in letters:
+        return marked[1].upper()
+    text = _plain(response)
+    if text.rstrip(".:,").upper() in letters:
+        return text.rstrip(".:,").upper()
     for pattern in _CHOICES:
         found = [letter for letter in re.findall(pattern, text) if letter in letters]
         if found:
@@ -73,8 +89,9 @@ def _right_letter(sample: RewardSample, choices: list[Any], letters: list[str]) 
     label = (sample.label or "").strip()
     if isinstance(given, str) and given.strip():
         return given.strip().upper()
-    if len(label) == 1 and label.upper() in ascii_uppercase:
-        return label.upper()
+    letter = _plain(label).strip(".: ") if len(label) <= LABEL_CHARS else ""
+    if len(letter) == 1 and letter.upper() in ascii_uppercase:
+        return letter.upper()
     same = [letter for letter, choice in zip(letters, choices, strict=False) if _words(str(choice)) == _words(label)]
     if label and same:
         return same[0]
@@ -91,8 +108,12 @@ def _listed(value: Any) -> list[Any]:
     return list(value)
 
 
-def _after_thinking(text: str) -> str:
-    return text.rpartition("</think>")[2]
+def _after_thinking(sample: RewardSample) -> str:
+    """Of the response without special tokens, also where the end of the thinking is one of those."""
+    if _END not in sample.raw_response or _END in sample.response:
+        return sample.response.rpartition(_END)[2]
+    answer = _SPECIAL.sub("", sample.raw_response.rpartition(_END)[2])
+    return answer.removesuffix("</s>").strip()
 
 
 def _plain(text: str) -> str:

@@ -13,7 +13,8 @@ class RewardSample(msgspec.Struct, kw_only=True, frozen=True):
     """One response and the prompt it answers.
 
     tokens: ids of the response, the end of sequence included where there is one. response: their text without special
-    tokens. finish_reason: "stop" (ended by itself), "length" (cut off). label, metadata: from the prompt's row.
+    tokens. raw_response: with them (a model's ``</think>`` may be one); empty where nobody knows it.
+    finish_reason: "stop" (ended by itself), "length" (cut off). label, metadata: from the prompt's row.
     group_id, index: which sample of which group of the run this is.
     """
 
@@ -25,6 +26,7 @@ class RewardSample(msgspec.Struct, kw_only=True, frozen=True):
     finish_reason: str = "stop"
     group_id: str = ""
     index: int = 0
+    raw_response: str = ""
 
 
 class Request(msgspec.Struct, array_like=True, frozen=True):

@@ -39,6 +39,7 @@ async def score(
     scored: list[Sample] = []
     for sample in samples:
         grade = graded.get(rollout_of(sample))
+        sample = msgspec.structs.replace(sample, raw_text="")
         if grade is None:
             scored.append(sample)
         elif isinstance(grade, Graded):
@@ -52,6 +53,7 @@ def _reward_sample(ticket: Ticket, sample: Sample) -> RewardSample:
     return RewardSample(
         prompt=ticket.prompt,
         response=sample.text,
+        raw_response=sample.raw_text or sample.text,
         tokens=unpack(sample.tokens, TOKENS).tolist(),
         label=ticket.label,
         metadata=ticket.metadata,

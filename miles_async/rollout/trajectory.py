@@ -62,4 +62,5 @@ class Trajectory:
             reward=0.0,
             finish_reason=finish_reason,
             text=tokenizer.decode(self.tokens, skip_special_tokens=True),
+            raw_text=tokenizer.decode(self.tokens, skip_special_tokens=False),
         )

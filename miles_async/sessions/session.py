@@ -51,6 +51,7 @@ class Session:
         self.name, self.seed = name, seed
         self.turns = 0  # begun
         self.answer = ""  # what the policy said last
+        self.raw_answer = ""  # with special tokens
         self.conversation = Conversation(tokenizer)
         self._config, self._tokenizer, self._ask, self._parse_calls = config, tokenizer, ask, parse_calls
         self._bounds = Bounds.of(tokenizer) if bounds is None else bounds
@@ -83,6 +84,8 @@ class Session:
             self._running.discard(task)
         self.conversation.finish(begun, returned, turn.trajectory.tokens[turn.start :], turn.finish_reason)
         self.answer = reply.content
+        sampled = turn.trajectory.tokens[turn.start :]
+        self.raw_answer = self._tokenizer.decode(sampled, skip_special_tokens=False)
         return reply
 
     async def _generate(self, begun: Begun, number: int, request: ChatRequest) -> Turn:
@@ -146,7 +149,11 @@ class Session:
             sample = branch.finished().sample(index, branch.finish_reason, self._tokenizer)
             samples.append(
                 msgspec.structs.replace(
-                    sample, prompt_tokens=b"" if own == prompt else own, rollout_index=index, text=self.answer
+                    sample,
+                    prompt_tokens=b"" if own == prompt else own,
+                    rollout_index=index,
+                    text=self.answer,
+                    raw_text=self.raw_answer,
                 )
             )
         return samples
