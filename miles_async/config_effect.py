@@ -32,7 +32,7 @@ _DISCOUNTED = ("ppo", "reinforce_plus_plus")
 _LOSSES = ("ppo_clip", "gspo", "cispo", "truncated_reinforce", "dppo")
 _GENERATE = ("single_turn", "multi_turn", "agent")
 # the built-in rewards that compare with a label, those that give one number, and what the others give
-_LABELLED = ("graded_match", "exact_match", "f1", "dapo", "math", "deepscaler", "gemma_math")
+LABELLED = ("graded_match", "exact_match", "f1", "dapo", "math", "deepscaler", "gemma_math")
 _NUMBERS = (
     "graded_match",
     "exact_match",
@@ -264,9 +264,7 @@ def check_labels(config: RunConfig) -> None:
 
     Raises ConfigError.
     """
-    reward, rollout = config.reward, config.rollout
-    # an agent, or a function of the user's, may score its samples itself
-    graded = rollout.rollout_function in ("single_turn", "per_sample") and rollout.generate_function in _GENERATE[:2]
+    reward, graded = config.reward, is_graded(config)
     if graded and config.data.label_key is None and config.data.data_source == "files":
         _refuse_unlabelled("data.label_key", "none", reward.rm_type)
     for name, data in config.eval.datasets.items():
@@ -284,8 +282,14 @@ def check_labels(config: RunConfig) -> None:
         raise ConfigError(f'reward.reward_key = "{key}": reward.rm_type = "{name}" gives {", ".join(_PARTS[name])}')
 
 
+def is_graded(config: RunConfig) -> bool:
+    """Whether a function of ``[reward]`` grades every sample: an agent, or a function of the user's, may do it itself."""
+    rollout = config.rollout
+    return rollout.rollout_function in ("single_turn", "per_sample") and rollout.generate_function in _GENERATE[:2]
+
+
 def _refuse_unlabelled(key: str, value: str, rm_type: str) -> None:
-    if rm_type.removeprefix("boxed_") in _LABELLED:
+    if rm_type.removeprefix("boxed_") in LABELLED:
         raise ConfigError(
             f'{key} = "{value}": the reward "{rm_type}" compares with a label; name the key of the prompts that has it'
         )

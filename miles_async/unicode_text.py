@@ -6,7 +6,11 @@ Promises: what :func:`well_formed` gives can be encoded as UTF-8; what could be 
 
 from __future__ import annotations
 
+import json
+import re
 from typing import Any, TypeVar
+
+_ESCAPED = re.compile(rb"\\u[dD][89a-fA-F]")
 
 T = TypeVar("T")
 
@@ -28,6 +32,17 @@ def _well_formed(value: Any) -> Any:
     if type(value) is tuple:
         return tuple(_well_formed(item) for item in value)
     return value
+
+
+def is_json_of_half_a_letter(data: bytes) -> bool:
+    """Whether JSON that cannot be decoded is sound but for halves of surrogate pairs (msgspec speaks of truncation there)."""
+    if _ESCAPED.search(data) is None:
+        return False
+    try:
+        json.loads(data)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def words_of(error: BaseException) -> str:

@@ -7,11 +7,12 @@ import random
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
 from miles_async import builtin
-from miles_async.config import Data, Model, RunConfig
+from miles_async.config import Data, Model, Reward, RunConfig
 from miles_async.data import DataError, load_prompts, order, prompt_at
 from miles_async.tokenizer import Tokenizer, TokenizerError
 
@@ -46,7 +47,8 @@ def test_rows_keep_text_tokens_label_and_metadata(tmp_path: Path, tokenizer: Tok
         {"input": [5, 6, 127], "label": 4},
         {"input": "a", "label": None},
     )
-    first, second, third = load_prompts(config(path), tokenizer)
+    needs_none = msgspec.structs.replace(config(path), reward=Reward(rm_type="random"))
+    first, second, third = load_prompts(needs_none, tokenizer)
     assert (first.index, first.text, first.label, first.metadata) == (0, "2+2=", "4", {"source": "mine"})
     assert first.tokens.dtype == np.int32
     assert first.tokens.tolist() == tokenizer.encode("2+2=")

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from miles_async.config import ConfigError, Data, Model, RunConfig
+from miles_async.config import ConfigError, Data, Model, Reward, RunConfig
 from miles_async.data import DataError, load_prompts
 from miles_async.data.files import files
 from miles_async.data.rows import rows, split_slice
@@ -39,7 +39,10 @@ def write_parquet(path: Path, table: list[dict[str, Any]]) -> Path:
 
 
 def load(path: Path | str, model: Path, **data: Any) -> Any:
-    config = RunConfig(model=Model(hf_checkpoint="x"), data=Data(prompt_data=str(path), **data))
+    # a reward that needs no label
+    config = RunConfig(
+        model=Model(hf_checkpoint="x"), data=Data(prompt_data=str(path), **data), reward=Reward(rm_type="random")
+    )
     return load_prompts(config, Tokenizer(model))
 
 

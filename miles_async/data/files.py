@@ -1,7 +1,8 @@
 """The built-in data source: the rows of ``data.prompt_data`` as prompts.
 
-A row's input is text, a list of token ids, or (with ``apply_chat_template``) a list of messages; text is a single user
-message there. Promises: a row that cannot be used is refused with its place, never skipped.
+A row's input is text, a list of token ids, or (with ``apply_chat_template``) a list of messages in any of the forms that
+``messages.py`` takes; text is a single user message there. Promises: a row that cannot be used is refused with its place, never
+skipped; so is one of which the chat template would leave something out.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ import numpy as np
 from miles_async.config import Data, RunConfig
 from miles_async.data.prompt import DataError, Prompt
 from miles_async.data.rows import Row, kind, rows, sources
+from miles_async.data.usable import fault
+from miles_async.messages import MessageError, Messages, check_rendered, normalized
 from miles_async.tokenizer import Tokenizer, TokenizerError
 
 
@@ -30,7 +33,10 @@ def files(config: RunConfig, tokenizer: Tokenizer) -> list[Prompt]:
     any_tools = data.tool_key is None
     for number, source in enumerate(sources(data)):
         for place, row in rows(source):
-            prompts.append(_prompt(data, len(prompts), number, place, row, tokenizer))
+            prompt = _prompt(data, len(prompts), number, place, row, tokenizer)
+            if (wrong := fault(config, prompt, tokenizer, labelled=data.label_key is not None)) is not None:
+                raise DataError(f"{place}: {wrong}")
+            prompts.append(prompt)
             any_tools = any_tools or data.tool_key in row
     if not any_tools:
         raise DataError(f'data.tool_key = "{data.tool_key}": no row of {", ".join(sources(data))} has this key')
@@ -42,25 +48,27 @@ def _prompt(data: Data, index: int, source: int, place: str, row: Row, tokenizer
     tools = _tools(data, place, row)
     if tools:
         metadata = _with(metadata, "tools", tools, place)
-    text, tokens = _input(data, place, row, tools, tokenizer)
-    if _is_chat(value := row[data.input_key]):
-        metadata = _with(metadata, "messages", value, place)
-    if metadata:
-        _check_metadata(place, metadata)
+    text, tokens, messages = _input(data, place, row, tools, tokenizer)
+    if messages is not None:
+        if metadata.get("messages") == row[data.input_key]:  # the same, as they were written
+            metadata = {key: value for key, value in metadata.items() if key != "messages"}
+        metadata = _with(metadata, "messages", messages, place)
     return Prompt(index, text, np.array(tokens, dtype=np.int32), _label(data, place, row), metadata, source)
 
 
 def _input(
     data: Data, place: str, row: Row, tools: list[Any] | None, tokenizer: Tokenizer
-) -> tuple[str, Sequence[int]]:
-    """Text and token ids of a row's prompt."""
+) -> tuple[str, Sequence[int], Messages | None]:
+    """Text and token ids of a row's prompt, and its messages where it was given as a list of them."""
+    messages = None
     if data.input_key not in row:
         raise DataError(f'{place}: no key "{data.input_key}" (data.input_key); it has {", ".join(row) or "none"}')
     value = row[data.input_key]
     if _is_chat(value):
         if not data.apply_chat_template:
             raise DataError(f'{place}: "{data.input_key}" holds messages: set data.apply_chat_template = true')
-        text, tokens = _chat(place, value, tools, tokenizer)
+        messages = _messages(place, value)
+        text, tokens = _chat(place, messages, tools, tokenizer)
     elif isinstance(value, str):
         if data.apply_chat_template and value:
             text, tokens = _chat(place, [{"role": "user", "content": value}], tools, tokenizer)
@@ -77,20 +85,26 @@ def _input(
     if not tokens:
         raise DataError(f'{place}: "{data.input_key}" is an empty prompt')
     _check_ids(place, tokens, tokenizer)
-    return text, tokens
+    return text, tokens, messages
 
 
 def _is_chat(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(item, dict) for item in value)
 
 
-def _chat(
-    place: str, messages: list[dict[str, Any]], tools: list[Any] | None, tokenizer: Tokenizer
-) -> tuple[str, Sequence[int]]:
+def _messages(place: str, value: list[Any]) -> Messages:
+    try:
+        return normalized(value)
+    except MessageError as error:
+        raise DataError(f"{place}: {error}") from None
+
+
+def _chat(place: str, messages: Messages, tools: list[Any] | None, tokenizer: Tokenizer) -> tuple[str, Sequence[int]]:
     variables: dict[str, Any] = {"tools": tools} if tools else {}
     try:
         text = tokenizer.render_chat(messages, **variables)
-    except TokenizerError as error:
+        check_rendered(messages, text)
+    except (TokenizerError, MessageError) as error:
         raise DataError(f"{place}: {error}") from None
     return text, tokenizer.encode(text)
 
@@ -144,12 +158,3 @@ def _with(metadata: dict[str, Any], key: str, value: Any, place: str) -> dict[st
     if key in metadata and metadata[key] != value:
         raise DataError(f'{place}: the metadata has a "{key}" of its own, which is the place of the prompt\'s')
     return metadata | {key: value}
-
-
-def _check_metadata(place: str, metadata: dict[str, Any]) -> None:
-    try:
-        msgspec.msgpack.encode(metadata)  # what a ticket will do with it
-    except OverflowError:
-        raise DataError(f"{place}: the metadata holds an integer of more than 64 bits: write it as text") from None
-    except TypeError as error:
-        raise DataError(f"{place}: the metadata cannot be sent: {error}") from None

@@ -17,6 +17,7 @@ import msgspec
 from miles_async import builtin
 from miles_async.config import ConfigError, Data
 from miles_async.data.prompt import DataError
+from miles_async.unicode_text import is_json_of_half_a_letter
 
 PARQUET = ".parquet"  # the end of a Parquet file's name; every other file is JSONL
 
@@ -138,6 +139,8 @@ def _json_row(place: str, line: bytes) -> Row:
     try:
         row = msgspec.json.decode(line)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        if is_json_of_half_a_letter(line):
+            raise DataError(f"{place}: it holds half a surrogate pair, which is no text") from None
         raise DataError(f"{place}: not a JSON line: {error}") from None
     if not isinstance(row, dict):
         raise DataError(f"{place}: expected a JSON object, got {kind(row)}")
@@ -174,18 +177,21 @@ def _batch_rows(path: str, first: int, batch: Any) -> Iterator[tuple[str, Row]]:
     number = first
     try:
         for number, row in enumerate(found, first + 1):
-            yield f"{path}:row {number}", {key: _without_nulls(value) for key, value in row.items()}
+            yield f"{path}:row {number}", {key: plain(value) for key, value in row.items()}
     except ValueError as error:
         raise DataError(f"{path}:row {number + 1}: {one_line(error)}") from None
 
 
-def _without_nulls(value: Any) -> Any:
-    """``value`` without the fields that are null: in Parquet every entry of a column has the fields of all the others."""
+def plain(value: Any) -> Any:
+    """``value`` as JSON would hold it: without the fields that are null (in Parquet every entry of a column has the fields of
+    all the others), maps as objects, arrays as lists."""
+    if hasattr(value, "tolist"):  # numpy's and its kin's
+        value = value.tolist()
+    if isinstance(value, list) and value and all(type(item) is tuple and len(item) == 2 for item in value):
+        value = dict(value)  # a map, as pyarrow gives one
     if isinstance(value, dict):
-        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
-    if isinstance(value, list):
-        return [_without_nulls(item) for item in value]
-    return value
+        return {key: plain(item) for key, item in value.items() if item is not None}
+    return [plain(item) for item in value] if isinstance(value, list) else value
 
 
 def one_line(error: Exception) -> str:

@@ -10,10 +10,10 @@ import hashlib
 import traceback
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 
 from miles_async.builtin import is_builtin
@@ -21,8 +21,10 @@ from miles_async.config import Data, RunConfig
 from miles_async.context_length import context_length
 from miles_async.data.fitting import Loaded, short_enough
 from miles_async.data.prompt import DataError, Prompt
-from miles_async.data.rows import one_line, sources, split_slice
+from miles_async.data.rows import one_line, plain, sources, split_slice
+from miles_async.data.usable import fault
 from miles_async.hooks import Hook
+from miles_async.messages import MessageError, normalized
 from miles_async.tokenizer import Tokenizer
 
 FILES = "files"
@@ -54,7 +56,7 @@ def load_counted(config: RunConfig, tokenizer: Tokenizer) -> Loaded:
     if data.data_source == FILES:
         prompts = source(config, tokenizer)
     else:
-        prompts = _checked(data, _called(data, source, config, tokenizer), tokenizer)
+        prompts = _checked(config, _called(data, source, config, tokenizer), tokenizer)
     names = sources(data) if data.data_source == FILES else (f'data.data_source = "{data.data_source}"',)
     context = context_length(config, tokenizer.directory)
     kept = short_enough(prompts, names, data.rollout_max_prompt_len, context)
@@ -101,17 +103,32 @@ def _called(data: Data, source: Any, config: RunConfig, tokenizer: Tokenizer) ->
         raise DataError(f'data.data_source = "{data.data_source}": {reason}') from error
 
 
-def _checked(data: Data, prompts: Any, tokenizer: Tokenizer) -> list[Prompt]:
+def _checked(config: RunConfig, prompts: Any, tokenizer: Tokenizer) -> list[Prompt]:
     """What a function of the user's gave, if it can be dealt. Raises DataError with the first thing that is wrong."""
+    data = config.data
     if not isinstance(prompts, list | tuple):
         raise DataError(f'data.data_source = "{data.data_source}": it must give a list, not {type(prompts).__name__}')
-    before = 0
+    checked, before = list[Prompt](), 0
+    labelled = any(getattr(prompt, "label", None) is not None for prompt in prompts)
     for index, prompt in enumerate(prompts):
         wrong = _fault(index, prompt, before, tokenizer)
-        if wrong is not None:
+        try:
+            prompt = prompt if wrong else _with_messages(prompt)
+        except MessageError as error:
+            wrong = str(error)
+        if wrong := wrong or fault(config, prompt, tokenizer, labelled=labelled):
             raise DataError(f'data.data_source = "{data.data_source}": prompt {index}: {wrong}')
+        checked.append(prompt)
         before = prompt.source
-    return list(prompts)
+    return checked
+
+
+def _with_messages(prompt: Prompt) -> Prompt:
+    """The prompt with its messages in the form that a chat template takes. Raises MessageError."""
+    given = plain(prompt.metadata.get("messages"))
+    if not isinstance(given, list) or not given:
+        return prompt
+    return replace(prompt, metadata=prompt.metadata | {"messages": normalized(given)})
 
 
 def _fault(index: int, prompt: Any, before: int, tokenizer: Tokenizer) -> str | None:
@@ -131,8 +148,4 @@ def _fault(index: int, prompt: Any, before: int, tokenizer: Tokenizer) -> str | 
         return "its text must be text, and its label text or None"
     if not isinstance(prompt.metadata, dict):
         return f"its metadata must be a dict, not {type(prompt.metadata).__name__}"
-    try:
-        msgspec.msgpack.encode(prompt.metadata)  # what a ticket will do with it
-    except (TypeError, OverflowError) as error:
-        return f"its metadata cannot be sent: {one_line(error)}"
     return None

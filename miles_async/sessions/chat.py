@@ -9,7 +9,6 @@ the samples of a group must differ. Unknown fields are ignored, as other servers
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
@@ -20,11 +19,10 @@ from msgspec import Meta
 from miles_async import messages as shared
 from miles_async.messages import Messages
 from miles_async.sessions.errors import ApiError
-from miles_async.unicode_text import well_formed
+from miles_async.unicode_text import is_json_of_half_a_letter, well_formed
 
 MAX_STOPS = 16  # stop strings of one request: each is looked for behind every token
 MAX_STOP_CHARS = 1000
-_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 class Part(msgspec.Struct):
@@ -140,7 +138,7 @@ def _decode(data: bytes) -> ChatRequest:
     try:
         return _decoder.decode(data)
     except msgspec.DecodeError:
-        if _SURROGATE.search(data) is None:
+        if not is_json_of_half_a_letter(data):
             raise
         # half of a surrogate pair, of a tool or of the policy itself: msgspec takes no such text, and says something else
         return msgspec.convert(well_formed(json.loads(data)), ChatRequest)

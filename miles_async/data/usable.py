@@ -1,0 +1,66 @@
+"""Whether a prompt can do what the run will ask of it: be sent, be graded, be learnt from. Pure.
+
+Promises: what would cost its attempts each time its turn comes is said when it is read: text that is no UTF-8, numbers that no
+message holds, no label where its reward compares with one, the name of a reward that is none, an answer that cannot be told
+from its chat.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from miles_async.config import RunConfig
+from miles_async.config_effect import LABELLED, is_graded
+from miles_async.data.prompt import Prompt
+from miles_async.rewards.graded import RewardError
+from miles_async.rewards.registry import WEIGHTED_SUM, chosen
+from miles_async.rewards.sample import RewardSample
+from miles_async.rollout.learnt import SftError, learnt
+from miles_async.tokenizer import Tokenizer
+
+_ANSWERS = ("correct_letter", "correct_answer", "answer_text")  # of "gpqa", in the metadata
+
+
+def fault(config: RunConfig, prompt: Prompt, tokenizer: Tokenizer, *, labelled: bool) -> str | None:
+    """Why ``prompt`` cannot be used, in one line; None: it can. ``labelled``: whether the prompts it is one of have labels."""
+    if (wrong := _unsendable(prompt)) is not None:
+        return wrong
+    return _ungraded(config, prompt, labelled) if is_graded(config) else _unlearnt(config, prompt, tokenizer)
+
+
+def _unsendable(prompt: Prompt) -> str | None:
+    try:
+        msgspec.msgpack.encode((prompt.text, prompt.label, prompt.metadata))  # what a ticket will do with it
+    except OverflowError:
+        return "its metadata cannot be sent: it holds an integer of more than 64 bits: write it as text"
+    except UnicodeEncodeError as error:
+        half = error.object[error.start : error.end]
+        return f"its text, label or metadata holds half a surrogate pair ({half!a}), which is no text"
+    except (TypeError, RecursionError) as error:
+        return f"its metadata cannot be sent: {' '.join(str(error).split())}"
+    return None
+
+
+def _ungraded(config: RunConfig, prompt: Prompt, labelled: bool) -> str | None:
+    sample = RewardSample(prompt=prompt.text, response="", tokens=[], label=prompt.label, metadata=prompt.metadata)
+    try:
+        name = chosen(sample, config.reward)
+    except RewardError as error:
+        return str(error)
+    if prompt.label is not None or not labelled:
+        return None
+    parts = config.reward.rm_weights if name == WEIGHTED_SUM else [name]
+    for part in (part.removeprefix("boxed_") for part in parts):
+        if part in LABELLED or (part == "gpqa" and not any(prompt.metadata.get(key) for key in _ANSWERS)):
+            return f'it has no label, with which its reward "{name}" compares'
+    return None
+
+
+def _unlearnt(config: RunConfig, prompt: Prompt, tokenizer: Tokenizer) -> str | None:
+    if config.rollout.rollout_function != "sft":
+        return None
+    try:
+        learnt(config, prompt.metadata, prompt.label, prompt.tokens.tolist(), tokenizer)
+    except SftError as error:
+        return str(error)
+    return None
