@@ -1,4 +1,4 @@
-"""The command line: ``miles-async launch | status | inspect | scale | clean | bench | doctor``.
+"""The command line: ``miles-async launch | status | inspect | scale | clean | convert | eval | bench | doctor``.
 
 Promises: whatever the user got wrong is one line on standard error and exit code 2; with ``--json`` standard output
 holds one JSON document and nothing else; importing this file costs no torch. Exit codes:
@@ -26,6 +26,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from miles_async import cli_models
 
 if TYPE_CHECKING:
     from miles_async.config import RunConfig
@@ -308,6 +310,8 @@ def _nearest(name: str, names: list[str]) -> str:
     near = difflib.get_close_matches(name, names, 1)
     return f'; did you mean "{near[0]}"?' if near else ""
 
+
+cli_models.add_to(app, clear_errors, _print)
 
 if __name__ == "__main__":
     main()
