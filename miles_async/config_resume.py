@@ -63,19 +63,20 @@ FREE: dict[str, str] = {
     "critic": "critic_load critic_lr critic_lr_warmup_steps value_clip num_critic_only_steps",
     "learner": """num_ranks num_steps_per_rollout global_batch_size ppo_epochs max_skipped_steps lr min_lr lr_warmup_steps
         lr_decay_steps lr_decay_style weight_decay clip_grad max_tokens_per_micro_batch grad_reduce_timeout_s batch_function
-        before_log_prob_function before_train_step_function log_function""",
+        before_log_prob_function before_train_step_function log_function max_quarantined_groups""",
     "checkpoint": "save_interval keep save_hf post_save_function",
     "engine": """kind num_engines urls max_running_requests context_length tp_size args start_timeout_s hang_timeout_s
         api_key""",
     "weights": """transport backend bucket_mb pause_mode update_waves update_interval timeout_s check_interval
         export_function snapshot_dir delta_dir mirror_dir""",
     "router": """kind args host port health_interval_s health_failures policy max_retries breaker_failures breaker_open_s
-        suspect_interval_s slow_share slow_looks hung_s max_concurrency api_key max_body_mb""",
+        suspect_interval_s slow_share slow_looks hung_s max_concurrency api_key admin_key allowed_engines
+        max_body_mb""",
     "bus": "appendfsync maxmemory_mb",
     "monitor": "tensorboard live heartbeat_s",
     "eval": """eval_interval skip_eval_before_train datasets n_samples_per_eval_prompt eval_temperature eval_top_p eval_top_k
         eval_max_response_len eval_max_prompt_len num_engines urls engine_args max_in_flight keep_snapshots final_timeout_s
-        eval_function eval_log_function""",
+        eval_function eval_log_function max_quarantined_groups""",
     "topology": "dealer rollout learner broadcaster engine router evaluator eval_engine",
 }
 
