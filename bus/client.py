@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Any, Generic, Literal, NamedTuple, TypeVar, get_args
 
 import msgspec
+import redis.exceptions
 
 from bus.codec import CodecError, decode, encode
 from bus.messages import Heartbeat, Message, Name, Number, Url, Version
-from bus.patience import PatientRedis
+from bus.patience import PatientRedis, is_full
 from bus.topics import KINDS, Topic
 
 M = TypeVar("M", bound=Message)
@@ -163,10 +164,19 @@ class Bus:
             cursors[names[name]] = entries[-1][0].decode()
         return bool(answer)
 
-    async def trim(self, topic: Literal["events", "metrics"], read_id: str) -> None:
-        """Forget the entries up to ``read_id``: only of the monitor's topics, which no one else reads."""
+    async def trim(self, topic: Literal["events", "metrics"], read_id: str) -> bool:
+        """Forget the entries up to ``read_id``: only of the monitor's topics, which no one else reads.
+
+        False: Redis has no room for it, and who reads is not to wait for that.
+        """
         when, _, sequence = read_id.partition("-")
-        await self.redis.xtrim(self.key(topic), minid=f"{when}-{int(sequence) + 1}", approximate=False)
+        try:
+            await self.redis.at_once("XTRIM", self.key(topic), "MINID", "=", f"{when}-{int(sequence) + 1}")
+        except redis.exceptions.ResponseError as error:
+            if not is_full(error):
+                raise
+            return False
+        return True
 
     # who is alive, where, with which weights
 

@@ -56,6 +56,10 @@ class PatientRedis(aioredis.Redis):
             except redis.exceptions.BusyLoadingError:
                 await self._until_loaded()
 
+    async def at_once(self, *args: Any) -> Any:
+        """A command that can be left out: it waits for no room."""
+        return await super().execute_command(*args)
+
     async def _until_loaded(self) -> None:
         load = LoadWatch(self.tell)
         try:

@@ -55,7 +55,7 @@ def until(holds: Callable[[], bool], what: str) -> None:
 
 
 def step(number: int) -> Metrics:
-    return Metrics(actor="learner-0", step=number, time=float(number), values={"raw_reward": 0.5})
+    return Metrics(actor="learner-0", step=number, time=float(number), values={"raw_reward": 0.5, "n_samples": 8.0})
 
 
 def test_the_record_waits_for_room_and_is_whole_then_and_nothing_counts_as_written_before(
@@ -197,11 +197,10 @@ def test_a_run_whose_disk_is_full_while_its_processes_die_goes_on_when_there_is_
     run_dir = small_disk / "run"
     process = begin(config, run_dir)
     wait_for_step(run_dir, 3, process)
-    before = process_of("rollout-0", run_dir)
+    [before] = process_of("broadcaster", run_dir)
     fill(small_disk / "filler")
-    kill_one = next(iter(before))
-    os.kill(kill_one, signal.SIGKILL)
-    wait_until(lambda: bool(process_of("rollout-0", run_dir) - before), "successor of the worker", process)
+    os.kill(before, signal.SIGKILL)
+    wait_until(lambda: bool(process_of("broadcaster", run_dir) - {before}), "successor of the broadcaster", process)
     (small_disk / "filler").unlink()
     kept = max(line.step for line in read_metrics(run_dir))
     wait_for_step(run_dir, kept + 12, process)

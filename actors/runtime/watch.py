@@ -188,8 +188,8 @@ class Watch:
                 self.monitor.on_transition(entry.message, entry.id)
         self._events_cursor = max(self._events_cursor, cursor, key=entry_order)
         # only what is on disk: a kill of this process loses no transition
-        if (written := self.monitor.written_entry) not in ("0", self._trimmed):
-            await self.bus.trim("events", written)
+        written = self.monitor.written_entry
+        if written not in ("0", self._trimmed) and await self.bus.trim("events", written):
             self._trimmed = written
         return len(entries)
 
