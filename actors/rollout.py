@@ -38,7 +38,7 @@ from miles_async.rollout.interface import RolloutContext
 from miles_async.rollout.registry import rollout_function
 from miles_async.rollout.scoring import score
 from miles_async.rollout.slots import GroupSlots
-from miles_async.rollout.teacher import teachers
+from miles_async.rollout.teacher import TeacherGoneError, teachers
 from miles_async.sound_group import check_group, received
 from miles_async.tokenizer import Tokenizer
 
@@ -68,7 +68,7 @@ class RolloutWorker:
         async with contextlib.AsyncExitStack() as stack:
             session = await stack.enter_async_context(aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)))
             await self.requests.open(session, self.tokenizer.vocab_size)
-            self.teachers = teachers(config, session) if config.algorithm.use_opd else None
+            self.teachers = teachers(config, session, self.ctx.event) if config.algorithm.use_opd else None
             self.grader = await stack.enter_async_context(Grader(config.reward))
             tokenizer = self.tokenizer.for_chats(config.data.chat_template_path, config.data.apply_chat_template_kwargs)
             self.context = RolloutContext(config, tokenizer, self.requests.slots.begin(0).ask, stack, self.ctx.event)
@@ -175,6 +175,8 @@ class RolloutWorker:
                 samples = await self._score_all(ticket, samples)
             refusal = self.filters.refusal(samples)
             group = await self._sound(ticket, self.filters.finished(samples), started) if refusal is None else None
+        except TeacherGoneError:
+            raise  # no fault of the group's
         except Exception as error:  # also of a function of the user: it costs this attempt, not the worker
             await self._fail(ticket, *reason_of(error), samples)
             return

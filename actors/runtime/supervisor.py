@@ -37,6 +37,7 @@ from bus.server import RedisServer
 from miles_async.builtin import is_builtin
 from miles_async.config import RunConfig
 from miles_async.evaluation import settings as evaluation
+from miles_async.external_servers import refuse_absent
 from miles_async.monitor.monitor import Monitor
 from miles_async.monitor.status import REDIS_DIR
 from miles_async.outlet import Outlet
@@ -78,6 +79,7 @@ class Supervisor:
             if self.beginning.over:
                 self.monitor.recall(self.home.path, self.beginning.over)
                 return OK
+            await refuse_absent(self.config)
             _log_beside_the_actors(log_path(self.home.path, "supervisor"))
             self.runtime.warm_up()
             url = resolve("bus.url", self.config.bus.url) or await self._start_redis()

@@ -37,7 +37,7 @@ from miles_async.monitor.summary import SUMMARY_FILE, last_summary, summarize
 
 # events of actors that are worth a line of their own
 ANNOUNCED = frozenset({"died", "engine_down", "mismatch", "checkpoint_damaged", "checkpoint_unverified"})
-ANNOUNCED |= {"steps_skipped", "nothing_to_learn"}
+ANNOUNCED |= {"steps_skipped", "nothing_to_learn", "teacher_down", "teacher_up"}
 
 
 class Monitor:

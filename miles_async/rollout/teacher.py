@@ -2,12 +2,15 @@
 
 A teacher is any server of SGLang's contract with the same vocabulary. It is asked for the log-probs of the whole sequence
 and generates nothing. ``metadata["opd_teacher"]`` of a prompt names one of ``rollout.opd_teacher_urls``; else "default".
+
+Promises: a teacher that is away costs no attempt: it is waited for, which is an event, up to ``rollout.request_timeout_s``, and
+then the run ends with its name.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import aiohttp
@@ -16,23 +19,40 @@ import msgspec
 from bus.codec import LOGPROBS, TOKENS, pack, unpack
 from bus.messages import Sample, Ticket
 from miles_async.config import RunConfig
-from miles_async.engine_client import EngineClient
+from miles_async.engine_client import EngineClient, EngineError
 
 DEFAULT = "default"
+GONE = (None, 502, 503, 504)  # statuses of a request that may be sent again: no answer, or nobody behind who answers
+AGAIN_S = 1.0
+LEAST_S = 0.1
 
 
 class TeacherError(RuntimeError):
     """A teacher is not there, or its answer is not what was asked for."""
 
 
-class Teachers:
-    """The teachers of a run, by name."""
+class TeacherGoneError(ValueError):
+    """A teacher is away for good. No restart of ours brings it back."""
 
-    def __init__(self, clients: Mapping[str, EngineClient], timeout_s: float) -> None:
-        self._clients, self._timeout_s = clients, timeout_s
+
+async def _tell_nobody(kind: str, **data: Any) -> None:
+    pass
+
+
+class Teachers:
+    """The teachers of a run, by name. ``tell`` records an event: ``teacher_down``, ``teacher_up``."""
+
+    def __init__(
+        self,
+        clients: Mapping[str, EngineClient],
+        timeout_s: float,
+        tell: Callable[..., Awaitable[None]] = _tell_nobody,
+    ) -> None:
+        self._clients, self._timeout_s, self._tell = clients, timeout_s, tell
+        self._away: set[str] = set()
 
     async def teach(self, ticket: Ticket, samples: list[Sample]) -> list[Sample]:
-        """The samples with ``teacher_logprobs``. Raises TeacherError, EngineError."""
+        """The samples with ``teacher_logprobs``. Raises TeacherError, EngineError (it refuses), TeacherGoneError."""
         name = str(ticket.metadata.get("opd_teacher", DEFAULT))
         client = self._clients.get(name) or self._clients.get(DEFAULT)
         if client is None:
@@ -48,7 +68,7 @@ class Teachers:
             "return_logprob": True,
             "logprob_start_len": 0,
         }
-        answer: Any = await client.generate(body, timeout=self._timeout_s)
+        answer: Any = await self._ask(client, body)
         try:
             entries = answer["meta_info"]["input_token_logprobs"]
             scored = entries[len(entries) - len(response) :] if response else []
@@ -59,8 +79,31 @@ class Teachers:
             raise TeacherError(f"teacher {client.name}: an answer without log-probs of the input: {error}") from None
         return msgspec.structs.replace(sample, teacher_logprobs=logprobs)
 
+    async def _ask(self, client: EngineClient, body: dict[str, Any]) -> Any:
+        """Its answer, as soon as it is there."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._timeout_s
+        while True:
+            try:
+                answer = await client.generate(body, timeout=max(deadline - loop.time(), LEAST_S))
+                await self._note(client, away=False)
+                return answer
+            except EngineError as error:
+                if error.status not in GONE:
+                    raise
+                await self._note(client, away=True, cause=error.answer)
+                if loop.time() >= deadline:
+                    who, limit = f'the teacher "{client.name}" at {client.url}', f"{self._timeout_s:g} s"
+                    raise TeacherGoneError(f"{who} has given no answer for {limit}: {error.answer}") from None
+            await asyncio.sleep(AGAIN_S)
 
-def teachers(config: RunConfig, session: aiohttp.ClientSession) -> Teachers:
+    async def _note(self, client: EngineClient, *, away: bool, **data: Any) -> None:
+        if away != (client.name in self._away):
+            (self._away.add if away else self._away.discard)(client.name)
+            await self._tell("teacher_down" if away else "teacher_up", teacher=client.name, url=client.url, **data)
+
+
+def teachers(config: RunConfig, session: aiohttp.ClientSession, tell: Callable[..., Awaitable[None]]) -> Teachers:
     """Those of ``rollout.opd_teacher_urls``."""
     clients = {name: EngineClient(url, session, name=name) for name, url in config.rollout.opd_teacher_urls.items()}
-    return Teachers(clients, config.rollout.request_timeout_s)
+    return Teachers(clients, config.rollout.request_timeout_s, tell)
