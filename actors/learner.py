@@ -86,6 +86,8 @@ class Learner:
                 await self._checkpoint()
             if self.config.checkpoint.save_hf:
                 await self.compute(self.trainer.save_hf, self.ctx.run_dir / "hf")
+            if self.config.critic.critic_save:
+                await self.compute(self.trainer.save_critic, self.ctx.run_dir / "hf_critic")
             await self.compute(self.trainer.close)
         if self.rank == 0:
             await self.ctx.event("learner_done", version=self.trainer.version, finished=self._finished())
@@ -211,7 +213,7 @@ class Learner:
             await self.ctx.event("mismatch", step=step, warning=text)
 
     def _train(self, groups: list[Group]) -> dict[str, float]:
-        return self.trainer.step(groups, max_lag=self.max_lag)
+        return self.trainer.step(groups, max_lag=self.max_lag, sizes=self.share.sizes)
 
     async def _offer_snapshot(self) -> None:
         """Hand the weights to the broadcaster, and go on; in a run in which nobody samples there is nobody to have them.

@@ -17,7 +17,7 @@ from bus import Ledger, LedgerError
 from bus.messages import Batch, Group
 from bus.quarantine import Quarantine
 from miles_async.group_limits import group_limits
-from miles_async.optimizer_steps import share, steps_of_pass
+from miles_async.optimizer_steps import even, share, steps_of_pass
 from miles_async.sound_group import Limits, UnsoundGroup, check_group
 
 LOST = "invalid_payload"  # the reason of a group whose payload is gone, damaged, or another group's
@@ -37,6 +37,7 @@ class LearnerShare:
         self._limits = group_limits(ctx.config, ctx.model_path)
         self._bound = ctx.config.staleness.max_lag
         self._most = ctx.config.learner.max_quarantined_groups
+        self.sizes: list[int] = []  # how many groups of each mini-batch were taken last
 
     def max_lag(self, batch: Batch) -> int:
         """The bound that the batch was chosen under; this run's, where that was not put on record yet."""
@@ -54,9 +55,13 @@ class LearnerShare:
         found = await self._ledger.payloads_or_causes([keys[group_id] for group_id in wanted])
         limits = replace(self._limits, newest_version=batch.step - 1, max_lag=self.max_lag(batch))
         groups: list[Group] = []
+        in_steps = even(len(mine), self._steps)
+        step_of = dict(zip(keys, (step for step, size in enumerate(in_steps) for _ in range(size)), strict=True))
+        self.sizes = [0] * self._steps
         for group_id, group in zip(wanted, found, strict=True):
             try:
                 groups.append(_sound(group_id, group, limits))
+                self.sizes[step_of[group_id]] += 1
             except UnsoundGroup as error:
                 await self._take_out(batch.step, group_id, error, group)
         return groups

@@ -153,6 +153,9 @@ class Algorithm(Section, frozen=True):
     # The PPO denominator: the engine's log-probs, the learner's own before the batch, or between the two by lag (A-3PO).
     # None: what the correction needs, and "rollout" without one.
     old_log_probs: Literal["rollout", "recompute", "loglinear"] | None = None
+    # of "recompute": the learner's log-probs are those of the version that sampled the token, whose weights it keeps: a copy in
+    # host memory for each version of staleness.max_lag
+    keep_old_actor: bool = False
     grpo_std_normalization: bool = True
     # of "grpo", "gspo" and "reinforce_plus_plus_baseline": the reward itself, not compared with its group's
     disable_rewards_normalization: bool = False
@@ -173,6 +176,7 @@ class Algorithm(Section, frozen=True):
     use_unbiased_kl: bool = False  # times policy / behaviour, whatever old_log_probs is
     kl_coef: CountFloat = 0.0  # KL to the reference model in the reward
     ref_load: str | None = None  # the reference: a Hugging Face directory; None: model.hf_checkpoint
+    ref_update_interval: PositiveInt | None = None  # versions after which the policy becomes the reference; None: never
     use_opd: bool = False  # on-policy distillation: advantages - opd_kl_coef (log-prob - teacher's)
     opd_kl_coef: CountFloat = 1.0
     tis_clip: PositiveFloat = 2.0  # of tis, icepop and span_tis
@@ -204,6 +208,9 @@ class Critic(Section, frozen=True):
     [learner]."""
 
     critic_load: str | None = None  # what its weights begin with: a Hugging Face directory; None: model.hf_checkpoint
+    critic_save: bool = (
+        False  # at the end they are written to hf_critic/ in the run directory, as critic_load reads them
+    )
     critic_lr: PositiveFloat | None = None  # None: learner.lr
     critic_lr_warmup_steps: CountInt = 0  # optimizer steps
     value_clip: PositiveFloat = 0.2  # how far a value may move from what it was before the batch and still count
@@ -430,5 +437,7 @@ def old_log_probs(algorithm: Algorithm) -> str:
     """The denominator that is meant where the key is unset."""
     if algorithm.old_log_probs is not None:
         return algorithm.old_log_probs
+    if algorithm.keep_old_actor:
+        return "recompute"
     named = corrections(algorithm)
     return "rollout" if not named or "behaviour" in named else "recompute"

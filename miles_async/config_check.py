@@ -152,11 +152,16 @@ def check_algorithm(config: RunConfig) -> None:
     """Refuse combinations that would do silently something else than they say. Raises ConfigError."""
     algorithm, lag = config.algorithm, config.staleness.max_lag
     named = corrections(algorithm)
-    if lag > 0 and not named and algorithm.loss_type == "policy_loss":
+    if lag > 0 and not named and algorithm.loss_type == "policy_loss" and not algorithm.keep_old_actor:
         raise ConfigError(
             f"algorithm.correction is missing: a run with staleness.max_lag = {lag} trains on tokens of older policies and "
             f"has to say what it does about that: one or several of {', '.join(CORRECTIONS)}, or a path to a function "
             '(the plain choice: "behaviour", the engine\'s log-probs as the denominator)'
+        )
+    if algorithm.keep_old_actor and algorithm.old_log_probs not in (None, "recompute"):
+        raise ConfigError(
+            f'algorithm.keep_old_actor = true is a way to recompute: algorithm.old_log_probs = "{algorithm.old_log_probs}" '
+            'has to be "recompute", or unset'
         )
     shown, old = f"algorithm.correction = {list(named)}", old_log_probs(algorithm)
     if "uncorrected" in named and len(named) > 1:

@@ -138,7 +138,7 @@ RULES = (
         "a function of yours as reward.rm_type: a built-in grades each sample by itself",
     ),
     Rule(
-        ("algorithm.ref_load", "algorithm.kl_loss_type"),
+        ("algorithm.ref_load", "algorithm.ref_update_interval", "algorithm.kl_loss_type"),
         _has_reference,
         "algorithm.use_kl_loss = true or algorithm.kl_coef > 0",
     ),
@@ -193,7 +193,7 @@ RULES = (
     ),
     Rule(("algorithm.lambd",), _estimates("ppo"), 'algorithm.advantage_estimator = "ppo"'),
     Rule(
-        ("algorithm.advantage_estimator", "algorithm.policy_loss", "algorithm.use_opd"),
+        ("algorithm.advantage_estimator", "algorithm.policy_loss", "algorithm.use_opd", "algorithm.keep_old_actor"),
         lambda config: config.algorithm.loss_type != "sft_loss",
         'algorithm.loss_type = "policy_loss"',
     ),

@@ -39,6 +39,11 @@ def share(items: Sequence[T], rank: int, world: int, steps: int) -> list[T]:
     return [item for step in range(steps) for item in items[mine[step * world + rank] : mine[step * world + rank + 1]]]
 
 
+def even(count: int, steps: int) -> list[int]:
+    """The sizes of ``steps`` mini-batches of ``count`` groups."""
+    return [count * (step + 1) // steps - count * step // steps for step in range(steps)]
+
+
 def check(config: RunConfig) -> None:
     """Refuse a batch that does not come out even. Raises ConfigError."""
     learner, rollout = config.learner, config.rollout

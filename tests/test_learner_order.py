@@ -35,13 +35,15 @@ class StandInTrainer:
     def __init__(self, *, fails_at_step: int = 0, fails_to_save: bool = False) -> None:
         self.version = 0
         self.trained: list[tuple[str, ...]] = []
+        self.sizes: list[list[int]] = []  # of the mini-batches
         self.bounds: list[int] = []
         self.fails_at_step, self.fails_to_save = fails_at_step, fails_to_save
 
-    def step(self, groups: list[Group], *, max_lag: int) -> dict[str, float]:
+    def step(self, groups: list[Group], *, max_lag: int, sizes: list[int]) -> dict[str, float]:
         if self.version + 1 == self.fails_at_step:
             raise PowerCut
         self.trained.append(tuple(group.group_id for group in groups))
+        self.sizes.append(sizes)
         self.bounds.append(max_lag)
         self.version += 1
         return {"raw_reward": 0.0}

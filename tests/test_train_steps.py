@@ -123,6 +123,17 @@ def test_a_steps_loss_is_the_mean_over_its_own_mini_batch(build: Build, qwen3: P
         assert whole[name] == pytest.approx((halves[0][name] + halves[1][name]) / 2, rel=1e-5), name
 
 
+def test_a_mini_batch_is_the_groups_that_are_left_of_it(build: Build, qwen3: Path):
+    groups = make_groups(3, 4)
+    trainer = build(qwen3, learner={"num_steps_per_rollout": 2})
+    whole = trainer.step(groups, sizes=[1, 2])
+    alone = build(qwen3)
+    halves = [alone.step(groups[:1]), alone.step(groups[1:])]
+    assert whole["loss"] == pytest.approx((halves[0]["loss"] + halves[1]["loss"]) / 2, rel=1e-5)
+    metrics = trainer.step(groups[:2], sizes=[0, 2])
+    assert (metrics["empty_steps"], metrics["optimizer_steps"]) == (1, 1)
+
+
 def test_the_critic_is_clipped_around_its_values_from_before_the_batch(build: Build, qwen3: Path):
     algorithm = {"advantage_estimator": "ppo", "correction": "tis", "lambd": 0.9}
     critic = {"value_clip": 0.01, "critic_lr": 1e-2, "num_critic_only_steps": 1}

@@ -42,6 +42,7 @@ class LearnerState(msgspec.Struct, frozen=True):
     extra: dict[str, Any]
     critic: bool = False  # whether its weights are there
     skipped_in_a_row: int = 0  # the last optimizer steps, without a gradient that is finite
+    kept: tuple[str, ...] = ()  # further weights that are there, see kept_weights.py
 
 
 class _Written(LearnerState, frozen=True):

@@ -7,8 +7,11 @@ whole.
 
 from __future__ import annotations
 
+import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -28,8 +31,13 @@ _WEIGHTS = (
 )
 
 
-def save_hf(tensors: dict[str, torch.Tensor], source: Path, directory: Path) -> None:
-    """Write ``tensors`` and every file of ``source`` that holds no weights to ``directory``, replacing what is there."""
+def save_hf(
+    tensors: dict[str, torch.Tensor], source: Path, directory: Path, settings: Mapping[str, Any] | None = None
+) -> None:
+    """Write ``tensors`` and every file of ``source`` that holds no weights to ``directory``, replacing what is there.
+
+    settings: of config.json, besides those of ``source``.
+    """
     from huggingface_hub import save_torch_state_dict
 
     writing = directory.with_name(f".writing-{directory.name}")
@@ -39,6 +47,9 @@ def save_hf(tensors: dict[str, torch.Tensor], source: Path, directory: Path) -> 
     for path in source.iterdir():
         if path.is_file() and not path.name.endswith(_WEIGHTS):
             shutil.copy2(path, writing / path.name)
+    if settings:
+        config = writing / "config.json"
+        config.write_text(json.dumps(json.loads(config.read_text()) | dict(settings), indent=2) + "\n")
     say_dtype(writing, ((tensor.dtype, tensor.shape) for tensor in tensors.values()))
     save_torch_state_dict(tensors, str(writing))
     if directory.exists():

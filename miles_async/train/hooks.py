@@ -19,7 +19,7 @@ BATCH = Hook(
 BEFORE_LOG_PROB = Hook(
     "learner.before_log_prob_function",
     ("trainer", "name"),
-    returns='nothing; called before a pass for log-probs, of "current" or "reference"',
+    returns='nothing; called before a pass for log-probs, of "current", "reference" or "old_actor"',
     default="none",
 )
 BEFORE_TRAIN_STEP = Hook(

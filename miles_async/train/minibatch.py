@@ -6,7 +6,7 @@ mini-batches of all ranks that belong to it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -46,17 +46,20 @@ def whole(admitted: Admitted) -> MiniBatch:
 
 
 def split(
-    admitted: Admitted, n_groups: int, count: int, all_sum: Callable[[torch.Tensor], torch.Tensor] = alone
+    admitted: Admitted, sizes: Sequence[int], all_sum: Callable[[torch.Tensor], torch.Tensor] = alone
 ) -> list[MiniBatch]:
-    """``count`` mini-batches of the share's ``n_groups`` groups: those groups whose number times ``count / n_groups``
-    begins with 0, with 1, and so on. all_sum: over the data-parallel ranks; collective if ``count`` is above 1."""
+    """A mini-batch of the share's first ``sizes[0]`` groups, one of the next ``sizes[1]``, and so on.
+
+    all_sum: over the data-parallel ranks; collective if there are several.
+    """
+    count = len(sizes)
     if count == 1:
         return [whole(admitted)]
     batch = admitted.batch
-    numbers = batch.group_index * count // max(n_groups, 1)
+    numbers = np.searchsorted(np.cumsum(sizes), batch.group_index, side="right")
     parts = [_part(batch, np.flatnonzero(numbers == number)) for number in range(count)]
-    sizes = torch.tensor([size for _, sizes in parts for size in sizes], dtype=torch.float64)
-    sums = all_sum(sizes).reshape(count, -1).tolist()
+    counted = torch.tensor([number for _, found in parts for number in found], dtype=torch.float64)
+    sums = all_sum(counted).reshape(count, -1).tolist()
     return [
         replace(part, totals=Totals(tokens, rollouts), trained=trained)
         for (part, _), (tokens, rollouts, trained) in zip(parts, sums, strict=True)

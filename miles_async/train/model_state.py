@@ -6,7 +6,7 @@ refused before anything is loaded. Which files there are is the matter of checkp
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +18,24 @@ from miles_async.train import checkpoint, cpu_shim, rng
 from miles_async.train.checkpoint import CheckpointError, LearnerState
 from miles_async.train.checkpoint_choice import Choice, choose
 from miles_async.train.distributed import LearnerGroups
+from miles_async.train.kept_weights import KeptWeights
 from miles_async.train.model import TrainedModel
 
-_CRITIC = "critic"
+_CRITIC, _KEPT = "critic", "kept"
 
 
 class ModelState:
-    """Of a policy, and of a critic where there is one."""
+    """Of a policy, of a critic where there is one, and of the policy's other weights."""
 
     def __init__(
-        self, policy: TrainedModel, critic: TrainedModel | None, groups: LearnerGroups, device: torch.device
+        self,
+        policy: TrainedModel,
+        critic: TrainedModel | None,
+        kept: KeptWeights,
+        groups: LearnerGroups,
+        device: torch.device,
     ) -> None:
-        self._policy, self._critic = policy, critic
+        self._policy, self._critic, self._kept = policy, critic, kept
         self._groups, self._device = groups, device
 
     def save(self, root: Path, state: LearnerState, *, keep: int) -> Path:
@@ -40,8 +46,8 @@ class ModelState:
         writing = Path(self._groups.agree("a checkpoint", str(checkpoint.begin(root, state.version)) if first else ""))
         with or_nothing(writing):
             with cpu_shim.cuda_means_cpu(self._device), self._groups.waiting("the checkpoint shards of"):
-                dist_save.save(self._sharded(is_loading=False), writing)
-            state = msgspec.structs.replace(state, critic=self._critic is not None)
+                dist_save.save(self._sharded(self._kept.names, is_loading=False), writing)
+            state = msgspec.structs.replace(state, critic=self._critic is not None, kept=tuple(self._kept.names))
             path = str(checkpoint.commit(root, writing, state, keep)) if first else ""
         return Path(self._groups.agree("the finished checkpoint", path))
 
@@ -68,8 +74,9 @@ class ModelState:
                 "algorithm.advantage_estimator cannot change on the way"
             )
         with cpu_shim.cuda_means_cpu(self._device), self._groups.waiting("the checkpoint shards of"):
-            loaded: Any = dist_load.load(self._sharded(is_loading=True), path)
+            loaded: Any = dist_load.load(self._sharded(self._kept.wanted(state.kept), is_loading=True), path)
             self._policy.load_state(loaded)
+            self._kept.load_state(loaded.get(_KEPT, {}))
             if self._critic is not None:
                 self._critic.load_state(loaded[_CRITIC])
         rng.set_state(loaded["rng"])
@@ -88,11 +95,13 @@ class ModelState:
             raise CheckpointError(found[1:].decode())
         return found[1:]
 
-    def _sharded(self, *, is_loading: bool) -> dict[str, Any]:
+    def _sharded(self, kept: Sequence[str], *, is_loading: bool) -> dict[str, Any]:
         from megatron.core.dist_checkpointing.utils import add_prefix_for_sharding
 
         state = {**self._policy.sharded_state(is_loading=is_loading), "rng": rng.get_state()}
         if self._critic is not None:
             state[_CRITIC] = self._critic.sharded_state(is_loading=is_loading)
             add_prefix_for_sharding(state[_CRITIC], f"{_CRITIC}.")  # both models name their weights alike
+        if kept:
+            state[_KEPT] = self._kept.sharded_state(kept)
         return state

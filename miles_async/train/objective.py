@@ -58,7 +58,7 @@ class Objective:
         early = bool(self._whole_batch) or algorithm.kl_coef > 0 or algorithm.use_opd
         several = steps_of_batch(config) > 1 and not self.is_sft
         # a forward pass of its own before the batch; else `old` is taken from the only step's own pass, which is the same
-        self.needs_pass = (early or several) and self.old_mode != "rollout"
+        self.needs_pass = (early or several or algorithm.keep_old_actor) and self.old_mode != "rollout"
         self.whitens = algorithm.normalize_advantages or (
             algorithm.normalize_advantages is None and algorithm.advantage_estimator in WHITENED
         )

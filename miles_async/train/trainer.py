@@ -27,7 +27,7 @@ import torch
 
 from bus.messages import Group
 from miles_async.config import RunConfig
-from miles_async.optimizer_steps import steps_of_batch, steps_of_pass
+from miles_async.optimizer_steps import even, steps_of_batch, steps_of_pass
 from miles_async.train import cpu_shim, hooks, on_policy, steps
 from miles_async.train.batch import BatchError, Sequences, flatten, micro_batches, whole_sequences
 from miles_async.train.bridge import ModelBridge
@@ -35,13 +35,14 @@ from miles_async.train.checkpoint import LearnerState
 from miles_async.train.checkpoint_choice import Choice
 from miles_async.train.critic import AT_REST, Critic
 from miles_async.train.critic import METRICS as CRITIC_METRICS
+from miles_async.train.denominators import denominators
 from miles_async.train.distributed import LearnerGroups
 from miles_async.train.intake import Admitted, LagExceeded, admit
+from miles_async.train.kept_weights import KeptWeights, copies
 from miles_async.train.minibatch import MiniBatch, split
 from miles_async.train.model_state import ModelState
 from miles_async.train.objective import MISMATCH, MISMATCH_TOKENS, Objective, named
 from miles_async.train.policy import Policy
-from miles_async.train.reference import ReferenceWeights, copies
 from miles_async.train.share import Share, make_share, micro_share
 
 __all__ = ["LagExceeded", "MegatronTrainer"]
@@ -91,11 +92,16 @@ class MegatronTrainer:
         reference = self._reference_weights() if self._objective.needs_reference else None
         self._policy = Policy(self.config, self._bridge, self._objective, dtype=self._dtype, device=self._device)
         self._module = self._policy.model.module
-        self._reference = ReferenceWeights(self._module, reference) if reference is not None else None
+        self._kept = KeptWeights(
+            self._module,
+            reference,
+            ref_update_interval=self.config.algorithm.ref_update_interval,
+            old_versions=self.config.staleness.max_lag if self.config.algorithm.keep_old_actor else 0,
+        )
         self._critic = self._build_critic() if self._objective.needs_critic else None
         critic = self._critic.model if self._critic is not None else None
         self._steps = steps.OptimizerSteps(self._groups, self.config.learner.max_skipped_steps)
-        self._state = ModelState(self._policy.model, critic, self._groups, self._device)
+        self._state = ModelState(self._policy.model, critic, self._kept, self._groups, self._device)
 
     def _reference_weights(self) -> list[torch.Tensor]:
         """The parameters of the reference model, on the CPU."""
@@ -109,11 +115,13 @@ class MegatronTrainer:
 
     # -- training -----------------------------------------------------------------------------------------------------
 
-    def step(self, groups: Sequence[Group], *, max_lag: int | None = None) -> dict[str, float]:
-        """The optimizer steps of one batch, of which these are this rank's groups: equally many of each mini-batch, one
-        mini-batch after the other.
+    def step(
+        self, groups: Sequence[Group], *, max_lag: int | None = None, sizes: Sequence[int] | None = None
+    ) -> dict[str, float]:
+        """The optimizer steps of one batch, of which these are this rank's groups, one mini-batch after the other.
 
-        max_lag: versions that a token may be behind the weights; None: staleness.max_lag.
+        max_lag: versions that a token may be behind the weights; None: staleness.max_lag. sizes: how many of the groups are of
+        each mini-batch; None: equally many.
         Returns metrics over all ranks, named as Miles names them, means over the optimizer steps that were made. Raises, with
         the weights unchanged: LagExceeded, BatchError (this rank's groups are malformed), BatchRefused (another rank's are);
         and NonFiniteGradient.
@@ -128,19 +136,22 @@ class MegatronTrainer:
         )
         for function in self._before_step:
             function(self, self.version + 1)
+        self._kept.before_batch(self.version)
         names = [*self._objective.names, *(CRITIC_METRICS if self._critic is not None else ())]
         if admitted.metrics["n_tokens"]:
-            metrics = self._optimize(admitted, len(groups), names)
+            sizes = even(len(groups), steps_of_pass(self.config)) if sizes is None else sizes
+            metrics = self._optimize(admitted, sizes, names)
         else:  # there is no loss, no gradient, no step
             metrics = named(torch.zeros(len(names)), names) | (AT_REST if self._critic is not None else {})
             metrics |= {"grad_norm": 0.0, "lr": 0.0, **steps.counts(empty=steps_of_batch(self.config))}
         self.version += 1
+        self._kept.after_batch(self.version)
         return {**metrics, **admitted.metrics}
 
-    def _optimize(self, admitted: Admitted, n_groups: int, names: list[str]) -> dict[str, float]:
+    def _optimize(self, admitted: Admitted, sizes: Sequence[int], names: list[str]) -> dict[str, float]:
         """Train on a batch with something to learn; the metrics of its optimizer steps."""
         learner = self.config.learner
-        parts = split(admitted, n_groups, steps_of_pass(self.config), self._groups.sum_on_cpu)
+        parts = split(admitted, sizes, self._groups.sum_on_cpu)
         share = self._share(admitted, parts)
         learning = self._critic is None or self.version >= self.config.critic.num_critic_only_steps
         models = ([self._policy.model] if learning else []) + ([self._critic.model] if self._critic is not None else [])
@@ -185,11 +196,13 @@ class MegatronTrainer:
         if self.config.algorithm.use_opd and not admitted.taught:
             raise BatchError("algorithm.use_opd = true, but samples came without a teacher's log-probs")
         reference = None
-        if self._reference is not None:
-            with self._reference.in_place():
+        if self._kept.has_reference:
+            with self._kept.reference_in_place():
                 reference = self._all_logprobs(sequences, "reference")
         wanted = objective.needs_pass or self._first_step
-        current = self._all_logprobs(sequences, "current") if wanted else None
+        current = None
+        if wanted:
+            current = denominators(admitted.batch, self.version, self._kept, self._groups, self._all_logprobs)
         values = self._critic.all_values(sequences) if self._critic is not None else None
         return make_share(
             admitted,
@@ -233,6 +246,12 @@ class MegatronTrainer:
         if self._groups.rank == 0:
             save_hf(self.export(), Path(self._bridge.path), Path(directory))
         self._groups.agree("the Hugging Face export")
+
+    def save_critic(self, directory: Path) -> None:
+        """The critic as a directory that critic.critic_load takes; see critic.py. Does nothing without one."""
+        if self._critic is not None and self._groups.rank == 0:
+            self._critic.save_hf(Path(directory))
+        self._groups.agree("the export of the critic")
 
     def save_checkpoint(self, directory: Path, extra: dict[str, Any]) -> Path:
         """Add a checkpoint of this version to ``directory`` and make it the latest; see checkpoint.py.

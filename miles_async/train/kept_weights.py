@@ -1,0 +1,128 @@
+"""Weights of the policy beside those that it has: the reference's, and those of earlier versions that sampled tokens.
+
+Promises: after :meth:`KeptWeights.in_place` the policy's own weights are back, bit by bit, whatever happened inside; what
+cannot be loaded again from a model directory goes into checkpoints. All of them lie in the CPU's memory; a pass costs two
+copies and no second model on the device.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+REFERENCE = "reference"
+
+Weights = list[torch.Tensor]
+
+
+def copies(module: torch.nn.Module) -> Weights:
+    """The module's parameters, in their order, as copies on the CPU."""
+    return [parameter.detach().to("cpu", copy=True) for parameter in module.parameters()]
+
+
+class KeptWeights:
+    """Of ``module``. reference: what a reference model begins with, None without one; ref_update_interval: after so many
+    versions it becomes the policy; old_versions: how many versions before the current one are kept, 0: none is."""
+
+    def __init__(
+        self,
+        module: Any,
+        reference: Weights | None,
+        *,
+        ref_update_interval: int | None = None,
+        old_versions: int = 0,
+    ) -> None:
+        self._module, self._interval, self._count = module, ref_update_interval, old_versions
+        self._reference = reference
+        self._old: dict[int, Weights] = {}
+
+    @property
+    def has_reference(self) -> bool:
+        return self._reference is not None
+
+    @property
+    def keeps_old(self) -> bool:
+        return self._count > 0
+
+    @property
+    def versions(self) -> list[int]:
+        """Earlier versions whose weights are here, the oldest first."""
+        return sorted(self._old)
+
+    # in a batch
+
+    def reference_in_place(self) -> contextlib.AbstractContextManager[None]:
+        """The module computes what the reference does."""
+        assert self._reference is not None
+        return self._in_place(self._reference)
+
+    def version_in_place(self, version: int) -> contextlib.AbstractContextManager[None]:
+        """The module computes what it did at an earlier version, one of :attr:`versions`."""
+        return self._in_place(self._old[version])
+
+    def before_batch(self, version: int) -> None:
+        """The weights of ``version`` are about to change."""
+        if self._count:
+            self._old[version] = copies(self._module)
+
+    def after_batch(self, version: int) -> None:
+        """The weights are those of ``version``: what is older than its batch can hold is dropped."""
+        self._old = {old: weights for old, weights in self._old.items() if old >= version - self._count}
+        if self._reference is not None and self._interval is not None and version % self._interval == 0:
+            self._reference = copies(self._module)
+
+    @contextlib.contextmanager
+    def _in_place(self, weights: Weights) -> Iterator[None]:
+        own = copies(self._module)
+        self._put(weights)
+        try:
+            yield
+        finally:
+            self._put(own)
+
+    def _put(self, weights: Weights) -> None:
+        with torch.no_grad():
+            for parameter, weight in zip(self._module.parameters(), weights, strict=True):
+                parameter.copy_(weight)
+
+    # in a checkpoint
+
+    @property
+    def names(self) -> list[str]:
+        """What a checkpoint has to hold: a version's number, or REFERENCE, where it is no longer that of its directory."""
+        moving = self._reference is not None and self._interval is not None
+        return [*map(str, self.versions), *([REFERENCE] if moving else [])]
+
+    def wanted(self, names: Sequence[str]) -> list[str]:
+        """Of what a checkpoint holds, what this run would have kept."""
+        moving = self._reference is not None and self._interval is not None
+        return [name for name in names if (moving if name == REFERENCE else self._count > 0)]
+
+    def sharded_state(self, names: Sequence[str]) -> dict[str, Any]:
+        """What dist_checkpointing stores of these, or fills in to load."""
+        from megatron.core.dist_checkpointing.utils import add_prefix_for_sharding
+
+        order = [name for name, _ in self._module.named_parameters()]
+        state: dict[str, Any] = {}
+        for name in names:
+            weights = self._named(name)
+            sharded = self._module.sharded_state_dict()
+            state[name] = {key: replace(sharded[key], data=weights[i]) for i, key in enumerate(order)}
+            add_prefix_for_sharding(state[name], f"kept.{name}.")
+        return state
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Restore what was loaded into :meth:`sharded_state`."""
+        order = [name for name, _ in self._module.named_parameters()]
+        found = {name: [part[key].detach().to("cpu", copy=True) for key in order] for name, part in state.items()}
+        self._reference = found.pop(REFERENCE, self._reference)
+        self._old = {int(name): weights for name, weights in found.items()}
+
+    def _named(self, name: str) -> Weights:
+        """The weights of that name, or as many zeros where there are none yet."""
+        known = self._reference if name == REFERENCE else self._old.get(int(name))
+        return known if known is not None else [torch.zeros_like(p, device="cpu") for p in self._module.parameters()]
