@@ -21,7 +21,9 @@ from pathlib import Path
 import aiohttp
 
 from actors.announcements import Announcements
+from actors.learner_offers import ask_again
 from actors.runtime.context import ActorContext
+from bus import SnapshotLedger
 from bus.messages import EngineDown, EngineUp, Message, Snapshot
 from miles_async.engine_client import EngineClient, EngineError
 from miles_async.router_access import is_of_run
@@ -33,6 +35,7 @@ from miles_async.weights.fleet import Fleet, Member, key, next_wave, wave_partit
 from miles_async.weights.group import Receiver, WeightGroups, choose_backend
 from miles_async.weights.push import PushReport, Update, prepare, probe, push
 from miles_async.weights.snapshot import SnapshotError, has_weights
+from miles_async.weights.verify import check, roots_of
 
 READ_BLOCK_MS = 500
 PROBE_TIMEOUT_S = 5.0
@@ -49,6 +52,7 @@ class Broadcaster:
         self.config = ctx.config.weights
         self.fleet = Fleet()
         self.told = Announcements(ctx, self.fleet)
+        self.snapshots = SnapshotLedger(ctx.bus)
         self.groups = WeightGroups(choose_backend(ctx.config))
         self.deltas: DeltaSender | None = None
         if self.config.transport == "disk_delta":
@@ -83,9 +87,9 @@ class Broadcaster:
             messages, cursor = await self.ctx.bus.read("weights", (Snapshot, EngineUp, EngineDown), cursor, block_ms=1)
             for message in messages:
                 # old snapshots have been removed since: no reason to refuse what was said of them
-                if await self._is_ours(message) and not (
-                    isinstance(message, Snapshot) and not has_weights(message.path)
-                ):
+                if isinstance(message, Snapshot) and not has_weights(message.path):
+                    continue
+                if await self._is_ours(message):
                     self.fleet.fold(message)
         self.told.resume(await self.ctx.engine_states())
         alive = [member for member in self.fleet.members.values() if not member.down]
@@ -118,6 +122,8 @@ class Broadcaster:
                 self._news.set()
 
     async def _is_ours(self, message: Message) -> bool:
+        if isinstance(message, Snapshot):
+            return await self.snapshots.knows(message)
         if isinstance(message, EngineUp | EngineDown) and not await self.ctx.has_engine(message.engine):
             self.ctx.bus.refuse("weights", message.engine, ValueError("no engine of this run"))
             return False
@@ -261,14 +267,17 @@ class Broadcaster:
         if self._update is None or (self._update.version, str(self._update.path)) != (snapshot.version, snapshot.path):
             self._update = None
             try:
+                await asyncio.to_thread(check, snapshot, roots_of(self.ctx.config, self.ctx.run_dir))
                 self._update = await prepare(Path(snapshot.path), snapshot.version, self.config.bucket_mb)
                 if self.deltas is not None:
                     await self.deltas.offer(Path(snapshot.path), key(snapshot))
             except (SnapshotError, OSError) as error:
                 self._update = None
-                await self.ctx.event("snapshot_gone", version=snapshot.version, cause=str(error))
-                if self.fleet.newest is snapshot:
+                kind = "snapshot_refused" if has_weights(snapshot.path) else "snapshot_gone"
+                await self.ctx.event(kind, version=snapshot.version, cause=str(error))
+                if self.fleet.newest is snapshot:  # else there are newer ones
                     self.fleet.newest = None
+                    await ask_again(self.ctx, snapshot.version)
         return self._update
 
     def _client(self, member: Member) -> EngineClient:

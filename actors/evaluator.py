@@ -29,6 +29,7 @@ import aiohttp
 from actors.runtime.context import ActorContext
 from actors.runtime.plan import eval_engine_names
 from actors.runtime.tasks import end
+from bus import SnapshotLedger
 from bus.client import READ_BLOCK_MS
 from bus.messages import Snapshot
 from miles_async.evaluation.datasets import load_datasets
@@ -41,6 +42,7 @@ from miles_async.evaluation.settings import is_due, pins_kept
 from miles_async.rewards import Grader
 from miles_async.tokenizer import Tokenizer
 from miles_async.weights.snapshot import SnapshotError, has_weights
+from miles_async.weights.verify import check_weights
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +53,7 @@ class Candidate:
     incarnation: int
     path: Path
     pin: Path | None
+    checksum: str = ""  # of a pin: what its learner announced
 
 
 class Evaluator:
@@ -62,6 +65,7 @@ class Evaluator:
         self.datasets = load_datasets(ctx.config, self.tokenizer)
         self.function = next(iter(EVAL_FUNCTION.functions(ctx.config)), None)
         self.log_function = next(iter(EVAL_LOG_FUNCTION.functions(ctx.config)), None)
+        self.snapshots = SnapshotLedger(ctx.bus)
         self.record = EvalRecord(ctx.run_dir / "eval")
         self.graders: dict[str, Grader] = {}
         self.waiting: deque[Candidate] = deque()
@@ -102,7 +106,8 @@ class Evaluator:
             before, block_ms = cursor, 1 if last else READ_BLOCK_MS
             snapshots, cursor = await self.ctx.bus.read("weights", Snapshot, cursor, block_ms=block_ms)
             for snapshot in snapshots:
-                await self._hear(snapshot)
+                if await self.snapshots.knows(snapshot):
+                    await self._hear(snapshot)
             if last and cursor == before:
                 break
         if self.newest is not None:
@@ -128,7 +133,7 @@ class Evaluator:
             if snapshot.version != 0:  # which is right by its number alone: the checkpoint that everybody loads
                 await self._skip(Candidate(snapshot.version, snapshot.incarnation, path, None), "gone", str(error))
                 return
-        self.waiting.append(Candidate(snapshot.version, snapshot.incarnation, path, kept))
+        self.waiting.append(Candidate(snapshot.version, snapshot.incarnation, path, kept, snapshot.checksum))
         while len(self._open_candidates()) > self.config.keep_snapshots:
             await self._skip(self.waiting.popleft(), "busy", f"{self.config.keep_snapshots} later ones are open")
         self.news.set()
@@ -167,6 +172,8 @@ class Evaluator:
         """Measure ``point`` on every dataset, in a few attempts, and report it; or say why not."""
         started, results, reason, cause = time.monotonic(), dict[str, Result](), "", ""
         attempts = self.ctx.config.rollout.max_attempts
+        if (damage := await asyncio.to_thread(_damage, point)) is not None:
+            return await self._skip(point, "damaged", damage)
         for attempt in range(1, attempts + 1):
             if not has_weights(point.path):
                 reason, cause = "gone", f"no weights lie in {point.path} any more"
@@ -230,3 +237,14 @@ class Evaluator:
         self.record.add(Point(point.version, point.incarnation, outcome, time.time(), {**(metrics or {})}, cause))
         if point.pin is not None:
             unpin(point.pin)
+
+
+def _damage(point: Candidate) -> str | None:
+    """What is wrong with the weights that were kept for a point; None: nothing, or they are gone, which is found later."""
+    if point.pin is None or not has_weights(point.path):
+        return None
+    try:
+        check_weights(point.path, point.version, point.incarnation, point.checksum)
+    except SnapshotError as error:
+        return str(error)
+    return None

@@ -23,12 +23,13 @@ from pathlib import Path
 from typing import Any
 
 from actors.learner_checkpoints import choose, settle
+from actors.learner_offers import Offers
 from actors.learner_share import LearnerShare
 from actors.runtime.compute import ComputeThread
 from actors.runtime.context import ActorContext
 from bus import Ledger, LedgerError
 from bus.client import READ_BLOCK_MS
-from bus.messages import Batch, Control, Group, ReadyGroup, Snapshot
+from bus.messages import Batch, Control, Group, ReadyGroup
 from miles_async.evaluation.pins import pin
 from miles_async.evaluation.settings import is_due, pins_kept
 from miles_async.filters.apply import BufferFilter
@@ -55,7 +56,7 @@ class Learner:
 
     def __init__(self, ctx: ActorContext) -> None:
         self.ctx, self.config = ctx, ctx.config
-        self.ledger = Ledger(ctx.bus)
+        self.ledger, self.offers = Ledger(ctx.bus), Offers(ctx)
         self.policy = make_policy(ctx.config.staleness, ctx.config.rollout.surplus)
         self.buffer_filter = BufferFilter(ctx.config)
         self.rank, self.share = ctx.index, LearnerShare(ctx, self.ledger)
@@ -149,6 +150,8 @@ class Learner:
 
     async def _decide(self, step: int) -> Batch | None:
         while not self.ctx.stop.is_set():
+            if await self.offers.is_asked_for(self.trainer.version):
+                await self._offer_snapshot()
             groups, self.samples_cursor = await self.ledger.ready_groups(self.samples_cursor)
             self.ready.update((group.group_id, group) for group in groups)
             now = await self.ledger.open_groups()
@@ -226,9 +229,7 @@ class Learner:
             return
         path = await self.compute(self._write_snapshot, version)
         if self.rank == 0:
-            await self.ctx.bus.publish(
-                "weights", Snapshot(version=version, incarnation=self.ctx.incarnation, path=str(path))
-            )
+            await self.offers.announce(version, path)
 
     def _write_snapshot(self, version: int) -> Path | None:
         tensors = self.trainer.export()  # collective: every rank takes part, rank 0 has the result

@@ -5,6 +5,7 @@ from bus.dial import connect
 from bus.errors import BusError, LedgerError, NoRedisError
 from bus.ledger import Ledger, balanced
 from bus.run_key import run_key
+from bus.snapshot_ledger import SnapshotLedger
 from bus.version_ledger import VersionLedger
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "LedgerError",
     "NoRedisError",
     "Roster",
+    "SnapshotLedger",
     "VersionLedger",
     "balanced",
     "connect",

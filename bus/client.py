@@ -276,5 +276,5 @@ class Bus:
         The snapshots on ``weights``, too: they are of weights that a learner which resumes from an earlier checkpoint never
         had, and their versions would be numbers given twice.
         """
-        void = ("addresses", "engines", "roster", "heartbeats", "key", "control", "weights")
+        void = ("addresses", "engines", "roster", "heartbeats", "key", "snapshots", "control", "weights")
         await self.redis.delete(*(self.key(name) for name in void))

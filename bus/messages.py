@@ -140,6 +140,7 @@ class Snapshot(Message, tag="snapshot", frozen=True):
     version: Number
     incarnation: Number
     path: Annotated[str, Meta(min_length=1, max_length=4096)]
+    checksum: Annotated[str, Meta(max_length=64)] = ""  # miles_async/weights/verify.py
 
 
 class EngineUp(Message, tag="engine_up", frozen=True):

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from announcing import announce
 from test_evaluation import EVAL, MINIMAL, snapshot
 
 from actors.eval_engine import EvalEngine
@@ -84,7 +85,7 @@ async def test_a_point_is_made_again_only_for_weights_that_were_trained_anew(
 async def test_asked_to_finish_it_takes_the_last_version_too(bus: Bus, tmp_path: Path, digits_model: Path) -> None:
     evaluator = Evaluator(context(bus, tmp_path / "run", digits_model))
     for version in (4, 5, 6):
-        await bus.publish("weights", published(tmp_path / "s", version))
+        await announce(bus, version, path=published(tmp_path / "s", version).path)
     evaluator.ctx.finish.set()
     await evaluator._follow()
     assert [candidate.version for candidate in evaluator.waiting] == [4, 6] and evaluator.all_read

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from announcing import announce
 
 from bus import Bus
-from bus.messages import Snapshot
 from miles_async.rollout.generate import AnswerError
 from miles_async.rollout.published import PublishedVersions
 
@@ -18,7 +18,7 @@ def answer(*versions: object, rid: str = "g.0") -> dict[str, Any]:
 
 
 async def publish(bus: Bus, version: int, incarnation: int = 1) -> None:
-    await bus.publish("weights", Snapshot(version=version, incarnation=incarnation, path="nowhere"))
+    await announce(bus, version, incarnation)
 
 
 async def test_what_was_published_is_believed_however_lately_and_what_was_not_is_refused_by_name(bus: Bus) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import aiohttp
 import msgspec
 import pytest
+from announcing import announce
 
 from actors import broadcaster
 from actors.broadcaster import Broadcaster
@@ -19,14 +20,14 @@ from actors.engine import EngineHost
 from actors.router import Router, bind
 from actors.runtime.context import ActorContext, ActorSpec
 from bus import Bus
-from bus.messages import EngineDown, EngineServes, EngineUp, Event, Message, Metrics, Snapshot
+from bus.messages import EngineDown, EngineServes, EngineUp, Event, Message, Metrics
 from miles_async.config import ConfigError, Data, Engine, Model, RunConfig, Weights
 from miles_async.config import Router as RouterConfig
 from miles_async.engine_client import EngineClient
 from miles_async.weights.delta import checksum
 from miles_async.weights.group import Receiver
 from miles_async.weights.push import PushReport, Update, push
-from miles_async.weights.snapshot import load_snapshot
+from miles_async.weights.snapshot import choose_root, load_snapshot, write_snapshot
 from tests.embedded_engines import EngineProcess, engines, snapshot_of
 
 DEADLINE_S = 60.0
@@ -39,7 +40,7 @@ class Stage:
         self.bus, self.model, self.run_dir = bus, model, run_dir
         self.cursor = "0"
         self.heard: list[Message] = []
-        self.weights = Weights(timeout_s=20.0, backend="gloo")
+        self.weights = Weights(timeout_s=20.0, backend="gloo", snapshot_dir=str(run_dir / "snapshots"))
 
     def context(self, role: str, name: str = "") -> ActorContext:
         config = RunConfig(
@@ -71,8 +72,12 @@ class Stage:
         await self.bus.publish("weights", up)
 
     async def snapshot(self, version: int, incarnation: int = 1) -> None:
-        path = snapshot_of(self.model, self.run_dir, version, incarnation) if version else self.model
-        await self.bus.publish("weights", Snapshot(version=version, incarnation=incarnation, path=str(path)))
+        root = choose_root(self.context("learner").config, self.run_dir)
+        if version:
+            path = snapshot_of(self.model, root, version, incarnation)
+        else:
+            path = write_snapshot(root, 0, incarnation, load_snapshot(self.model), str(self.model))
+        await announce(self.bus, version, incarnation, path)
 
     async def hear(self, kind: type[EngineServes] | type[EngineDown], count: int = 1, **what: object) -> list[Message]:
         """Wait until ``count`` messages of ``kind`` with these fields have been heard; take them all."""
@@ -213,7 +218,12 @@ async def test_an_engine_that_no_collective_reaches_loads_its_own_copy_which_fol
 ) -> None:
     shared, local = tmp_path / "shared", tmp_path / "local"
     stage.weights = Weights(
-        timeout_s=20.0, transport="disk_delta", delta_dir=str(shared), mirror_dir=str(local), pause_mode="retract"
+        timeout_s=20.0,
+        transport="disk_delta",
+        snapshot_dir=str(stage.run_dir / "snapshots"),
+        delta_dir=str(shared),
+        mirror_dir=str(local),
+        pause_mode="retract",
     )
     async with stage.running(Broadcaster), stage.running(EngineHost, "engine-0"), aiohttp.ClientSession() as session:
         await stage.snapshot(0)
@@ -228,7 +238,7 @@ async def test_an_engine_that_no_collective_reaches_loads_its_own_copy_which_fol
             copy = local / f"i0001-v{version:08d}"
             assert (await client.model_info())["model_path"] == str(copy)
             sums = (await client.checksums())["ranks"][0]["checksums"]
-            sent = load_snapshot(stage.run_dir / f"i0001-v{version:08d}")
+            sent = load_snapshot(stage.run_dir / "snapshots" / f"i0001-v{version:08d}")
             assert sums == {name: checksum(sent[name]) for name in sums}
     events, _ = await stage.bus.read("events", Event, "0")
     asked = [event.data for event in events if event.kind == "full_copy"]
@@ -243,7 +253,7 @@ async def test_an_engine_that_no_collective_reaches_loads_its_own_copy_which_fol
 async def test_an_engine_whose_weights_were_tampered_with_is_named_taken_out_and_made_right(
     stage: Stage, pair: list[EngineProcess], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stage.weights = Weights(timeout_s=20.0, backend="gloo", check_interval=1)
+    stage.weights = msgspec.structs.replace(stage.weights, check_interval=1)
     tampered = snapshot_of(stage.model, stage.run_dir / "other", 9)
     spoiled: list[str] = []
 

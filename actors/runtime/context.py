@@ -24,7 +24,8 @@ from bus.messages import Control, Event, Heartbeat, Metrics
 from miles_async.config import RunConfig
 from miles_async.refusals import Refusals
 
-COMMANDS = ("stop", "finish", "learner_stop")  # the last one is between the ranks of the learner
+COMMANDS = ("stop", "finish")
+OF_THE_LEARNER = ("learner_stop", "snapshot_again")  # which its ranks read themselves
 # what a restart would not change: a wrong key, file or path
 FATAL = (ValueError, ImportError)
 
@@ -153,9 +154,11 @@ class ActorContext:
     async def obey(self) -> None:
         """Set ``stop`` when the bus says so; until cancelled."""
         async for control in self.bus.follow("control", Control, stop=self.stop):
+            if control.command in OF_THE_LEARNER:
+                continue
             if control.command not in COMMANDS:
                 self.bus.refuse("control", control.command[:100], ValueError("no such command"))
-            elif control.command != "learner_stop" and self._is_meant(control):
+            elif self._is_meant(control):
                 self.log.info("asked to %s: %s", control.command, control.reason)
                 (self.stop if control.command == "stop" else self.finish).set()
 

@@ -1,10 +1,10 @@
 """Whether the weights that an answer names can exist: an engine cannot sample with a version that no learner has published.
 
-Promises: what an answer says is believed up to the newest snapshot on the ``weights`` stream, which is read on only when an
-answer names a newer one (engines get a version after it was published, so it is there by then); an answer beyond that is
-refused, with its request, the version it names and the newest there is. So is a group in which a function of the user says so.
-(An older one than the true one only makes tokens look staler than they are; the router, which asks engines what they serve,
-finds who says so.)
+Promises: what an answer says is believed up to the newest snapshot that a learner has announced (what only lies on ``weights``
+counts for nothing), which is looked for when an answer names a newer one (engines get a version after it was announced, so
+it is there by then); an answer beyond that is refused, with its request, the version it names and the newest there is. So is
+a group in which a function of the user says so. (An older one than the true one only makes tokens look staler than they are;
+the router, which asks engines what they serve, finds who says so.)
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from bus import Bus
+from bus import Bus, SnapshotLedger
 from bus.codec import VERSIONS, unpack
 from bus.messages import UNSAMPLED, Sample, Snapshot
 from miles_async.rollout.generate import AnswerError
@@ -22,7 +22,7 @@ class PublishedVersions:
     """As one worker knows them."""
 
     def __init__(self, bus: Bus) -> None:
-        self._bus, self._cursor = bus, "0"
+        self._bus, self._ledger, self._cursor = bus, SnapshotLedger(bus), "0"
         self.newest = -1  # so far; while there is none at all, nothing is refused
 
     async def check(self, answers: Any) -> None:
@@ -46,7 +46,8 @@ class PublishedVersions:
         snapshots = [Snapshot(version=0, incarnation=0, path="")]
         while snapshots:
             snapshots, self._cursor = await self._bus.read("weights", Snapshot, self._cursor, block_ms=1)
-            self.newest = max([self.newest, *(snapshot.version for snapshot in snapshots)])
+            known = [snapshot.version for snapshot in snapshots if await self._ledger.knows(snapshot)]
+            self.newest = max([self.newest, *known])
 
 
 def newest_named(answers: Any) -> tuple[int, str]:

@@ -23,6 +23,7 @@ from miles_async.weights.buckets import by_item_size, dtype_name
 from miles_async.weights.config_dtype import say_dtype
 from miles_async.weights.leftovers import ON_DISK
 from miles_async.weights.place import MEMORY_ROOT, in_memory
+from miles_async.weights.sealed import CHECKSUM, NO_CHECKSUM, SnapshotError, seal
 
 WEIGHTS_FILE = "model.safetensors"
 KEEP = 2  # snapshots besides the one being written; the mapping of a removed one stays valid
@@ -49,10 +50,6 @@ _SAFE_DTYPES = {name: dtype for dtype, name in _SAFE_NAMES.items()}
 
 
 Spec = tuple[str, torch.dtype, Sequence[int]]  # name, dtype, shape
-
-
-class SnapshotError(RuntimeError):
-    """A snapshot is missing or is not one."""
 
 
 def choose_root(config: RunConfig, run_dir: Path, n_bytes: int = 0) -> Path:
@@ -92,7 +89,9 @@ def write_tensors(
     """:func:`write_snapshot` of tensors that come one after the other, as ``specs`` announces them."""
     with _draft(root, root / snapshot_name(incarnation, version), config_dir) as draft:
         say_dtype(draft, ((dtype, shape) for _, dtype, shape in specs))
-        _write_safetensors(draft / WEIGHTS_FILE, specs, tensors)
+        said = {"weight_version": str(version), "incarnation": str(incarnation), CHECKSUM: NO_CHECKSUM}
+        _write_safetensors(draft / WEIGHTS_FILE, specs, tensors, said)
+        seal(draft / WEIGHTS_FILE)
     prune(root, KEEP)
     return root / snapshot_name(incarnation, version)
 
@@ -176,9 +175,11 @@ def load_snapshot(path: Path | str) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def _write_safetensors(file: Path, specs: Sequence[Spec], tensors: Iterable[torch.Tensor]) -> None:
+def _write_safetensors(
+    file: Path, specs: Sequence[Spec], tensors: Iterable[torch.Tensor], said: Mapping[str, str]
+) -> None:
     """One pass over the tensors' own memory. The learner waits for this, so nothing is gathered or copied first."""
-    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    header: dict[str, object] = {"__metadata__": {"format": "pt", **said}}
     offset = 0
     for name, dtype, shape in specs:
         if dtype not in _SAFE_NAMES:
