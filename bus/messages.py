@@ -36,8 +36,9 @@ class Sample(Message, tag="sample", frozen=True):
 
     tokens: ``<i4`` token ids. logprobs: ``<f4`` behaviour log-probs (what the engine reported for the token it sampled).
     loss_mask: ``u1``, 1 where the policy wrote the token. versions: ``<i4`` weight version that sampled the token.
-    teacher_logprobs: ``<f4``, empty where nobody teaches. text: without special tokens; raw_text: with them, from the rollout
-    function to the reward and no further.
+    teacher_logprobs: ``<f4``, empty where nobody teaches. teacher_top_tokens: ``<i4``, teacher_top_logprobs: ``<f4``, k of each
+    for a response token: the teacher's likeliest there; empty where it was not asked for them. text: without special tokens;
+    raw_text: with them, from the rollout function to the reward and no further.
     """
 
     index: int
@@ -53,6 +54,8 @@ class Sample(Message, tag="sample", frozen=True):
     rollout_index: int = -1  # which of the group's rollouts: branches of one share it; -1: ``index``
     teacher_logprobs: bytes = b""
     raw_text: str = ""
+    teacher_top_tokens: bytes = b""
+    teacher_top_logprobs: bytes = b""
 
 
 class Group(Message, tag="group", frozen=True):

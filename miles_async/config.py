@@ -179,6 +179,14 @@ class Algorithm(Section, frozen=True):
     ref_update_interval: PositiveInt | None = None  # versions after which the policy becomes the reference; None: never
     use_opd: bool = False  # on-policy distillation: advantages - opd_kl_coef (log-prob - teacher's)
     opd_kl_coef: CountFloat = 1.0
+    # distil by the teacher's so many likeliest tokens at each position (k * 8 bytes for each token on the bus); 0: by the
+    # sampled token
+    opd_log_prob_top_k: CountInt = 0
+    opd_top_k_strategy: Literal["only-teacher", "intersection"] = (
+        "only-teacher"  # of them all, or of those that are the
+    )
+    # learner's k likeliest, too
+    opd_top_k_weight: Literal["student_p", "teacher_p", "none"] = "student_p"  # normalised over the set
     tis_clip: PositiveFloat = 2.0  # of tis, icepop and span_tis
     tis_clip_low: CountFloat = 0.0
     mis_level: Literal["token", "sequence", "geometric"] = "token"

@@ -123,6 +123,12 @@ RULES = (
         lambda config: config.algorithm.use_opd,
         "algorithm.use_opd = true",
     ),
+    Rule(("algorithm.opd_log_prob_top_k",), lambda config: config.algorithm.use_opd, "algorithm.use_opd = true"),
+    Rule(
+        ("algorithm.opd_top_k_strategy", "algorithm.opd_top_k_weight"),
+        lambda config: config.algorithm.opd_log_prob_top_k > 0,
+        "algorithm.opd_log_prob_top_k, the number of the teacher's tokens",
+    ),
     Rule(
         ("data.chat_template_path", "data.apply_chat_template_kwargs"),
         _renders_chats,

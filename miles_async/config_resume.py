@@ -34,6 +34,7 @@ FIXED: dict[str, str] = {
     "rollout.rollout_temperature": "the log-probs of groups that are on record are of it",
     "algorithm.loss_type": _ON_RECORD,
     "algorithm.use_opd": _ON_RECORD,
+    "algorithm.opd_log_prob_top_k": _ON_RECORD,
     "algorithm.keep_old_actor": "checkpoints hold the weights of earlier versions with it, and only then",
     "learner.adam_beta1": _OPTIMIZER,
     "learner.adam_beta2": _OPTIMIZER,
@@ -59,6 +60,7 @@ FREE: dict[str, str] = {
     "algorithm": """policy_loss correction old_log_probs grpo_std_normalization disable_rewards_normalization
         normalize_advantages gamma lambd eps_clip eps_clip_high eps_clip_c loss_aggregation loss_constant
         entropy_coef kl_loss_type use_kl_loss kl_loss_coef use_unbiased_kl kl_coef ref_load ref_update_interval opd_kl_coef
+        opd_top_k_strategy opd_top_k_weight
         tis_clip tis_clip_low mis_level mis_mode mis_upper mis_lower mis_batch_normalize rs_level rs_upper rs_lower
         rs_veto_threshold opsm_delta m2po_threshold dppo_tv_threshold dppo_kl_coef mismatch_warn""",
     "critic": "critic_load critic_save critic_lr critic_lr_warmup_steps value_clip num_critic_only_steps",

@@ -20,4 +20,5 @@ def group_limits(config: RunConfig, directory: str | Path) -> Limits:
         vocab_size=model_vocab(read_json(Path(directory) / "config.json")),
         context=model_length(directory),
         taught=config.algorithm.use_opd,
+        teacher_top_k=config.algorithm.opd_log_prob_top_k,
     )

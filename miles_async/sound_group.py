@@ -48,6 +48,7 @@ class Limits:
     max_lag: int | None = None  # versions that a trained token may be behind ``newest_version``
     context: int | None = None  # tokens of prompt and response together
     taught: bool = False  # each sample has a teacher's log-probs
+    teacher_top_k: int = 0  # and those of so many of the teacher's likeliest tokens at each position
 
 
 def received(group: Group) -> Group:
@@ -138,6 +139,31 @@ def _check_logprobs(group: Group, limits: Limits) -> None:
     taught = [sample for sample in samples if sample.teacher_logprobs]
     _check_range(group, samples, [s.logprobs for s in samples], "invalid_logprobs", "a log-prob")
     _check_range(group, taught, [s.teacher_logprobs for s in taught], "invalid_teacher", "a log-prob of the teacher")
+    _check_top(group, limits)
+
+
+def _check_top(group: Group, limits: Limits) -> None:
+    """The teacher's likeliest tokens: equally many at each position of each sample, in the vocabulary, and possible."""
+    k = limits.teacher_top_k
+    if not k:
+        return  # nobody looks at them
+    counts = [len(sample.loss_mask) * k for sample in group.samples]
+    for sample, count in zip(group.samples, counts, strict=True):
+        if not len(sample.teacher_top_tokens) == len(sample.teacher_top_logprobs) == 4 * count:
+            _refuse(
+                group, sample, "invalid_teacher", f"it has not {k} of the teacher's likeliest tokens at each position"
+            )
+    kept = np.repeat(unpack(b"".join(sample.loss_mask for sample in group.samples), MASK) != 0, k)
+    ids = unpack(b"".join(sample.teacher_top_tokens for sample in group.samples), TOKENS)
+    values = unpack(b"".join(sample.teacher_top_logprobs for sample in group.samples), LOGPROBS)
+    with np.errstate(invalid="ignore"):
+        sound = (values >= MIN_LOGPROB) & (values <= MAX_LOGPROB) & (ids >= 0)
+    if limits.vocab_size is not None:
+        sound &= ids < limits.vocab_size
+    if (found := _first(group, kept & ~sound, counts)) is not None:
+        sample, worst = found
+        problem = f"the teacher's log-prob of token {ids[worst]} is {values[worst]:g}"
+        _refuse(group, sample, "invalid_teacher", problem)
 
 
 def _check_range(group: Group, samples: Sequence[Sample], buffers: list[bytes], reason: str, what: str) -> None:

@@ -134,7 +134,11 @@ async def test_a_teacher_scores_the_tokens_that_were_sampled(digits_model: Path,
                 await Teachers({"kind": client}, 30.0).teach(strict, [sample])
 
 
-def test_a_run_with_a_teacher_learns_from_it_alone(tmp_path: Path) -> None:
+TOP = {"opd_log_prob_top_k": 3, "opd_top_k_strategy": "intersection", "opd_top_k_weight": "teacher_p"}
+
+
+@pytest.mark.parametrize("more", [{}, TOP], ids=["sampled", "top-k"])
+def test_a_run_with_a_teacher_learns_from_it_alone(tmp_path: Path, more: dict[str, Any]) -> None:
     """Every reward is the same: what moves the policy is the teacher's log-probs, so it comes closer to them."""
     make_model("builtin:digits", tmp_path / "teacher", seed=9)
     with engines(tmp_path / "teacher", 1) as (teacher,):
@@ -146,7 +150,7 @@ def test_a_run_with_a_teacher_learns_from_it_alone(tmp_path: Path) -> None:
                 "n_samples_per_prompt": 4,
                 "rollout_max_response_len": 10,
             },
-            algorithm={"correction": "behaviour", "use_opd": True},
+            algorithm={"correction": "behaviour", "use_opd": True, **more},
             learner={"lr": 5e-3},
             reward={"rm_type": f"{Path(__file__).parent / 'constant_reward.py'}:reward"},
         )

@@ -101,6 +101,7 @@ class Item(NamedTuple):
     sampling: Sampling
     return_logprob: bool
     logprob_start_len: int  # -1: no log-probs of the prompt
+    top_logprobs: int = 0  # of how many of the likeliest tokens at each prompt position, too
 
 
 class Body(msgspec.Struct, kw_only=True):
@@ -112,13 +113,13 @@ class Body(msgspec.Struct, kw_only=True):
     rid: str | list[str] | None = None
     return_logprob: bool | list[bool] | None = None
     logprob_start_len: int | list[int] | None = None
+    top_logprobs_num: int | list[int] | None = None  # served where nothing is generated: for scoring
     stream: bool = False
     # known to SGLang, not served here
     input_embeds: Any = None
     image_data: Any = None
     video_data: Any = None
     audio_data: Any = None
-    top_logprobs_num: int | list[int] | None = None
     token_ids_logprob: Any = None
     return_text_in_logprobs: bool | None = None
     return_hidden_states: bool | list[bool] | None = None
@@ -132,7 +133,6 @@ _UNSERVED = (
     "image_data",
     "video_data",
     "audio_data",
-    "top_logprobs_num",
     "token_ids_logprob",
     "return_text_in_logprobs",
     "return_hidden_states",
@@ -201,6 +201,7 @@ def expand(
     rids = _spread_rids(request, count, len(prompts), new_rid)
     wants = _spread(request.body.return_logprob, False, count, "return_logprob")
     starts = _spread(request.body.logprob_start_len, -1, count, "logprob_start_len")
+    tops = _spread(request.body.top_logprobs_num, 0, count, "top_logprobs_num")
     items = []
     checked_prompt: list[int] | None = None
     for prompt in prompts:
@@ -226,10 +227,19 @@ def expand(
                 f"logprob_start_len={start} is higher than the number of input tokens {len(prompt)}. "
                 "Please use a smaller logprob_start_len."
             )
+        top = _top_logprobs(tops[index] if wants[index] else 0, sampling, limits)
         if copies > 1 and sampling.seed is not None:  # else all n responses would be the same one
             sampling = sampling._replace(seed=sampling.seed + index % copies)
-        items.append(Item(rids[index], prompt, sampling, wants[index], start))
+        items.append(Item(rids[index], prompt, sampling, wants[index], start, top))
     return items
+
+
+def _top_logprobs(number: int, sampling: Sampling, limits: Limits) -> int:
+    if not 0 <= number <= limits.vocab_size:
+        raise RequestError(f"top_logprobs_num must be in [0, {limits.vocab_size}], got {number}.")
+    if number and sampling.max_new_tokens:
+        raise RequestError("top_logprobs_num is supported by the embedded engine with max_new_tokens = 0 only")
+    return number
 
 
 class Limits(NamedTuple):

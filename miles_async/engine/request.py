@@ -20,6 +20,7 @@ class Request:
     __slots__ = (
         "finish",
         "input_logprobs",
+        "input_top",
         "item",
         "job",
         "limit",
@@ -48,6 +49,7 @@ class Request:
         self.output: list[int] = []  # up to date when the request holds no row
         self.logprobs: list[float] = []
         self.input_logprobs: list[float | None] | None = None
+        self.input_top: list[list[tuple[float, int, None]] | None] = []  # as input_logprobs, of the likeliest tokens
         self.version_events: list[tuple[str, int]] = []  # (weights in use until then, output tokens at that moment)
         self.version = ""
         self.retractions = 0
@@ -128,6 +130,8 @@ def _render(
         # zip, not a comprehension: this is the one part of an answer that grows with its tokens
         prompt = item.prompt[item.logprob_start_len :] if request.input_logprobs else []
         meta["input_token_logprobs"] = list(zip(request.input_logprobs or (), prompt, repeat(None)))
+        if item.top_logprobs:
+            meta["input_top_logprobs"] = request.input_top
         meta["output_token_logprobs"] = list(zip(logprobs, output, repeat(None)))
         meta["output_token_logprobs_length"] = len(output)
     return {"text": codec.answer(output, item.sampling, finish), "output_ids": output, "meta_info": meta}

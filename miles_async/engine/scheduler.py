@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
+from itertools import repeat
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -303,10 +304,15 @@ class Scheduler:
         """Log-probs of prompt tokens from ``logprob_start_len`` on (temperature 1; the first has none, as in SGLang)."""
         start, prompt = request.item.logprob_start_len, request.item.prompt
         request.input_logprobs = [None] if start < len(prompt) else []
+        request.input_top = [None] * len(request.input_logprobs)
         if hidden is not None and start + 1 < len(prompt):
             scores = torch.log_softmax(self.model.logits(hidden[start : len(prompt) - 1]), -1)
             targets = self._to_device(np.array(prompt[start + 1 :]))
             request.input_logprobs += scores.gather(1, targets[:, None])[:, 0].tolist()
+            if request.item.top_logprobs:
+                top = scores.topk(request.item.top_logprobs)
+                pairs = zip(top.values.tolist(), top.indices.tolist(), strict=True)
+                request.input_top += [list(zip(values, ids, repeat(None))) for values, ids in pairs]
 
     def _to_device(self, array: npt.NDArray) -> torch.Tensor:
         """A tensor of the array's values; on a CPU it may share memory, so it must not outlive the step."""

@@ -178,14 +178,10 @@ def gae(
     return kept.flat(advantages), kept.flat(advantages + v)
 
 
-def distil(
-    advantages: torch.Tensor, logprobs: torch.Tensor, teacher_logprobs: torch.Tensor, *, coef: float
-) -> torch.Tensor:
-    """On-policy distillation (Miles' OPD): ``A_t - coef (logprobs_t - teacher_t)``, the reverse KL at the sampled token.
-
-    All [N]. Returns [N].
-    """
-    return advantages - coef * (logprobs.double() - teacher_logprobs.double())
+def distil(advantages: torch.Tensor, reverse_kl: torch.Tensor, *, coef: float) -> torch.Tensor:
+    """On-policy distillation (Miles' OPD): ``A_t - coef kl_t``, with the reverse KL to the teacher at the sampled token
+    (``logprobs - teacher``) or over several (``opd.py``). All [N]."""
+    return advantages - coef * reverse_kl
 
 
 def whiten(advantages: torch.Tensor, mask: torch.Tensor, *, all_sum: AllSum = _alone) -> torch.Tensor:

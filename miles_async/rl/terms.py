@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from miles_async.config import Algorithm
+from miles_async.rl.opd import TopTokens
 
 
 def alone(values: torch.Tensor) -> torch.Tensor:
@@ -37,6 +38,7 @@ class StepTerms:
     reference: torch.Tensor | None = None  # [N] float32
     teacher: torch.Tensor | None = None  # [N] float32
     values: torch.Tensor | None = None  # [N] float32, the critic's
+    top: TopTokens | None = None  # the teacher's likeliest tokens, where it is asked for them
     all_sum: Callable[[torch.Tensor], torch.Tensor] = alone  # over the data-parallel ranks
 
 

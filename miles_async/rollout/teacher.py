@@ -40,15 +40,18 @@ async def _tell_nobody(kind: str, **data: Any) -> None:
 
 
 class Teachers:
-    """The teachers of a run, by name. ``tell`` records an event: ``teacher_down``, ``teacher_up``."""
+    """The teachers of a run, by name. ``tell`` records an event: ``teacher_down``, ``teacher_up``. ``top_k``: of so many of
+    their likeliest tokens at each position they are asked, too."""
 
     def __init__(
         self,
         clients: Mapping[str, EngineClient],
         timeout_s: float,
         tell: Callable[..., Awaitable[None]] = _tell_nobody,
+        *,
+        top_k: int = 0,
     ) -> None:
-        self._clients, self._timeout_s, self._tell = clients, timeout_s, tell
+        self._clients, self._timeout_s, self._tell, self._top_k = clients, timeout_s, tell, top_k
         self._away: set[str] = set()
 
     async def teach(self, ticket: Ticket, samples: list[Sample]) -> list[Sample]:
@@ -68,6 +71,8 @@ class Teachers:
             "return_logprob": True,
             "logprob_start_len": 0,
         }
+        if self._top_k:
+            body["top_logprobs_num"] = self._top_k
         answer: Any = await self._ask(client, body)
         try:
             entries = answer["meta_info"]["input_token_logprobs"]
@@ -75,9 +80,23 @@ class Teachers:
             if [entry[1] for entry in scored] != response:
                 raise TeacherError(f"teacher {client.name}: it scored other tokens than those of {ticket.group_id}")
             logprobs = pack([float(entry[0]) for entry in scored], LOGPROBS)
+            top = self._likeliest(answer["meta_info"], len(response), client.name) if self._top_k else []
         except (LookupError, TypeError, ValueError) as error:
             raise TeacherError(f"teacher {client.name}: an answer without log-probs of the input: {error}") from None
-        return msgspec.structs.replace(sample, teacher_logprobs=logprobs)
+        return msgspec.structs.replace(
+            sample,
+            teacher_logprobs=logprobs,
+            teacher_top_tokens=pack([entry[1] for entry in top], TOKENS),
+            teacher_top_logprobs=pack([float(entry[0]) for entry in top], LOGPROBS),
+        )
+
+    def _likeliest(self, meta: dict[str, Any], count: int, name: str) -> list[Any]:
+        """The entries of the last ``count`` positions, one behind the other. Raises TeacherError: not ``top_k`` of each."""
+        positions = meta["input_top_logprobs"]
+        last = positions[len(positions) - count :] if count else []
+        if len(last) != count or any(len(entries) != self._top_k for entries in last):
+            raise TeacherError(f"teacher {name}: its answer has no {self._top_k} likeliest tokens at each position")
+        return [entry for entries in last for entry in entries]
 
     async def _ask(self, client: EngineClient, body: dict[str, Any]) -> Any:
         """Its answer, as soon as it is there."""
@@ -106,4 +125,4 @@ class Teachers:
 def teachers(config: RunConfig, session: aiohttp.ClientSession, tell: Callable[..., Awaitable[None]]) -> Teachers:
     """Those of ``rollout.opd_teacher_urls``."""
     clients = {name: EngineClient(url, session, name=name) for name, url in config.rollout.opd_teacher_urls.items()}
-    return Teachers(clients, config.rollout.request_timeout_s, tell)
+    return Teachers(clients, config.rollout.request_timeout_s, tell, top_k=config.algorithm.opd_log_prob_top_k)

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bus.codec import LOGPROBS, MASK, TOKENS, VERSIONS, unpack
-from bus.messages import Group
+from bus.messages import Group, Sample
 from miles_async.filters.dynamic_sampling import rollout_of
 from miles_async.sound_group import RAW, Limits, UnsoundGroup, check_group, prompt_of
 
@@ -57,6 +57,8 @@ class TrainBatch:
     rollout_index: Array  # [S] int64 from 0: the branches of one agent's rollout share it
     teacher: Array | None  # [N] float32, the teacher's log-probs; None where it was not asked
     truncated: Array  # [S] bool: the length limit ended the response
+    # [N, k] int32 and float32: the teacher's likeliest tokens; None where not every sample has equally many
+    teacher_top: tuple[Array, Array] | None = None
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,18 @@ def flatten(groups: Sequence[Group], vocab_size: int) -> TrainBatch:
         rollout_index=_rollouts(groups),
         teacher=teacher,
         truncated=np.array([s.finish_reason == "length" for _, s in samples], dtype=bool),
+        teacher_top=_teacher_top([s for _, s in samples]),
     )
+
+
+def _teacher_top(samples: Sequence[Sample]) -> tuple[Array, Array] | None:
+    numbers = {len(s.teacher_top_tokens) / (4 * len(s.loss_mask)) for s in samples}
+    k = numbers.pop() if len(numbers) == 1 else 0.0
+    if not k or not k.is_integer() or any(len(s.teacher_top_logprobs) != len(s.teacher_top_tokens) for s in samples):
+        return None
+    ids = unpack(b"".join(s.teacher_top_tokens for s in samples), TOKENS)
+    values = unpack(b"".join(s.teacher_top_logprobs for s in samples), LOGPROBS)
+    return ids.reshape(-1, int(k)), values.reshape(-1, int(k))
 
 
 def micro_batches(sequences: Sequences, max_tokens: int) -> list[MicroBatch]:

@@ -114,12 +114,16 @@ def gpt_model(model: Any) -> Any:
 
 
 def of_all_tokens(sequences: Sequences, max_tokens: int, compute: Callable[[MicroBatch], torch.Tensor]) -> torch.Tensor:
-    """[N] float32 on the CPU: what ``compute`` gives for a micro-batch's tokens, [n], for all unmasked response tokens.
+    """[N, ...] float32 on the CPU: what ``compute`` gives for a micro-batch's tokens, [n, ...], for all unmasked response
+    tokens; [N] zeros where there is none.
 
     Without gradient. max_tokens: cap of a micro-batch.
     """
     flat = torch.zeros(len(sequences.mask))
     with torch.no_grad():
         for micro in micro_batches(sequences, max_tokens):
-            flat[torch.from_numpy(micro.token_index)] = compute(micro).cpu()
+            found = compute(micro).cpu()
+            if flat.ndim < found.ndim:
+                flat = torch.zeros(len(sequences.mask), *found.shape[1:])
+            flat[torch.from_numpy(micro.token_index)] = found
     return flat

@@ -14,7 +14,7 @@ import torch
 
 from miles_async.config import WHITENED, ConfigError, RunConfig, old_log_probs
 from miles_async.optimizer_steps import steps_of_batch
-from miles_async.rl import advantages, kl, losses
+from miles_async.rl import advantages, kl, losses, opd
 from miles_async.rl.corrections import loglinear_old
 from miles_async.rl.hooks import CORRECTION, ESTIMATOR, POLICY_LOSS, REDUCER
 from miles_async.rl.reduce import Totals, sample_mean, token_mean, weighted_sum
@@ -82,8 +82,7 @@ class Objective:
         found = self._estimator(terms, self.algorithm)
         returns = None if terms.values is None else (found + terms.values.double()).float()
         if self.algorithm.use_opd:
-            assert terms.old is not None and terms.teacher is not None
-            found = advantages.distil(found, terms.old, terms.teacher, coef=self.algorithm.opd_kl_coef)
+            found = advantages.distil(found, self._reverse_kl(terms), coef=self.algorithm.opd_kl_coef)
         if self.whitens:
             found = advantages.whiten(found, terms.mask, all_sum=terms.all_sum)
         return found.float(), returns
@@ -92,8 +91,15 @@ class Objective:
         """What is reported of the whole share besides the loss's own metrics, [N] float64 each."""
         if not self.algorithm.use_opd:
             return {}
+        return {"opd_reverse_kl": self._reverse_kl(terms)}
+
+    def _reverse_kl(self, terms: StepTerms) -> torch.Tensor:
+        """Between the learner before the step and the teacher, at each token [N] float64."""
         assert terms.old is not None and terms.teacher is not None
-        return {"opd_reverse_kl": terms.old.double() - terms.teacher.double()}
+        if terms.top is None:
+            return terms.old.double() - terms.teacher.double()
+        strategy, weight = self.algorithm.opd_top_k_strategy, self.algorithm.opd_top_k_weight
+        return opd.reverse_kl(terms.top, terms.old, terms.teacher, strategy=strategy, weight=weight)
 
     def mean_weights(
         self, mask: torch.Tensor, sample_index: torch.Tensor, rollout_index: torch.Tensor, totals: Totals
@@ -204,6 +210,7 @@ class Objective:
             old=zeros,
             reference=zeros,
             teacher=zeros,
+            top=opd.TopTokens(zeros[:, None], zeros[:, None], zeros[:, None] == 0),
             values=zeros if self.needs_critic else None,
         )
         if not self.is_sft:

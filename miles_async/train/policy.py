@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 
 from miles_async.config import RunConfig
 from miles_async.rl.terms import LossTerms
-from miles_async.train.batch import MicroBatch, Sequences
+from miles_async.train.batch import Array, MicroBatch, Sequences
 from miles_async.train.logprobs import token_logprobs
 from miles_async.train.model import TrainedModel, of_all_tokens
 from miles_async.train.objective import Objective, Sums
@@ -38,6 +39,22 @@ class Policy:
         """[N] float32 on the CPU: the log-probs of all unmasked response tokens, without gradient."""
         wanted = self._temperature if temperature is None else temperature
         return of_all_tokens(sequences, self._max_tokens, lambda micro: self._logprobs(micro, wanted))
+
+    def of_tokens(self, sequences: Sequences, ids: Array) -> tuple[torch.Tensor, torch.Tensor]:
+        """Log-probs [N, k] float32 of the tokens ``ids`` [N, k] int32 at each unmasked response position, and whether they are
+        among the k likeliest there [N, k] bool; on the CPU, without gradient."""
+
+        def compute(micro: MicroBatch) -> torch.Tensor:
+            logprobs = (self.model.outputs(micro).float() / self._temperature).log_softmax(-1)
+            wanted = torch.from_numpy(ids[micro.token_index].astype(np.int64)).to(self._device)
+            found = logprobs.gather(-1, wanted)
+            least = logprobs.topk(wanted.shape[1]).values[:, -1:]
+            return torch.cat([found, (found >= least).float()], dim=-1)
+
+        found = of_all_tokens(sequences, self._max_tokens, compute).reshape(len(ids), -1)
+        if found.shape[1] != 2 * ids.shape[1]:  # no token is unmasked
+            found = found.new_zeros(len(ids), 2 * ids.shape[1])
+        return found[:, : ids.shape[1]], found[:, ids.shape[1] :] > 0
 
     def backward(
         self, micro: MicroBatch, part: MicroShare, version: int, *, learning: bool

@@ -13,9 +13,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
+from miles_async.rl.opd import TopTokens
 from miles_async.rl.reduce import weighted_sum
 from miles_async.rl.terms import Correction, LossTerms, StepTerms, alone
-from miles_async.train.batch import MicroBatch
+from miles_async.train.batch import MicroBatch, TrainBatch
 from miles_async.train.intake import Admitted
 from miles_async.train.minibatch import MiniBatch, whole
 from miles_async.train.objective import Objective, Sums
@@ -54,14 +55,15 @@ def make_share(
     current: torch.Tensor | None,
     reference: torch.Tensor | None,
     values: torch.Tensor | None = None,
+    top: tuple[torch.Tensor, torch.Tensor] | None = None,
     all_sum: Callable[[torch.Tensor], torch.Tensor] = alone,
     gather: Callable[[torch.Tensor], torch.Tensor] = alone,
 ) -> Share:
     """Advantages, weights and whole-batch corrections of a rank's share. Collective where the algorithm asks for it.
 
     mini_batches: of the optimizer steps; none: the whole batch is one. current, reference, values: [N] float32, of the
-    learner before the batch, the reference model, the critic; None where the objective needs none. all_sum, gather: over the
-    data-parallel ranks.
+    learner before the batch, the reference model, the critic; None where the objective needs none. top: of the teacher's
+    likeliest tokens, what :meth:`Policy.of_tokens` gives. all_sum, gather: over the data-parallel ranks.
     """
     batch = admitted.batch
     mini_batches = mini_batches or [whole(admitted)]
@@ -83,6 +85,7 @@ def make_share(
         reference=reference,
         teacher=None if batch.teacher is None else torch.from_numpy(batch.teacher.copy()),
         values=values,
+        top=_top_tokens(batch, top),
         all_sum=all_sum,
     )
     advantages, returns = objective.advantages(step)
@@ -129,6 +132,17 @@ def _weights(
         sample_index, rollout_index = torch.from_numpy(part.sample_index), torch.from_numpy(part.rollout_index)
         found[tokens] = function(mask[tokens], sample_index, rollout_index, part.totals).double()
     return found
+
+
+def _top_tokens(batch: TrainBatch, student: tuple[torch.Tensor, torch.Tensor] | None) -> TopTokens | None:
+    """The teacher's likeliest tokens beside the learner's log-probs of them; 0 where a token is masked."""
+    if student is None or batch.teacher_top is None:
+        return None
+    kept = torch.from_numpy(batch.sequences.mask)[:, None]
+    teacher = torch.from_numpy(batch.teacher_top[1].copy())
+    logprobs, shared = student
+    zero = torch.zeros_like(teacher)
+    return TopTokens(torch.where(kept, logprobs, zero), torch.where(kept, teacher, zero), shared)
 
 
 def micro_share(share: Share, micro: MicroBatch, device: torch.device) -> MicroShare:

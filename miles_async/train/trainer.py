@@ -195,6 +195,7 @@ class MegatronTrainer:
         objective, sequences = self._objective, admitted.batch.sequences
         if self.config.algorithm.use_opd and not admitted.taught:
             raise BatchError("algorithm.use_opd = true, but samples came without a teacher's log-probs")
+        teacher_top = admitted.batch.teacher_top if self.config.algorithm.opd_log_prob_top_k else None
         reference = None
         if self._kept.has_reference:
             with self._kept.reference_in_place():
@@ -204,6 +205,7 @@ class MegatronTrainer:
         if wanted:
             current = denominators(admitted.batch, self.version, self._kept, self._groups, self._all_logprobs)
         values = self._critic.all_values(sequences) if self._critic is not None else None
+        top = self._policy.of_tokens(sequences, teacher_top[0]) if teacher_top is not None else None
         return make_share(
             admitted,
             objective,
@@ -212,6 +214,7 @@ class MegatronTrainer:
             current=current,
             reference=reference,
             values=values,
+            top=top,
             all_sum=self._groups.sum_on_cpu,
             gather=self._groups.concatenate,
         )
