@@ -40,7 +40,7 @@ from miles_async.train.checkpoint_choice import Choice
 from miles_async.train.hooks import LOG, POST_SAVE
 from miles_async.train.mismatch import warning
 from miles_async.weights.export import exported
-from miles_async.weights.snapshot import SnapshotError, choose_root, write_snapshot
+from miles_async.weights.snapshot import SnapshotError, choose_root, write_where_there_is_room
 
 # A checkpoint names the groups of the steps since the one before it, and of so many seconds: more than an append-only
 # file flushed every second can lose.
@@ -237,7 +237,8 @@ class Learner:
             return None
         tensors = exported(self.config, tensors)
         root = choose_root(self.config, self.ctx.run_dir, sum(t.nbytes for t in tensors.values()))
-        path = write_snapshot(root, version, self.ctx.incarnation, tensors, self.ctx.model_path)
+        who = (version, self.ctx.incarnation)
+        path = write_where_there_is_room(root, self.ctx.run_dir, *who, tensors, self.ctx.model_path)
         if is_due(self.config.eval, version):
             with contextlib.suppress(SnapshotError):  # the evaluator will say that it is gone
                 pin(path, pins_kept(self.config.eval))

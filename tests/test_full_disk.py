@@ -20,6 +20,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
 from runs import TINY, begin, events, left_behind, summary, wait_for_step, wait_until, write_config
 
 from actors.runtime import supervisor
@@ -31,6 +32,8 @@ from miles_async.monitor import Monitor, record
 from miles_async.monitor.record import RecordWriter
 from miles_async.monitor.record_lines import read_events, read_metrics, read_transitions, transition_line
 from miles_async.train import checkpoint
+from miles_async.weights import place
+from miles_async.weights.snapshot import load_snapshot, write_where_there_is_room
 from tests.test_monitor import config
 
 DEADLINE_S = 60.0
@@ -179,6 +182,23 @@ def fill(file: Path) -> None:
             with contextlib.suppress(OSError):
                 while out.write(b"x" * size):
                     pass
+
+
+def test_a_snapshot_that_the_memory_does_not_take_any_more_lies_on_disk(
+    tmp_path: Path, small_disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(place, "MEMORY_ROOT", small_disk)
+    (tmp_path / "config.json").write_text("{}")
+    root = place.in_memory(tmp_path)
+    tensors = {"w": torch.ones(1 << 20)}
+    first = write_where_there_is_room(root, tmp_path, 1, 1, tensors, str(tmp_path))
+    fill(small_disk / "filler")
+    second = write_where_there_is_room(root, tmp_path, 2, 1, tensors, str(tmp_path))
+    assert first.parent == root and second.parent == tmp_path / "snapshots"
+    assert torch.equal(load_snapshot(second)["w"], tensors["w"])
+    assert [path.name for path in root.iterdir()] == [first.name]
+    with pytest.raises(OSError, match="No space left"):
+        write_where_there_is_room(small_disk / "chosen", tmp_path, 3, 1, tensors, str(tmp_path))
 
 
 def process_of(name: str, run_dir: Path) -> set[int]:

@@ -7,6 +7,7 @@ The tensors lie in the file in the order of ``buckets.by_item_size``, so that bu
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -81,6 +82,18 @@ def write_snapshot(
     ordered = by_item_size(tensors)
     specs = [(name, tensor.dtype, tensor.shape) for name, tensor in ordered]
     return write_tensors(root, version, incarnation, specs, (tensor for _, tensor in ordered), config_dir)
+
+
+def write_where_there_is_room(
+    root: Path, run_dir: Path, version: int, incarnation: int, tensors: Mapping[str, torch.Tensor], config_dir: str
+) -> Path:
+    """:func:`write_snapshot` into ``root``, or into the run directory if that is a memory that has just become full."""
+    try:
+        return write_snapshot(root, version, incarnation, tensors, config_dir)
+    except OSError as error:
+        if root != in_memory(run_dir) or error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+    return write_snapshot(run_dir / ON_DISK, version, incarnation, tensors, config_dir)
 
 
 def write_tensors(
