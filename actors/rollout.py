@@ -33,7 +33,8 @@ from miles_async.filters.apply import GroupFilters
 from miles_async.group_limits import group_limits
 from miles_async.monitor.diagnosis import REWARD
 from miles_async.rewards import Grader
-from miles_async.rollout.failures import check_samples, lengths_of, reason_of
+from miles_async.rollout.failures import cause_of, check_samples, lengths_of, lost
+from miles_async.rollout.first_failures import contained
 from miles_async.rollout.interface import RolloutContext
 from miles_async.rollout.registry import rollout_function
 from miles_async.rollout.scoring import score
@@ -165,7 +166,7 @@ class RolloutWorker:
         started = time.time()
         samples: list[Sample] = []
         try:
-            with self.ctx.waiting("engines to generate"):
+            with self.ctx.waiting("engines to generate"), contained():
                 samples = await self.make(ticket, context)
             check_samples(samples)
             if self.teachers is not None:
@@ -178,7 +179,8 @@ class RolloutWorker:
         except TeacherGoneError:
             raise  # no fault of the group's
         except Exception as error:  # also of a function of the user: it costs this attempt, not the worker
-            await self._fail(ticket, *reason_of(error), samples)
+            await self._tell_first(ticket, error)
+            await self._fail(ticket, *cause_of(error), samples)
             return
         if group is not None:
             await self._publish(group)
@@ -191,16 +193,21 @@ class RolloutWorker:
         with self.ctx.waiting(REWARD) as wait:
             self.grading.add(wait)
             try:
-                scored, lost = await score(ticket, samples, self.grader)
+                scored, ungraded = await score(ticket, samples, self.grader)
             finally:
                 self.grading.discard(wait)
         # it answers: groups that stand in line behind this one are not kept waiting by a hang
         for wait in self.grading:
             wait.since = time.time()
-        for number, error in lost:
-            reason, detail = reason_of(error)
-            await self.ctx.event("sample_lost", group=ticket.group_id, rollout=number, reason=reason, detail=detail)
+        for number, error in ungraded:
+            about = lost(error, self.context.firsts)
+            await self.ctx.event("sample_lost", group=ticket.group_id, rollout=number, **about)
         return scored
+
+    async def _tell_first(self, ticket: Ticket, error: Exception) -> None:
+        """The user's traceback, once for each cause."""
+        if (news := self.context.firsts.news(error, *cause_of(error))) is not None:
+            await self.ctx.event("failure", group=ticket.group_id, **news)
 
     async def _sound(self, ticket: Ticket, samples: Sequence[Sample], started: float) -> Group:
         """The group as the learner will read it. Raises UnsoundGroup: the learner could not train it."""

@@ -8,6 +8,8 @@ import threading
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from miles_async.faults import words
+
 T = TypeVar("T")
 
 
@@ -24,8 +26,9 @@ async def in_thread(function: Callable[[], T]) -> T:
         value, error = None, None
         try:
             value = function()
-        except Exception as caught:
-            error = caught
+        except BaseException as caught:  # also one that would end the thread without a word
+            fits = isinstance(caught, Exception) and not isinstance(caught, StopIteration)  # which no future takes
+            error = caught if fits else RuntimeError(words(caught)).with_traceback(caught.__traceback__)
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
             loop.call_soon_threadsafe(settle, value, error)
         del error  # it holds this frame: the two would keep the group's connections open until garbage is collected

@@ -6,7 +6,6 @@ UTF-8, and is of bounded length.
 
 from __future__ import annotations
 
-import asyncio
 import sysconfig
 import traceback
 from pathlib import Path
@@ -19,14 +18,6 @@ _OUR_PACKAGES = tuple(f"{_OURS / name}/" for name in ("actors", "bus", "miles_as
 _LIBRARIES = tuple(
     f"{path}/" for key in ("stdlib", "platstdlib", "purelib", "platlib") if (path := sysconfig.get_path(key))
 )
-
-
-def is_stop(error: BaseException) -> bool:
-    """Whether ``error`` is the end of the very task that asks, and not one that a function has raised by itself."""
-    if not isinstance(error, asyncio.CancelledError):
-        return False
-    task = asyncio.current_task()
-    return task is None or task.cancelling() > 0
 
 
 def words(error: BaseException) -> str:

@@ -29,6 +29,7 @@ from bus.deadline import within
 from bus.messages import Batch, Event, Metrics, Transition
 from bus.server import RedisServer
 from miles_async.config import RunConfig
+from miles_async.monitor.give_up import GiveUp
 from miles_async.monitor.monitor import Monitor
 from miles_async.monitor.record_lines import entry_order
 from miles_async.monitor.sight import refusal
@@ -39,9 +40,6 @@ REST_S = 30.0  # what reading the last messages may take
 JUDGE_S = 0.25
 BEHIND = 100_000  # messages that wait for the disk; more are not held in memory
 LOOK_S = 1.0  # how often heartbeats and the ledger are looked at
-# so many batches dropped in a row, and nothing published: give up. More of them where a filter refuses groups by intent.
-BATCHES_OF_DROPS = 4
-BATCHES_OF_REFUSALS = 40
 
 
 class Watch:
@@ -73,9 +71,9 @@ class Watch:
         self._dead_cursor = ""  # those of earlier launches were told then
         self._events_cursor = monitor.written_entry  # what an earlier launch has on disk is not read again
         self._deaths: dict[str, tuple[str, bool]] = {}
-        self._trimmed = self._last_drop = ""
+        self._trimmed = ""
         self._trouble: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        self._kept, self._dropped_then = -1, 0
+        self.give_up = GiveUp(config.rollout.rollout_batch_size, config.rollout.dynamic_sampling_filter is not None)
         duties = (self._pump(), self._look(), self._judge())
         self._tasks = [asyncio.create_task(duty) for duty in duties]
 
@@ -211,8 +209,9 @@ class Watch:
         if isinstance(message, Event):
             if message.kind == "died":
                 self._deaths[message.actor] = (str(message.data.get("cause", "")), bool(message.data.get("fatal")))
-        elif message.kind == "dropped":
-            self._last_drop = f"{message.reason}: {message.detail}"
+        else:
+            self.give_up.add(message)
+            self._check_drops(self.give_up.verdict)
 
     async def _look(self) -> None:
         while True:
@@ -231,7 +230,7 @@ class Watch:
         self.monitor.on_engines({name: engine.version for name, engine in engines.items()})
         self.monitor.on_heartbeats(heartbeats)
         self.monitor.on_ledger(self.counts)
-        self._check_drops(self.counts)
+        self._check_drops(self.give_up.look(self.counts))
 
     def _report_refusals(self) -> None:
         """What was on the supervisor's own topics and is none of its messages; actors report theirs."""
@@ -252,12 +251,6 @@ class Watch:
                 self._deaths[name] = (f"silent for {seconds:.0f} s", False)
                 self.runtime.terminate(name, signal.SIGKILL)
 
-    def _check_drops(self, counts: dict[str, int]) -> None:
-        kept = counts["ready"] + counts["batched"] + counts["trained"]
-        if kept != self._kept:
-            self._kept, self._dropped_then = kept, counts["dropped"]
-        lost = counts["dropped"] - self._dropped_then
-        rollout = self.config.rollout
-        patience = BATCHES_OF_DROPS if rollout.dynamic_sampling_filter is None else BATCHES_OF_REFUSALS
-        if lost >= patience * rollout.rollout_batch_size and not self._trouble.done():
-            self._trouble.set_result(f"the last {lost} groups were all dropped; the last one: {self._last_drop}")
+    def _check_drops(self, verdict: str) -> None:
+        if verdict and not self._trouble.done():
+            self._trouble.set_result(verdict)

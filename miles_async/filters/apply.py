@@ -6,6 +6,7 @@ short and plain enough to be a counter's name; a sample that is filtered out kee
 
 from __future__ import annotations
 
+import inspect
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -17,6 +18,7 @@ import numpy as np
 from bus.codec import MASK, pack
 from bus.messages import ReadyGroup, Sample
 from miles_async.config import RunConfig
+from miles_async.faults import one_line, place, trace, words
 from miles_async.filters.registry import BUFFER_FILTER, DYNAMIC_SAMPLING_FILTER, REWARD_POST_PROCESS, SAMPLE_FILTER
 from miles_async.hooks import Hook
 from miles_async.sound_group import RAW
@@ -29,7 +31,11 @@ REASON_CHARS = 60
 
 
 class FilterError(ValueError):
-    """A filter raised, or returned what it may not; one line that names its key."""
+    """A filter raised, or returned what it may not; one line that names its key. place, trace: of the user's exception."""
+
+    def __init__(self, text: str, place: str = "", trace: str = "") -> None:
+        super().__init__(one_line(text))
+        self.place, self.trace = place, trace
 
 
 class GroupFilters:
@@ -99,12 +105,21 @@ class BufferFilter:
 def _call(hook: Hook, function: Callable[..., Any], *args: Any) -> Any:
     try:
         return function(*args)
-    except Exception as error:
-        raise FilterError(f"{hook.key}: {type(error).__name__}: {error}".replace("\n", " ")) from None
+    except BaseException as error:  # a plain call: also SystemExit and its like are the function's own
+        raise FilterError(f"{hook.key}: {words(error)}", place(error), trace(error)) from None
 
 
 def _wrong(hook: Hook, value: Any) -> FilterError:
-    return FilterError(f"{hook.key} returned {value!r:.80}, not {hook.returns}".replace("\n", " "))
+    if inspect.iscoroutine(value):
+        value.close()
+    return FilterError(f"{hook.key} returned {_shown(value)}, not {hook.returns}")
+
+
+def _shown(value: Any) -> str:
+    try:
+        return f"{value!r:.80}"
+    except Exception:
+        return f"a {type(value).__name__}"
 
 
 def _is_list(value: Any, length: int) -> bool:

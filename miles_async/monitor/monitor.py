@@ -19,6 +19,7 @@ from miles_async.config import RunConfig
 from miles_async.config_load import dump
 from miles_async.durable import write_whole
 from miles_async.launches import CONFIG_FILE
+from miles_async.monitor.announce import Announcer
 from miles_async.monitor.length_bias import LengthBias
 from miles_async.monitor.live import LiveView
 from miles_async.monitor.picture import PICTURE_FILE, draw
@@ -35,10 +36,6 @@ from miles_async.monitor.record_lines import (
 from miles_async.monitor.record_mend import set_aside
 from miles_async.monitor.summary import SUMMARY_FILE, last_summary, summarize
 
-# events of actors that are worth a line of their own
-ANNOUNCED = frozenset({"died", "engine_down", "mismatch", "checkpoint_damaged", "checkpoint_unverified"})
-ANNOUNCED |= {"steps_skipped", "nothing_to_learn", "teacher_down", "teacher_up"}
-
 
 class Monitor:
     """One start of one run: :meth:`start`, then any of the ``on_`` methods, then :meth:`finish`."""
@@ -52,6 +49,7 @@ class Monitor:
         self._run_dir = Path()
         self._told_trouble = False
         self._length_bias = LengthBias()
+        self._announcer = Announcer()
         self.summary: dict[str, Any] | None = None  # what finish returned
         self.note = ""  # for the user, below the summary
 
@@ -115,9 +113,8 @@ class Monitor:
         """One line of ``events.jsonl``; what the supervisor says is shown at once. ``entry_id``: on the bus."""
         line = EventLine(event.actor, event.kind, event.time, event.data, entry_id)
         self._progress.add_event(line)
-        if self._view and (event.actor == "supervisor" or event.kind in ANNOUNCED):
-            details = " ".join(f"{key}={value}" for key, value in event.data.items() if key != "waits")
-            self._view.say(f"{event.actor}: {event.kind} {details}".rstrip())
+        if self._view and (text := self._announcer.text(event)):
+            self._view.say(text)
         self._keep(line)
 
     def on_heartbeats(self, heartbeats: Iterable[Heartbeat]) -> None:

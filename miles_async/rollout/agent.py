@@ -25,10 +25,12 @@ from bus.messages import Sample, Ticket
 from miles_async.daemon_thread import in_thread
 from miles_async.rewards.graded import graded, numbers
 from miles_async.rollout.failures import RolloutError
+from miles_async.rollout.first_failures import OwnCancellation, contained
 from miles_async.rollout.interface import Ask, RolloutContext
 from miles_async.rollout.registry import AGENT, TOOL_CALL_PARSER
 from miles_async.sessions.server import SessionServer, serve_sessions
 from miles_async.sessions.session import Session
+from miles_async.unicode_text import words_of
 
 PART = "agent"  # the name of a reward that is a plain number, among ``reward_parts``
 
@@ -101,13 +103,16 @@ async def _play(function: Callable[[AgentTask], Any], task: AgentTask, timeout_s
     try:
         async with deadline:
             if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__):
-                return await function(task)
+                with contained():
+                    return await function(task)
             result = await in_thread(lambda: function(task))
-            return await result if inspect.isawaitable(result) else result
+            with contained():
+                return await result if inspect.isawaitable(result) else result
     except Exception as error:
         if deadline.expired():
             raise AgentError(f"the agent was not done within rollout.agent_timeout_s = {timeout_s:g} s") from None
-        raise AgentError(f"the agent failed: {type(error).__name__}: {error}") from error
+        what = str(error) if isinstance(error, OwnCancellation) else words_of(error)
+        raise AgentError(f"the agent failed: {what}") from error
 
 
 def _rewarded(samples: list[Sample], result: Any, reward_key: str | None) -> list[Sample]:

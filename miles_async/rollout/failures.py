@@ -10,6 +10,7 @@ from bus.messages import Sample
 from miles_async.engine_client import EngineError
 from miles_async.filters.apply import FilterError
 from miles_async.rewards import RewardError
+from miles_async.rollout.first_failures import FirstFailures, OwnCancellation, place_of, with_place
 from miles_async.rollout.generate import AbortedError, AnswerError, NoRoomError
 from miles_async.rollout.teacher import TeacherError
 from miles_async.sound_group import UnsoundGroup, misfit
@@ -33,8 +34,12 @@ def reason_of(error: Exception) -> tuple[str, str]:
             reason = "aborted"
         case NoRoomError():
             reason = "too_long"
-        case RewardError() | UnsoundGroup():
+        case RewardError():
+            reason, detail = error.reason, error.detail
+        case UnsoundGroup():
             reason = error.reason
+        case OwnCancellation():
+            reason = "rollout_error"
         case FilterError():
             reason = "filter_error"
         case RolloutError():
@@ -42,6 +47,19 @@ def reason_of(error: Exception) -> tuple[str, str]:
         case _:  # of a function of the user
             reason, detail = "rollout_error", words
     return reason, detail.replace("\n", " ")[:DETAIL_CHARS]
+
+
+def cause_of(error: Exception) -> tuple[str, str]:
+    """:func:`reason_of`, and in parentheses the line of the user's that raised it."""
+    reason, detail = reason_of(error)
+    return reason, with_place(detail, place_of(error), DETAIL_CHARS)
+
+
+def lost(error: Exception, firsts: FirstFailures) -> dict[str, Any]:
+    """What is on record of a sample that was lost by ``error``; the first time of its kind also the traceback."""
+    reason, detail = reason_of(error)
+    news = firsts.news(error, *cause_of(error))
+    return {"reason": reason, "detail": detail} | ({} if news is None else news)
 
 
 def check_samples(samples: Any) -> None:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from bus.messages import Sample, Ticket
 from miles_async.config import RunConfig
 from miles_async.rollout.bounds import Bounds
+from miles_async.rollout.first_failures import FirstFailures
 
 if TYPE_CHECKING:  # what only names the hooks needs no tokenizer
     from miles_async.tokenizer import Tokenizer
@@ -55,6 +56,7 @@ class RolloutContext:
     stack: contextlib.AsyncExitStack  # closed when the worker ends
     tell: Tell = tell_nobody
     slots: SampleSlots | None = None  # of the group that this context was made for; None: nobody counts
+    firsts: FirstFailures = field(default_factory=FirstFailures)  # what was told of failures
     _resources: dict[str, Any] = field(default_factory=dict)
     _opening: dict[str, asyncio.Lock] = field(default_factory=dict)
 

@@ -19,6 +19,7 @@ from typing import Any
 
 from bus.codec import TOKENS, unpack
 from bus.messages import Sample, Ticket
+from miles_async.rollout.first_failures import contained
 from miles_async.rollout.generate import Turn, complete
 from miles_async.rollout.interface import RolloutContext
 from miles_async.rollout.registry import EXECUTE_TOOL, TOOL_CALL_PARSER
@@ -62,7 +63,8 @@ async def generate(ticket: Ticket, index: int, context: RolloutContext) -> list[
 async def _answer(execute: Execute, call: dict[str, Any], metadata: dict[str, Any], timeout_s: float) -> str:
     try:
         async with asyncio.timeout(timeout_s):
-            return well_formed(str(await execute(call["name"], call["arguments"], metadata)))
+            with contained():
+                return well_formed(str(await execute(call["name"], call["arguments"], metadata)))
     except TimeoutError:
         return f"error: no answer within {timeout_s:g} s"
     except Exception as error:

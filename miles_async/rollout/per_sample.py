@@ -12,7 +12,8 @@ import asyncio
 import msgspec
 
 from bus.messages import Sample, Ticket
-from miles_async.rollout.failures import check_samples, reason_of
+from miles_async.rollout.failures import check_samples, lost
+from miles_async.rollout.first_failures import contained
 from miles_async.rollout.interface import RolloutContext
 from miles_async.rollout.registry import GENERATE
 
@@ -26,7 +27,8 @@ async def rollout(ticket: Ticket, context: RolloutContext) -> list[Sample]:
 
     async def one(index: int) -> list[Sample]:
         async with context.one_sample() as own:
-            samples = await generate(ticket, index, own)
+            with contained():
+                samples = await generate(ticket, index, own)
         check_samples(samples)
         return samples
 
@@ -37,8 +39,7 @@ async def rollout(ticket: Ticket, context: RolloutContext) -> list[Sample]:
     for index, result in enumerate(found):
         if isinstance(result, Exception):
             failures.append(result)
-            reason, detail = reason_of(result)
-            await context.tell("sample_lost", group=ticket.group_id, rollout=index, reason=reason, detail=detail)
+            await context.tell("sample_lost", group=ticket.group_id, rollout=index, **lost(result, context.firsts))
         elif isinstance(result, BaseException):
             raise result
         else:

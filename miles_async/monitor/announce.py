@@ -1,0 +1,68 @@
+"""Which events are worth words on the terminal, and which: pure but for what was said before.
+
+Promises: a failure of the user's code is said once for each cause, with its traceback; groups that are given up by one
+cause are said at the first, tenth, hundredth, … of them, in one line, whatever their prompts hold; everything is in
+``events.jsonl`` in any case.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from bus.messages import Event
+from miles_async.faults import one_line
+from miles_async.rollout.first_failures import kind_of
+
+# events of actors that are worth a line of their own; what the supervisor says is said
+ANNOUNCED = frozenset({"died", "engine_down", "mismatch", "checkpoint_damaged", "checkpoint_unverified"})
+ANNOUNCED |= {"steps_skipped", "nothing_to_learn", "teacher_down", "teacher_up", "no_variance", "hook_failed"}
+FAILURE, DEAD_LETTER = "failure", "dead_letter"
+PROMPT_CHARS = 80
+_HIDDEN = frozenset({"waits", "traceback"})
+
+
+class Announcer:
+    """Of one launch."""
+
+    def __init__(self) -> None:
+        self._told: Counter[str] = Counter()  # by kind of cause
+
+    def text(self, event: Event) -> str:
+        """What to say of ``event``, empty: nothing."""
+        if event.kind == FAILURE or (event.kind == "sample_lost" and "traceback" in event.data):
+            return self._failure(event)
+        if event.kind == DEAD_LETTER:
+            return self._dead_letter(event)
+        if event.actor != "supervisor" and event.kind not in ANNOUNCED:
+            return ""
+        details = " ".join(f"{key}={value}" for key, value in event.data.items() if key not in _HIDDEN)
+        return f"{event.actor}: {event.kind} {details}".rstrip()
+
+    def _failure(self, event: Event) -> str:
+        reason, cause = str(event.data.get("reason", "")), str(event.data.get("cause", ""))
+        key = f"{FAILURE} {kind_of(reason, cause)}"
+        self._told[key] += 1
+        if self._told[key] > 1:
+            return ""
+        trace = "".join(f"\n    {line}" for line in str(event.data.get("traceback", "")).splitlines())
+        return f"{event.actor}: {reason}: {one_line(cause)}{trace}"
+
+    def _dead_letter(self, event: Event) -> str:
+        data = event.data
+        causes = [str(cause).partition(": ")[2] for cause in data.get("causes", ())]  # without the lease
+        last = causes[-1] if causes else str(data.get("reason", ""))
+        reason, _, detail = last.partition(": ")
+        key = f"{DEAD_LETTER} {kind_of(reason, detail)}"
+        self._told[key] += 1
+        count = self._told[key]
+        if count > 1:
+            return f"{count} groups are given up by that cause: {one_line(last)}" if _is_power_of_ten(count) else ""
+        different = list(dict.fromkeys(one_line(cause) for cause in causes))
+        prompt = one_line(repr(data.get("prompt", "")), PROMPT_CHARS)
+        return f"group {data.get('group')} is given up after {len(causes)} attempts: {'; '.join(different)}; prompt {prompt}"
+
+
+def _is_power_of_ten(number: int) -> bool:
+    while number % 10 == 0:
+        number //= 10
+    return number == 1
