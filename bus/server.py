@@ -177,19 +177,21 @@ class RedisServer:
         client: Any = redis.Redis.from_url(self.url, protocol=2, retry=Retry(NoBackoff(), 0), socket_timeout=ANSWER_S)
         try:
             while (code := process.poll()) is None:
-                pause_s = 0.005
+                pause_s, busy = 0.005, False
                 try:
                     client.echo("")  # PING is refused while the disk is full
                     return None
                 except redis.exceptions.AuthenticationError:
                     return None  # it answers, and asks for a password
                 except redis.exceptions.BusyLoadingError:
-                    pause_s, deadline = LOOK_S, time.monotonic() + timeout_s
+                    busy = True
                 except (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError):
                     pass  # its socket is not there yet, or it reads its file back and does not look up
                 if loading := reading(process.pid, self.directory):
-                    self.loading, deadline = loading, time.monotonic() + timeout_s
+                    self.loading = loading
                     load.saw(loading)
+                if busy or loading:
+                    pause_s, deadline = LOOK_S, time.monotonic() + timeout_s
                 if time.monotonic() > deadline:
                     raise NoRedisError(f"{self.program} did not answer within {timeout_s:g} s; see {self._log}")
                 time.sleep(pause_s)
