@@ -115,10 +115,11 @@ class Change(NamedTuple):
         return f"{self.key} = {_show(self.now)}, and was {_show(self.was)}"
 
 
-def changes(earlier: Mapping[str, Any], config: RunConfig) -> list[Change]:
+def changes(earlier: Mapping[str, Any], config: RunConfig, *, begun: bool = True) -> list[Change]:
     """What is otherwise in ``config`` than in the TOML table of the launch before. Raises ConfigError: it cannot change.
 
-    A key that the earlier launch did not know had its default then; one that is not known any more is passed over.
+    ``begun``: there is something that was made with it; else everything can. A key that the earlier launch did not know had
+    its default then; one that is not known any more is passed over.
     """
     found: list[Change] = []
     tables = tomllib.loads(dump(config))
@@ -129,7 +130,8 @@ def changes(earlier: Mapping[str, Any], config: RunConfig) -> list[Change]:
             values = [t.get(key.encode_name, default) if isinstance(t, dict) else default for t in (old, new)]
             if values[0] != values[1]:
                 found.append(Change(f"{section.encode_name}.{key.encode_name}", *values))
-    _refuse([(change, why) for change in found if (why := _obstacle(change))])
+    if begun:
+        _refuse([(change, why) for change in found if (why := _obstacle(change))])
     return found
 
 

@@ -6,6 +6,7 @@ is how to go on; the configuration and the provenance of each launch are on reco
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +15,16 @@ from typing import Any
 from miles_async import launches
 from miles_async.config import ConfigError, RunConfig
 from miles_async.config_resume import Change, changes
+from miles_async.monitor.record_lines import TRANSITIONS_FILE
 from miles_async.monitor.summary import last_summary
 from miles_async.target_reward import reached
 from miles_async.train.checkpoint import CheckpointError, LearnerState, latest, read_state
 
 # what a finished run has done with them, a relaunch with other ones has not
 DONE_AT_THE_END = ("eval.", "checkpoint.save_hf", "checkpoint.post_save_function")
+
+INPUTS = "inputs"  # of the run directory: what was made locally from these keys
+MADE_FROM = ("model.hf_checkpoint", "run.seed")
 
 
 @dataclass(frozen=True)
@@ -36,15 +41,14 @@ def begin(config: RunConfig, run_dir: Path, run_id: str, incarnation: int, *, re
     Nothing is written where the launch is refused or the run is over.
     """
     changed, events = review(config, run_dir) if resumed else ([], [])
-    if resumed:
-        state = _checkpoint(run_dir)
-        if over := _over(config, run_dir, state, changed):
-            return Beginning(over=over)
-        events.insert(0, ("resumes", {"after_step": state.version if state else 0}))
+    state = _checkpoint(run_dir) if resumed else None
+    if over := _over(config, run_dir, state, changed):
+        return Beginning(over=over)
     number = launches.add(run_dir, config, run_id, incarnation)
-    if resumed:
-        events[0][1]["launch"] = number
-    return Beginning(events)
+    if any(change.key in MADE_FROM for change in changed):
+        shutil.rmtree(run_dir / INPUTS, ignore_errors=True)
+    goes_on = ("resumes", {"after_step": state.version if state else 0, "launch": number})
+    return Beginning([goes_on, *events] if resumed else events)
 
 
 def review(config: RunConfig, run_dir: Path) -> tuple[list[Change], list[tuple[str, dict[str, Any]]]]:
@@ -62,7 +66,7 @@ def review(config: RunConfig, run_dir: Path) -> tuple[list[Change], list[tuple[s
     if earlier is None:
         unknown = f"no launch in {run_dir} has left a configuration that can be read: what has changed is not known"
         return [], [("config_unknown", {"cause": unknown})] if state is not None else []
-    found = changes(earlier, config)
+    found = changes(earlier, config, begun=state is not None or _has_dealt(run_dir))
     return found, [("config_changed", {"key": c.key, "was": c.was, "now": c.now}) for c in found]
 
 
@@ -85,6 +89,14 @@ def _finished(run_dir: Path) -> bool:
     try:
         return (last_summary(run_dir) or {}).get("status") == "finished"
     except (ConfigError, OSError):
+        return False
+
+
+def _has_dealt(run_dir: Path) -> bool:
+    """Whether a prompt has ever been dealt: an earlier launch did not fail before that."""
+    try:
+        return (run_dir / TRANSITIONS_FILE).stat().st_size > 0
+    except FileNotFoundError:
         return False
 
 

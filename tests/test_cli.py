@@ -118,6 +118,7 @@ def test_a_dry_run_with_json_prints_one_document(config_file: Path) -> None:
 
 def test_a_dry_run_says_what_a_run_that_goes_on_would_change_and_refuses_what_cannot(config_file: Path) -> None:
     Path("here").mkdir()
+    Path("here/transitions.jsonl").write_text("{}\n")
     launches.add(Path("here"), load(config_file), "run-1", 1)
     result = invoke("launch", config_file, "--dry-run", "--run-dir", "here", "--set", "learner.lr=0.5")
     assert result.exit_code == 0, result.output

@@ -32,8 +32,9 @@ def config(**keys: object) -> RunConfig:
 
 
 def earlier(run_dir: Path, **keys: object) -> Path:
-    """A run directory as a launch left it."""
+    """A run directory as a launch left it that has dealt prompts."""
     run_dir.mkdir(exist_ok=True)
+    (run_dir / "transitions.jsonl").write_text('{"id":"1-0","kind":"admitted","groups":["0-1-0"]}\n')
     launches.add(run_dir, config(**keys), "run-1", 1)
     return run_dir
 
@@ -177,6 +178,19 @@ def test_a_run_that_reached_its_target_is_over_until_the_target_is_higher(tmp_pa
     run_dir = trained(earlier(tmp_path, run__target_reward=0.5), 12, rewards=(0.5, 0.6, 0.5, 0.5, 0.5))
     assert "run.target_reward = 0.5 is reached" in go_on(run_dir, run__target_reward=0.5).over
     assert not go_on(run_dir, run__target_reward=0.9).over
+
+
+def test_a_run_that_has_dealt_nothing_can_still_change_everything(tmp_path: Path) -> None:
+    run_dir = earlier(tmp_path)
+    (run_dir / "transitions.jsonl").write_bytes(b"")
+    (run_dir / "inputs" / "model").mkdir(parents=True)
+    assert [kind for kind, _ in go_on(run_dir, learner__lr=0.5).events] == ["resumes", "config_changed"]
+    assert (run_dir / "inputs" / "model").exists()
+    assert [kind for kind, _ in go_on(run_dir, learner__lr=0.5, model__hf_checkpoint="b").events] == [
+        "resumes",
+        "config_changed",
+    ]
+    assert not (run_dir / "inputs").exists()  # what is made from those keys is made again
 
 
 def test_a_directory_without_a_run_has_nothing_to_compare(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from miles_async.data import bytes_to_read, load_prompts
 from miles_async.durable import write_whole
 from miles_async.evaluation.datasets import load_datasets
 from miles_async.launches import remembered
+from miles_async.resume import INPUTS
 from miles_async.run_lock import RunLock
 from miles_async.tokenizer import Tokenizer
 
@@ -125,7 +126,7 @@ class RunHome:
     def model_path(self, config: RunConfig) -> Path:
         """Where the model's directory is, or will be made."""
         name = config.model.hf_checkpoint
-        return self.path / "inputs" / "model" if is_builtin(name) else Path(name)
+        return self.path / INPUTS / "model" if is_builtin(name) else Path(name)
 
 
 def make_inputs(name: str, directory: Path, seed: int) -> None:
