@@ -16,7 +16,7 @@ from miles_async.rl.reduce import weighted_sum
 MAX_PPO_KL = 1e-6
 
 
-class NotOnPolicyError(RuntimeError):
+class NotOnPolicyError(ValueError):
     """The two passes over the first batch differ. Nothing was changed; a restart would not help."""
 
 
