@@ -32,6 +32,7 @@ from actors.runtime.tasks import end
 from bus import SnapshotLedger
 from bus.client import READ_BLOCK_MS
 from bus.messages import Snapshot
+from miles_async.context_length import context_length
 from miles_async.evaluation.datasets import load_datasets
 from miles_async.evaluation.engines import EvalEngines
 from miles_async.evaluation.hooks import EVAL_FUNCTION, EVAL_LOG_FUNCTION
@@ -79,7 +80,8 @@ class Evaluator:
         async with contextlib.AsyncExitStack() as stack:
             session = await stack.enter_async_context(aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)))
             names, vocab_size = eval_engine_names(self.ctx.config), self.tokenizer.vocab_size
-            self.engines = EvalEngines(self.ctx.bus, names, self.ctx.config, session, vocab_size)
+            context = context_length(self.ctx.config, self.ctx.model_path)
+            self.engines = EvalEngines(self.ctx.bus, names, self.ctx.config, session, vocab_size, context)
             for reward in (dataset.config.reward for dataset in self.datasets):
                 if reward.rm_type not in self.graders:
                     self.graders[reward.rm_type] = await stack.enter_async_context(Grader(reward))

@@ -29,6 +29,7 @@ from actors.runtime.tasks import end
 from bus import Ledger
 from bus.ledger import ClaimedTicket
 from bus.messages import Group, Sample, Ticket
+from miles_async.context_length import context_length
 from miles_async.filters.apply import GroupFilters
 from miles_async.group_limits import group_limits
 from miles_async.monitor.diagnosis import REWARD
@@ -68,7 +69,7 @@ class RolloutWorker:
         config = self.ctx.config
         async with contextlib.AsyncExitStack() as stack:
             session = await stack.enter_async_context(aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)))
-            await self.requests.open(session, self.tokenizer.vocab_size)
+            await self.requests.open(session, self.tokenizer.vocab_size, context_length(config, self.ctx.model_path))
             self.teachers = teachers(config, session, self.ctx.event) if config.algorithm.use_opd else None
             self.grader = await stack.enter_async_context(Grader(config.reward))
             tokenizer = self.tokenizer.for_chats(config.data.chat_template_path, config.data.apply_chat_template_kwargs)

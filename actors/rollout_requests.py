@@ -53,7 +53,9 @@ class EngineRequests:
             min(rollout.n_samples_per_prompt, rollout.samples_in_flight), rollout.samples_in_flight, share
         )
 
-    async def open(self, session: aiohttp.ClientSession, vocab_size: int | None = None) -> None:
+    async def open(
+        self, session: aiohttp.ClientSession, vocab_size: int | None = None, context_length: int | None = None
+    ) -> None:
         """Find the router, unless nobody will be asked. ``vocab_size``: other ids are not sent.
 
         Raises TimeoutError: none in ``engine.start_timeout_s``.
@@ -62,7 +64,7 @@ class EngineRequests:
             return
         with self.ctx.waiting("the router's address"):
             url = await self.ctx.bus.address("router", deadline_s=self.ctx.config.engine.start_timeout_s)
-        self.session, self.vocab_size = session, vocab_size
+        self.session, self.vocab_size, self.context_length = session, vocab_size, context_length
         self.client = self._router_at(url)
 
     def _router_at(self, url: str) -> EngineClient:
@@ -73,6 +75,7 @@ class EngineRequests:
             resolve("router.api_key", config.api_key),
             batches=config.kind == "builtin",
             vocab_size=self.vocab_size,
+            context_length=self.context_length,
         )
 
     async def send(self, request: Request) -> list[dict[str, Any]]:

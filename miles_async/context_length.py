@@ -7,11 +7,14 @@ have) is refused before anything starts, with the key, its value and the model's
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from miles_async import builtin
 from miles_async.config import ConfigError, RunConfig
+
+DEFAULT_TOKENS = 128  # what an engine samples where a request has no max_new_tokens
 
 
 def context_length(config: RunConfig, directory: str | Path | None = None) -> int | None:
@@ -40,6 +43,29 @@ def check_lengths(config: RunConfig) -> None:
     ):
         if tokens is not None and tokens >= limit:
             raise ConfigError(f"{key} = {tokens} leaves no room for a prompt in {whose}: at most {limit - 1}")
+
+
+def fitted(body: Mapping[str, Any], context: int) -> Mapping[str, Any]:
+    """The ``body`` of a /generate with its responses cut to what ``context`` tokens leave behind each prompt.
+
+    A prompt that leaves none is the engine's to refuse, and what has another form than /generate takes.
+    """
+    ids, params = body.get("input_ids"), body.get("sampling_params")
+    if not isinstance(ids, list) or not ids:
+        return body
+    prompts = ids if isinstance(ids[0], list) else [ids]
+    each = params if isinstance(params, list) else [params or {}] * len(prompts)
+    if len(each) != len(prompts) or not all(isinstance(part, Mapping) for part in [*each]):
+        return body
+    cut = [_cut(one, context - len(prompt)) for one, prompt in zip(each, prompts, strict=True)]
+    if cut == each:
+        return body
+    return {**body, "sampling_params": cut if isinstance(ids[0], list) else cut[0]}
+
+
+def _cut(params: Mapping[str, Any], room: int) -> Mapping[str, Any]:
+    asked = params.get("max_new_tokens", DEFAULT_TOKENS)
+    return {**params, "max_new_tokens": room} if type(asked) is int and asked > room > 0 else params
 
 
 def _model_length(config: RunConfig, directory: str | Path | None) -> int | None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import aiohttp
 
+from miles_async.context_length import fitted
 from miles_async.token_ids import TokenIdError, check_token_ids
 
 CONTROL_TIMEOUT_S = 30.0
@@ -43,6 +44,7 @@ class EngineClient:
     """Calls of one engine. The session is the caller's (and closed by the caller); timeouts are in seconds.
 
     ``vocab_size``: of the model that it serves; requests with other ids are refused here, where they harm nobody.
+    ``context_length``: responses that do not fit behind their prompts are asked for as long as they do.
     ``batches``: whether one request may ask for several answers; sglang-router takes no lists, so each goes alone.
     """
 
@@ -54,11 +56,12 @@ class EngineClient:
         *,
         name: str | None = None,
         vocab_size: int | None = None,
+        context_length: int | None = None,
         batches: bool = True,
     ) -> None:
         self.url = url.rstrip("/")
         self.name = name or self.url
-        self.vocab_size = vocab_size
+        self.vocab_size, self.context_length = vocab_size, context_length
         self._batches = batches
         self._session = session
         self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
@@ -158,6 +161,8 @@ class EngineClient:
         ``routing_key``: a router of which this is asked may give requests with the same one to the same engine.
         """
         headers = {ROUTING_KEY: routing_key} if routing_key else {}
+        if self.context_length is not None:
+            body = fitted(body, self.context_length)
         if self.vocab_size is not None:
             try:
                 check_token_ids(body, self.vocab_size)

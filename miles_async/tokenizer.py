@@ -28,6 +28,15 @@ __all__ = ["Tokenizer", "TokenizerError"]
 
 MARK = "miles-async-marks-this-turn"  # an assistant's text that no template takes for anything else
 
+# arguments of transformers' apply_chat_template that a template never sees, or that are set for each chat
+NO_VARIABLES = frozenset(
+    (
+        *("conversation", "messages", "chat_template", "add_generation_prompt", "continue_final_message", "tokenize"),
+        *("padding", "truncation", "max_length", "return_tensors", "return_dict", "return_assistant_tokens_mask"),
+        "tokenizer_kwargs",
+    )
+)
+
 
 class Tokenizer:
     """``tokenizer.json`` of a checkpoint, with what ``config.json`` and its companions say about it.
@@ -58,7 +67,15 @@ class Tokenizer:
         self._variables: dict[str, Any] = {}
 
     def for_chats(self, template: str | Path | None, variables: Mapping[str, Any]) -> Tokenizer:
-        """This tokenizer, rendering chats by the jinja file ``template`` (None: the checkpoint's) with ``variables`` set."""
+        """This tokenizer, rendering chats by the jinja file ``template`` (None: the checkpoint's) with ``variables`` set.
+
+        Raises TokenizerError: one of them is no variable, but an argument of transformers' ``apply_chat_template``.
+        """
+        if (wrong := next((name for name in variables if name in NO_VARIABLES), None)) is not None:
+            raise TokenizerError(
+                f'data.apply_chat_template_kwargs: "{wrong}" is no variable of a chat template; a template of your own is '
+                "named by data.chat_template_path"
+            )
         other = copy.copy(self)
         for name in ("_templates", "end_of_turn"):
             other.__dict__.pop(name, None)

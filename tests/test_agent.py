@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import msgspec
 import playing_agents
 import pytest
+from chat_models import chat_tokenizer
 from embedded_engines import engines
 
 from bus.codec import MASK, TOKENS, pack, unpack
@@ -179,3 +181,14 @@ def test_an_agent_that_is_missing_or_is_called_otherwise_is_refused_before_the_r
     with pytest.raises(HookError, match=r"must take \(task\)"):
         hook_points.check(config_of("play_alone"))
     hook_points.check(config_of("play"))
+
+
+@pytest.mark.parametrize("template", ["chatml", "mistral", "tools"])
+def test_an_agent_is_told_what_a_row_asks_and_not_what_the_template_makes_of_it(tmp_path: Path, template: str) -> None:
+    tokenizer, config = chat_tokenizer(tmp_path, template), config_of("play")
+    prompt = tokenizer.render_chat([{"role": "user", "content": "2+2?"}])
+    asked = Ticket(group_id="0-0-0", prompt_tokens=b"", sampling_seed=1, prompt=prompt)
+    for chats, expected in ((True, "2+2?"), (False, prompt)):
+        made = msgspec.structs.replace(config, data=Data(prompt_data="none", apply_chat_template=chats))
+        context = RolloutContext(made, tokenizer, None, contextlib.AsyncExitStack())  # type: ignore[arg-type]
+        assert agent._asked(asked, context) == expected

@@ -150,3 +150,9 @@ def test_templates_that_cannot_be_meant_are_refused_in_one_line(tmp_path: Path, 
     with pytest.raises(TokenizerError, match=says) as error:
         Tokenizer(directory).render_chat(TALK)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["chat_template", "continue_final_message", "add_generation_prompt", "tokenize"])
+def test_an_argument_that_is_no_variable_is_refused_instead_of_ignored(tmp_path: Path, name: str) -> None:
+    with pytest.raises(TokenizerError, match=f'apply_chat_template_kwargs: "{name}" is no variable'):
+        chat_tokenizer(tmp_path, "chatml").for_chats(None, {"enable_thinking": True, name: True})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -11,7 +12,7 @@ from typer.testing import CliRunner
 from miles_async.cli import app
 from miles_async.config import ConfigError
 from miles_async.config_load import parse
-from miles_async.context_length import context_length
+from miles_async.context_length import context_length, fitted
 
 MINIMAL = (
     '[model]\nhf_checkpoint = "builtin:digits"\n[data]\nprompt_data = "builtin:repeat"\n'
@@ -79,3 +80,30 @@ def test_a_dry_run_prints_every_key_unset_ones_as_comments(tmp_path: Path) -> No
     assert '# ref_load = "none"' in out and '\n# rm_url = "none"\n' in out and "\neps_clip = 0.2\n" in out
     uncommented = "\n".join(line.removeprefix("# ") if ' = "none"' in line else line for line in out.splitlines())
     assert parse(uncommented) == parse(out)
+
+
+@pytest.mark.parametrize(
+    ("asked", "sent"),
+    [
+        ({"input_ids": [[1] * 200, [1] * 3], "sampling_params": [{"max_new_tokens": 99}] * 2}, [56, 99]),
+        ({"input_ids": [[1] * 200, [1] * 3], "sampling_params": {"max_new_tokens": 99}}, [56, 99]),
+        ({"input_ids": [1] * 200, "sampling_params": {"max_new_tokens": 99}}, [56]),
+        ({"input_ids": [1] * 200}, [56]),  # 128 otherwise
+        ({"input_ids": [1] * 10, "sampling_params": {"max_new_tokens": 246}}, [246]),
+        # the engine's to refuse, or to choose
+        ({"input_ids": [1] * 256, "sampling_params": {"max_new_tokens": 9}}, [9]),
+        ({"input_ids": [1] * 200, "sampling_params": {"max_new_tokens": None}}, [None]),
+        ({"input_ids": [1] * 200, "sampling_params": {"max_new_tokens": "9"}}, ["9"]),
+    ],
+)
+def test_a_request_of_a_users_function_is_cut_to_the_context_too(asked: dict[str, Any], sent: list[Any]) -> None:
+    before = json.dumps(asked)
+    body = fitted(asked, 256)
+    params = body["sampling_params"]
+    assert [part["max_new_tokens"] for part in (params if isinstance(params, list) else [params])] == sent
+    assert json.dumps(asked) == before and body["input_ids"] == asked["input_ids"]
+
+
+@pytest.mark.parametrize("body", [{}, {"text": "a"}, {"input_ids": []}, {"input_ids": [1], "sampling_params": 3}])
+def test_a_request_of_another_form_is_left_to_the_engine(body: dict[str, Any]) -> None:
+    assert fitted(body, 256) == body

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -234,3 +235,11 @@ async def test_other_weights_than_those_dealt_by_are_refused(dealer: Callable[..
 def test_error_of_a_slice_names_its_key(tmp_path: Path, tokenizer: Tokenizer) -> None:
     with pytest.raises(ConfigError, match=r'data\.prompt_data = ".*@\[x\]": expected path@\[a:b\]'):
         load_prompts(of(prompt_data=f"{tmp_path}/a.jsonl@[x]"), tokenizer)
+
+
+def test_a_stop_token_that_the_model_does_not_have_is_refused_before_the_start(tokenizer: Tokenizer) -> None:
+    config = msgspec.structs.replace(of(prompt_data="builtin:repeat"), rollout=Rollout(rollout_stop_token_ids=[3, 16]))
+    with pytest.raises(
+        DataError, match=r"rollout_stop_token_ids = \[3, 16\]: 16 is not in the model's vocabulary of 16"
+    ):
+        load_prompts(config, tokenizer)

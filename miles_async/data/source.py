@@ -53,6 +53,7 @@ def load_counted(config: RunConfig, tokenizer: Tokenizer) -> Loaded:
     data = config.data
     (source,) = DATA_SOURCE.functions(config)
     tokenizer = tokenizer.for_chats(data.chat_template_path, data.apply_chat_template_kwargs)
+    _check_stops(config.rollout.rollout_stop_token_ids, tokenizer)
     if data.data_source == FILES:
         prompts = source(config, tokenizer)
     else:
@@ -64,6 +65,15 @@ def load_counted(config: RunConfig, tokenizer: Tokenizer) -> Loaded:
     if data.prompt_weights is not None and len(data.prompt_weights) != n_sources:
         raise DataError(f"data.prompt_weights has {len(data.prompt_weights)} numbers for {n_sources} sources")
     return kept
+
+
+def _check_stops(ids: list[int], tokenizer: Tokenizer) -> None:
+    """Refuse stop tokens that no engine would be sent; only here the vocabulary is known. Raises DataError."""
+    wrong = [token for token in ids if not 0 <= token < tokenizer.vocab_size]
+    if wrong:
+        raise DataError(
+            f"rollout.rollout_stop_token_ids = {ids}: {wrong[0]} is not in the model's vocabulary of {tokenizer.vocab_size}"
+        )
 
 
 def counts(prompts: Sequence[Prompt]) -> tuple[int, ...]:

@@ -27,13 +27,20 @@ PROBE_PAUSE_S = 0.25
 
 
 class EvalEngines:
-    """The engines ``names`` of a run, at the addresses that they have put on the bus. ``vocab_size``: of their model."""
+    """The engines ``names`` of a run, at the addresses that they have put on the bus. ``vocab_size``, ``context_length``: of
+    their model."""
 
     def __init__(
-        self, bus: Bus, names: tuple[str, ...], config: RunConfig, session: aiohttp.ClientSession, vocab_size: int
+        self,
+        bus: Bus,
+        names: tuple[str, ...],
+        config: RunConfig,
+        session: aiohttp.ClientSession,
+        vocab_size: int,
+        context_length: int | None = None,
     ) -> None:
         self.bus, self.names, self.config, self.session = bus, names, config, session
-        self._vocab_size = vocab_size
+        self._vocab_size, self._context_length = vocab_size, context_length
         self._api_key = resolve("engine.api_key", config.engine.api_key)
         # what an engine still does is of an attempt that nobody waits for any more
         self._push = msgspec.structs.replace(config.weights, transport="disk", pause_mode="abort")
@@ -69,7 +76,14 @@ class EvalEngines:
                 url = await self.bus.address(name, deadline_s=max(0.0, deadline - loop.time()))
                 if not is_of_run(url, self.config.engine, self.config.eval.urls):
                     raise EngineError(name, "its address", f"{url} is no place for an engine of this run")
-                client = EngineClient(url, self.session, self._api_key, name=name, vocab_size=self._vocab_size)
+                client = EngineClient(
+                    url,
+                    self.session,
+                    self._api_key,
+                    name=name,
+                    vocab_size=self._vocab_size,
+                    context_length=self._context_length,
+                )
                 await client.model_info(PROBE_TIMEOUT_S)
                 return client
             except (EngineError, TimeoutError) as error:

@@ -30,7 +30,8 @@ from miles_async.rollout.interface import Ask, RolloutContext
 from miles_async.rollout.registry import AGENT, TOOL_CALL_PARSER
 from miles_async.sessions.server import SessionServer, serve_sessions
 from miles_async.sessions.session import Session
-from miles_async.unicode_text import words_of
+from miles_async.tokenizer import MARK, TokenizerError
+from miles_async.unicode_text import well_formed, words_of
 
 PART = "agent"  # the name of a reward that is a plain number, among ``reward_parts``
 
@@ -82,7 +83,7 @@ async def generate(ticket: Ticket, index: int, context: RolloutContext) -> list[
         api_key=server.api_key,
         model=server.model,
         prompt=ticket.prompt,
-        messages=ticket.metadata.get("messages") or [{"role": "user", "content": ticket.prompt}],
+        messages=ticket.metadata.get("messages") or [{"role": "user", "content": _asked(ticket, context)}],
         label=ticket.label,
         metadata=ticket.metadata,
         group_id=ticket.group_id,
@@ -96,6 +97,21 @@ async def generate(ticket: Ticket, index: int, context: RolloutContext) -> list[
     if not samples:
         raise AgentError("the agent asked nothing of the policy: there is no completion in its session")
     return samples if result is None else _rewarded(samples, result, context.config.reward.reward_key)
+
+
+def _asked(ticket: Ticket, context: RolloutContext) -> str:
+    """What a prompt that was given as text says: without what the chat template has put around it, which it will put there
+    again."""
+    if not context.config.data.apply_chat_template:
+        return ticket.prompt
+    chat, tools = [{"role": "user", "content": MARK}], ticket.metadata.get("tools")
+    try:
+        before, _, behind = context.tokenizer.render_chat(chat, tools=tools).partition(MARK)
+    except TokenizerError:
+        return ticket.prompt
+    if not (ticket.prompt.startswith(before) and ticket.prompt.endswith(behind)):
+        return ticket.prompt
+    return ticket.prompt[len(before) : len(ticket.prompt) - len(behind)]
 
 
 async def _play(function: Callable[[AgentTask], Any], task: AgentTask, timeout_s: float) -> Any:
@@ -119,7 +135,7 @@ def _rewarded(samples: list[Sample], result: Any, reward_key: str | None) -> lis
     try:
         grade = graded(numbers(result), reward_key)
     except Exception as error:
-        raise AgentError(f"the agent returned {result!r:.100}: {error}") from None
+        raise AgentError(f"the agent returned {result!r:.100}: {well_formed(str(error))}") from None
     parts = grade.parts or {PART: grade.reward}
     return [msgspec.structs.replace(sample, reward=grade.reward, reward_parts=parts) for sample in samples]
 

@@ -34,6 +34,7 @@ from miles_async.refusals import Refusals
 from miles_async.sessions import chat
 from miles_async.sessions.errors import ApiError
 from miles_async.sessions.session import Session
+from miles_async.unicode_text import words_of
 
 MAX_BODY_BYTES = 16 << 20
 MAX_SESSIONS = 100_000  # open at a time; a worker ends those of its own rollouts
@@ -173,7 +174,7 @@ async def _until_gone(work: Any, receive: Receive) -> chat.Reply:
         raise
     except Exception as error:  # of a tool-call parser of the user, or ours
         _log.exception("a chat request failed")
-        raise ApiError(500, f"{type(error).__name__}: {error}") from None
+        raise ApiError(500, words_of(error)) from None
     finally:
         replying.cancel()
         leaving.cancel()
