@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
 import pytest
 from chat_models import ID, chat_tokenizer
 
-from miles_async.config import Data, Model, RunConfig
+from bus.codec import TOKENS, pack, unpack
+from bus.messages import Group, Ticket
+from miles_async.config import Data, Model, Rollout, RunConfig
+from miles_async.rollout import sft
+from miles_async.rollout.interface import RolloutContext
 from miles_async.rollout.learnt import Learnt, SftError, learnt
+from miles_async.sound_group import Limits, check_group
 from miles_async.tokenizer import Tokenizer
 
 CALL = {"type": "function", "id": "a1b2c3d4e", "function": {"name": "add", "arguments": {"a": 1}}}
@@ -158,3 +164,34 @@ def test_a_label_ends_as_the_policy_will_end_its_answer(tmp_path: Path) -> None:
     for chat, end in ((True, "<|im_end|>"), (False, "<|endoftext|>")):
         (found,) = of(tokenizer, None, "four", apply_chat_template=chat)
         assert found == Learnt([5, 6], tokenizer.encode("four" + end), [1] * 5)
+
+
+@pytest.mark.parametrize(
+    ("messages", "label", "lengths"),
+    [(FORGOTTEN, None, None), (None, "x" * 3000, [2046])],  # a context of 2048, of which the prompt takes 2
+)
+async def test_what_is_learnt_is_sound_and_fits_the_context(
+    tmp_path: Path, messages: Any, label: str | None, lengths: list[int] | None
+) -> None:
+    tokenizer = chat_tokenizer(tmp_path, "thinking")
+    config = RunConfig(
+        model=Model(hf_checkpoint="x"), data=Data(prompt_data="x"), rollout=Rollout(rollout_max_response_len=5000)
+    )
+    metadata = {"messages": messages} if messages else {}
+    ticket = Ticket(
+        group_id="0-0-0", prompt_tokens=pack([5, 6], TOKENS), sampling_seed=1, label=label, metadata=metadata
+    )
+    samples = await sft.rollout(ticket, RolloutContext(config, tokenizer, None, contextlib.AsyncExitStack()))  # type: ignore[arg-type]
+    group = Group(
+        group_id="0-0-0",
+        prompt_tokens=ticket.prompt_tokens,
+        samples=tuple(samples),
+        worker="w",
+        started=1.0,
+        finished=1.0,
+    )
+    check_group(group, Limits(vocab_size=128, newest_version=0, context=2048))
+    assert [sample.rollout_index for sample in samples] == [0] * (2 if messages else 1)
+    if lengths is not None:
+        assert [len(unpack(sample.tokens, TOKENS)) for sample in samples] == lengths
+        assert samples[0].finish_reason == "length"

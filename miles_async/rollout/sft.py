@@ -1,6 +1,7 @@
 """The rollout function of supervised fine-tuning: nothing is generated, the prompt's own answer is the sample.
 
-What of it is learnt (``loss_mask`` 1): ``learnt.py``. Tokens have no version: no policy sampled them.
+What of it is learnt (``loss_mask`` 1): ``learnt.py``; what exceeds ``rollout_max_response_len`` or the context is cut off.
+Tokens have no version: no policy sampled them.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from bus.codec import LOGPROBS, MASK, TOKENS, VERSIONS, pack, unpack
 from bus.messages import UNSAMPLED, Sample, Ticket
 from miles_async.rollout.interface import RolloutContext
 from miles_async.rollout.learnt import Learnt, SftError, learnt
+from miles_async.rollout.trajectory import Trajectory
 
 __all__ = ["SftError", "rollout"]
 
@@ -26,7 +28,7 @@ async def rollout(ticket: Ticket, context: RolloutContext) -> list[Sample]:
 
 
 def _sample(index: int, one: Learnt, context: RolloutContext) -> Sample:
-    limit = context.config.rollout.rollout_max_response_len
+    limit = max(context.bounds.room(Trajectory(one.prompt), context.config.rollout), 0)
     tokens, mask = one.response[:limit], one.mask[:limit]
     return Sample(
         index=index,
