@@ -3,8 +3,10 @@
 Each run trains while 1 to 4 faults hit it: kill -9 of any actor or of Redis, a stop (SIGSTOP) for longer than the lease,
 all connections to Redis dropped at once. Every run must finish by itself with a ledger that balances at every checkpoint
 and at the end, no group trained twice, none missing, no token older than the bound, no process left
-(``fault_run.py`` has the verdict). Seeded. ``miles-async bench faults`` with, from the environment, ``FAULT_RUNS`` (how many,
-10), ``FAULT_STEPS`` (of each, 100), ``FAULT_SEED`` (the first, 1), ``FAULT_JOBS`` (at the same time, 1). Raises
+(``fault_run.py`` has the verdict); or end with one line, and do so when it is resumed. ``fault_kinds.py`` has what is more than
+a signal: what comes late, is forged or damaged, a full disk. Seeded. ``miles-async bench faults`` with, from the
+environment, ``FAULT_RUNS`` (how many, 10), ``FAULT_STEPS`` (of each, 100), ``FAULT_SEED`` (the first, 1), ``FAULT_JOBS`` (at
+the same time, 1), ``FAULT_KINDS`` (``all``; ``processes``: signals only; names, with commas between them). Raises
 BrokenPromiseError if a run breaks a promise.
 """
 
@@ -15,12 +17,12 @@ import os
 import statistics
 import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from benchmarks.fault_run import FaultRun, Verdict
+from benchmarks.fault_run import ALL_FAULTS, FAULTS, FaultRun, Verdict
 
 
 class BrokenPromiseError(AssertionError):
@@ -28,23 +30,33 @@ class BrokenPromiseError(AssertionError):
 
 
 def run(
-    runs: int | None = None, seed: int | None = None, jobs: int | None = None, steps: int | None = None
+    runs: int | None = None,
+    seed: int | None = None,
+    jobs: int | None = None,
+    steps: int | None = None,
+    kinds: str | None = None,
 ) -> dict[str, Any]:
     """The table: fault, how often, lost, twice, seconds until the next optimizer step (median, max)."""
     runs = runs or int(os.environ.get("FAULT_RUNS", "10"))
     seed = seed or int(os.environ.get("FAULT_SEED", "1"))
     jobs = jobs or int(os.environ.get("FAULT_JOBS", "1"))
     steps = steps or int(os.environ.get("FAULT_STEPS", "100"))
+    named = kinds or os.environ.get("FAULT_KINDS", "all")
+    chosen = {"processes": FAULTS, "all": ALL_FAULTS}.get(named) or named.split(",")
+    if unknown := set(chosen) - set(ALL_FAULTS):
+        raise ValueError(f"FAULT_KINDS: {', '.join(sorted(unknown))} is none of {', '.join(ALL_FAULTS)}")
     with tempfile.TemporaryDirectory(prefix="faults-") as directory, ThreadPoolExecutor(jobs) as pool:
-        verdicts = list(pool.map(lambda number: _play(Path(directory), number, steps), range(seed, seed + runs)))
+        verdicts = list(
+            pool.map(lambda number: _play(Path(directory), number, steps, chosen), range(seed, seed + runs))
+        )
     result = {"runs": runs, "first_seed": seed, "jobs": jobs, "steps": steps, "faults": table(verdicts)}
     if broken := {v.seed: [*v.broken, str(v.recoveries)] for v in verdicts if v.broken}:
         raise BrokenPromiseError(json.dumps({"broken": broken, **result}))
     return result
 
 
-def _play(directory: Path, seed: int, steps: int) -> Verdict:
-    verdict = FaultRun(directory, seed, steps).play()
+def _play(directory: Path, seed: int, steps: int, kinds: Sequence[str]) -> Verdict:
+    verdict = FaultRun(directory, seed, steps, kinds).play()
     faults = ", ".join(f"{fault} ({seconds:.1f} s)" for fault, seconds in verdict.recoveries)
     print(f"seed {seed}: {faults}{'; BROKEN: ' if verdict.broken else ''}{verdict.broken or ''}", file=sys.stderr)
     return verdict

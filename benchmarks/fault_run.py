@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from typing import Any
 import psutil
 import redis
 
+from benchmarks import fault_kinds
 from benchmarks.growing_record import GrowingRecord
 from bus.ledger import balanced
 from miles_async.monitor.record_lines import read_transitions
@@ -34,7 +36,10 @@ FAULTS = [f"{how} {name}" for how in ("kill", "stop") for name in [*ACTORS, "red
     "disconnect everybody",
     "damage checkpoint",
 ]
+ALL_FAULTS = [*FAULTS, *fault_kinds.KINDS]
 RUN_TIMEOUT_S = 240.0
+LEFT_S = 30.0
+MAX_RESUMES = 3  # of a run that has said in one line why it ended
 
 CONFIG = f"""
 [model]
@@ -76,33 +81,38 @@ class Verdict:
     lost: int = 0  # groups dealt and neither trained nor dropped
     twice: int = 0  # groups in two steps
     broken: list[str] = field(default_factory=list)  # promises not kept, in words
+    resumes: int = 0  # after an end with one line
 
 
 class FaultRun:
     """One launch and its faults."""
 
-    def __init__(self, directory: Path, seed: int, steps: int) -> None:
+    def __init__(self, directory: Path, seed: int, steps: int, kinds: Sequence[str] = FAULTS) -> None:
+        self.kinds = kinds
         self.seed, self.steps, self.run_dir = seed, steps, directory / f"run-{seed}"
         self.rng = random.Random(seed)
         config = directory / f"run-{seed}.toml"
         config.write_text(CONFIG)
         self.log = (directory / f"run-{seed}.log").open("w+")
-        command = [sys.executable, "-m", "miles_async.cli", "launch", str(config), "--run-dir", str(self.run_dir)]
-        command += ["--set", f"run.seed={seed}", "--set", f"run.num_steps={steps}"]
-        self.process = subprocess.Popen(command, stdout=self.log, stderr=subprocess.STDOUT)
+        self._command = [sys.executable, "-m", "miles_async.cli", "launch", str(config), "--run-dir", str(self.run_dir)]
+        self._command += ["--set", f"run.seed={seed}", "--set", f"run.num_steps={steps}"]
+        self.process = self._launch()
         self.faults: list[tuple[str, float]] = []  # what, and when
         self._record, self._step = GrowingRecord(self.run_dir), 0
+
+    def _launch(self) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(self._command, stdout=self.log, stderr=subprocess.STDOUT)
 
     def play(self) -> Verdict:
         """Run to the end, faults and all."""
         verdict = Verdict(self.seed)
-        for fault in self.rng.sample(FAULTS, self.rng.randint(1, 4)):
+        for fault in self.rng.sample(self.kinds, min(len(self.kinds), self.rng.randint(1, 4))):
             self._wait_for_step(self._last_step() + self.rng.randint(1, 15))
             time.sleep(self.rng.random() * 0.1)  # anywhere between two steps
             if self.process.poll() is None:
                 self._inflict(fault)
         try:
-            code = self.process.wait(RUN_TIMEOUT_S)
+            code = self._end(verdict)
         except subprocess.TimeoutExpired:
             with contextlib.suppress(Exception):
                 verdict.broken.append(f"it did not end: {json.dumps(status(self.run_dir), default=str)}")
@@ -113,13 +123,41 @@ class FaultRun:
         times = sorted(float(line["time"]) for line in GrowingRecord(self.run_dir).more())
         verdict.recoveries = [(fault, next((t for t in times if t > when), when) - when) for fault, when in self.faults]
         if code:
-            self.log.seek(0)
-            verdict.broken.append(f"exit code {code}: {self.log.read()[-800:]}")
+            verdict.broken.append(f"exit code {code}: {self._said()[-800:]}")
         else:
             self._check(verdict)
         return verdict
 
+    def _end(self, verdict: Verdict) -> int:
+        """The exit code. A run that said in one line why it ended is resumed. Raises TimeoutExpired."""
+        code = self.process.wait(RUN_TIMEOUT_S)
+        while code == 1 and verdict.resumes < MAX_RESUMES and "Traceback" not in self._said():
+            verdict.resumes += 1
+            self.process = self._launch()
+            code = self.process.wait(RUN_TIMEOUT_S)
+        return code
+
+    def _said(self) -> str:
+        self.log.flush()
+        return Path(self.log.name).read_text()
+
+    def crash_and_resume(self, damage: Callable[[], None]) -> None:
+        """The launch is killed; when none of its processes lives, ``damage`` is done, and the run goes on."""
+        self.process.kill()
+        self.process.wait()
+        deadline = time.monotonic() + LEFT_S
+        while self._left() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        damage()
+        self.process = self._launch()
+
     def _inflict(self, fault: str) -> None:
+        if fault in fault_kinds.KINDS:
+            began = time.time()
+            with contextlib.suppress(ProcessLookupError, StopIteration, OSError, psutil.Error, redis.RedisError):
+                if fault_kinds.KINDS[fault](self):
+                    self.faults.append((fault, began))
+            return
         how, name = fault.split()
         with contextlib.suppress(ProcessLookupError, StopIteration, psutil.Error):  # it is being replaced already
             if how == "disconnect":
@@ -127,7 +165,7 @@ class FaultRun:
             if how == "damage":
                 self._damage_newest_checkpoint()
                 how, name = "kill", "learner-0"
-            pid = self._pid(name)
+            pid = self.pid(name)
             self.faults.append((fault, time.time()))
             if how == "kill":
                 os.kill(pid, signal.SIGKILL)
@@ -147,17 +185,17 @@ class FaultRun:
 
     def _disconnect(self, fault: str) -> None:
         """Redis drops every connection at once, as a network would."""
-        client = redis.Redis.from_url(self._supervisor()["bus_url"])
+        client = redis.Redis.from_url(self.supervisor()["bus_url"])
         self.faults.append((fault, time.time()))
         client.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
         client.close()
 
-    def _supervisor(self) -> dict[str, Any]:
+    def supervisor(self) -> dict[str, Any]:
         return json.loads((self.run_dir / "supervisor.json").read_text())
 
-    def _pid(self, name: str) -> int:
+    def pid(self, name: str) -> int:
         if name == "redis":
-            return int(self._supervisor()["redis_pid"])
+            return int(self.supervisor()["redis_pid"])
         found = status(self.run_dir)
         return int(next(actor["pid"] for actor in found["actors"] if actor["actor"] == name))
 
@@ -197,20 +235,26 @@ class FaultRun:
     def _trained(self) -> tuple[Counter[str], bool]:
         """In how many steps each group was, and whether every replay of a step had the same groups."""
         times: Counter[str] = Counter()
-        same = True
+        same, quarantined = True, self._by_kind().get("quarantined", set())
         for step in range(1, self.steps + 1):
-            lines = set((self.run_dir / "trained" / f"{step:06d}").read_text().splitlines())
-            same = same and len(lines) == 1
-            times.update({group for line in lines for group in line.split()})
+            lines = (self.run_dir / "trained" / f"{step:06d}").read_text().splitlines()
+            # a group that could not be trained is no part of its step, from the moment on at which that was seen
+            groups = {frozenset(line.split()) - quarantined for line in lines}
+            same = same and len(groups) == 1
+            times.update({group for line in groups for group in line})
         return times, same
 
     def _settled(self) -> tuple[set[str], set[str], set[str]]:
         """Ids dealt, ids trained or dropped, ids dropped, by the record of transitions."""
+        by_kind = self._by_kind()
+        dropped = by_kind.get("dropped", set()) | by_kind.get("quarantined", set())
+        return by_kind["admitted"], by_kind["trained"] | dropped, dropped
+
+    def _by_kind(self) -> dict[str, set[str]]:
         by_kind: dict[str, set[str]] = {}
         for line in read_transitions(self.run_dir):
             by_kind.setdefault(line.kind, set()).update(line.groups)
-        dropped = by_kind.get("dropped", set()) | by_kind.get("quarantined", set())
-        return by_kind["admitted"], by_kind["trained"] | dropped, dropped
+        return by_kind
 
     def _left(self) -> list[int]:
         found = []

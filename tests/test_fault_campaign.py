@@ -13,6 +13,6 @@ def test_ten_runs_hit_by_random_faults_lose_nothing_and_train_nothing_twice(monk
     monkeypatch.chdir(ROOT)  # the runs find the campaign's learner here
     from benchmarks import bench_faults
 
-    result = bench_faults.run(runs=10, seed=1, steps=60)  # raises if a promise is broken
+    result = bench_faults.run(runs=10, seed=1, steps=60, kinds="processes")  # raises if a promise is broken
     assert sum(row["count"] for row in result["faults"].values()) >= 10
     assert all(row["lost"] == row["twice"] == 0 for row in result["faults"].values())
