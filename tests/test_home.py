@@ -98,6 +98,16 @@ def test_where_no_launch_is_on_record_the_checkpoint_says_whose_the_run_is(tmp_p
     home.leave()
 
 
+def test_the_checkpoints_of_another_run_do_not_say_whose_a_new_directory_is(tmp_path: Path) -> None:
+    root = tmp_path / "checkpoints"
+    state = checkpoint.LearnerState(version=3, extra={"run_id": "run-1", "incarnation": 7})
+    checkpoint.commit(root, checkpoint.begin(root, 3), state, keep=2)
+    home = RunHome(tmp_path)
+    assert not home.enter()
+    assert home.state["run_id"] != "run-1"
+    home.leave()
+
+
 def test_what_only_processes_that_are_gone_had_a_use_for_is_removed(tmp_path: Path) -> None:
     socket = Path(tempfile.mkdtemp(prefix="miles-bus-"))
     killed = RunHome(tmp_path)

@@ -65,7 +65,11 @@ class RunHome:
         self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._lock.take()
         try:
-            earlier = _read(self.path / STATE_FILE) or remembered(self.path)
+            earlier = _read(self.path / STATE_FILE)
+            if (
+                earlier is None and (self.path / STATE_FILE).exists()
+            ):  # emptied; without one, what lies here is another run's
+                earlier = remembered(self.path)
             self._sweep(earlier)
             # a launch that was killed may have had numbers that its disk did not take
             skipped = UNWRITTEN if earlier and earlier.get("pid") is not None else 0
