@@ -13,6 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from miles_async.config import Rollout
+from miles_async.evaluation.metrics import EvalSample
+from miles_async.evaluation.point import Result, _checked
+from miles_async.evaluation.record import EvalRecord
 from miles_async.rollout.failures import reason_of
 from miles_async.rollout.multi_turn import _answer
 from miles_async.rollout.tool_calls import qwen
@@ -113,3 +116,22 @@ async def test_an_endpoint_answers_a_policy_that_writes_half_a_surrogate_pair(
         messages += [reply.message, {"role": "tool", "content": f"a{HALF}", "tool_call_id": "1"}]
     assert reply.calls[0]["arguments"] == {"x": "\ufffd"}
     assert len(session.conversation.branches) == 1
+
+
+def test_the_record_of_an_evaluation_takes_what_a_function_of_the_users_says(tmp_path: Path) -> None:
+    sample = EvalSample(
+        prompt_index=0,
+        sample_index=0,
+        rollout_index=0,
+        prompt="p",
+        response=f"a{HALF}",
+        label=None,
+        reward=1.0,
+        finish_reason="stop",
+        response_len=2,
+        reward_parts={HALF: 1.0},
+    )
+    record = EvalRecord(tmp_path / "eval")
+    record.add_samples(3, {"seen": Result(_checked("seen", {f"seen/{HALF}": 1.0}), [sample])})
+    (line,) = (tmp_path / "eval" / "seen-3.jsonl").read_text().splitlines()
+    assert json.loads(line)["response"] == "a\ufffd" and json.loads(line)["reward_parts"] == {"\ufffd": 1.0}

@@ -32,6 +32,7 @@ from miles_async.rollout.interface import Ask, RolloutContext
 from miles_async.rollout.registry import rollout_function
 from miles_async.rollout.scoring import Scorer, score
 from miles_async.tokenizer import Tokenizer
+from miles_async.unicode_text import well_formed
 
 Generate = Callable[[Prompt], Awaitable[list[Sample]]]
 Grade = Callable[[Prompt, Sequence[Sample]], Awaitable[list[float | None]]]
@@ -214,4 +215,4 @@ def _checked(name: str, found: Any) -> dict[str, float]:
             )
         if not hasattr(value, "__float__") or not math.isfinite(float(value)):
             raise ResultError(f"an evaluation of {name} returned {key} = {value!r}: expected a finite number")
-    return {key: float(value) for key, value in found.items()}
+    return {well_formed(key): float(value) for key, value in found.items()}

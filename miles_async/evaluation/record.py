@@ -15,6 +15,7 @@ from pathlib import Path
 import msgspec
 
 from miles_async.evaluation.point import Result
+from miles_async.unicode_text import well_formed
 
 POINTS_FILE = "points.jsonl"
 MADE = "made"
@@ -46,7 +47,8 @@ class EvalRecord:
         for name, result in results.items():
             final = self.directory / f"{name}-{version}.jsonl"
             draft = final.with_name(f".{final.name}.partial")
-            draft.write_bytes(b"".join(encoder.encode(sample) + b"\n" for sample in result.samples))
+            lines = (encoder.encode(well_formed(msgspec.to_builtins(sample))) for sample in result.samples)
+            draft.write_bytes(b"".join(line + b"\n" for line in lines))
             draft.replace(final)
 
     def add(self, point: Point) -> None:
