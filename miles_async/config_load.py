@@ -28,6 +28,7 @@ from msgspec import Meta
 from miles_async import builtin, hook_points, secret
 from miles_async.config import ConfigError, Data, Eval, EvalDataset, RunConfig
 from miles_async.config_effect import check_effect
+from miles_async.config_learnable import check_learnable
 from miles_async.context_length import check_lengths
 from miles_async.data.rows import PARQUET, partition_slice, sources, split_slice
 from miles_async.data.source import FILES
@@ -76,6 +77,7 @@ def parse(
         check_files(config)
         hook_points.check(config)
         check_effect(config)
+        check_learnable(config)
         check_lengths(config)
     return config
 

@@ -6,7 +6,8 @@ import msgspec
 import pytest
 
 from miles_async.config import ConfigError, RunConfig
-from miles_async.config_effect import GROUP_RELATIVE, RULES
+from miles_async.config_effect import RULES
+from miles_async.config_learnable import GROUP_RELATIVE
 from miles_async.config_load import parse
 
 MINIMAL = (

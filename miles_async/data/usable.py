@@ -10,7 +10,7 @@ from __future__ import annotations
 import msgspec
 
 from miles_async.config import RunConfig
-from miles_async.config_effect import LABELLED, is_graded
+from miles_async.config_learnable import LABELLED, is_graded
 from miles_async.data.prompt import Prompt
 from miles_async.rewards.graded import RewardError
 from miles_async.rewards.registry import WEIGHTED_SUM, chosen
