@@ -99,7 +99,7 @@ class ReadyGroup(Message, tag="ready", frozen=True):
 
 
 class Batch(Message, tag="batch", frozen=True):
-    """The write-ahead record of one optimizer step: which groups step ``step`` (1-based) trains on, in order."""
+    """The write-ahead record of one step: which groups step ``step`` (1-based) trains on, in order."""
 
     step: int
     group_ids: tuple[str, ...]

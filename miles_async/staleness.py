@@ -3,7 +3,7 @@
 Promises: no token older than ``max_lag`` versions is ever selected, nor one newer than the learner; a policy never waits
 for something that waits for the policy (also at ``max_lag = 0``, which is the synchronous loop).
 
-Terms. Version ``v``: the number of optimizer steps in the weights. Batch ``j`` (0-based) is trained by the learner at
+Terms. Version ``v``: the number of batches in the weights. Batch ``j`` (0-based) is trained by the learner at
 version ``j`` and makes version ``j + 1``. ``B``: groups in a batch. ``L``: ``max_lag``. ``k``: batches recorded so far.
 ``o``: open groups, that is dealt, not dropped, and not yet in a batch. ``s``: the lowest version that a serving engine
 confirmed. Engines only move to newer versions, and one that joins does so at ``s`` or later.

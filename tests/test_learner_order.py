@@ -16,7 +16,7 @@ from actors.learner import Learner, ResumeError
 from actors.runtime.context import FATAL, ActorContext, ActorSpec
 from bus import Bus, Ledger, balanced
 from bus.codec import LOGPROBS, MASK, TOKENS, VERSIONS, pack
-from bus.messages import Event, Group, Sample, Snapshot, Ticket
+from bus.messages import Event, Group, Metrics, Sample, Snapshot, Ticket
 from miles_async.config import Checkpoint, Data, Model, Rollout, Run, RunConfig, Staleness
 from miles_async.train import checkpoint
 from miles_async.train.checkpoint import CheckpointError, LearnerState
@@ -313,3 +313,23 @@ async def test_what_the_buffer_filter_names_is_dropped_before_a_batch_is_chosen(
     await run(make_learner(bus, tmp_path, trainer, monkeypatch, run=Run(num_steps=1), rollout=rollout))
     assert trainer.trained == [("0-1-0", "0-3-0")]
     assert (await ledger.counts())["dropped:buffer_filter"] == 2 and balanced(await ledger.counts())
+
+
+async def test_steps_that_are_skipped_or_had_nothing_to_learn_are_on_record_and_the_run_goes_on(
+    bus: Bus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Troubled(StandInTrainer):
+        def step(self, groups: list[Group], **kwargs: Any) -> dict[str, float]:
+            counts = {2: {"skipped_steps": 1.0}, 3: {"empty_steps": 1.0}}.get(
+                self.version + 1, {"optimizer_steps": 1.0}
+            )
+            return super().step(groups, **kwargs) | counts
+
+    await publish(Ledger(bus), 6)
+    await run(make_learner(bus, tmp_path, Troubled(), monkeypatch))
+    found, _ = await bus.read("events", Event, "0")
+    said = [(event.kind, event.data["step"]) for event in found if event.kind in ("steps_skipped", "nothing_to_learn")]
+    assert said == [("steps_skipped", 2), ("nothing_to_learn", 3)]
+    metrics, _ = await bus.read("metrics", Metrics, "0")
+    assert [line.values.get("skipped_steps", 0) for line in metrics if "raw_reward" in line.values] == [0, 1, 0]
+    assert balanced(await Ledger(bus).counts())

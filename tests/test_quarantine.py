@@ -79,11 +79,11 @@ async def test_a_group_that_is_taken_out_moves_no_other_into_another_mini_batch(
     bus: Bus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await publish(Ledger(bus), 6)
-    await spoil(bus, "0-0-0", reward=1e308)
+    await spoil(bus, "0-1-0", reward=1e308)
     trainer = StandInTrainer()
     await run(make_learner(bus, tmp_path, trainer, monkeypatch, learner=LearnerSection(num_steps_per_rollout=2)))
-    assert trainer.trained[0] == ("0-1-0",)
-    assert trainer.sizes == [[0, 1], [1, 1], [1, 1]]
+    assert trainer.trained[0] == ("0-0-0",)
+    assert trainer.sizes == [[1, 0], [1, 1], [1, 1]]
 
 
 @pytest.mark.parametrize("how", ["missing", "damaged", "of another group"])

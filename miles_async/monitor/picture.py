@@ -53,7 +53,7 @@ def _curve(axes: Axes, progress: Progress) -> None:
     if target is not None:
         axes.axhline(target, color=_GREY, linewidth=1, linestyle="--", label=f"target {target:g}")
     axes.set_ylabel(progress.curve)
-    axes.set_xlabel("optimizer step")
+    axes.set_xlabel("step")
     for before, after in itertools.pairwise(steps):
         if before.start != after.start:
             axes.axvline(after.step, color=_GREY, linewidth=1, linestyle=":", label="resumed")
@@ -71,7 +71,7 @@ def _lag(axes: Axes, steps: list[Step]) -> None:
     axes.fill_between(xs, most, step="mid", color=_ORANGE, alpha=0.2, linewidth=0, label="oldest token")
     axes.plot(xs, [step.mean_lag for step in steps], color=_ORANGE, linewidth=1.8, label="mean over tokens")
     axes.set_ylabel("lag, versions")
-    axes.set_xlabel("optimizer step")
+    axes.set_xlabel("step")
     axes.set_ylim(bottom=0, top=max([1.0, *(lag for lag in most if math.isfinite(lag))]) * 1.15)
     _whole_numbers(axes.yaxis)
 

@@ -36,7 +36,7 @@ Curve = Literal["reward", "loss"]
 
 
 class Step(msgspec.Struct, frozen=True, kw_only=True):
-    """One optimizer step as its learner reported it."""
+    """One step as its learner reported it: a batch."""
 
     step: int  # 1-based; the weight version it made
     start: int  # which start of the run trained it, 0-based
