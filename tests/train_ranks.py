@@ -107,20 +107,20 @@ def train_two_ranks(rank: int, model: str, root: str) -> None:
 
 def refusals(trainer: Any, rank: int) -> list[str]:
     """What each rank gets when only rank 1's groups are malformed, then too old; then a good batch for both."""
-    good = share(batches()[0], rank, 2)
+    good = share(make_groups(4, 4, version=trainer.version - 1), rank, 2)
     broken = [msgspec.structs.replace(good[0], prompt_tokens=b""), *good[1:]]
     sample = msgspec.structs.replace(good[0].samples[0], loss_mask=b"\1" * len(good[0].samples[0].loss_mask))
-    aged = msgspec.structs.replace(sample, versions=pack([-7] * len(sample.loss_mask), VERSIONS))
+    aged = msgspec.structs.replace(sample, versions=pack([0] * len(sample.loss_mask), VERSIONS))
     old = [msgspec.structs.replace(good[0], samples=(aged,)), *good[1:]]
     before = trainer.version
-    results = [error_of(trainer, groups if rank == 1 else good) for groups in (broken, old)]
+    results = [error_of(trainer, groups if rank == 1 else good, max_lag=1) for groups in (broken, old)]
     assert trainer.version == before
     return [*results, error_of(trainer, good)]
 
 
-def error_of(trainer: Any, groups: list[Group]) -> str:
+def error_of(trainer: Any, groups: list[Group], max_lag: int | None = None) -> str:
     try:
-        trainer.step(groups)
+        trainer.step(groups, max_lag=max_lag)
     except Exception as error:
         return f"{type(error).__name__}: {error}"
     return ""
