@@ -269,7 +269,7 @@ class Engine(Section, frozen=True):
     num_engines: PositiveInt = 2
     urls: list[str] = []  # of engine.kind = "external"
     max_running_requests: PositiveInt = 256
-    context_length: PositiveInt | None = None  # None: the model's
+    context_length: PositiveInt | None = None  # tokens; None: the model's; say so where external servers have less
     tp_size: PositiveInt = 1  # tensor-parallel ranks of one sglang server; Miles: rollout_num_gpus_per_engine
     args: list[str] = []  # further flags of the sglang server
     start_timeout_s: PositiveFloat = 180.0
