@@ -24,6 +24,7 @@ from typing import Any
 
 from actors.learner_checkpoints import choose, settle
 from actors.learner_offers import Offers
+from actors.learner_report import LearnerReport
 from actors.learner_share import LearnerShare
 from actors.runtime.compute import ComputeThread
 from actors.runtime.context import ActorContext
@@ -37,7 +38,6 @@ from miles_async.staleness_choice import make_policy
 from miles_async.target_reward import REWARD_WINDOW, reached
 from miles_async.train import idle_steps
 from miles_async.train.checkpoint_choice import Choice
-from miles_async.train.hooks import LOG, POST_SAVE
 from miles_async.train.mismatch import warning
 from miles_async.weights.export import exported
 from miles_async.weights.snapshot import SnapshotError, choose_root, write_where_there_is_room
@@ -72,8 +72,7 @@ class Learner:
         # somebody samples with what is learnt
         self.wanted = ctx.config.rollout.generates or ctx.config.eval.eval_interval is not None
         self.warned = False
-        self.log_functions = LOG.functions(ctx.config)
-        self.post_save_functions = POST_SAVE.functions(ctx.config)
+        self.report = LearnerReport(ctx)
 
     async def run(self) -> None:
         async with ComputeThread("learner-compute") as self.compute:
@@ -202,9 +201,7 @@ class Learner:
             step_s = time.monotonic() - started
             perf = {"perf/train_time": step_s, "perf/train_wait_time": self.waited_s}
             metrics |= perf | {"perf/step_time": step_s + self.waited_s}
-            for function in self.log_functions:
-                metrics |= function(batch.step, metrics) or {}
-            await self.ctx.metrics(batch.step, metrics)
+            metrics = await self.report.step(batch, metrics, self.compute)
             await self._warn_of_mismatch(batch.step, metrics)
             for kind, text in idle_steps.warnings(metrics, self.config.learner.max_skipped_steps):
                 await self.ctx.event(kind, step=batch.step, warning=text)
@@ -266,8 +263,7 @@ class Learner:
         previous, self.last_saved = max(self.last_saved, 0), version
         if self.rank == 0:
             await settle(self.ctx, self.ledger, version, previous)
-            for function in self.post_save_functions:
-                await self.compute(function, version, directory)
+            await self.report.saved(version, directory, self.compute)
 
 
 def _is_step(text: str) -> bool:

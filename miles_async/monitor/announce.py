@@ -15,8 +15,8 @@ from miles_async.rollout.first_failures import kind_of
 
 # events of actors that are worth a line of their own; what the supervisor says is said
 ANNOUNCED = frozenset({"died", "engine_down", "mismatch", "checkpoint_damaged", "checkpoint_unverified"})
-ANNOUNCED |= {"steps_skipped", "nothing_to_learn", "teacher_down", "teacher_up", "no_variance", "hook_failed"}
-FAILURE, DEAD_LETTER = "failure", "dead_letter"
+ANNOUNCED |= {"steps_skipped", "nothing_to_learn", "teacher_down", "teacher_up", "no_variance"}
+FAILURE, DEAD_LETTER, HOOK_FAILED = "failure", "dead_letter", "hook_failed"
 PROMPT_CHARS = 80
 _HIDDEN = frozenset({"waits", "traceback"})
 
@@ -29,6 +29,8 @@ class Announcer:
 
     def text(self, event: Event) -> str:
         """What to say of ``event``, empty: nothing."""
+        if event.kind == HOOK_FAILED:
+            return self._said(event, f"{event.data.get('key')}: {event.data.get('cause')}")
         if event.kind == FAILURE or (event.kind == "sample_lost" and "traceback" in event.data):
             return self._failure(event)
         if event.kind == DEAD_LETTER:
@@ -44,8 +46,11 @@ class Announcer:
         self._told[key] += 1
         if self._told[key] > 1:
             return ""
+        return self._said(event, f"{reason}: {cause}")
+
+    def _said(self, event: Event, text: str) -> str:
         trace = "".join(f"\n    {line}" for line in str(event.data.get("traceback", "")).splitlines())
-        return f"{event.actor}: {reason}: {one_line(cause)}{trace}"
+        return f"{event.actor}: {one_line(text)}{trace}"
 
     def _dead_letter(self, event: Event) -> str:
         data = event.data

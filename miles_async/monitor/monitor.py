@@ -22,6 +22,7 @@ from miles_async.launches import CONFIG_FILE
 from miles_async.monitor.announce import Announcer
 from miles_async.monitor.length_bias import LengthBias
 from miles_async.monitor.live import LiveView
+from miles_async.monitor.losses import Losses
 from miles_async.monitor.picture import PICTURE_FILE, draw
 from miles_async.monitor.progress import LEDGER, MONITOR, START, Progress, progress_of
 from miles_async.monitor.record import RecordWriter
@@ -49,7 +50,7 @@ class Monitor:
         self._run_dir = Path()
         self._told_trouble = False
         self._length_bias = LengthBias()
-        self._announcer = Announcer()
+        self._announcer, self._losses = Announcer(), Losses()
         self.summary: dict[str, Any] | None = None  # what finish returned
         self.note = ""  # for the user, below the summary
 
@@ -64,6 +65,7 @@ class Monitor:
         damaged = set_aside(run_dir) if resumed else []
         if resumed:
             self._progress.replay(read_metrics(run_dir), read_events(run_dir))
+            self._losses.go_on(self._progress.latest)
         self._record = RecordWriter(
             run_dir, tensorboard=config.monitor.tensorboard, keep=resumed, last_step=self._progress.step
         )
@@ -106,13 +108,16 @@ class Monitor:
         line = transition_line(entry_id, transition)
         self._keep(line)
         self._length_bias.add(line)
+        self._losses.add(line)
         if line.kind == "batched":
             self._report_length_bias(line.step, line.time)
+            self._report_losses(line.step, line.time)
 
     def on_event(self, event: Event, entry_id: str = "") -> None:
         """One line of ``events.jsonl``; what the supervisor says is shown at once. ``entry_id``: on the bus."""
         line = EventLine(event.actor, event.kind, event.time, event.data, entry_id)
         self._progress.add_event(line)
+        self._losses.add_event(event)
         if self._view and (text := self._announcer.text(event)):
             self._view.say(text)
         self._keep(line)
@@ -149,13 +154,16 @@ class Monitor:
             return self.summary
         self._progress.ledger = dict(ledger)
         self._report_length_bias(self._progress.step, time.time())
+        self._report_losses(self._progress.step, time.time())
         if self._view:
             self._view.stop()
         troubles = []
         if self._record:
             self._record.close()
             troubles = [self._record.error] if self._record.error else []
+        troubles += [self._losses.trouble()] if self._losses.trouble() else []
         self.summary = summarize(self._progress, status, ledger, time.time(), reason)
+        self.summary["samples_lost"] = self._losses.reasons()
         self.summary["run_dir"] = str(self._run_dir)
         self.summary["troubles"] = troubles
         if self._record:  # else it never began, and there is no directory that is its own
@@ -181,6 +189,12 @@ class Monitor:
     def _report_length_bias(self, step: int, when: float) -> None:
         if self._length_bias.unreported:
             self.on_metrics(Metrics(actor=LEDGER, step=step, time=when, values=self._length_bias.values()))
+
+    def _report_losses(self, step: int, when: float) -> None:
+        if self._losses.unreported:
+            self.on_metrics(Metrics(actor=LEDGER, step=step, time=when, values=self._losses.values()))
+        if (news := self._losses.news()) is not None:
+            self.on_event(Event(actor="supervisor", kind="samples_lost", time=when, data=news))
 
     def _keep(self, message: Metrics | EventLine | TransitionLine) -> None:
         if self._record:

@@ -43,6 +43,7 @@ from miles_async.train.minibatch import MiniBatch, split
 from miles_async.train.model_state import ModelState
 from miles_async.train.objective import MISMATCH, MISMATCH_TOKENS, Objective, named
 from miles_async.train.policy import Policy
+from miles_async.train.reward_metrics import reward_metrics
 from miles_async.train.share import Share, make_share, micro_share
 
 __all__ = ["LagExceeded", "MegatronTrainer"]
@@ -146,7 +147,8 @@ class MegatronTrainer:
             metrics |= {"grad_norm": 0.0, "lr": 0.0, **steps.counts(empty=steps_of_batch(self.config))}
         self.version += 1
         self._kept.after_batch(self.version)
-        return {**metrics, **admitted.metrics}
+        rewards = {} if self._objective.is_sft else reward_metrics(groups, self._groups)
+        return {**metrics, **admitted.metrics, **rewards}
 
     def _optimize(self, admitted: Admitted, sizes: Sequence[int], names: list[str]) -> dict[str, float]:
         """Train on a batch with something to learn; the metrics of its optimizer steps."""

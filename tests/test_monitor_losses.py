@@ -1,0 +1,79 @@
+"""Samples that are lost, groups that are dropped, attempts that fail: as metrics, on the terminal, in the summary."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+from bus.messages import Event, ReadyGroup, Transition
+from miles_async.config import Data, Model, RunConfig
+from miles_async.config import Monitor as Settings
+from miles_async.monitor.monitor import Monitor
+
+
+def published(number: int) -> Transition:
+    group = ReadyGroup(
+        group_id=f"0-{number}-0",
+        payload_key="key",
+        oldest_version=0,
+        newest_version=0,
+        n_tokens=8,
+        published=1.0,
+        lengths=(2, 2, 2, 2),
+        rewards=(0.0, 1.0, 0.0, 1.0),
+    )
+    return Transition(kind="published", group_ids=(f"0-{number}-0",), group=group)
+
+
+def play(run_dir: Path, *, resumed: bool = False, lost: int = 10) -> tuple[str, dict[str, object]]:
+    """A launch in which 40 samples are published and ``lost`` are not; what it says, and its summary."""
+    said = io.StringIO()
+    monitor = Monitor(said)
+    settings = Settings(live="off", tensorboard=False)
+    monitor.start(
+        RunConfig(model=Model(hf_checkpoint="x"), data=Data(prompt_data="x"), monitor=settings), run_dir, resumed
+    )
+    first = 100 if resumed else 1
+    for number in range(10):
+        monitor.on_transition(published(number), f"{first + number}-0")
+    for number in range(lost):
+        data = {"group": "0-1-0", "rollout": 1, "reason": "reward_error" if number else "reward_timeout", "detail": "x"}
+        monitor.on_event(Event(actor="rollout-0", kind="sample_lost", time=1.0, data=data))
+    for kind, reason in (("dropped", "zero_std"), ("dropped", "reward_error"), ("failed", "reward_error")):
+        monitor.on_transition(Transition(kind=kind, group_ids=("0-9-0",), reason=reason), f"{first + 20}-0")
+    monitor.on_transition(Transition(kind="batched", group_ids=("0-1-0",), step=1), f"{first + 30}-0")
+    return said.getvalue(), monitor.finish("finished", {"dealt": 0})
+
+
+def last(run_dir: Path) -> dict[str, float]:
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    return [line["values"] for line in lines if line["actor"] == "ledger" and "rollout/samples_lost" in line["values"]][
+        -1
+    ]
+
+
+def test_lost_samples_are_counted_by_reason_said_above_one_in_a_hundred_and_in_the_summary(tmp_path: Path) -> None:
+    said, summary = play(tmp_path)
+    metrics = {
+        "rollout/samples_made": 40.0,
+        "rollout/samples_lost": 10.0,
+        "rollout/samples_lost/reward_error": 9.0,
+        "rollout/samples_lost/reward_timeout": 1.0,
+        "drops/zero_std": 1.0,
+        "errors/reward_error": 2.0,
+    }
+    assert last(tmp_path) == metrics
+    assert "supervisor: samples_lost share=20.0% lost=10" in said
+    assert said.count("samples_lost") == 1
+    assert summary["samples_lost"] == {"reward_error": 9, "reward_timeout": 1}
+    assert summary["troubles"] == ["10 samples were lost, 20.0% of all: reward_error 9, reward_timeout 1"]
+    play(tmp_path, resumed=True)
+    assert last(tmp_path) == {name: 2 * value for name, value in metrics.items()}
+
+
+def test_a_run_that_loses_nothing_says_so_as_a_number_and_no_word(tmp_path: Path) -> None:
+    said, summary = play(tmp_path, lost=0)
+    assert last(tmp_path)["rollout/samples_lost"] == 0.0
+    assert "samples_lost" not in said
+    assert (summary["samples_lost"], summary["troubles"]) == ({}, [])
