@@ -60,7 +60,7 @@ def received(group: Group) -> Group:
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
         raise UnsoundGroup("invalid_message", group.group_id, f" is no message: {error}") from None
     if len(data) > MAX_MESSAGE_BYTES:
-        raise UnsoundGroup("too_large", group.group_id, f" has {len(data)} bytes, at most {MAX_MESSAGE_BYTES}")
+        raise UnsoundGroup("invalid_size", group.group_id, f" has {len(data)} bytes, at most {MAX_MESSAGE_BYTES}")
     try:
         return decode(data, Group)
     except CodecError as error:

@@ -18,6 +18,7 @@ from typer.testing import CliRunner, Result
 from bus import Bus, Ledger, connect
 from bus.codec import LOGPROBS, MASK, TOKENS, VERSIONS, pack
 from bus.messages import Event, Group, Sample, Ticket, Transition
+from bus.quarantine import Quarantine
 from miles_async import cli
 from miles_async.monitor.inspect_show import at
 from miles_async.monitor.lives import live
@@ -190,6 +191,27 @@ def test_a_dead_letter_tells_the_cause_of_every_attempt(redis_url: str, tmp_path
     for text in (inspect(tmp_path, "group", "0-0-0").stdout, inspect(tmp_path, "drops").stdout):
         assert "rollout-0/1: the worker died" in text
         assert "2+2=" in text
+
+
+def test_a_quarantined_group_is_told_with_its_cause_and_is_no_part_of_its_steps_figures(
+    redis_url: str, tmp_path: Path
+) -> None:
+    async def story(story: Story) -> None:
+        await story.deal(2)
+        await story.claim("rollout-0/1", 2)
+        await story.publish("rollout-0/1", "0-0-0", reward=0.25)
+        await story.publish("rollout-0/1", "0-1-0", reward=1e6)
+        await story.batch(1, "0-0-0", "0-1-0")
+        await Quarantine(story.ledger).put(1, "0-1-0", "invalid_reward", "it is too large")
+        await story.ledger.commit(1)
+
+    play(redis_url, tmp_path, story)
+    life, step, drops = found(tmp_path, "group", "0-1-0"), found(tmp_path, "step", 1), found(tmp_path, "drops")
+    assert (life["state"], life["causes"]) == ("dropped", ["step 1: invalid_reward: it is too large"])
+    assert step["mean_reward"] == 0.25 and step["trained"] is not None
+    assert (drops["total"], drops["reasons"]) == (1, {"quarantined": 1})
+    assert "no part of step 1 any more: invalid_reward: it is too large" in inspect(tmp_path, "group", "0-1-0").stdout
+    assert "quarantined" in inspect(tmp_path, "step", 1).stdout
 
 
 def test_a_lease_that_another_worker_took_over_is_told_as_ended(redis_url: str, tmp_path: Path) -> None:

@@ -49,6 +49,15 @@ def short(bias: LengthBias) -> dict[str, float]:
     return {name.removeprefix("length_bias/"): value for name, value in bias.values().items()}
 
 
+def test_a_group_that_is_quarantined_after_it_was_batched_counts_as_dropped() -> None:
+    bias = LengthBias()
+    for name, length in (("a", 1), ("b", 9)):
+        bias.add(line("published", name, by="r/1", lengths=(length,)))
+    bias.add(line("batched", "a", "b", step=1))
+    bias.add(line("quarantined", "b", step=1, lengths=(9,)))
+    assert (short(bias)["trained_mean"], short(bias)["dispatched_mean"]) == (1.0, 5.0)
+
+
 def brute_force_ks(a: Sequence[int], b: Sequence[int]) -> float:
     """By its definition: the greatest distance of two empirical distribution functions."""
     return max(abs(sum(x <= v for x in a) / len(a) - sum(x <= v for x in b) / len(b)) for v in {*a, *b})

@@ -121,7 +121,7 @@ def test_a_group_that_no_reader_would_take_is_refused_before_it_is_sent(monkeypa
     monkeypatch.setattr("miles_async.sound_group.MAX_MESSAGE_BYTES", 100)
     with pytest.raises(UnsoundGroup, match="bytes, at most 100") as caught:
         received(sound())
-    assert caught.value.reason == "too_large"
+    assert caught.value.reason == "invalid_size"
 
 
 def test_a_group_without_samples_and_one_without_its_teacher_are_refused() -> None:

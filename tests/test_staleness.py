@@ -7,11 +7,12 @@ import random
 from dataclasses import dataclass, field
 from itertools import chain
 
+import msgspec
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from bus.messages import ReadyGroup
+from bus.messages import UNSAMPLED, ReadyGroup
 from miles_async.config import Staleness
 from miles_async.staleness import Drop, Fifo, OverSampled, StalenessPolicy, StalenessState
 from miles_async.staleness_choice import make_policy
@@ -298,6 +299,16 @@ def test_a_group_beyond_the_bound_is_evicted_and_never_selected(policy: Stalenes
     assert policy.evict(groups, version=5) == [("a", "stale")]
     assert policy.select(groups, ["a", "b"], version=5, batch_size=2) is None
     assert policy.select(groups[1:], ["b"], version=5, batch_size=1) == ("b",)
+
+
+@pytest.mark.parametrize("policy", [Fifo(2), Drop(2), OverSampled(2, extra=1)])
+def test_a_group_that_is_newer_than_the_learner_is_evicted_and_never_selected(policy: StalenessPolicy) -> None:
+    """Of weights that a recovery undid, or that never were."""
+    future = msgspec.structs.replace(ready("a", 4), versions=((4, 3), (6, 1)))
+    nobodys = msgspec.structs.replace(ready("b", UNSAMPLED), versions=((UNSAMPLED, 3),))
+    assert policy.evict([future, nobodys], version=5) == [("a", "unpublished_version")]
+    assert policy.select([future, nobodys], ["a", "b"], version=5, batch_size=2) is None
+    assert policy.evict([future], version=6) == []
 
 
 def test_the_configuration_names_the_policy() -> None:

@@ -36,6 +36,12 @@ def test_a_rank_refuses_what_another_one_holds() -> None:
         check(1, 2, 1, 5)
 
 
+def test_a_token_that_is_newer_than_the_learner_is_refused() -> None:
+    groups = make_groups(2, 2, mask_share=0.0, version=7)
+    with pytest.raises(LagExceeded, match=r"step 6: a token of learner rank 0 is of weight version 7, and .* own is 5"):
+        admit(groups, Ranks(), version=5, max_lag=2, vocab_size=VOCAB)  # type: ignore[arg-type]
+
+
 def test_a_bound_of_0_takes_only_tokens_of_the_version_itself() -> None:
     assert check(0, 0).metrics["max_token_lag"] == 0
     with pytest.raises(LagExceeded):
