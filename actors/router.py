@@ -79,7 +79,7 @@ class Router:
 
     async def run(self) -> None:
         ctx, config = self.ctx, self.ctx.config.router
-        self.app.own_key = await run_key(ctx.bus)
+        self.app.keys.own = await run_key(ctx.bus)
         listener = bind(config)
         host, port = listener.getsockname()[:2]
         self._url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

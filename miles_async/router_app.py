@@ -21,24 +21,22 @@ from functools import partial
 from pathlib import Path
 
 from miles_async.asgi import Receive, Scope, Send
-from miles_async.http_limits import BodyTooLongError, bounded, has_key, read_body, say, send_whole
+from miles_async.http_limits import BodyTooLongError, bounded, read_body, say, send_whole
 from miles_async.refusals import Refusals
-from miles_async.router_access import Access, access, is_own, one_request
+from miles_async.router_access import Access, access, is_own
 from miles_async.router_admin import admin_app
 from miles_async.router_delivery import Delivery, Head, comes_whole, read_head
 from miles_async.router_fleet import RouterFleet
+from miles_async.router_keys import WEIGHTS, RouterKeys
 from miles_async.router_lane import Lane, Passage
 from miles_async.router_worker import Worker
 from miles_async.routing.least_inflight import LeastInflight
 from miles_async.routing.policy import RoutingPolicy
 from miles_async.routing.versions import ANY, DemandError
-from miles_async.secret import is_loopback
 from miles_async.upstream import Abort, Answer, UpstreamError
-from miles_async.weights.allowed import is_place
 
 # what must reach the engine that has the request, or all of them
 EVERY_ENGINE = ("/abort_request", "/flush_cache", "/pause_generation", "/continue_generation")
-WEIGHTS = ("/update_weights_from_disk",)  # whose body names a directory
 RETRY_AFTER_S = 1  # what a 429 asks for
 
 
@@ -98,8 +96,7 @@ class RouterApp(RouterFleet):
         self.on_garbage: Callable[[Worker, str], None] | None = None
         self.direct = Lane(self)
         self.allowed_engines, self.weight_roots = tuple(allowed_engines), tuple(weight_roots)
-        self.own_key = own_key
-        self._key, self._admin_key = api_key, admin_key
+        self.keys = RouterKeys(api_key, admin_key, own_key)
         self._admin = admin_app(self)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -108,12 +105,12 @@ class RouterApp(RouterFleet):
         refused = self.refusals.watching(scope, send)
         receive = bounded(scope, receive, self.max_body_bytes)
         method, path = scope["method"], scope["path"]
-        needs, may = access(method, path), self._may(scope)
+        needs, may = access(method, path), self.keys.may(scope)
         try:
             if needs != "open" and may is None:
                 await say(refused, 401, "the router asks for its key: Authorization: Bearer KEY")
             elif needs == "control" and may != "control":
-                await say(refused, 403, f"{method} {path} is control: {self._what_controls()}")
+                await say(refused, 403, f"{method} {path} is control: {self.keys.what_controls()}")
             elif is_own(path):
                 await self._admin(scope, receive, refused)
             elif method not in ("GET", "POST", "PUT"):
@@ -134,31 +131,15 @@ class RouterApp(RouterFleet):
         except BodyTooLongError as error:
             await say(refused, 413, str(error), close=True)
 
-    def _may(self, scope: Scope) -> Access | None:
-        """What the keys that a request brings are good for; None: for nothing."""
-        if self._admin_key is not None and has_key(scope, self._admin_key):
-            return "control"
-        if self.own_key is not None and has_key(scope, self.own_key) and _is_from_here(scope):
-            return "control"
-        return "client" if self._key is None or has_key(scope, self._key) else None
-
-    def _what_controls(self) -> str:
-        return "it takes router.admin_key" + ("" if self._admin_key is not None else ", which is not set")
-
     async def _control(self, may: Access | None, scope: Scope, receive: Receive, send: Send) -> None:
         """What goes to all engines, and where weights come from: looked at before it is passed on."""
         head, body = read_head(scope), await read_body(receive)
         if body is None:
             return
-        if scope["path"] == "/abort_request" and may != "control":
-            if (one := one_request(body)) is None:
-                return await say(
-                    send, 403, f"a client aborts one request, by its rid; all of them: {self._what_controls()}"
-                )
-            body = one
-        if scope["path"] in WEIGHTS and not is_place(body, self.weight_roots):
-            known = ", ".join(map(str, self.weight_roots)) or "none"
-            return await say(send, 403, f"weights are loaded from the run's own directories only: {known}")
+        try:
+            body = self.keys.checked(scope["path"], body, may, self.weight_roots)
+        except PermissionError as error:
+            return await say(send, 403, str(error))
         await self._forward(head, scope, receive, send, body)
 
     @property
@@ -167,7 +148,7 @@ class RouterApp(RouterFleet):
 
     def may_enter(self, scope: Scope, length: int) -> bool:
         """Whether a request with a body of ``length`` bytes is refused for nothing that can be seen now."""
-        return self._may(scope) is not None and not self._full and length <= self.max_body_bytes
+        return self.keys.may(scope) is not None and not self._full and length <= self.max_body_bytes
 
     async def _forward(self, head: Head, scope: Scope, receive: Receive, send: Send, body: bytes | None = None) -> None:
         body = await read_body(receive) if body is None else body
@@ -336,11 +317,6 @@ class RouterApp(RouterFleet):
             self.policy.finished(worker.name)
             if worker.draining and not worker.inflight:
                 self.remove(worker.name)
-
-
-def _is_from_here(scope: Scope) -> bool:
-    client = scope.get("client")
-    return client is not None and is_loopback(client[0])
 
 
 async def _too_many(send: Send, limit: int | None) -> None:

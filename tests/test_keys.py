@@ -219,8 +219,11 @@ async def test_without_an_admin_key_only_the_runs_own_processes_control_and_only
             async with session.post(url + "/flush_cache", headers={"authorization": f"Bearer {key}"}) as answer:
                 assert answer.status == expected
     scope = {"headers": [(b"authorization", f"Bearer {secret}".encode())], "client": ("10.0.0.7", 1)}
-    assert app._may(scope) == "client"
-    assert app._may({**scope, "client": None}) == "client" and app._may({**scope, "client": ("::1", 1)}) == "control"
+    assert app.keys.may(scope) == "client"
+    assert (
+        app.keys.may({**scope, "client": None}) == "client"
+        and app.keys.may({**scope, "client": ("::1", 1)}) == "control"
+    )
     await bus.forget_processes()
     assert await run_key(bus) != secret  # of a new launch
 
