@@ -65,7 +65,7 @@ GENERATE: tuple[Any, ...] = (
     {"input_ids": [1], "rid": 5},
     {"input_ids": [1], "rid": "r" * 5000},
     {"input_ids": [[1], [1]], "rid": ["a", "a"]},
-    {"input_ids": [1], "top_logprobs_num": 3},
+    {"input_ids": [1], "return_logprob": True, "top_logprobs_num": 3},
     {"input_ids": [1], "return_logprob": True, "logprob_start_len": 99},
     {"input_ids": [1], "stream": "yes"},
     {"input_ids": [[1], [2]], "sampling_params": [{}, {}, {}]},
