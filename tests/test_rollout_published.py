@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
 from announcing import announce
 
 from bus import Bus
+from bus.messages import Snapshot
 from miles_async.rollout.generate import AnswerError
 from miles_async.rollout.published import PublishedVersions
 
@@ -47,3 +49,28 @@ async def test_without_a_learner_and_for_other_forms_nothing_is_refused_here(bus
     await publish(bus, 1)
     for strange in ({}, [], None, [None], [answer("default")], [answer(None)], [{"meta_info": {"weight_versions": 7}}]):
         await published.check(strange)
+
+
+async def test_answers_that_come_while_the_stream_is_read_wait_for_what_is_found(
+    bus: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    published = PublishedVersions(bus)
+    await publish(bus, 0)
+    await published.check([answer("0")])
+    await publish(bus, 3)
+    asked, go_on = asyncio.Event(), asyncio.Event()
+    knows = published._ledger.knows
+
+    async def slowly(snapshot: Snapshot) -> bool:
+        asked.set()
+        await go_on.wait()
+        return await knows(snapshot)
+
+    monkeypatch.setattr(published._ledger, "knows", slowly)
+    first = asyncio.create_task(published.check([answer("3")]))
+    await asked.wait()  # it has read the stream to its end, and does not know yet what it read
+    second = asyncio.create_task(published.check([answer("3", rid="g.1")]))
+    third = asyncio.create_task(published.newest_for([]))
+    await third
+    go_on.set()
+    await asyncio.gather(first, second)

@@ -9,6 +9,7 @@ the router, which asks engines what they serve, finds who says so.)
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,6 +24,8 @@ class PublishedVersions:
 
     def __init__(self, bus: Bus) -> None:
         self._bus, self._ledger, self._cursor = bus, SnapshotLedger(bus), "0"
+        # one reads, and the others wait for what it finds: the stream is behind them before its snapshots are known
+        self._reading = asyncio.Lock()
         self.newest = -1  # so far; while there is none at all, nothing is refused
 
     async def check(self, answers: Any) -> None:
@@ -43,11 +46,12 @@ class PublishedVersions:
         return max(self.newest, 0)
 
     async def _read_on(self) -> None:
-        snapshots = [Snapshot(version=0, incarnation=0, path="")]
-        while snapshots:
-            snapshots, self._cursor = await self._bus.read("weights", Snapshot, self._cursor, block_ms=1)
-            known = [snapshot.version for snapshot in snapshots if await self._ledger.knows(snapshot)]
-            self.newest = max([self.newest, *known])
+        async with self._reading:
+            snapshots = [Snapshot(version=0, incarnation=0, path="")]
+            while snapshots:
+                snapshots, self._cursor = await self._bus.read("weights", Snapshot, self._cursor, block_ms=1)
+                known = [snapshot.version for snapshot in snapshots if await self._ledger.knows(snapshot)]
+                self.newest = max([self.newest, *known])
 
 
 def newest_named(answers: Any) -> tuple[int, str]:
