@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from miles_async.config import Engine
-from miles_async.secret import is_loopback
+from miles_async.loopback import is_loopback
 
 Access = Literal["open", "client", "control"]
 

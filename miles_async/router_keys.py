@@ -12,8 +12,8 @@ from pathlib import Path
 
 from miles_async.asgi import Scope
 from miles_async.http_limits import has_key
+from miles_async.loopback import is_loopback
 from miles_async.router_access import Access, one_request
-from miles_async.secret import is_loopback
 from miles_async.weights.allowed import is_place
 
 WEIGHTS = ("/update_weights_from_disk",)  # whose body names a directory

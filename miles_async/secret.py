@@ -6,13 +6,13 @@ is written, printed or put on the bus goes through :func:`masked`.
 
 from __future__ import annotations
 
-import ipaddress
 import os
 
 import msgspec
 
 from bus.password import without_password
 from miles_async.config import ConfigError, RunConfig
+from miles_async.loopback import is_loopback
 
 ENV = "env:"
 MASK = "***"
@@ -50,14 +50,6 @@ def check(config: RunConfig) -> None:
         raise ConfigError(
             f'router.host = "{config.router.host}" lets other machines in: set router.api_key, or use "127.0.0.1"'
         )
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can connect to what listens on ``host``."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def mask(key: str, value: str | None) -> str | None:

@@ -22,7 +22,8 @@ from bus.password import without_password
 from bus.server import RedisServer, find_redis
 from miles_async.config import ConfigError, RunConfig
 from miles_async.config_load import dump, parse
-from miles_async.secret import is_loopback, masked, resolve
+from miles_async.loopback import is_loopback
+from miles_async.secret import masked, resolve
 
 ROOT = Path(__file__).parents[1]
 MINIMAL = (
