@@ -32,6 +32,7 @@ from miles_async.engine.app import EngineApp
 from miles_async.engine.frontend import Frontend, Job
 from miles_async.engine.protocol import Limits
 from miles_async.engine.text import TextCodec
+from miles_async.http_deadlines import DEADLINES
 from miles_async.http_limits import answer_at_once, send_whole
 from miles_async.http_protocol import protocol
 from miles_async.refusals import Refusals
@@ -214,7 +215,7 @@ class SyntheticEngine:
 
 def _connection(engine: SyntheticEngine) -> Any:
     """The HTTP side of every server of ours, unless the engine is to speak something else."""
-    base = protocol(engine._refusals)
+    base = protocol(engine._refusals, DEADLINES)
 
     class Connection(base):
         def data_received(self, data: bytes) -> None:

@@ -1,7 +1,7 @@
-"""The servers that a run needs and does not start: engines, those of the evaluation, teachers. Is anybody there?
+"""The servers that a run needs and does not start: engines and teachers. Is anybody there?
 
 Promises: an address where nobody listens is one line, with its key, before anything starts; one that is only slow to answer is
-left to those who check what answers.
+left to those who check what answers. Engines of an evaluation are not looked for: no training waits for them, or ends without.
 """
 
 from __future__ import annotations
@@ -29,8 +29,6 @@ async def refuse_absent(config: RunConfig) -> None:
 def _places(config: RunConfig) -> Iterator[tuple[str, str]]:
     if config.engine.kind == "external":
         yield from (("engine.urls", url) for url in config.engine.urls)
-    if config.eval.eval_interval is not None:
-        yield from (("eval.urls", url) for url in config.eval.urls)
     if config.algorithm.use_opd:
         yield from ((f"rollout.opd_teacher_urls.{name}", url) for name, url in config.rollout.opd_teacher_urls.items())
 

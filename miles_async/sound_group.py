@@ -185,13 +185,15 @@ def _check_versions(group: Group, limits: Limits) -> None:
     counts = [len(sample.loss_mask) for sample in group.samples]
     sampled = versions != UNSAMPLED
     unknown = sampled & ((versions < 0) | (versions > (UNSAMPLED if newest is None else newest)))
+    kept = unpack(b"".join(sample.loss_mask for sample in group.samples), MASK) != 0
+    if newest is None:
+        unknown &= kept  # of a masked token nobody here can say what was published
     if (found := _first(group, unknown, counts)) is not None:
         sample, worst = found
         problem = f"a token of weight version {versions[worst]}, which was never published"
         _refuse(group, sample, "invalid_versions", problem + ("" if newest is None else f"; the newest is {newest}"))
     if newest is None or limits.max_lag is None:
         return
-    kept = unpack(b"".join(sample.loss_mask for sample in group.samples), MASK) != 0
     lag = newest - versions.astype(np.int64)
     if (found := _first(group, kept & sampled & (lag > limits.max_lag), counts)) is not None:
         sample, worst = found

@@ -227,18 +227,19 @@ def expand(
                 f"logprob_start_len={start} is higher than the number of input tokens {len(prompt)}. "
                 "Please use a smaller logprob_start_len."
             )
-        top = _top_logprobs(tops[index] if wants[index] else 0, sampling, limits)
+        top = _top_logprobs(tops[index], limits, scoring=bool(wants[index]) and not sampling.max_new_tokens)
         if copies > 1 and sampling.seed is not None:  # else all n responses would be the same one
             sampling = sampling._replace(seed=sampling.seed + index % copies)
         items.append(Item(rids[index], prompt, sampling, wants[index], start, top))
     return items
 
 
-def _top_logprobs(number: int, sampling: Sampling, limits: Limits) -> int:
+def _top_logprobs(number: int, limits: Limits, *, scoring: bool) -> int:
     if not 0 <= number <= limits.vocab_size:
         raise RequestError(f"top_logprobs_num must be in [0, {limits.vocab_size}], got {number}.")
-    if number and sampling.max_new_tokens:
-        raise RequestError("top_logprobs_num is supported by the embedded engine with max_new_tokens = 0 only")
+    if number and not scoring:
+        where = "but with return_logprob and max_new_tokens = 0"
+        raise RequestError(f"top_logprobs_num is not supported by the embedded engine {where}")
     return number
 
 
