@@ -16,6 +16,7 @@ from bus import EngineState, VersionLedger
 from bus.messages import EngineDown, EngineUp, Snapshot
 from miles_async.weights.fleet import Fleet, Member
 
+_Moves = Literal["starting", "updating", "serving"]
 MEND_S = 1.0  # how soon a damaged line of the ledger of versions is right again
 
 
@@ -60,8 +61,9 @@ class Announcements:
     # what the others hear
 
     async def updating(self, member: Member) -> bool:
-        """False: it is down by now, or was started again."""
-        return await self._move(member, "updating", member.version) is not None
+        """False: it is down by now, or was started again. One that serves nothing yet stays without requests meanwhile."""
+        state = "starting" if member.served is None else "updating"
+        return await self._move(member, state, member.version) is not None
 
     async def serves(self, member: Member, snapshot: Snapshot) -> None:
         """It has confirmed these weights; unless its life is over, it gets requests from now on."""
@@ -70,7 +72,7 @@ class Announcements:
         if await self._move(member, "serving", snapshot.version) is not None:
             member.serve(snapshot)
 
-    async def _move(self, member: Member, state: Literal["updating", "serving"], version: int) -> EngineState | None:
+    async def _move(self, member: Member, state: _Moves, version: int) -> EngineState | None:
         async with self._writing:
             moved = await self.ledger.move(member.name, _line(member), state, version)
             if moved is not None:

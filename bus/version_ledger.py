@@ -1,8 +1,8 @@
 """The ledger of versions: which engine serves what, and the only way to change a line of it.
 
-    up ──► starting ──► updating ◄──► serving        each arrow is one compare-and-set in Redis, with its news on `weights`
-              ▲  back      │ down        │ down
-              └────────── down ◄─────────┘
+    up ──► starting ──► serving ◄──► updating        each arrow is one compare-and-set in Redis, with its news on `weights`
+              ▲  back      │ down       │ down
+              └────────── down ◄────────┘
 
 Promises: a line and what is told of it on ``weights`` are written by one atomic script, so that the stream and the ledger
 agree at every moment, however long a process stands still in between; a change names the life of the engine that it is of
@@ -55,9 +55,10 @@ class VersionLedger:
         return line or mine
 
     async def move(
-        self, engine: str, line: EngineState, state: Literal["updating", "serving"], version: int
+        self, engine: str, line: EngineState, state: Literal["starting", "updating", "serving"], version: int
     ) -> EngineState | None:
-        """In the life of ``line`` the engine is updated, or serves ``version`` (which the others hear).
+        """In the life of ``line`` the engine is updated (for the first time: it starts), or serves ``version`` (which the
+        others hear). Who serves or is updated gets requests.
 
         Returns the new line. None: it is down, or in another life, and nothing has changed.
         """

@@ -122,6 +122,33 @@ def announced_in_time(scene: Stand, stopped_before: int) -> bool:
     return in_time
 
 
+def test_an_engine_gets_no_request_before_its_first_weights_are_confirmed(stand: Callable[[], Stand]) -> None:
+    """Also one that comes back: it would sample with the weights that it started with, which may be many versions old."""
+    scene = stand()
+    router = Router(scene.ctx)
+
+    def asked() -> bool:
+        router._settle(scene.run(scene.bus.engines))
+        return NAME in router.app.workers
+
+    scene.run(lambda: scene.ledger.up(NAME, URL, 1, 0))
+    up = scene.messages()[-1]
+    assert isinstance(up, EngineUp)
+    scene.run(lambda: scene.told.hear(up))
+    member = scene.fleet.members[NAME]
+    for version in (7, 8):
+        assert not asked()
+        assert scene.run(lambda: scene.told.updating(member))
+        assert not asked(), "its first weights are under way"
+        scene.run(lambda version=version: scene.told.serves(member, snapshot(version)))
+        assert asked()
+        assert scene.run(lambda: scene.told.updating(member)) and scene.line().state == "updating"
+        assert asked()
+        scene.run(lambda: scene.told.down(member, "silent"))
+        assert not asked()
+        assert scene.run(lambda: scene.told.back(member))
+
+
 def test_late_news_of_a_death_do_not_take_out_an_engine_that_has_come_back(stand: Callable[[], Stand]) -> None:
     scene = stand()
     member = scene.serving()

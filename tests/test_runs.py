@@ -145,7 +145,7 @@ def test_a_launch_killed_with_its_supervisor_leaves_no_process_and_replays(tmp_p
     ids = [group_id for groups in after.values() for group_id in groups]
     assert len(ids) == len(set(ids)) == (last + 3) * 8
     found = summary(run_dir)
-    assert found["balanced"] and found["steps"] == last + 3
+    assert found["balanced"] and found["steps"] == last + 3 and found["ledger"]["dropped"] == {}
     assert [line["step"] for line in metrics(run_dir)] == list(range(1, last + 4))  # replayed ones are there once
     # no prompt is skipped or repeated, and the lag is right from the first step on
     assert trained_prompts(run_dir) == first_prompts(config, run_dir, (last + 3) * 8)
