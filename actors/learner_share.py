@@ -10,6 +10,7 @@ is now; a run with more quarantined groups than ``learner.max_quarantined_groups
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from actors.runtime.context import ActorContext
@@ -18,7 +19,7 @@ from bus.messages import Batch, Group
 from bus.quarantine import Quarantine
 from miles_async.group_limits import group_limits
 from miles_async.optimizer_steps import even, share, steps_of_pass
-from miles_async.sound_group import Limits, UnsoundGroup, check_group
+from miles_async.sound_group import Limits, UnsoundGroup, check_group, check_groups
 
 LOST = "invalid_payload"  # the reason of a group whose payload is gone, damaged, or another group's
 
@@ -58,12 +59,12 @@ class LearnerShare:
         in_steps = even(len(mine), self._steps)
         step_of = dict(zip(keys, (step for step, size in enumerate(in_steps) for _ in range(size)), strict=True))
         self.sizes = [0] * self._steps
-        for group_id, group in zip(wanted, found, strict=True):
-            try:
-                groups.append(_sound(group_id, group, limits))
+        for group_id, group, verdict in zip(wanted, found, _judged(wanted, found, limits), strict=True):
+            if isinstance(verdict, UnsoundGroup):
+                await self._take_out(batch.step, group_id, verdict, group)
+            else:
+                groups.append(verdict)
                 self.sizes[step_of[group_id]] += 1
-            except UnsoundGroup as error:
-                await self._take_out(batch.step, group_id, error, group)
         return groups
 
     async def _take_out(self, step: int, group_id: str, error: UnsoundGroup, group: Group | LedgerError) -> None:
@@ -81,10 +82,30 @@ class LearnerShare:
         return tuple(group_id for group_id in batch.group_ids if group_id not in out)
 
 
-def _sound(group_id: str, found: Group | LedgerError, limits: Limits) -> Group:
+def _judged(
+    group_ids: Sequence[str], found: Sequence[Group | LedgerError], limits: Limits
+) -> list[Group | UnsoundGroup]:
+    """Each group, or why it cannot be trained: all in one pass, and one by one only where that finds something."""
+    try:
+        groups = [_readable(*pair) for pair in zip(group_ids, found, strict=True)]
+        check_groups(groups, limits)
+    except UnsoundGroup:
+        return [_verdict(*pair, limits) for pair in zip(group_ids, found, strict=True)]
+    return [*groups]
+
+
+def _verdict(group_id: str, found: Group | LedgerError, limits: Limits) -> Group | UnsoundGroup:
+    try:
+        group = _readable(group_id, found)
+        check_group(group, limits)
+    except UnsoundGroup as error:
+        return error
+    return group
+
+
+def _readable(group_id: str, found: Group | LedgerError) -> Group:
     if isinstance(found, LedgerError):
         raise UnsoundGroup(LOST, group_id, f": {found}")
     if found.group_id != group_id:
         raise UnsoundGroup(LOST, group_id, f": its payload is that of group {found.group_id:.100}")
-    check_group(found, limits)
     return found

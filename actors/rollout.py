@@ -176,15 +176,15 @@ class RolloutWorker:
             if self.graded:
                 samples = await self._score_all(ticket, samples)
             refusal = self.filters.refusal(samples)
-            group = await self._sound(ticket, self.filters.finished(samples), started) if refusal is None else None
+            sound = await self._sound(ticket, self.filters.finished(samples), started) if refusal is None else None
         except TeacherGoneError:
             raise  # no fault of the group's
         except Exception as error:  # also of a function of the user: it costs this attempt, not the worker
             await self._tell_first(ticket, error)
             await self._fail(ticket, *cause_of(error), samples)
             return
-        if group is not None:
-            await self._publish(group)
+        if sound is not None:
+            await self._publish(*sound)
         elif refusal is not None:
             detail = f"rewards {', '.join(f'{sample.reward:g}' for sample in samples)}"
             await self.ledger.discard(ticket.group_id, self.lease, refusal, detail, lengths=lengths_of(samples))
@@ -210,9 +210,9 @@ class RolloutWorker:
         if (news := self.context.firsts.news(error, *cause_of(error))) is not None:
             await self.ctx.event("failure", group=ticket.group_id, **news)
 
-    async def _sound(self, ticket: Ticket, samples: Sequence[Sample], started: float) -> Group:
-        """The group as the learner will read it. Raises UnsoundGroup: the learner could not train it."""
-        group = received(
+    async def _sound(self, ticket: Ticket, samples: Sequence[Sample], started: float) -> tuple[Group, bytes]:
+        """The group as the learner will read it, and its bytes. Raises UnsoundGroup: the learner could not train it."""
+        group, payload = received(
             Group(
                 group_id=ticket.group_id,
                 prompt_tokens=ticket.prompt_tokens,
@@ -225,11 +225,11 @@ class RolloutWorker:
         )
         newest = await self.requests.published_versions.newest_for(group.samples)
         check_group(group, replace(self.limits, newest_version=newest))
-        return group
+        return group, payload
 
-    async def _publish(self, group: Group) -> None:
+    async def _publish(self, group: Group, payload: bytes) -> None:
         self.requests.published(group.samples)
-        if not await self.ledger.publish(group, self.lease, group.finished):
+        if not await self.ledger.publish(group, self.lease, group.finished, payload):
             await self.ctx.event("late_publication_refused", group=group.group_id)
 
     async def _fail(self, ticket: Ticket, reason: str, detail: str, samples: list[Sample]) -> None:

@@ -186,12 +186,15 @@ class Ledger:
         if entries:
             await self.bus.redis.xclaim(self.bus.key("tickets"), _GROUP, worker, 0, list(entries), justid=True)
 
-    async def publish(self, group: Group, lease: str, when: float) -> bool:
-        """Make ``group`` ready. False: the lease is not valid any more, and nothing was published."""
+    async def publish(self, group: Group, lease: str, when: float, payload: bytes | None = None) -> bool:
+        """Make ``group`` ready. False: the lease is not valid any more, and nothing was published.
+
+        ``payload``: the bytes of the group, of who has encoded it already.
+        """
         payload_key = self.bus.key(f"payload:{group.group_id}:{lease}")
         ready = describe(group, payload_key, when)
         # the payload stays outside Lua, which would copy it several times; it is lasting once it is published
-        await self.bus.redis.set(payload_key, encode(group), ex=_UNPUBLISHED_S, nx=True)
+        await self.bus.redis.set(payload_key, payload or encode(group), ex=_UNPUBLISHED_S, nx=True)
         return bool(await self._run("publish", group.group_id, lease, payload_key, encode(ready)))
 
     async def fail(

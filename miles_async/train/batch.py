@@ -20,7 +20,7 @@ import numpy.typing as npt
 from bus.codec import LOGPROBS, MASK, TOKENS, VERSIONS, unpack
 from bus.messages import Group, Sample
 from miles_async.filters.dynamic_sampling import rollout_of
-from miles_async.sound_group import RAW, Limits, UnsoundGroup, check_group, prompt_of
+from miles_async.sound_group import RAW, Limits, UnsoundGroup, check_groups, prompt_of
 
 Array = npt.NDArray[Any]
 
@@ -74,8 +74,7 @@ class MicroBatch:
 def flatten(groups: Sequence[Group], vocab_size: int) -> TrainBatch:
     """The flat arrays of the groups. Raises BatchError naming the group and sample."""
     try:
-        for group in groups:
-            check_group(group, Limits(vocab_size=vocab_size))
+        check_groups(groups, Limits(vocab_size=vocab_size))
     except UnsoundGroup as error:
         raise BatchError(str(error)) from None
     samples = [(group, sample) for group in groups for sample in group.samples]
