@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
-
 import numpy as np
 
 from bus.codec import TOKENS, VERSIONS, unpack
@@ -12,11 +10,9 @@ from bus.messages import Group, ReadyGroup
 
 def describe(group: Group, payload_key: str, published: float) -> ReadyGroup:
     """The description of ``group``, whose payload lies under ``payload_key``; ``published``: seconds since the epoch."""
-    tokens: Counter[int] = Counter()
-    for sample in group.samples:
-        values, counts = np.unique(unpack(sample.versions, VERSIONS), return_counts=True)
-        tokens.update(dict(zip(values.tolist(), counts.tolist(), strict=True)))
-    versions = sorted(tokens.items())
+    sampled_by = unpack(b"".join([sample.versions for sample in group.samples]), VERSIONS)
+    numbers, counts = np.unique(sampled_by, return_counts=True)
+    versions = list(zip(numbers.tolist(), counts.tolist(), strict=True))
     lengths = tuple(len(sample.tokens) // TOKENS.itemsize for sample in group.samples)
     return ReadyGroup(
         group_id=group.group_id,

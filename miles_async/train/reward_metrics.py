@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from bus.messages import Group
 from miles_async.filters.dynamic_sampling import MIN_STD, rollout_of
 from miles_async.sound_group import RAW
 from miles_async.train.distributed import LearnerGroups
+
+Array = npt.NDArray[Any]
 
 MAX_PARTS = 100  # of one step: functions may name theirs as they like
 
@@ -55,17 +59,29 @@ def reward_metrics(groups: Sequence[Group], ranks: LearnerGroups) -> dict[str, f
 
 def rewards_of(groups: Sequence[Group]) -> Rewards:
     """What one rank tells the others."""
-    found = Rewards()
-    for group in groups:
-        rollouts = {rollout_of(sample): sample for sample in group.samples}.values()
-        trained = np.array([sample.reward for sample in rollouts])
-        raw = np.array([sample.reward_parts.get(RAW, sample.reward) for sample in rollouts])
-        found.stds.append(float(raw.std(ddof=1)) if len(raw) > 1 else 0.0)
-        found.idle += len(trained) < 2 or bool(trained.std(ddof=1) <= MIN_STD)
-        found.least, found.greatest = min(found.least, *trained.tolist()), max(found.greatest, *trained.tolist())
-        for sample in rollouts:
-            for name, value in sample.reward_parts.items():
-                if name != RAW:
-                    total, count = found.parts.get(name, (0.0, 0))
-                    found.parts[name] = (total + value, count + 1)
-    return found if groups else Rewards(least=0.0, greatest=0.0)  # JSON has no infinity
+    each = [{rollout_of(sample): sample for sample in group.samples}.values() for group in groups]
+    rollouts = [sample for of_group in each for sample in of_group]
+    if not rollouts:
+        return Rewards(least=0.0, greatest=0.0)  # JSON has no infinity
+    sizes = np.array([len(of_group) for of_group in each])
+    trained = np.array([sample.reward for sample in rollouts])
+    raw = np.array([sample.reward_parts.get(RAW, sample.reward) for sample in rollouts])
+    found = Rewards(
+        stds=_stds(raw, sizes).tolist(),
+        idle=int((_stds(trained, sizes) <= MIN_STD).sum()),
+        least=float(trained.min()),
+        greatest=float(trained.max()),
+    )
+    for sample in rollouts:
+        for name, value in sample.reward_parts.items():
+            if name != RAW:
+                total, count = found.parts.get(name, (0.0, 0))
+                found.parts[name] = (total + value, count + 1)
+    return found
+
+
+def _stds(values: Array, sizes: Array) -> Array:
+    """Standard deviation (ddof = 1) of the first ``sizes[0]`` values, of the next ``sizes[1]``, and so on; of one it is 0."""
+    owners, count = np.repeat(np.arange(len(sizes)), sizes), len(sizes)
+    means = np.bincount(owners, values, count) / np.maximum(sizes, 1)
+    return np.sqrt(np.bincount(owners, (values - means[owners]) ** 2, count) / np.maximum(sizes - 1, 1))

@@ -43,18 +43,26 @@ def checksum_of(file: Path) -> str:
             header = data[:header_end]
             said = json.loads(header[8:]).get("__metadata__", {}).get(CHECKSUM, "")
             whole = hashlib.sha256(header.replace(str(said).encode(), NO_CHECKSUM.encode(), 1) if said else header)
-            starts = range(header_end, len(data), CHUNK_BYTES)
-            with memoryview(data) as view, ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1)) as pool:
-
-                def digest(start: int) -> bytes:
-                    with view[start : start + CHUNK_BYTES] as chunk:
-                        return hashlib.sha256(chunk).digest()
-
-                for part in pool.map(digest, starts):
+            with memoryview(data) as view:
+                for part in _digests(view, header_end):
                     whole.update(part)
     except (OSError, ValueError, AttributeError, RecursionError) as error:
         raise SnapshotError(f"cannot read {file}: {error}") from None
     return whole.hexdigest()
+
+
+def _digests(data: memoryview, first: int) -> list[bytes]:
+    """The SHA-256 of each chunk from the byte ``first`` on."""
+    starts = range(first, len(data), CHUNK_BYTES)
+
+    def digest(start: int) -> bytes:
+        with data[start : start + CHUNK_BYTES] as chunk:
+            return hashlib.sha256(chunk).digest()
+
+    if len(starts) < 2:  # to start threads would take longer
+        return [digest(start) for start in starts]
+    with ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1)) as pool:
+        return list(pool.map(digest, starts))
 
 
 def _header(length: bytes, stream: BinaryIO) -> bytes:
