@@ -45,6 +45,7 @@ from miles_async.weights.snapshot import SnapshotError, choose_root, write_where
 # A checkpoint names the groups of the steps since the one before it, and of so many seconds: more than an append-only
 # file flushed every second can lose.
 RECONCILABLE_S = 30.0
+ASKED_S = 0.5  # how soon rank 0 hears that its weights are to be written again
 
 
 class ResumeError(ValueError):
@@ -148,9 +149,12 @@ class Learner:
             self.waited_s = time.monotonic() - started
 
     async def _decide(self, step: int) -> Batch | None:
+        looked = 0.0
         while not self.ctx.stop.is_set():
-            if await self.offers.is_asked_for(self.trainer.version):
-                await self._offer_snapshot()
+            if (now_s := time.monotonic()) >= looked + ASKED_S:  # not at each group that is ready
+                looked = now_s
+                if await self.offers.is_asked_for(self.trainer.version):
+                    await self._offer_snapshot()
             groups, self.samples_cursor = await self.ledger.ready_groups(self.samples_cursor)
             self.ready.update((group.group_id, group) for group in groups)
             now = await self.ledger.open_groups()

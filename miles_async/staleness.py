@@ -102,7 +102,11 @@ def is_usable(group: ReadyGroup, version: int, max_lag: int) -> bool:
 
 def newest(group: ReadyGroup) -> int:
     """The newest version that sampled a token of ``group``; -1: none did (SFT)."""
-    return max((sampled for sampled, _ in group.versions if sampled != UNSAMPLED), default=-1)
+    found = -1
+    for sampled, _ in group.versions:  # of each ready group, whenever one is published: no generator for these few
+        if found < sampled != UNSAMPLED:
+            found = sampled
+    return found
 
 
 def admissible(state: StalenessState, max_lag: int, extra: int = 0) -> int:
@@ -148,9 +152,11 @@ class Fifo(_Bounded):
     def select(
         self, ready: Sequence[ReadyGroup], open_order: Sequence[str], version: int, batch_size: int
     ) -> tuple[str, ...] | None:
-        usable = {group.group_id for group in ready if is_usable(group, version, self.max_lag)}
         head = tuple(open_order[:batch_size])
-        return head if len(head) == batch_size and usable.issuperset(head) else None
+        if len(head) < batch_size or not {group.group_id for group in ready}.issuperset(head):
+            return None
+        usable = {group.group_id for group in ready if is_usable(group, version, self.max_lag)}
+        return head if usable.issuperset(head) else None
 
 
 @dataclass(frozen=True, slots=True)

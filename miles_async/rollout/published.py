@@ -31,8 +31,7 @@ class PublishedVersions:
     async def check(self, answers: Any) -> None:
         """Raises AnswerError: one of the answers to a request names weights that were never published."""
         version, rid = newest_named(answers)
-        if version > self.newest:
-            await self._read_on()
+        await self._read_on(version)
         if version > self.newest >= 0:
             raise AnswerError(
                 f"{rid}: tokens of weight version {version}; the newest that was ever published is {self.newest}"
@@ -41,15 +40,18 @@ class PublishedVersions:
     async def newest_for(self, samples: Sequence[Sample]) -> int:
         """The newest version that was ever published, as far as it has to be known for ``samples``; 0 where there was none."""
         named = unpack(b"".join(sample.versions for sample in samples), VERSIONS)
-        if int(named[named != UNSAMPLED].max(initial=-1)) > self.newest:
-            await self._read_on()
+        await self._read_on(int(named[named != UNSAMPLED].max(initial=-1)))
         return max(self.newest, 0)
 
-    async def _read_on(self) -> None:
+    async def _read_on(self, version: int) -> None:
+        """Until ``version`` is known to be published, or no news is left."""
+        if version <= self.newest:
+            return
         async with self._reading:
-            snapshots = [Snapshot(version=0, incarnation=0, path="")]
-            while snapshots:
-                snapshots, self._cursor = await self._bus.read("weights", Snapshot, self._cursor, block_ms=1)
+            read_to = ""
+            while read_to != self._cursor and version > self.newest:  # which another one may have found meanwhile
+                read_to = self._cursor
+                snapshots, self._cursor = await self._bus.read("weights", Snapshot, read_to, block_ms=1)
                 known = [snapshot.version for snapshot in snapshots if await self._ledger.knows(snapshot)]
                 self.newest = max([self.newest, *known])
 
