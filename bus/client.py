@@ -67,6 +67,8 @@ class Bus:
         self.read_only = False  # then what is refused stays where it is
         self._always = self.redis.register_script((_SCRIPTS / "always.lua").read_text())
         self._forget = self.redis.register_script((_SCRIPTS / "forget.lua").read_text())
+        self._fleet = self.redis.register_script((_SCRIPTS / "fleet.lua").read_text())
+        self._memory = self.redis.register_script((_SCRIPTS / "memory.lua").read_text())
 
     def key(self, name: str) -> str:
         return self.prefix + name
@@ -232,7 +234,15 @@ class Bus:
 
     async def engines(self, known: Collection[str] | None = None) -> dict[str, EngineState]:
         """Of the engines ``known`` (None: all); any other's is refused."""
-        table = await self.redis.hgetall(self.key("engines"))
+        return await self._lines(await self.redis.hgetall(self.key("engines")), known)
+
+    async def fleet(self, roster: Roster) -> tuple[Roster, dict[str, EngineState]]:
+        """:meth:`roster` (the one that is given, where there is none) and the lines of its engines, in one command."""
+        line, flat = await self._fleet(keys=[self.key("roster"), self.key("engines")])
+        roster = self._roster(line) or roster
+        return roster, await self._lines(dict(zip(flat[::2], flat[1::2], strict=True)), roster.engines)
+
+    async def _lines(self, table: Mapping[bytes, bytes], known: Collection[str] | None) -> dict[str, EngineState]:
         engines: dict[str, EngineState] = {}
         junk: dict[bytes, bytes] = {}
         for name, line in table.items():
@@ -252,10 +262,11 @@ class Bus:
 
     async def roster(self) -> Roster | None:
         """The engines that the run has, as its supervisor says. None: it has said nothing, or nothing that can be read."""
-        if (line := await self.redis.get(self.key("roster"))) is None:
-            return None
+        return self._roster(await self.redis.get(self.key("roster")))
+
+    def _roster(self, line: bytes | None) -> Roster | None:
         try:
-            return msgspec.msgpack.decode(line, type=Roster)
+            return None if line is None else msgspec.msgpack.decode(line, type=Roster)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             self.refuse("roster", "roster", error)
             return None
@@ -267,8 +278,8 @@ class Bus:
 
     async def memory(self) -> tuple[int, int]:
         """Bytes that Redis uses, and may use (0: no limit)."""
-        info = await self.redis.info("memory")
-        return int(info["used_memory"]), int(info.get("maxmemory", 0))
+        used, limit = await self._memory(keys=[self.key("memory")])
+        return int(used), int(limit)
 
     async def forget_processes(self) -> None:
         """At the start of a launch, when no process of the run lives: what they said of themselves and each other is void.

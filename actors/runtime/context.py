@@ -104,7 +104,8 @@ class ActorContext:
 
     async def engine_states(self) -> dict[str, EngineState]:
         """The ledger of versions, of the engines that the run has now."""
-        return await self.bus.engines((await self.read_roster()).engines)
+        self.roster, lines = await self.bus.fleet(self.roster)
+        return lines
 
     async def metrics(self, step: int, values: dict[str, float]) -> None:
         """Publish numbers at ``step`` (the learner's version)."""
