@@ -13,6 +13,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 
 export OMP_NUM_THREADS ?= 1
+unexport PYTHONDONTWRITEBYTECODE  # each of a run's processes would compile all of it again
 
 .PHONY: quickstart test test-sglang test-faults mutants lint clean
 

@@ -16,6 +16,7 @@ import setproctitle
 from actors.runtime.fork_server import LAUNCH_PID
 from bus.server import die_with_parent
 
+gc.disable()  # what is imported stays: looking for garbage among it again and again took a fifth of the time
 die_with_parent(signal.SIGKILL)()  # by itself it would look for its launch only when all is imported
 if os.environ.get(LAUNCH_PID, str(os.getppid())) != str(os.getppid()):
     os._exit(1)  # it was gone before that
@@ -52,5 +53,5 @@ if torch.version.cuda is None and torch.version.hip is None:
         importlib.import_module(module)
 
 # the collector of a forked process leaves alone what is here: looking at it would copy it, and take a tenth of a second
-gc.collect()
 gc.freeze()
+gc.enable()
