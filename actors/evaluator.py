@@ -41,6 +41,7 @@ from miles_async.evaluation.point import AGAIN, Evaluation, Result, VersionError
 from miles_async.evaluation.record import MADE, EvalRecord, Point
 from miles_async.evaluation.settings import is_due, pins_kept
 from miles_async.rewards import Grader
+from miles_async.rollout.first_failures import contained, told
 from miles_async.tokenizer import Tokenizer
 from miles_async.weights.snapshot import SnapshotError, has_weights
 from miles_async.weights.verify import check_weights
@@ -188,7 +189,7 @@ class Evaluator:
                 continue
             except Exception as error:  # of a function of the user's
                 self.ctx.log.exception("version %d", point.version)
-                reason, cause = "error", f"{type(error).__name__}: {error}"
+                reason, cause = "error", told(error)
                 break
             await self._report(point, results, time.monotonic() - started)
             return
@@ -223,12 +224,13 @@ class Evaluator:
         self._close(point, MADE, {name: value for part in parts for name, value in part.items()})
         if self.log_function is not None:
             try:
-                logged = self.log_function(point.version, dict(results))
-                if inspect.isawaitable(logged):
-                    await logged
+                with contained():
+                    logged = self.log_function(point.version, dict(results))
+                    if inspect.isawaitable(logged):
+                        await logged
             except Exception as error:
-                self.ctx.log.exception("eval.eval_log_function")
-                await self.ctx.event("eval_log_failed", version=point.version, cause=f"{type(error).__name__}: {error}")
+                self.ctx.log.exception(EVAL_LOG_FUNCTION.key)
+                await self.ctx.event("eval_log_failed", version=point.version, cause=told(error))
 
     async def _skip(self, point: Candidate, reason: str, cause: str) -> None:
         await self.ctx.metrics(point.version, {f"eval/skipped_{reason}": 1.0})

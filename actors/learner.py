@@ -195,8 +195,8 @@ class Learner:
 
     async def _step(self, batch: Batch) -> None:
         started = time.monotonic()
-        groups, self.max_lag = await self.share.take(batch), self.share.max_lag(batch)
-        metrics: dict[str, float] = await self.compute(self._train, groups)
+        self.max_lag = self.share.max_lag(batch)
+        metrics = await self.share.train(batch, partial(self.compute, self._train))
         self.rewards.append(metrics["raw_reward"])
         self.recent.append((time.time(), batch.step, await self.share.trained(batch)))
         if self.trainer.version % self.config.weights.update_interval == 0 or self.trainer.version == self.replay_to:

@@ -6,6 +6,7 @@ Promises: a log or post-save function that raises, or returns what it may not, c
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -14,6 +15,7 @@ from actors.runtime.compute import ComputeThread
 from actors.runtime.context import ActorContext
 from bus.messages import Batch
 from miles_async.faults import place, trace, words
+from miles_async.hook_calls import refused
 from miles_async.hooks import Hook
 from miles_async.rollout.first_failures import OwnCancellation, kind_of
 from miles_async.train.hooks import LOG, POST_SAVE
@@ -49,7 +51,10 @@ class LearnerReport:
     async def _call(self, hook: Hook, compute: ComputeThread, function: Callable[[], Any]) -> Any:
         def guarded() -> Any:
             try:
-                return function()
+                found = function()
+                if inspect.isawaitable(found):
+                    raise refused(hook, function, found)
+                return found
             except Exception as error:
                 if not isinstance(error, StopIteration):  # which no future takes
                     raise

@@ -3,14 +3,15 @@
     record of the step ──► payloads ──► sound? ──yes──► the step
                                           └──no──► quarantined, on record before the step trains
 
-Promises: what the learner cannot train costs its group, not the run; the record is written before any rank trains, and whoever
-trains the step again leaves out the same groups; a batch is held against the bound that it was chosen under, whatever the bound
-is now; a run with more quarantined groups than ``learner.max_quarantined_groups`` ends with the cause of the last one.
+Promises: what the learner cannot train, or the user's batch function fails for, costs its group, not the run; the record is
+written before any rank trains, and whoever trains the step again leaves out the same groups; a batch is held against the bound
+that it was chosen under, whatever the bound is now; a run with more quarantined groups than ``learner.max_quarantined_groups``
+ends with the cause of the last one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 
 from actors.runtime.context import ActorContext
@@ -20,7 +21,12 @@ from bus.quarantine import Quarantine
 from miles_async.group_limits import group_limits
 from miles_async.optimizer_steps import even, share, steps_of_pass
 from miles_async.sound_group import Limits, UnsoundGroup, check_group, check_groups
+from miles_async.train.batch import BatchRefused
+from miles_async.train.checked_batch import UnusableGroups
 
+Step = Callable[[list[Group]], Awaitable[dict[str, float]]]
+
+UNUSABLE = "batch_function"  # the reason of a group that the user's batch function fails for
 LOST = "invalid_payload"  # the reason of a group whose payload is gone, damaged, or another group's
 
 
@@ -37,6 +43,7 @@ class LearnerShare:
         self._steps = steps_of_pass(ctx.config)
         self._limits = group_limits(ctx.config, ctx.model_path)
         self._bound = ctx.config.staleness.max_lag
+        self._batch_function = ctx.config.learner.batch_function
         self._most = ctx.config.learner.max_quarantined_groups
         self.sizes: list[int] = []  # how many groups of each mini-batch were taken last
 
@@ -66,6 +73,23 @@ class LearnerShare:
                 groups.append(verdict)
                 self.sizes[step_of[group_id]] += 1
         return groups
+
+    async def train(self, batch: Batch, step: Step) -> dict[str, float]:
+        """What ``step`` gives for this rank's share. Where the user's batch function fails for some groups of any rank, these
+        are quarantined, and the step is made without them. Raises what ``step`` does, QuarantineError."""
+        for _ in batch.group_ids:
+            groups = await self.take(batch)
+            try:
+                return await step(groups)
+            except UnusableGroups as error:
+                by_id = {group.group_id: group for group in groups}
+                for group_id, cause in error.causes.items():
+                    unsound = UnsoundGroup(UNUSABLE, group_id, f": {cause}")
+                    await self._take_out(batch.step, group_id, unsound, by_id[group_id])
+            except BatchRefused:  # another rank's: it leaves out what it must
+                if self._batch_function is None:
+                    raise
+        return await step(await self.take(batch))
 
     async def _take_out(self, step: int, group_id: str, error: UnsoundGroup, group: Group | LedgerError) -> None:
         readable = group if isinstance(group, Group) else None

@@ -169,7 +169,7 @@ class RolloutWorker:
         try:
             with self.ctx.waiting("engines to generate"), contained():
                 samples = await self.make(ticket, context)
-            check_samples(samples)
+            samples = check_samples(samples)
             if self.teachers is not None:
                 with self.ctx.waiting("the teacher"):
                     samples = await self.teachers.teach(ticket, samples)

@@ -21,7 +21,7 @@ from miles_async.rewards.registry import GROUP_REWARD, REWARD
 from miles_async.rewards.registry import HOOKS as REWARDS
 from miles_async.rl.hooks import HOOKS as ALGORITHM
 from miles_async.rollout.registry import HOOKS as ROLLOUTS
-from miles_async.staleness_choice import POLICY
+from miles_async.staleness_choice import POLICY, make_policy
 from miles_async.train.hooks import HOOKS as LEARNER
 from miles_async.weights.export import EXPORT
 
@@ -62,13 +62,14 @@ def resolve_paths(config: RunConfig, base: Path) -> RunConfig:
 
 
 def check(config: RunConfig) -> None:
-    """Load every function that ``config`` names. Raises HookError, one line."""
+    """Load every function that ``config`` names, and make its policy. Raises HookError, HookFailed, one line."""
     for hook in HOOKS:
         _check(hook, config)
     for name, its_config in dataset_configs(config).items():
         if config.eval.datasets[name].rm_type is not None:
             for hook in (REWARD, GROUP_REWARD):
                 _check(hook, its_config, f"eval.datasets.{name}.rm_type")
+    make_policy(config.staleness, config.rollout.surplus)
 
 
 def _check(hook: Hook, config: RunConfig, key: str = "") -> None:

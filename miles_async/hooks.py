@@ -1,8 +1,9 @@
 """From a name in the configuration to a function: one loader for every extension point.
 
 A value is the name of a built-in, a dotted path ``package.module.function``, or ``file.py:function``. Promises: a value
-that leads nowhere, or to something that cannot be called as its hook is, is refused before the run starts, in one line that
-names the key, the value, what is allowed and the nearest valid name; a built-in is imported only when it is asked for.
+that leads nowhere, or to something that cannot be called as its hook is (other parameters, ``async`` where nobody awaits it,
+no ``async`` where it is awaited, a ``yield`` that nobody comes to), is refused before the run starts, in one line that names
+the key, the value, what is allowed and the nearest valid name; a built-in is imported only when it is asked for.
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 
 from miles_async.config import ConfigError, RunConfig
+from miles_async.faults import words
 
 
 class HookError(ConfigError):
@@ -31,7 +33,9 @@ class Hook:
 
     key: ``section.key`` of the configuration; its value is a text, a list of them, or None. parameters: what the function is
     called with, by position. returns, default: in words, for the documentation. built_in: name to
-    ``package.module.function``. needs: name of a built-in to (module, package) that it cannot do without.
+    ``package.module.function``. needs: name of a built-in to (module, package) that it cannot do without. form: what is done
+    with the function: "plain", it is called and that is all; "async", what it gives is awaited; "either"; "iterated", plain
+    too, and it may yield.
     """
 
     key: str
@@ -40,6 +44,7 @@ class Hook:
     default: str
     built_in: Mapping[str, str] = field(default_factory=dict)
     needs: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    form: Literal["plain", "async", "either", "iterated"] = "plain"
     error: type[HookError] = HookError
 
     def load(self, value: str) -> Callable[..., Any]:
@@ -57,6 +62,7 @@ class Hook:
             where = module.__file__ or module.__name__
             raise self._error(value, f'{where} has no function "{name}"{nearest(name, names)}')
         self._check_signature(value, function)
+        self._check_form(value, function)
         return function
 
     def resolve_path(self, value: str, base: Path) -> str:
@@ -104,6 +110,16 @@ class Hook:
             takes = f"it must take ({', '.join(self.parameters)}), but is {signature}"
             raise self._error(value, takes) from None
 
+    def _check_form(self, value: str, function: Callable[..., Any]) -> None:
+        is_async, yields = _form_of(function)
+        if yields and (is_async or self.form != "iterated"):
+            raise self._error(value, f"it must give {self.returns}, and not yield")
+        if is_async and self.form in ("plain", "iterated"):
+            raise self._error(value, 'it must be a plain function: nobody awaits what an "async def" gives')
+        # a plain wrapper around an "async def" hands on what that gives
+        if self.form == "async" and not (is_async or inspect.iscoroutinefunction(inspect.unwrap(function))):
+            raise self._error(value, 'it must be an "async def": what it gives is awaited')
+
     def _import(self, value: str, name: str) -> ModuleType:
         try:
             return importlib.import_module(name)
@@ -112,8 +128,8 @@ class Hook:
                 where = "on the Python path or beside the TOML file"
                 raise self._error(value, f'there is no module "{error.name}" {where}') from None
             raise self._error(value, f"importing {name} failed: {error}") from None
-        except Exception as error:
-            raise self._error(value, f"importing {name} failed: {type(error).__name__}: {error}") from None
+        except (Exception, SystemExit) as error:
+            raise self._error(value, f"importing {name} failed: {words(error)}") from None
 
     def _load_file(self, value: str, path: Path) -> ModuleType:
         if not path.is_file():
@@ -131,9 +147,11 @@ class Hook:
         sys.modules[name] = module
         try:
             spec.loader.exec_module(module)
-        except Exception as error:
+        except BaseException as error:
             del sys.modules[name]
-            raise self._error(value, f"importing {path} failed: {type(error).__name__}: {error}") from None
+            if not isinstance(error, Exception | SystemExit):
+                raise
+            raise self._error(value, f"importing {path} failed: {words(error)}") from None
         return module
 
     def _error(self, value: str, reason: str) -> HookError:
@@ -144,3 +162,11 @@ def nearest(name: str, names: list[str]) -> str:
     """``; did you mean "..."?``, or nothing."""
     near = difflib.get_close_matches(name, names, 1)
     return f'; did you mean "{near[0]}"?' if near else ""
+
+
+def _form_of(function: Callable[..., Any]) -> tuple[bool, bool]:
+    """Whether ``function``, or the ``__call__`` of an object, is an ``async def``, and whether it yields."""
+    forms: list[Any] = [function, type(function).__call__]
+    is_async = any(inspect.iscoroutinefunction(form) or inspect.isasyncgenfunction(form) for form in forms)
+    yields = any(inspect.isgeneratorfunction(form) or inspect.isasyncgenfunction(form) for form in forms)
+    return is_async, yields

@@ -23,7 +23,7 @@ from miles_async.unicode_text import well_formed
 # Ratios reach e^20 (``rl.losses.MAX_LOG_RATIO``), so one token's gradient reaches 5e14 and its square 2.5e29: that leaves
 # a factor of 1e9 in float32 for the number of tokens and for what the model multiplies it with. A critic squares rewards, too.
 MAX_REWARD = 1e6
-MAX_RAW_REWARD = 1e30  # before post-processing: only reported, as a mean
+MAX_RAW_REWARD = 1e30  # before post-processing, and of a part: only reported, as a mean
 MAX_LOGPROB = 1e-3  # of a probability of 1, as rounding may leave it
 MIN_LOGPROB = -1e5  # what differences of it are squared to stays finite in float32
 MAX_SAMPLES = 65_536
@@ -212,8 +212,10 @@ def _check_rewards(group: Group) -> None:
             is_finite = abs(sample.reward) < float("inf")
             problem = f"is {sample.reward:g}, at most {MAX_REWARD:g} in magnitude" if is_finite else "is not finite"
             _refuse(group, sample, "invalid_reward", f"the reward {problem}")
-        if not abs(raw := sample.reward_parts.get(RAW, 0.0)) <= MAX_RAW_REWARD:
-            _refuse(group, sample, "invalid_reward", f"the reward before post-processing is {raw:g}")
+        for name, part in sample.reward_parts.items():
+            if not abs(part) <= MAX_RAW_REWARD:
+                what = "the reward before post-processing" if name == RAW else f"the part {name:.100} of the reward"
+                _refuse(group, sample, "invalid_reward", f"{what} is {part:g}")
         if of_rollout.setdefault(rollout_of(sample), sample.reward) != sample.reward:
             problem = f"the branches of rollout {rollout_of(sample)} have different rewards"
             _refuse(group, sample, "invalid_reward", problem)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from miles_async.config import Staleness
 from miles_async.hooks import Hook
 from miles_async.staleness import Drop, Fifo, OverSampled, StalenessPolicy
+from miles_async.staleness_checked import CheckedPolicy
 
 POLICY = Hook(
     "staleness.policy",
@@ -28,6 +29,9 @@ def drop(staleness: Staleness) -> StalenessPolicy:
 def make_policy(config: Staleness, extra: int = 0) -> StalenessPolicy:
     """The policy that ``config.policy`` names, with its bound. ``extra``: ``rollout.surplus``; only with "fifo".
 
-    Raises HookError.
+    One of the user's has its decisions looked at. Raises HookError, HookFailed.
     """
-    return OverSampled(config.max_lag, extra) if extra else POLICY.load(config.policy)(config)
+    if extra:
+        return OverSampled(config.max_lag, extra)
+    make = POLICY.load(config.policy)
+    return make(config) if config.policy in POLICY.built_in else CheckedPolicy(POLICY, make, config)

@@ -424,6 +424,33 @@ async def test_what_are_no_metrics_of_the_dataset_is_refused(tokenizer: Tokenize
         await evaluated(dataset(tokenizer), tokenizer, Engine(tokenizer), function)
 
 
+SCORED = """
+import msgspec
+import numpy as np
+from miles_async.rollout import single_turn
+
+async def scored(ticket, index, context):
+    (sample,) = await single_turn.generate(ticket, index, context)
+    reward = [np.float32(0.5), float("nan"), 1.0, 1.0][index]
+    part = [np.float64(2.0), 1.0, float("inf"), "a"][index]
+    return [msgspec.structs.replace(sample, reward=reward, reward_parts={"own": part})]
+"""
+
+
+async def test_a_reward_that_a_generate_function_gives_is_a_plain_finite_number_or_none(
+    tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    (tmp_path / "mine.py").write_text(SCORED)
+    wanted = (f"rollout.generate_function={tmp_path}/mine.py:scored", "eval.n_samples_per_eval_prompt=4")
+    result = await evaluated(dataset(tokenizer, *wanted), tokenizer, Engine(tokenizer))
+    lines = {sample.rollout_index: sample for sample in result.samples if sample.prompt_index == 0}
+    assert (type(lines[0].reward), lines[0].reward, lines[0].reward_parts) == (float, 0.5, {"own": 2.0})
+    assert [lines[i].reward for i in (1, 2, 3)] == [None, None, None] and lines[1].reward_parts == {}
+    assert "reward must be finite, not nan" in lines[1].error and "own must be finite, not inf" in lines[2].error
+    assert "the part 'own' of the reward must be a number, not str" in lines[3].error
+    assert result.metrics["seen"] == 0.125 and result.metrics["seen-none_reward_ratio"] == 0.75
+
+
 def test_a_dataset_is_what_the_documentation_of_the_hook_says(tokenizer: Tokenizer) -> None:
     data = dataset(tokenizer)
     assert (data.name, data.n_samples, len(data.prompts)) == ("seen", 1, 8) and isinstance(data.prompts[0], Prompt)

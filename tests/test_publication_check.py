@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
+import torch
 from announcing import announce
 from test_sound_group import sound
 
@@ -69,7 +70,9 @@ def of_version(version: int) -> list[Sample]:
         (with_first(text="\ud83d"), "invalid_text", "no UTF-8"),
         (with_first(prompt_tokens=b"abc"), "invalid_prompt", "3 bytes"),
         (with_first(tokens=b"abc"), "rollout_error", "differ in length"),
-        (with_first(reward=None), "invalid_message", "float"),
+        (with_first(reward=None), "rollout_error", "the reward must be a number, not NoneType"),
+        (with_first(reward_parts={"format": float("nan")}), "invalid_reward", "the part format of the reward is nan"),
+        (with_first(reward_parts={"format": 1e200}), "invalid_reward", "the part format of the reward is 1e+200"),
         (of_version(10**6), "invalid_versions", "the newest is 1"),  # a rollout function's claim
         (None, "rollout_error", "a list of samples"),
     ],
@@ -81,6 +84,20 @@ async def test_what_the_learner_could_not_train_costs_one_attempt(
     counts, (transition,), _ = await attempt(bus, digits_model, samples)
     assert (transition.kind, transition.reason) == ("failed", reason) and why in transition.detail
     assert counts["waiting"] == 1 and balanced(counts)  # two attempts are left
+
+
+async def test_rewards_of_numpy_and_torch_are_published_as_plain_numbers(bus: Bus, digits_model: Path) -> None:
+    await announce(bus, 1)
+    own = [
+        replace(sample, reward=reward, rollout_index=i, reward_parts={"own": reward})
+        for i, (sample, reward) in enumerate(zip(SAMPLES, [np.float32(0.5), torch.tensor(1), True], strict=False))
+    ]
+    _, (transition,), _ = await attempt(bus, digits_model, own)
+    assert transition.kind == "published", transition.detail
+    (ready,), _ = await Ledger(bus).ready_groups("0", block_ms=0)
+    (group,) = await Ledger(bus).payloads([ready.payload_key])
+    found = [(sample.reward, sample.reward_parts) for sample in group.samples]
+    assert found == [(value, {"own": value}) for value in (0.5, 1.0, 1.0)][: len(own)]
 
 
 async def test_versions_that_this_run_has_published_are_published_on(bus: Bus, digits_model: Path) -> None:

@@ -6,6 +6,7 @@ The learner is the real one on a real bus; only its model is a stand-in (``test_
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from bus.messages import Batch, Group, Transition
 from bus.quarantine import Quarantine
 from miles_async.config import Learner as LearnerSection
 from miles_async.config import Run, Staleness
+from miles_async.train.batch import BatchError, BatchRefused, TrainBatch, flatten
+from miles_async.train.checked_batch import checked
 
 __all__ = ["no_weights"]  # a fixture
 
@@ -221,3 +224,53 @@ async def test_a_committed_group_that_is_trained_again_and_cannot_be_is_no_more_
     assert await Quarantine(ledger).put(1, "0-0-0", "invalid_payload", "") == 1
     counts = await ledger.counts()
     assert balanced(counts) and (counts["trained"], counts["dropped:quarantined"]) == (1, 1)
+
+
+@pytest.mark.parametrize("whose", ["this rank's", "another rank's"])
+async def test_a_group_that_the_batch_function_fails_for_is_quarantined_and_its_step_is_trained(
+    whose: str, bus: Bus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def mine(groups: Sequence[Group], vocab_size: int) -> TrainBatch:
+        if any(group.group_id == "0-1-0" for group in groups):
+            raise LookupError("no such prompt")
+        return flatten(groups, vocab_size)
+
+    class Trainer(StandInTrainer):
+        def step(self, groups: list[Group], **more: Any) -> dict[str, float]:
+            if whose == "this rank's":
+                checked(mine)(groups, 8)
+            elif not self.asked:
+                self.asked = True
+                raise BatchRefused("of rank 1")
+            return super().step(groups, **more)
+
+        asked = False
+
+    trainer = Trainer()
+    await publish(Ledger(bus), 6)
+    section = LearnerSection(batch_function="mine.py:batch")
+    await run(make_learner(bus, tmp_path, trainer, monkeypatch, learner=section))
+    found = await quarantined(bus)
+    if whose == "another rank's":
+        assert trainer.trained[0] == ("0-0-0", "0-1-0") and trainer.version == 3 and not found
+        return
+    assert trainer.trained == [("0-0-0",), ("0-2-0", "0-3-0"), ("0-4-0", "0-5-0")]
+    (transition,) = found
+    assert (transition.group_ids, transition.reason) == (("0-1-0",), "batch_function")
+    assert "learner.batch_function, " in transition.detail and "LookupError: no such prompt" in transition.detail
+    assert balanced(await Ledger(bus).counts())
+
+
+async def test_a_batch_function_that_fails_for_every_group_ends_the_run_and_quarantines_none(
+    bus: Bus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Trainer(StandInTrainer):
+        def step(self, groups: list[Group], **more: Any) -> dict[str, float]:
+            checked(lambda groups, vocab_size: None)(groups, 8)  # type: ignore[arg-type, return-value]
+            raise AssertionError
+
+    await publish(Ledger(bus), 6)
+    section = LearnerSection(batch_function="mine.py:batch")
+    with pytest.raises(BatchError, match=r"learner\.batch_function, .* it gave None, not a train\.batch\.TrainBatch"):
+        await run(make_learner(bus, tmp_path, Trainer(), monkeypatch, learner=section))
+    assert not await quarantined(bus)

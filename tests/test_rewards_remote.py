@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+import msgspec
 import pytest
 from aiohttp import web
 
@@ -54,12 +55,14 @@ async def serving(server: RewardServer, **keys: Any) -> AsyncIterator[Grader]:
         await runner.cleanup()
 
 
-async def test_it_sends_prompt_response_label_metadata_and_takes_a_number() -> None:
+async def test_it_sends_prompt_both_responses_label_metadata_and_takes_a_number() -> None:
     server = RewardServer((200, "0.75"))
     async with serving(server) as grader:
         assert await grader.score([SAMPLE]) == [Graded(0.75)]
+        whole = msgspec.structs.replace(SAMPLE, raw_response="<think>42</think>")
+        assert await grader.score([whole]) == [Graded(0.75)]
     row = {"prompt": "6*7=", "response": "42 \\boxed{é}", "label": "42", "metadata": {"source": {"row": 1}}}
-    assert server.asked == [row]
+    assert server.asked == [row | {"raw_response": ""}, row | {"raw_response": "<think>42</think>"}]
 
 
 async def test_boxed_it_sends_only_what_stands_in_the_box() -> None:

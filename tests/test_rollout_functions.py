@@ -126,7 +126,10 @@ async def test_a_rollout_that_fails_costs_itself_and_is_on_record(functions: Pat
         ("0-7-0", 1, "rollout_error"),
         ("0-7-0", 2, "rollout_error"),
     ]
-    assert [event["detail"] for event in events] == ["OSError: the sandbox is gone", "no sample"]
+    assert [event["detail"] for event in events] == [
+        "OSError: the sandbox is gone",
+        "rollout.generate_function: no sample",
+    ]
 
 
 async def test_where_every_rollout_fails_the_attempt_fails_with_the_first_cause(functions: Path) -> None:

@@ -72,5 +72,5 @@ def test_a_loss_may_look_at_any_token_and_is_refused_for_its_shape_before_a_step
     with trainers(meetings) as build:
         trainer = build(checkpoint, algorithm={**chosen, "policy_loss": f"{file}:of_one_token"})
         assert trainer.step(make_groups())["grad_norm"] > 0
-        with pytest.raises(ConfigError, match=r"algorithm.policy_loss: .* shape \(\)"):
+        with pytest.raises(ConfigError, match=r"algorithm\.policy_loss, mine\.py:of_all_at_once: .* shape \(\)"):
             build(checkpoint, algorithm={**chosen, "policy_loss": f"{file}:of_all_at_once"})

@@ -21,8 +21,9 @@ from miles_async.config import Data, RunConfig
 from miles_async.context_length import context_length
 from miles_async.data.fitting import Loaded, short_enough
 from miles_async.data.prompt import DataError, Prompt
-from miles_async.data.rows import one_line, plain, sources, split_slice
+from miles_async.data.rows import plain, sources, split_slice
 from miles_async.data.usable import fault
+from miles_async.faults import words
 from miles_async.hooks import Hook
 from miles_async.messages import MessageError, normalized
 from miles_async.tokenizer import Tokenizer
@@ -105,11 +106,11 @@ def bytes_to_read(data: Data) -> int | None:
 def _called(data: Data, source: Any, config: RunConfig, tokenizer: Tokenizer) -> Any:
     try:
         return source(config, tokenizer)
-    except Exception as error:
-        if isinstance(error, DataError):
-            raise
+    except (DataError, KeyboardInterrupt):  # the latter is Ctrl-C: this also runs in a launch
+        raise
+    except BaseException as error:
         last = traceback.extract_tb(error.__traceback__)[-1]
-        reason = f"{type(error).__name__}: {one_line(error)} ({last.filename}:{last.lineno})"
+        reason = f"{words(error)} ({last.filename}:{last.lineno})"
         raise DataError(f'data.data_source = "{data.data_source}": {reason}') from error
 
 

@@ -20,12 +20,14 @@ from miles_async.hooks import Hook
 EVAL_FUNCTION = Hook(
     "eval.eval_function",
     ("dataset", "generate", "grade"),
+    form="either",
     returns="an awaitable of the metrics of one dataset, by name",
     default="mean reward, pass@k, ratios of truncated and of ungraded samples, response length",
 )
 EVAL_LOG_FUNCTION = Hook(
     "eval.eval_log_function",
     ("version", "results"),
+    form="either",
     returns="nothing, or an awaitable of it",
     default="none: metrics, events and the files in eval/ are written in any case",
 )

@@ -25,8 +25,11 @@ from miles_async.evaluation.datasets import Dataset
 from miles_async.evaluation.metrics import EvalSample, dataset_metrics
 from miles_async.evaluation.settings import seed_of
 from miles_async.filters.dynamic_sampling import rollout_of
+from miles_async.hook_calls import shown
 from miles_async.rewards import RewardError
+from miles_async.rewards.graded import plain
 from miles_async.rollout.failures import check_samples, reason_of
+from miles_async.rollout.first_failures import contained
 from miles_async.rollout.generate import AbortedError, AnswerError
 from miles_async.rollout.interface import Ask, RolloutContext
 from miles_async.rollout.registry import rollout_function
@@ -87,8 +90,10 @@ class Evaluation:
         """Raises one of AGAIN, ResultError, and what ``function`` raises."""
         async with contextlib.AsyncExitStack() as stack:
             self._context = RolloutContext(self.dataset.config, self._tokenizer, self._ask, stack, self._tell)
-            found: Any = (function or self._built_in)(self.dataset, self.generate, self.grade)
-            metrics = _checked(self.dataset.name, await found if inspect.isawaitable(found) else found)
+            with contained():
+                found: Any = (function or self._built_in)(self.dataset, self.generate, self.grade)
+                found = await found if inspect.isawaitable(found) else found
+            metrics = _checked(self.dataset.name, found)
         return Result(metrics, [sample for index in sorted(self._record) for sample in self._record[index]])
 
     async def _built_in(self, dataset: Dataset, generate: Generate, grade: Grade) -> dict[str, float]:
@@ -103,8 +108,8 @@ class Evaluation:
         n, ticket = self.dataset.n_samples, self._ticket(prompt)
         async with self._places:
             try:
-                samples = await self._roll(ticket, self._context)
-                check_samples(samples)
+                with contained():
+                    samples = check_samples(await self._roll(ticket, self._context))
             except AGAIN:
                 raise
             except Exception as error:
@@ -126,7 +131,8 @@ class Evaluation:
             scored, failed = await score(self._ticket(prompt), samples, self._grader) if samples else ([], [])
         except RewardError as error:  # every one of them
             scored, failed = [], [(rollout_of(sample), error) for sample in samples]
-        grades, errors = {sample.index: sample for sample in scored}, dict(failed)
+        unfit = [(rollout_of(sample), error) for sample in scored if (error := _not_finite(sample)) is not None]
+        grades, errors = {sample.index: sample for sample in scored}, dict([*failed, *unfit])
         lines = [_line(prompt, grades.get(s.index, s), errors.get(rollout_of(s))) for s in samples]
         self._record.setdefault(prompt.index, []).extend(lines)
         return [line.reward for line in lines]
@@ -180,9 +186,17 @@ def _line(prompt: Prompt, sample: Sample, error: RewardError | None) -> EvalSamp
         reward=sample.reward if error is None else None,
         finish_reason=sample.finish_reason,
         response_len=int(np.count_nonzero(unpack(sample.loss_mask, MASK))),
-        reward_parts=sample.reward_parts,
+        reward_parts=sample.reward_parts if error is None else {},
         error="" if error is None else str(error),
     )
+
+
+def _not_finite(sample: Sample) -> RewardError | None:
+    """Of a sample that its own function has scored: graders' rewards are looked at where they come from."""
+    for name, value in {"reward": sample.reward, **sample.reward_parts}.items():
+        if not math.isfinite(value):
+            return RewardError("reward_error", f"{name} must be finite, not {value}")
+    return None
 
 
 def _lost_line(prompt: Prompt, lost: dict[str, Any]) -> EvalSample:
@@ -204,15 +218,22 @@ def _lost_line(prompt: Prompt, lost: dict[str, Any]) -> EvalSample:
 def _checked(name: str, found: Any) -> dict[str, float]:
     """``found`` as metrics of the dataset ``name``. Raises ResultError."""
     if not isinstance(found, dict) or not 0 < len(found) <= MAX_METRICS:
-        shown = f"{len(found)} of them" if isinstance(found, dict) else type(found).__name__
-        raise ResultError(f"an evaluation of {name} must return 1 to {MAX_METRICS} metrics by name, not {shown}")
+        what = f"{len(found)} of them" if isinstance(found, dict) else type(found).__name__
+        raise ResultError(f"an evaluation of {name} must return 1 to {MAX_METRICS} metrics by name, not {what}")
     for key, value in found.items():
         if not isinstance(key, str) or not (key == name or key.startswith((f"{name}-", f"{name}/"))):
-            raise ResultError(f"an evaluation of {name} returned {key!r}: its names begin with {name}")
+            raise ResultError(f"an evaluation of {name} returned {shown(key)}: its names begin with {name}")
         if len(key) > MAX_NAME:
             raise ResultError(
                 f"an evaluation of {name} returned {key[:40]}...: a name has at most {MAX_NAME} characters"
             )
-        if not hasattr(value, "__float__") or not math.isfinite(float(value)):
-            raise ResultError(f"an evaluation of {name} returned {key} = {value!r}: expected a finite number")
+        if not _is_finite(value):
+            raise ResultError(f"an evaluation of {name} returned {key} = {shown(value)}: expected a finite number")
     return {well_formed(key): float(value) for key, value in found.items()}
+
+
+def _is_finite(value: Any) -> bool:
+    try:
+        return math.isfinite(plain("it", value))
+    except (TypeError, ValueError):
+        return False

@@ -20,7 +20,9 @@ from bus.messages import ReadyGroup, Sample
 from miles_async.config import RunConfig
 from miles_async.faults import one_line, place, trace, words
 from miles_async.filters.registry import BUFFER_FILTER, DYNAMIC_SAMPLING_FILTER, REWARD_POST_PROCESS, SAMPLE_FILTER
+from miles_async.hook_calls import shown
 from miles_async.hooks import Hook
+from miles_async.rewards.graded import plain
 from miles_async.sound_group import RAW
 
 Samples = Sequence[Sample]
@@ -55,7 +57,9 @@ class GroupFilters:
             if not isinstance(keep, bool | np.bool_):
                 raise _wrong(DYNAMIC_SAMPLING_FILTER, verdict)
             if not keep:
-                return _plain(str(reason))
+                if not isinstance(reason, str):
+                    raise _wrong(DYNAMIC_SAMPLING_FILTER, verdict)
+                return _plain(reason)
         return None
 
     def finished(self, samples: Samples) -> list[Sample]:
@@ -96,7 +100,9 @@ class BufferFilter:
         for function in self._functions:
             ids = _call(BUFFER_FILTER, function, list(ready), version)
             known = {group.group_id for group in ready}
-            if not isinstance(ids, list | tuple | set) or any(group_id not in known for group_id in ids):
+            if not isinstance(ids, list | tuple | set) or any(
+                not isinstance(group_id, str) or group_id not in known for group_id in ids
+            ):
                 raise _wrong(BUFFER_FILTER, ids)
             evicted |= dict.fromkeys(ids, BUFFER)
         return list(evicted.items())
@@ -112,14 +118,7 @@ def _call(hook: Hook, function: Callable[..., Any], *args: Any) -> Any:
 def _wrong(hook: Hook, value: Any) -> FilterError:
     if inspect.iscoroutine(value):
         value.close()
-    return FilterError(f"{hook.key} returned {_shown(value)}, not {hook.returns}")
-
-
-def _shown(value: Any) -> str:
-    try:
-        return f"{value!r:.80}"
-    except Exception:
-        return f"a {type(value).__name__}"
+    return FilterError(f"{hook.key} returned {shown(value)}, not {hook.returns}")
 
 
 def _is_list(value: Any, length: int) -> bool:
@@ -127,7 +126,10 @@ def _is_list(value: Any, length: int) -> bool:
 
 
 def _is_finite(value: Any) -> bool:
-    return hasattr(value, "__float__") and math.isfinite(float(value))
+    try:
+        return math.isfinite(plain("a reward", value))
+    except (TypeError, ValueError):
+        return False
 
 
 def _plain(reason: str) -> str:

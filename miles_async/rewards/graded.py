@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from miles_async.faults import one_line, printable
+from miles_async.faults import one_line, printable, words
 
 MAX_PARTS = 64  # they travel with each sample
 MAX_PART_CHARS = 100  # they are names of metrics
@@ -83,10 +83,18 @@ def graded(result: Numbers, reward_key: str | None) -> Graded:
     return Graded(result[reward_key], result)
 
 
-def _number(what: str, value: Any) -> float:
+def plain(what: str, value: Any) -> float:
+    """``value``, called ``what``, as a plain float; not finite is allowed. Raises TypeError, ValueError: it is no number."""
     if isinstance(value, str | bytes) or not hasattr(value, "__float__"):
         raise TypeError(f"{what} must be a number, not {type(value).__name__}")
-    number = float(value)
+    try:
+        return float(value)
+    except Exception as error:  # a tensor of several numbers, an int beyond any float
+        raise ValueError(f"{what} is no single number: {words(error)}") from None
+
+
+def _number(what: str, value: Any) -> float:
+    number = plain(what, value)
     if not math.isfinite(number):
         raise ValueError(f"{what} must be finite, not {number}")
     return number

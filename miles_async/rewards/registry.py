@@ -79,6 +79,7 @@ def _hook(key: str, parameters: tuple[str, ...], group: bool | None = None, sums
         default="graded_match" if key == "reward.rm_type" else "none",
         built_in=BUILT_IN | ({WEIGHTED_SUM: "miles_async.rewards.weighted.weighted_sum"} if sums else {}),
         needs=NEEDS,
+        form="either",
         error=RewardConfigError,
         group=group,
     )

@@ -37,9 +37,10 @@ class RewardServer:
     async def ask(self, sample: RewardSample) -> Numbers:
         """What the server says, a number or an object of numbers. Raises RewardError.
 
-        It is sent ``{"prompt", "response", "label", "metadata"}`` as JSON by POST.
+        It is sent ``{"prompt", "response", "raw_response", "label", "metadata"}`` as JSON by POST; raw_response has the special
+        tokens that response lacks.
         """
-        row = {key: getattr(sample, key) for key in ("prompt", "response", "label", "metadata")}
+        row = {key: getattr(sample, key) for key in ("prompt", "response", "raw_response", "label", "metadata")}
         body = msgspec.json.encode(row)
         async with self._calls:
             answer = await self._ask_until_it_answers(body)

@@ -23,11 +23,13 @@ import msgspec
 
 from bus.messages import Sample, Ticket
 from miles_async.daemon_thread import in_thread
+from miles_async.hook_calls import shown
 from miles_async.rewards.graded import graded, numbers
 from miles_async.rollout.failures import RolloutError
 from miles_async.rollout.first_failures import OwnCancellation, contained
 from miles_async.rollout.interface import Ask, RolloutContext
-from miles_async.rollout.registry import AGENT, TOOL_CALL_PARSER
+from miles_async.rollout.registry import AGENT
+from miles_async.rollout.tool_parser import tool_call_parser
 from miles_async.sessions.server import SessionServer, serve_sessions
 from miles_async.sessions.session import Session
 from miles_async.tokenizer import MARK, TokenizerError
@@ -135,14 +137,14 @@ def _rewarded(samples: list[Sample], result: Any, reward_key: str | None) -> lis
     try:
         grade = graded(numbers(result), reward_key)
     except Exception as error:
-        raise AgentError(f"the agent returned {result!r:.100}: {well_formed(str(error))}") from None
+        raise AgentError(f"the agent returned {shown(result)}: {well_formed(str(error))}") from None
     parts = grade.parts or {PART: grade.reward}
     return [msgspec.structs.replace(sample, reward=grade.reward, reward_parts=parts) for sample in samples]
 
 
 @contextlib.asynccontextmanager
 async def _open(context: RolloutContext) -> AsyncIterator[_Agents]:
-    (function,), (parse_calls,) = AGENT.functions(context.config), TOOL_CALL_PARSER.functions(context.config)
+    (function,), parse_calls = AGENT.functions(context.config), tool_call_parser(context.config)
 
     asks: dict[str, Ask] = {}
 

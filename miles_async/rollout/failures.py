@@ -5,13 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
+
 from bus.codec import TOKENS
 from bus.messages import Sample
 from miles_async.engine_client import EngineError
 from miles_async.filters.apply import FilterError
+from miles_async.hook_calls import shown
+from miles_async.hooks import Hook
 from miles_async.rewards import RewardError
+from miles_async.rewards.graded import plain
 from miles_async.rollout.first_failures import FirstFailures, OwnCancellation, place_of, with_place
 from miles_async.rollout.generate import AbortedError, AnswerError, NoRoomError
+from miles_async.rollout.registry import ROLLOUT
 from miles_async.rollout.teacher import TeacherError
 from miles_async.sound_group import UnsoundGroup, misfit
 from miles_async.unicode_text import words_of
@@ -20,7 +26,11 @@ DETAIL_CHARS = 400
 
 
 class RolloutError(RuntimeError):
-    """A rollout or generate function returned what cannot be trained on; one line."""
+    """A rollout or generate function returned what cannot be trained on; one line. trace: of an exception of the user's."""
+
+    def __init__(self, text: str, trace: str = "") -> None:
+        super().__init__(text)
+        self.trace = trace
 
 
 def reason_of(error: Exception) -> tuple[str, str]:
@@ -62,15 +72,29 @@ def lost(error: Exception, firsts: FirstFailures) -> dict[str, Any]:
     return {"reason": reason, "detail": detail} | ({} if news is None else news)
 
 
-def check_samples(samples: Any) -> None:
-    """Refuse what the learner could not take. Raises RolloutError."""
+def check_samples(samples: Any, hook: Hook = ROLLOUT) -> list[Sample]:
+    """``samples``, which a function of ``hook`` gave, with their rewards as plain floats, also where numpy or torch has made
+    them. Raises RolloutError: the learner could not take them."""
     if not isinstance(samples, Sequence) or not all(isinstance(sample, Sample) for sample in samples):
-        raise RolloutError(f"a list of samples is expected, not {samples!r:.100}")
+        raise RolloutError(f"{hook.key}: a list of samples is expected, not {shown(samples)}")
     if not samples:
-        raise RolloutError("no sample")
+        raise RolloutError(f"{hook.key}: no sample")
     for sample in samples:
         if problem := misfit(sample):
-            raise RolloutError(f"sample {sample.index}: {problem}")
+            raise RolloutError(f"{hook.key}: sample {sample.index}: {problem}")
+    return [_with_floats(sample, hook) for sample in samples]
+
+
+def _with_floats(sample: Sample, hook: Hook) -> Sample:
+    parts: Any = sample.reward_parts
+    if type(sample.reward) is float and all(type(value) is float for value in parts.values()):
+        return sample
+    try:
+        reward = plain("the reward", sample.reward)
+        floats = {name: plain(f"the part {name!a:.100} of the reward", value) for name, value in parts.items()}
+    except (TypeError, ValueError) as error:
+        raise RolloutError(f"{hook.key}: sample {sample.index}: {error}") from None
+    return msgspec.structs.replace(sample, reward=reward, reward_parts=floats)
 
 
 def lengths_of(samples: Any) -> list[int]:

@@ -49,8 +49,16 @@ def contained() -> Iterator[None]:
         raise OwnCancellation(words(error)) from error
 
 
+def told(error: BaseException) -> str:
+    """``ValueError: what it says (my_eval.py:12 in score)``, one line, whatever the exception does when it is asked."""
+    cause, where = str(error) if isinstance(error, OwnCancellation) else words(error), place_of(error)
+    return f"{cause} ({where})" if where else cause
+
+
 def place_of(error: BaseException) -> str:
     """The line of the user's that raised ``error``, which may have come from another process; empty: none is known."""
+    if isinstance(error, OwnCancellation) and error.__cause__ is not None:
+        error = error.__cause__
     return getattr(error, "place", "") or place(error)
 
 

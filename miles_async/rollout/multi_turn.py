@@ -22,7 +22,8 @@ from bus.messages import Sample, Ticket
 from miles_async.rollout.first_failures import contained
 from miles_async.rollout.generate import Turn, complete
 from miles_async.rollout.interface import RolloutContext
-from miles_async.rollout.registry import EXECUTE_TOOL, TOOL_CALL_PARSER
+from miles_async.rollout.registry import EXECUTE_TOOL
+from miles_async.rollout.tool_parser import tool_call_parser
 from miles_async.rollout.tool_turn import tool_turn_tokens
 from miles_async.rollout.trajectory import Trajectory
 from miles_async.unicode_text import well_formed, words_of
@@ -34,9 +35,10 @@ async def generate(ticket: Ticket, index: int, context: RolloutContext) -> list[
     """Rollout ``index`` of the group: up to ``max_turns`` turns, until one calls no tool.
 
     The tools see the row's metadata in a copy of this rollout's own, which lasts from call to call. finish_reason:
-    "length" where the tokens or the turns ran out. Raises what :func:`complete` raises, and TemplateError.
+    "length" where the tokens or the turns ran out. Raises what :func:`complete` raises, RolloutError of the
+    parser, and TemplateError.
     """
-    (parse,), (execute,) = TOOL_CALL_PARSER.functions(context.config), EXECUTE_TOOL.functions(context.config)
+    parse, (execute,) = tool_call_parser(context.config), EXECUTE_TOOL.functions(context.config)
     config, tokenizer, bounds = context.config.rollout, context.tokenizer, context.bounds
     metadata = copy.deepcopy(ticket.metadata)
     trajectory = Trajectory(unpack(ticket.prompt_tokens, TOKENS).tolist())

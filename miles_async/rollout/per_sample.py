@@ -29,8 +29,7 @@ async def rollout(ticket: Ticket, context: RolloutContext) -> list[Sample]:
         async with context.one_sample() as own:
             with contained():
                 samples = await generate(ticket, index, own)
-        check_samples(samples)
-        return samples
+        return check_samples(samples, GENERATE)
 
     n = context.config.rollout.n_samples_per_prompt
     found = await asyncio.gather(*(one(index) for index in range(n)), return_exceptions=True)

@@ -12,6 +12,7 @@ ROLLOUT = Hook(
     "rollout.rollout_function",
     ("ticket", "context"),
     returns="an awaitable of the samples of a group",
+    form="async",
     default=f'"{SINGLE_TURN}", or "per_sample" with any other generate function',
     built_in={name: f"miles_async.rollout.{name}.rollout" for name in (SINGLE_TURN, "per_sample", "sft")},
 )
@@ -19,6 +20,7 @@ GENERATE = Hook(
     "rollout.generate_function",
     ("ticket", "index", "context"),
     returns="an awaitable of the samples of one rollout",
+    form="async",
     default=SINGLE_TURN,
     built_in={name: f"miles_async.rollout.{name}.generate" for name in (SINGLE_TURN, "multi_turn", "agent")},
 )
@@ -33,6 +35,7 @@ EXECUTE_TOOL = Hook(
     "rollout.execute_tool_function",
     ("name", "arguments", "metadata"),
     returns="an awaitable of the tool's answer, a text",
+    form="async",
     default='none; "multi_turn" needs one',
 )
 
@@ -41,6 +44,7 @@ AGENT = Hook(
     ("task",),
     returns="the reward, a dict of numbers with one, None (reward.rm_type grades then), or an awaitable of one of them",
     default='none; "agent" needs one',
+    form="either",
 )
 
 HOOKS = (ROLLOUT, GENERATE, TOOL_CALL_PARSER, EXECUTE_TOOL, AGENT)

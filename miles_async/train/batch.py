@@ -33,6 +33,10 @@ class BatchError(ValueError):
     """A group that cannot be trained on: which, and what is wrong with it."""
 
 
+class BatchRefused(ValueError):
+    """Another rank's groups are malformed; its own error says which. Nothing was changed."""
+
+
 @dataclass(frozen=True)
 class Sequences:
     """S sequences of prompt and response, flat. N is the number of response tokens of all of them."""

@@ -14,16 +14,12 @@ import numpy as np
 
 from bus.messages import UNSAMPLED, Group
 from miles_async.rl.reduce import Totals
-from miles_async.train.batch import BatchError, TrainBatch, flatten
+from miles_async.train.batch import BatchError, BatchRefused, TrainBatch, flatten
 from miles_async.train.distributed import LearnerGroups
 
 
 class LagExceeded(ValueError):
     """A token older than the batch's bound, or newer than the learner, was in it. Nothing was changed; nor would a restart."""
-
-
-class BatchRefused(ValueError):
-    """Another rank's groups are malformed; its own error says which. Nothing was changed."""
 
 
 @dataclass(frozen=True)

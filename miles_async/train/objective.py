@@ -2,7 +2,7 @@
 
 Promises: the value for a micro-batch is its share of the whole step's mean, so shares add up over micro-batches and ranks,
 for the loss and for every metric; a function of the user that gives something of another shape is refused when the learner
-is built, before a step.
+is built, before a step, and at every step (``miles_async/rl/checked.py``).
 """
 
 from __future__ import annotations
@@ -12,14 +12,16 @@ from dataclasses import replace
 
 import torch
 
-from miles_async.config import WHITENED, ConfigError, RunConfig, old_log_probs
+from miles_async.config import WHITENED, RunConfig, old_log_probs
 from miles_async.optimizer_steps import steps_of_batch
 from miles_async.rl import advantages, kl, losses, opd
+from miles_async.rl.checked import checked
 from miles_async.rl.corrections import loglinear_old
 from miles_async.rl.hooks import CORRECTION, ESTIMATOR, POLICY_LOSS, REDUCER
 from miles_async.rl.reduce import Totals, sample_mean, token_mean, weighted_sum
 from miles_async.rl.terms import (
     Correction,
+    CorrectionFunction,
     LossTerms,
     Metrics,
     StepTerms,
@@ -38,22 +40,25 @@ ANY_VOCABULARY = 1 << 18  # logits to try a function out on, which may look at a
 
 
 class Objective:
-    """Raises HookError, or ConfigError for a function whose result does not fit."""
+    """Raises HookError, or HookFailed for a function that raises or whose result does not fit."""
 
     def __init__(self, config: RunConfig) -> None:
         self.config, self.algorithm = config, config.algorithm
         algorithm = config.algorithm
-        self._estimator = ESTIMATOR.functions(config)[0]
+        estimator = ESTIMATOR.functions(config)[0]
+        self._estimator = checked(ESTIMATOR, algorithm.advantage_estimator, estimator)
         implied = "gspo" if algorithm.advantage_estimator == "gspo" else "ppo_clip"
-        self._policy_loss = POLICY_LOSS.load(algorithm.policy_loss or implied)
-        self.wants_logits = wants_logits(self._policy_loss)
-        named = CORRECTION.functions(config)
-        self._whole_batch = [f for f in named if wants_whole_batch(f, algorithm)]
-        self._corrections = [f for f in named if f not in self._whole_batch]
-        self._reducer = REDUCER.functions(config)[0]
+        policy_loss = POLICY_LOSS.load(name := algorithm.policy_loss or implied)
+        self._policy_loss, self.wants_logits = checked(POLICY_LOSS, name, policy_loss), wants_logits(policy_loss)
+        self._whole_batch, self._corrections = list[CorrectionFunction](), list[CorrectionFunction]()
+        for name in CORRECTION.values(config):
+            correction = CORRECTION.load(name)
+            called_once = wants_whole_batch(correction, algorithm)
+            (self._whole_batch if called_once else self._corrections).append(checked(CORRECTION, name, correction))
+        self._reducer = checked(REDUCER, algorithm.loss_aggregation, REDUCER.functions(config)[0])
         self.old_mode = old_log_probs(algorithm)
         self.is_sft = algorithm.loss_type == "sft_loss"
-        self.needs_critic = wants_critic(self._estimator) and not self.is_sft
+        self.needs_critic = wants_critic(estimator) and not self.is_sft
         self.needs_reference = algorithm.use_kl_loss or algorithm.kl_coef > 0
         early = bool(self._whole_batch) or algorithm.kl_coef > 0 or algorithm.use_opd
         several = steps_of_batch(config) > 1 and not self.is_sft
@@ -213,34 +218,14 @@ class Objective:
             top=opd.TopTokens(zeros[:, None], zeros[:, None], zeros[:, None] == 0),
             values=zeros if self.needs_critic else None,
         )
-        if not self.is_sft:
-            self._expect(ESTIMATOR.key, self._estimator(step, self.algorithm), 2)
         self.advantages(step)
         weights = self.token_weights(step.mask, index, step.rollout_index, Totals(2.0, 1.0))
-        self._expect(REDUCER.key, weights, 2)
         logprobs = zeros.clone().requires_grad_(True)
         terms = LossTerms(logprobs, zeros, zeros, zeros, index, index, 0, torch.ones(2))
         if self.wants_logits:
             terms = replace(terms, logits=torch.zeros(2, ANY_VOCABULARY, requires_grad=True), targets=index)
-        if not self.is_sft:
-            found = self._policy_loss(terms, self.algorithm)
-            self._expect(POLICY_LOSS.key, found[0] if isinstance(found, tuple) else found, 2)
-            if not isinstance(found, tuple) or len(found) != 2 or not isinstance(found[1], dict):
-                raise ConfigError(f"{POLICY_LOSS.key}: its function gives no (loss, metrics)")
-            for function in (*self._corrections, *self._whole_batch):
-                correction = function(terms, self.algorithm)
-                if not isinstance(correction, Correction):
-                    raise ConfigError(
-                        f"{CORRECTION.key}: its function gives {type(correction).__name__}, no Correction"
-                    )
-                self._expect(CORRECTION.key, correction.weights, 2)
         batch = self.correct_batch(terms)
         return self.loss(terms, weights, entropy=zeros, reference=zeros, batch_correction=batch)[1]
-
-    def _expect(self, key: str, result: object, size: int) -> None:
-        if not isinstance(result, torch.Tensor) or result.shape != (size,):
-            what = f"shape {tuple(result.shape)}" if isinstance(result, torch.Tensor) else type(result).__name__
-            raise ConfigError(f"{key}: for {size} tokens its function gives {what}, not a tensor of shape ({size},)")
 
 
 def _without_masked(

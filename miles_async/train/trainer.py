@@ -27,10 +27,11 @@ import torch
 
 from bus.messages import Group
 from miles_async.config import RunConfig
+from miles_async.hook_calls import called
 from miles_async.optimizer_steps import even, steps_of_batch, steps_of_pass
 from miles_async.train import cpu_shim, hooks, on_policy, steps
 from miles_async.train.batch import BatchError, Sequences, flatten, micro_batches, whole_sequences
-from miles_async.train.bridge import ModelBridge
+from miles_async.train.checked_batch import checked
 from miles_async.train.checkpoint import LearnerState
 from miles_async.train.checkpoint_choice import Choice
 from miles_async.train.critic import AT_REST, Critic
@@ -43,6 +44,7 @@ from miles_async.train.minibatch import MiniBatch, split
 from miles_async.train.model_state import ModelState
 from miles_async.train.objective import MISMATCH, MISMATCH_TOKENS, Objective, named
 from miles_async.train.policy import Policy
+from miles_async.train.provided_bridge import bridge_maker
 from miles_async.train.reward_metrics import reward_metrics
 from miles_async.train.share import Share, make_share, micro_share
 
@@ -60,10 +62,10 @@ class MegatronTrainer:
         self.config = config
         self.version = 0
         self._objective = Objective(config)
-        self._to_batch = next(iter(hooks.BATCH.functions(config)), flatten)
+        self._to_batch = next((checked(function) for function in hooks.BATCH.functions(config)), flatten)
         self._before_log_prob = hooks.BEFORE_LOG_PROB.functions(config)
         self._before_step = hooks.BEFORE_TRAIN_STEP.functions(config)
-        self._provider = next(iter(hooks.MODEL_PROVIDER.functions(config)), ModelBridge)
+        self._provider = bridge_maker(config)
         # of this process; in a synchronous run it checks that the two ways to a log-prob agree
         self._first_step = config.staleness.max_lag == 0 and not self._objective.is_sft
         self._device = _device(config.model.device, rank)
@@ -136,7 +138,7 @@ class MegatronTrainer:
             to_batch=self._to_batch,
         )
         for function in self._before_step:
-            function(self, self.version + 1)
+            called(hooks.BEFORE_TRAIN_STEP, function, self, self.version + 1)
         self._kept.before_batch(self.version)
         names = [*self._objective.names, *(CRITIC_METRICS if self._critic is not None else ())]
         if admitted.metrics["n_tokens"]:
@@ -224,7 +226,7 @@ class MegatronTrainer:
     def _all_logprobs(self, sequences: Sequences, name: str) -> torch.Tensor:
         """[N] float32 on the CPU: log-probs of all unmasked response tokens, without gradient."""
         for function in self._before_log_prob:
-            function(self, name)
+            called(hooks.BEFORE_LOG_PROB, function, self, name)
         return self._policy.all_logprobs(sequences)
 
     def log_probs(self, sequences: list[np.ndarray], temperature: float) -> list[np.ndarray]:
