@@ -87,6 +87,8 @@ class Verdict:
 class FaultRun:
     """One launch and its faults."""
 
+    popen = subprocess.Popen  # how launches are started
+
     def __init__(self, directory: Path, seed: int, steps: int, kinds: Sequence[str] = FAULTS) -> None:
         self.kinds = kinds
         self.seed, self.steps, self.run_dir = seed, steps, directory / f"run-{seed}"
@@ -101,7 +103,7 @@ class FaultRun:
         self._record, self._step = GrowingRecord(self.run_dir), 0
 
     def _launch(self) -> subprocess.Popen[bytes]:
-        return subprocess.Popen(self._command, stdout=self.log, stderr=subprocess.STDOUT)
+        return self.popen(self._command, stdout=self.log, stderr=subprocess.STDOUT)
 
     def play(self) -> Verdict:
         """Run to the end, faults and all."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import os
 from collections.abc import AsyncIterator, Iterator
@@ -32,6 +33,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: groups[item] not in LONGEST)
     for item in items:
         item.add_marker(pytest.mark.xdist_group(groups[item]))
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()  # every module is there now, torch too: to look for garbage among them takes half a second each time
 
 
 @pytest.fixture(scope="session")

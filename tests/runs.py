@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from warm_start import WarmPopen
 
 from benchmarks.group_files import read_groups
 from benchmarks.growing_record import GrowingRecord
@@ -59,7 +60,7 @@ def environment(**extra: str) -> dict[str, str]:
 
 def begin(config: Path, run_dir: Path) -> subprocess.Popen[str]:
     """Start a run and return at once; classes of tests/ can be in its topology."""
-    return subprocess.Popen(
+    return WarmPopen(
         command(config, run_dir),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -72,14 +73,15 @@ def launch(
     config: Path, run_dir: Path, *extra: str, timeout: float = 300, env: dict[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
     """Run to the end; the output is in the result."""
-    return subprocess.run(
-        command(config, run_dir, *extra),
-        capture_output=True,
-        check=False,
-        text=True,
-        timeout=timeout,
-        env=env or environment(),
-    )
+    asked = command(config, run_dir, *extra)
+    process = WarmPopen(asked, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env or environment())
+    with process:
+        try:
+            out, err = process.communicate(timeout=timeout)
+        except BaseException:
+            process.kill()
+            raise
+    return subprocess.CompletedProcess(asked, process.returncode, out, err)
 
 
 def summary(run_dir: Path) -> dict[str, Any]:

@@ -6,7 +6,6 @@ import os
 import re
 import signal
 import socket
-import subprocess
 from collections import Counter
 from pathlib import Path
 
@@ -30,6 +29,7 @@ from runs import (
     wait_until_gone,
     write_config,
 )
+from warm_start import WarmPopen
 
 from miles_async.weights.place import in_memory
 
@@ -109,7 +109,7 @@ def test_a_closed_terminal_stops_a_run_in_order(tmp_path: Path) -> None:
     config = write_config(tmp_path, run=TINY["run"] | {"num_steps": 400})
     run_dir = tmp_path / "run"
     with (tmp_path / "errors").open("w") as errors:
-        process = subprocess.Popen(
+        process = WarmPopen(
             command(config, run_dir), stdout=errors, stderr=errors, text=True, env=environment(), start_new_session=True
         )
     wait_for_step(run_dir, 2, process)
