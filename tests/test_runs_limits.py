@@ -49,10 +49,10 @@ def test_a_prompt_that_kills_its_workers_is_given_up_and_takes_no_other_with_it(
 
 
 def test_a_learner_that_stands_still_or_a_full_redis_stops_admission_and_loses_nothing(tmp_path: Path) -> None:
-    max_lag, batch = 2, 8
+    max_lag, batch, steps = 2, 8, 60
     config = write_config(
         tmp_path,
-        run=TINY["run"] | {"num_steps": 120, "heartbeat_timeout_s": 300.0},
+        run=TINY["run"] | {"num_steps": steps, "heartbeat_timeout_s": 300.0},
         staleness={"max_lag": max_lag},
         checkpoint={"save_interval": 5, "save_hf": False},
     )
@@ -83,15 +83,15 @@ def test_a_learner_that_stands_still_or_a_full_redis_stops_admission_and_loses_n
     wait_until(lambda: doing(run_dir, "dealer").startswith(full), "dealer that waits", process)
     dealt = ledger(run_dir)["dealt"]
     wait_until(lambda: doing(run_dir, "learner-0").startswith("waits for groups"), "end of training", process)
-    assert ledger(run_dir)["dealt"] == dealt and ledger(run_dir)["trained"] < 120 * batch
+    assert ledger(run_dir)["dealt"] == dealt and ledger(run_dir)["trained"] < steps * batch
     client.config_set("maxmemory", 0)
     client.close()
 
     _, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     found = summary(run_dir)
-    assert (found["status"], found["steps"], found["balanced"]) == ("finished", 120, True)
-    assert found["ledger"]["dealt"] == found["ledger"]["trained"] == 120 * batch
+    assert (found["status"], found["steps"], found["balanced"]) == ("finished", steps, True)
+    assert found["ledger"]["dealt"] == found["ledger"]["trained"] == steps * batch
     assert events(run_dir, "restarted") == [] and left_behind(run_dir) == []
 
 
