@@ -2,7 +2,7 @@
 
 Promises: who reads may go away (``| head``, a closed terminal) or have no room (a full disk) at any moment, and what was
 being said is lost then, but nothing else: a run goes on to its end and its exit code, a command ends without a traceback,
-and whoever has to know can ask what was lost.
+and whoever has to know can ask what was lost. A letter that the reader's encoding does not have costs itself, not its line.
 """
 
 from __future__ import annotations
@@ -23,7 +23,10 @@ class Outlet:
     def write(self, text: str) -> int:
         """All of ``text``, or as much of it as somebody takes; the length of ``text``."""
         try:
-            self._stream.write(text)
+            try:
+                self._stream.write(text)
+            except UnicodeEncodeError as error:  # nothing of the text has been taken
+                self._stream.write(text.encode(error.encoding, "backslashreplace").decode(error.encoding))
         except (OSError, ValueError) as error:  # ValueError: it is closed
             self._failed(error)
         return len(text)

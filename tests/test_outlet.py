@@ -40,6 +40,19 @@ def test_a_program_goes_on_where_there_is_no_room_for_what_it_says(tmp_path: Pat
     assert "Traceback" not in done.stderr and "Exception" not in done.stderr
 
 
+@pytest.mark.parametrize("encoding", ["ascii", "utf-8"])
+def test_a_letter_that_a_terminal_does_not_have_costs_no_line(encoding: str) -> None:
+    says = r"from miles_async import outlet; outlet.install(); print('ValueError: \u4e2d \ud83d in rewards.py:3')"
+    done = subprocess.run(
+        [sys.executable, "-c", says], check=False, capture_output=True, env=os.environ | {"PYTHONIOENCODING": encoding}
+    )
+    letter = r"\u4e2d" if encoding == "ascii" else "\u4e2d"
+    assert (done.stdout.decode(encoding), done.returncode) == (
+        rf"ValueError: {letter} \ud83d in rewards.py:3" + "\n",
+        0,
+    )
+
+
 def test_a_command_whose_reader_goes_away_ends_without_a_traceback() -> None:
     reader, writer = os.pipe()
     os.close(reader)
