@@ -23,7 +23,7 @@ _NUMBERS = (
     "deepscaler",
     "gemma_math",
 )
-_PARTS = {"dapo": ("score", "acc")}
+PARTS = {"dapo": ("score", "acc")}
 
 
 def check_learnable(config: RunConfig) -> None:
@@ -53,8 +53,8 @@ def check_labels(config: RunConfig) -> None:
         return
     if name in _NUMBERS:
         raise ConfigError(f'reward.reward_key = "{key}" has no effect: reward.rm_type = "{name}" gives one number')
-    if name in _PARTS and key not in _PARTS[name]:
-        raise ConfigError(f'reward.reward_key = "{key}": reward.rm_type = "{name}" gives {", ".join(_PARTS[name])}')
+    if name in PARTS and key not in PARTS[name]:
+        raise ConfigError(f'reward.reward_key = "{key}": reward.rm_type = "{name}" gives {", ".join(PARTS[name])}')
 
 
 def is_graded(config: RunConfig) -> bool:

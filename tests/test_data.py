@@ -56,6 +56,24 @@ def test_rows_keep_text_tokens_label_and_metadata(tmp_path: Path, tokenizer: Tok
     assert third.label is None
 
 
+@pytest.mark.parametrize(
+    ("rm_type", "reward_key", "says"),
+    [
+        ("weighted_sum", None, "reward.rm_weights is empty"),
+        ("remote_rm", None, "reward.rm_url is missing"),
+        ("boxed_remote_rm", None, "reward.rm_url is missing"),
+        ("dapo", "style", "score, acc"),
+    ],
+)
+def test_a_row_with_a_reward_that_the_run_cannot_ask_is_refused(
+    tmp_path: Path, tokenizer: Tokenizer, rm_type: str, reward_key: str | None, says: str
+) -> None:
+    path = write(tmp_path, {"input": "a", "label": "b"}, {"input": "a", "label": "b", "metadata": {"rm_type": rm_type}})
+    own = msgspec.structs.replace(config(path), reward=Reward(rm_type="mine.score", reward_key=reward_key))
+    with pytest.raises(DataError, match=f"{path.name}:2: .*{rm_type}.*{says}"):
+        load_prompts(own, tokenizer)
+
+
 def test_other_keys_and_no_label(tmp_path: Path, tokenizer: Tokenizer) -> None:
     path = write(tmp_path, {"question": "a", "info": {"x": 1}})
     (prompt,) = load_prompts(config(path, input_key="question", label_key=None, metadata_key="info"), tokenizer)

@@ -1,19 +1,21 @@
 """Whether a prompt can do what the run will ask of it: be sent, be graded, be learnt from. Pure.
 
 Promises: what would cost its attempts each time its turn comes is said when it is read: text that is no UTF-8, numbers that no
-message holds, no label where its reward compares with one, the name of a reward that is none, an answer that cannot be told
-from its chat.
+message holds, no label where its reward compares with one, the name of a reward that is none or that this run cannot ask, an
+answer that cannot be told from its chat.
 """
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 import msgspec
 
-from miles_async.config import RunConfig
-from miles_async.config_learnable import LABELLED, is_graded
+from miles_async.config import Reward, RunConfig
+from miles_async.config_learnable import LABELLED, PARTS, is_graded
 from miles_async.data.prompt import Prompt
 from miles_async.rewards.graded import RewardError
-from miles_async.rewards.registry import WEIGHTED_SUM, chosen
+from miles_async.rewards.registry import NEEDS, REMOTE, WEIGHTED_SUM, chosen
 from miles_async.rewards.sample import RewardSample
 from miles_async.rollout.learnt import SftError, learnt
 from miles_async.tokenizer import Tokenizer
@@ -47,12 +49,29 @@ def _ungraded(config: RunConfig, prompt: Prompt, labelled: bool) -> str | None:
         name = chosen(sample, config.reward)
     except RewardError as error:
         return str(error)
+    if prompt.metadata.get("rm_type") and (wrong := _unasked(name, config.reward)) is not None:
+        return f"the prompt's metadata has rm_type = {name!r}: {wrong}"
     if prompt.label is not None or not labelled:
         return None
     parts = config.reward.rm_weights if name == WEIGHTED_SUM else [name]
     for part in (part.removeprefix("boxed_") for part in parts):
         if part in LABELLED or (part == "gpqa" and not any(prompt.metadata.get(key) for key in _ANSWERS)):
             return f'it has no label, with which its reward "{name}" compares'
+    return None
+
+
+def _unasked(name: str, reward: Reward) -> str | None:
+    """Why the run has no answer from the reward ``name``, of which only rows speak (``config_check.py`` has the others)."""
+    plain = name.removeprefix("boxed_")
+    module, package = NEEDS.get(plain, ("", ""))
+    if name == WEIGHTED_SUM and not reward.rm_weights:
+        return "reward.rm_weights is empty"
+    if plain == REMOTE and reward.rm_url is None:
+        return "reward.rm_url is missing"
+    if module and find_spec(module) is None:
+        return f"it needs the package {package}"
+    if reward.reward_key is not None and reward.reward_key not in PARTS.get(plain, (reward.reward_key,)):
+        return f'it has no part reward.reward_key = "{reward.reward_key}", but {", ".join(PARTS[plain])}'
     return None
 
 
