@@ -50,6 +50,8 @@ def run(
             pool.map(lambda number: _play(Path(directory), number, steps, chosen), range(seed, seed + runs))
         )
     result = {"runs": runs, "first_seed": seed, "jobs": jobs, "steps": steps, "faults": table(verdicts)}
+    for what in ("resumes", "quarantined"):
+        result[what] = sum(getattr(verdict, what) for verdict in verdicts)
     if broken := {v.seed: [*v.broken, str(v.recoveries)] for v in verdicts if v.broken}:
         raise BrokenPromiseError(json.dumps({"broken": broken, **result}))
     return result

@@ -82,6 +82,7 @@ class Verdict:
     twice: int = 0  # groups in two steps
     broken: list[str] = field(default_factory=list)  # promises not kept, in words
     resumes: int = 0  # after an end with one line
+    quarantined: int = 0  # groups that were recorded in a batch and taken out of it
 
 
 class FaultRun:
@@ -218,7 +219,8 @@ class FaultRun:
         dealt, settled, dropped = self._settled()
         verdict.lost = len(dealt - settled)
         verdict.twice = sum(1 for count in times.values() if count > 1)
-        trained = self.steps * BATCH - summary["ledger"]["dropped"].get("quarantined", 0)
+        verdict.quarantined = summary["ledger"]["dropped"].get("quarantined", 0)
+        trained = self.steps * BATCH - verdict.quarantined
         counts = [json.loads(line) for line in (self.run_dir / "checkpoint_counts.jsonl").read_text().splitlines()]
         promises = {
             "it finishes": summary["status"] == "finished" and summary["steps"] == self.steps,
