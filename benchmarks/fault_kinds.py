@@ -84,11 +84,16 @@ def damaged_snapshot(run: Run) -> bool:
 
 
 def poisoned_group(run: Run) -> bool:
-    """A group that is ready has a log-prob that is none, behind the back of every check before its publication."""
+    """A group that is ready has a log-prob that is none, behind the back of every check before its publication.
+
+    The one that was dealt last: one before it may be in the learner's hands by now, whole.
+    """
     with bus_of(run) as (client, prefix):
         for _ in _until_ready():
-            for key in client.hvals(prefix + "l:payload"):
-                if (raw := client.get(key)) is None:
+            states = client.hgetall(prefix + "l:state")
+            for name in reversed(client.zrange(prefix + "l:order", 0, -1)):
+                key = client.hget(prefix + "l:payload", name) if states.get(name) == b"r" else None
+                if key is None or (raw := client.get(key)) is None:
                     continue
                 group = decode(raw, Group)
                 sample = group.samples[0]
