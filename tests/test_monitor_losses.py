@@ -77,3 +77,33 @@ def test_a_run_that_loses_nothing_says_so_as_a_number_and_no_word(tmp_path: Path
     assert last(tmp_path)["rollout/samples_lost"] == 0.0
     assert "samples_lost" not in said
     assert (summary["samples_lost"], summary["troubles"]) == ({}, [])
+
+
+def test_a_point_of_an_evaluation_that_is_not_made_is_said_once_for_each_cause_and_in_the_summary(
+    tmp_path: Path,
+) -> None:
+    settings = Settings(live="off", tensorboard=False)
+    config = RunConfig(model=Model(hf_checkpoint="x"), data=Data(prompt_data="x"), monitor=settings)
+
+    def play(*events: tuple[str, dict[str, object]], resumed: bool) -> tuple[str, list[str]]:
+        said = io.StringIO()
+        monitor = Monitor(said)
+        monitor.start(config, tmp_path, resumed)
+        for kind, data in events:
+            monitor.on_event(Event(actor="evaluator", kind=kind, time=1.0, data=data))
+        return said.getvalue(), monitor.finish("finished", {"dealt": 0})["troubles"]
+
+    error = {"reason": "error", "cause": "SystemExit: no eval (mine.py:2 in f)"}
+    said, troubles = play(
+        *[("eval_skipped", {"version": version, **error}) for version in (0, 2, 4)],
+        ("eval_skipped", {"version": 6, "reason": "busy", "cause": "2 later ones are open"}),
+        *[("eval_log_failed", {"version": version, "cause": "KeyError: 'x' (mine.py:9 in g)"}) for version in (7, 8)],
+        resumed=False,
+    )
+    line = "evaluator: no point of the evaluation at version 0: error: SystemExit: no eval (mine.py:2 in f)"
+    assert said.count(line) == said.count("SystemExit") == 1
+    assert said.count("evaluator: eval.eval_log_function at version 7: KeyError: 'x' (mine.py:9 in g)") == 1
+    assert said.count("KeyError") == 1
+    assert troubles == ["3 points of the evaluation were not made: error 3"]
+    _, troubles = play(("evaluated", {"version": 2}), resumed=True)  # what a resumed run makes up for counts no more
+    assert troubles == ["2 points of the evaluation were not made: error 2"]

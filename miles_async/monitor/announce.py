@@ -1,8 +1,8 @@
 """Which events are worth words on the terminal, and which: pure but for what was said before.
 
-Promises: a failure of the user's code is said once for each cause, with its traceback; groups that are given up by one
-cause are said at the first, tenth, hundredth, … of them, in one line, whatever their prompts hold; everything is in
-``events.jsonl`` in any case.
+Promises: a failure of the user's code is said once for each cause, with its traceback; so is why a point of an evaluation is
+not made, on a line; groups that are given up by one cause are said at the first, tenth, hundredth, … of them, in one line,
+whatever their prompts hold; everything is in ``events.jsonl`` in any case.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from miles_async.rollout.first_failures import kind_of
 ANNOUNCED = frozenset({"died", "engine_down", "mismatch", "checkpoint_damaged", "checkpoint_unverified"})
 ANNOUNCED |= {"steps_skipped", "nothing_to_learn", "teacher_down", "teacher_up", "no_variance"}
 FAILURE, DEAD_LETTER, HOOK_FAILED = "failure", "dead_letter", "hook_failed"
+EVALUATION = {"eval_skipped": "no point of the evaluation", "eval_log_failed": "eval.eval_log_function"}
 PROMPT_CHARS = 80
 _HIDDEN = frozenset({"waits", "traceback"})
 
@@ -35,6 +36,8 @@ class Announcer:
             return self._failure(event)
         if event.kind == DEAD_LETTER:
             return self._dead_letter(event)
+        if event.kind in EVALUATION:
+            return self._evaluation(event)
         if event.actor != "supervisor" and event.kind not in ANNOUNCED:
             return ""
         details = " ".join(f"{key}={value}" for key, value in event.data.items() if key not in _HIDDEN)
@@ -47,6 +50,15 @@ class Announcer:
         if self._told[key] > 1:
             return ""
         return self._said(event, f"{reason}: {cause}")
+
+    def _evaluation(self, event: Event) -> str:
+        reason, cause = str(event.data.get("reason", "")), str(event.data.get("cause", ""))
+        key = f"{event.kind} {kind_of(reason, cause)}"
+        self._told[key] += 1
+        if self._told[key] > 1:
+            return ""
+        what = f"{EVALUATION[event.kind]} at version {event.data.get('version')}"
+        return self._said(event, ": ".join(filter(None, (what, reason, cause))))
 
     def _said(self, event: Event, text: str) -> str:
         trace = "".join(f"\n    {line}" for line in str(event.data.get("traceback", "")).splitlines())

@@ -19,6 +19,7 @@ LOST = "rollout/samples_lost"  # and, behind a slash, by reason
 MADE = "rollout/samples_made"  # that were published
 SHARES = (0.01, 0.1, 0.5)  # of the samples: above each of them it is said
 MIN_SAMPLES = 20  # before a share says anything
+USUAL = frozenset({"busy", "stopped"})  # why a point is skipped in a run that is well
 
 
 class Losses:
@@ -87,3 +88,13 @@ class Losses:
             return ""
         reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(self.reasons().items()))
         return f"{self.counts[LOST]} samples were lost, {self.share:.1%} of all: {reasons}"
+
+
+def skipped_points(skipped: Mapping[int, str]) -> str:
+    """A line for the summary about points of an evaluation that were not made, by version; empty: nothing is wrong."""
+    reasons = Counter(reason for reason in skipped.values() if reason not in USUAL)
+    if not reasons:
+        return ""
+    return f"{reasons.total()} points of the evaluation were not made: " + ", ".join(
+        f"{reason} {count}" for reason, count in sorted(reasons.items())
+    )

@@ -82,6 +82,7 @@ class Progress:
         self.latest: dict[str, float] = {}  # last value of every metric
         self.updates: list[tuple[float, float]] = []  # seconds of an update, mean seconds that its engines paused
         self.evals: dict[str, dict[int, float]] = {name: {} for name in datasets}  # mean reward, by dataset and version
+        self.skipped: dict[int, str] = {}  # versions without their point of the evaluation, and why
         self.events: Counter[str] = Counter()
         self.recent_events: deque[EventLine] = deque(maxlen=4)
         self.heartbeats: dict[str, Heartbeat] = {}
@@ -96,6 +97,10 @@ class Progress:
 
     def add_event(self, event: EventLine) -> None:
         self.events[event.kind] += 1
+        if event.kind in ("eval_skipped", "evaluated") and isinstance(version := event.data.get("version"), int):
+            self.skipped.pop(version, None)
+            if event.kind == "eval_skipped":
+                self.skipped[version] = str(event.data.get("reason", ""))
         if event.kind not in FREQUENT:
             self.recent_events.append(event)
 
