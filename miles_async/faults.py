@@ -12,6 +12,7 @@ from pathlib import Path
 
 WORDS_CHARS = 2000
 TRACE_CHARS = 4000
+MADE_OF = 5  # exceptions, one out of the other
 
 _OURS = Path(__file__).parent.parent
 _OUR_PACKAGES = tuple(f"{_OURS / name}/" for name in ("actors", "bus", "miles_async"))
@@ -55,13 +56,17 @@ def trace(error: BaseException) -> str:
 
 
 def _frames(error: BaseException) -> list[traceback.FrameSummary]:
-    """Outermost first; those of the exception it was made of, where its own are none of the user's."""
+    """Outermost first; those of the exceptions it was made of, where its own are none of the user's."""
     frames: list[traceback.FrameSummary] = []
+    one: BaseException | None = error
     try:
-        for one in (error, error.__cause__, error.__context__):
-            frames = list(traceback.extract_tb(one.__traceback__)) if one is not None else []
+        for _ in range(MADE_OF):
+            if one is None:
+                break
+            frames = list(traceback.extract_tb(one.__traceback__))
             if any(_is_users(frame.filename) for frame in frames):
                 break
+            one = one.__cause__ or one.__context__
     except Exception:  # of a class that is none of ours, or a file that cannot be read
         return []
     return frames

@@ -141,6 +141,18 @@ def test_the_terminal_has_the_traceback_once_and_counts_the_rest() -> None:
     assert letters[99] == f"100 groups are given up by that cause: reward_error: {cause}"
 
 
+def test_the_users_line_is_found_however_often_its_error_was_wrapped() -> None:
+    with pytest.raises(RuntimeError) as wrapped:
+        try:
+            with contained():
+                exec(compile("def f():\n    raise SystemExit(1)\nf()", "/somewhere/mine.py", "exec"), {})
+        except OwnCancellation as error:
+            error.__traceback__ = None  # as where nothing but our own frames lies between
+            raise RuntimeError("the agent failed") from error
+    wrapped.value.__traceback__ = None
+    assert cause_of(wrapped.value)[1].endswith("(mine.py:2 in f)")
+
+
 # --- what it may raise
 
 
