@@ -45,17 +45,18 @@ class Announcer:
 
     def _failure(self, event: Event) -> str:
         reason, cause = str(event.data.get("reason", "")), str(event.data.get("cause", ""))
-        key = f"{FAILURE} {kind_of(reason, cause)}"
-        self._told[key] += 1
-        if self._told[key] > 1:
+        if self._is_known(f"{FAILURE} {kind_of(reason, cause)}"):
             return ""
         return self._said(event, f"{reason}: {cause}")
 
+    def _is_known(self, key: str) -> bool:
+        """Whether it was said before; now it is."""
+        self._told[key] += 1
+        return self._told[key] > 1
+
     def _evaluation(self, event: Event) -> str:
         reason, cause = str(event.data.get("reason", "")), str(event.data.get("cause", ""))
-        key = f"{event.kind} {kind_of(reason, cause)}"
-        self._told[key] += 1
-        if self._told[key] > 1:
+        if self._is_known(f"{event.kind} {kind_of(reason, cause)}"):
             return ""
         what = f"{EVALUATION[event.kind]} at version {event.data.get('version')}"
         return self._said(event, ": ".join(filter(None, (what, reason, cause))))
