@@ -6,11 +6,12 @@ import os
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
 import pytest
-from warm_start import WarmPopen
+from warm_start import WarmPopen, _server
 
 PROGRAM = """
 import json, os, signal, sys, multiprocessing
@@ -48,6 +49,23 @@ def test_a_forked_launch_has_the_arguments_environment_place_pipes_and_end_of_a_
         )
         found.append((*process.communicate(timeout=60), process.returncode))
     assert found[0] == found[1] and found[0][2] == 7
+
+
+def test_launches_are_forked_also_when_the_thread_of_the_first_one_has_ended(tmp_path: Path) -> None:
+    (tmp_path / "my_program.py").write_text(PROGRAM)
+    env = {**os.environ, "PYTHONPATH": str(tmp_path)}
+
+    def launch() -> int:
+        _server.cache_clear()
+        nothing = subprocess.DEVNULL
+        return WarmPopen([sys.executable, "-m", "my_program"], stdout=nothing, stderr=nothing, env=env).wait(60)
+
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(launch).result() == 7
+    again = WarmPopen(
+        [sys.executable, "-m", "my_program"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=env
+    )
+    assert again.wait(60) == 7
 
 
 def test_a_forked_launch_is_a_child_that_can_be_killed_and_waited_for(tmp_path: Path) -> None:

@@ -138,7 +138,7 @@ def test_a_reward_that_hangs_ends_the_run_with_its_name_where_the_run_is_told_to
     )
     config = write_config(
         tmp_path,
-        run=TINY["run"] | {"watchdog_s": 3.0, "watchdog_exit": True},
+        run=TINY["run"] | {"watchdog_s": WATCHDOG_S, "watchdog_exit": True},
         reward={"rm_type": "my_rewards.hangs", "timeout_s": 600.0},
     )
     run_dir = tmp_path / "run"

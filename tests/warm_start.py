@@ -25,7 +25,7 @@ from collections.abc import Iterator, Sequence
 from functools import cache
 from typing import Any, NoReturn
 
-_PR_SET_CHILD_SUBREAPER = 36  # prctl(2)
+_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36  # prctl(2)
 _ORDER_BYTES = 1 << 17
 _NEEDED = (
     "miles_async.cli",
@@ -92,8 +92,10 @@ def _server() -> socket.socket:
 
 
 def _serve(control: socket.socket) -> None:
-    for module in (_PRELOAD, *_NEEDED):  # the first one has this process end with its parent
+    for module in (_PRELOAD, *_NEEDED):
         importlib.import_module(module)
+    # a fork server ends with the thread that started it, which may be one of a pool here; this ends when no order can come
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, 0, 0, 0, 0)
     before = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     path = [entry for entry in sys.path[1:] if entry not in before]
     while True:
