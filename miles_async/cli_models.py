@@ -80,9 +80,10 @@ def _evaluate(config_file: Path, overrides: list[str], model: Path, samples: Pat
         check_models(
             msgspec.structs.replace(config, model=msgspec.structs.replace(config.model, hf_checkpoint=directory))
         )
+        record = None if samples is None else EvalRecord(samples)  # before the measuring, which may take hours
         results = asyncio.run(evaluate(config, directory, version))
-    if samples is not None:
-        EvalRecord(samples).add_samples(version, results)
+    if record is not None:
+        record.add_samples(version, results)
     metrics = {name: value for result in results.values() for name, value in result.metrics.items()}
     return {"model": str(model), "version": version, "metrics": metrics}
 

@@ -143,3 +143,14 @@ def test_what_cannot_be_evaluated_is_one_line(
     make_model("builtin:digits", tmp_path / "model", 1)
     result = miles_async("eval", tmp_path / "run.toml", tmp_path / "model")
     assert result.exit_code == 2 and len(result.stderr.strip().splitlines()) == 1 and said in result.stderr
+
+
+def test_a_place_for_samples_that_cannot_be_had_is_known_before_anything_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "run.toml").write_text(TOML)
+    (tmp_path / "taken").write_text("")
+    make_model("builtin:digits", tmp_path / "model", 1)
+    monkeypatch.setattr("miles_async.evaluation.standalone.evaluate", lambda *_: pytest.fail("it was measured"))
+    result = miles_async("eval", tmp_path / "run.toml", tmp_path / "model", "--samples", tmp_path / "taken")
+    assert result.exit_code == 2 and len(result.stderr.strip().splitlines()) == 1 and "taken" in result.stderr
