@@ -79,31 +79,47 @@ def test_a_run_that_loses_nothing_says_so_as_a_number_and_no_word(tmp_path: Path
     assert (summary["samples_lost"], summary["troubles"]) == ({}, [])
 
 
+def tell(run_dir: Path, *events: tuple[str, dict[str, object]], resumed: bool = False) -> tuple[str, list[str]]:
+    """What the terminal says of the events, and the summary's troubles."""
+    settings = Settings(live="off", tensorboard=False)
+    said = io.StringIO()
+    monitor = Monitor(said)
+    monitor.start(
+        RunConfig(model=Model(hf_checkpoint="x"), data=Data(prompt_data="x"), monitor=settings), run_dir, resumed
+    )
+    for kind, data in events:
+        monitor.on_event(Event(actor="an actor", kind=kind, time=1.0, data=data))
+    return said.getvalue(), monitor.finish("finished", {"dealt": 0})["troubles"]
+
+
+def test_batches_that_train_nothing_are_said_ever_less_often_and_counted_in_the_summary(tmp_path: Path) -> None:
+    empty = [("nothing_to_learn", {"step": step, "warning": "no token to train"}) for step in range(1, 31)]
+    said, troubles = tell(tmp_path, *empty, ("steps_skipped", {"step": 31, "warning": "inf or nan"}))
+    lines = [line for line in said.splitlines() if "nothing_to_learn" in line]
+    assert ["step=1 " in lines[0], "step=10 " in lines[1], len(lines)] == [True, True, 2]
+    assert lines[1].endswith("(10 such batches by now)") and said.count("steps_skipped step=31") == 1
+    assert troubles == [
+        "batches that changed less than they could: 1 with optimizer steps skipped for an inf or nan gradient, "
+        "30 with optimizer steps without a token to train"
+    ]
+
+
 def test_a_point_of_an_evaluation_that_is_not_made_is_said_once_for_each_cause_and_in_the_summary(
     tmp_path: Path,
 ) -> None:
-    settings = Settings(live="off", tensorboard=False)
-    config = RunConfig(model=Model(hf_checkpoint="x"), data=Data(prompt_data="x"), monitor=settings)
-
-    def play(*events: tuple[str, dict[str, object]], resumed: bool) -> tuple[str, list[str]]:
-        said = io.StringIO()
-        monitor = Monitor(said)
-        monitor.start(config, tmp_path, resumed)
-        for kind, data in events:
-            monitor.on_event(Event(actor="evaluator", kind=kind, time=1.0, data=data))
-        return said.getvalue(), monitor.finish("finished", {"dealt": 0})["troubles"]
-
     error = {"reason": "error", "cause": "SystemExit: no eval (mine.py:2 in f)"}
-    said, troubles = play(
+    said, troubles = tell(
+        tmp_path,
         *[("eval_skipped", {"version": version, **error}) for version in (0, 2, 4)],
         ("eval_skipped", {"version": 6, "reason": "busy", "cause": "2 later ones are open"}),
         *[("eval_log_failed", {"version": version, "cause": "KeyError: 'x' (mine.py:9 in g)"}) for version in (7, 8)],
-        resumed=False,
     )
-    line = "evaluator: no point of the evaluation at version 0: error: SystemExit: no eval (mine.py:2 in f)"
+    line = "an actor: no point of the evaluation at version 0: error: SystemExit: no eval (mine.py:2 in f)"
     assert said.count(line) == said.count("SystemExit") == 1
-    assert said.count("evaluator: eval.eval_log_function at version 7: KeyError: 'x' (mine.py:9 in g)") == 1
+    assert said.count("an actor: eval.eval_log_function at version 7: KeyError: 'x' (mine.py:9 in g)") == 1
     assert said.count("KeyError") == 1
     assert troubles == ["3 points of the evaluation were not made: error 3"]
-    _, troubles = play(("evaluated", {"version": 2}), resumed=True)  # what a resumed run makes up for counts no more
+    _, troubles = tell(
+        tmp_path, ("evaluated", {"version": 2}), resumed=True
+    )  # what a resumed run makes up for counts no more
     assert troubles == ["2 points of the evaluation were not made: error 2"]

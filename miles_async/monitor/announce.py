@@ -2,7 +2,7 @@
 
 Promises: a failure of the user's code is said once for each cause, with its traceback; so is why a point of an evaluation is
 not made, on a line; groups that are given up by one cause are said at the first, tenth, hundredth, … of them, in one line,
-whatever their prompts hold; everything is in ``events.jsonl`` in any case.
+whatever their prompts hold, and so are batches that train nothing; everything is in ``events.jsonl`` in any case.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from miles_async.rollout.first_failures import kind_of
 
 # events of actors that are worth a line of their own; what the supervisor says is said
 ANNOUNCED = frozenset({"died", "engine_down", "mismatch", "checkpoint_damaged", "checkpoint_unverified"})
-ANNOUNCED |= {"steps_skipped", "nothing_to_learn", "teacher_down", "teacher_up", "no_variance"}
+ANNOUNCED |= {"teacher_down", "teacher_up", "no_variance"}
+OF_BATCHES = frozenset({"steps_skipped", "nothing_to_learn"})  # each batch may have one
 FAILURE, DEAD_LETTER, HOOK_FAILED = "failure", "dead_letter", "hook_failed"
 EVALUATION = {"eval_skipped": "no point of the evaluation", "eval_log_failed": "eval.eval_log_function"}
 PROMPT_CHARS = 80
@@ -38,10 +39,15 @@ class Announcer:
             return self._dead_letter(event)
         if event.kind in EVALUATION:
             return self._evaluation(event)
-        if event.actor != "supervisor" and event.kind not in ANNOUNCED:
+        if event.kind in OF_BATCHES:
+            self._told[event.kind] += 1
+            if not _is_power_of_ten(self._told[event.kind]):
+                return ""
+        elif event.actor != "supervisor" and event.kind not in ANNOUNCED:
             return ""
         details = " ".join(f"{key}={value}" for key, value in event.data.items() if key not in _HIDDEN)
-        return f"{event.actor}: {event.kind} {details}".rstrip()
+        times = f" ({count} such batches by now)" if (count := self._told[event.kind]) > 1 else ""
+        return f"{event.actor}: {event.kind} {details}".rstrip() + times
 
     def _failure(self, event: Event) -> str:
         reason, cause = str(event.data.get("reason", "")), str(event.data.get("cause", ""))

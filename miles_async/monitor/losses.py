@@ -98,3 +98,10 @@ def skipped_points(skipped: Mapping[int, str]) -> str:
     return f"{reasons.total()} points of the evaluation were not made: " + ", ".join(
         f"{reason} {count}" for reason, count in sorted(reasons.items())
     )
+
+
+def idle_batches(events: Mapping[str, int]) -> str:
+    """A line for the summary about batches with optimizer steps that changed nothing, by how often each kind of event came."""
+    said = {"steps_skipped": "skipped for an inf or nan gradient", "nothing_to_learn": "without a token to train"}
+    found = [f"{count} with optimizer steps {what}" for kind, what in said.items() if (count := events.get(kind, 0))]
+    return f"batches that changed less than they could: {', '.join(found)}" if found else ""

@@ -22,7 +22,7 @@ from miles_async.launches import CONFIG_FILE
 from miles_async.monitor.announce import Announcer
 from miles_async.monitor.length_bias import LengthBias
 from miles_async.monitor.live import LiveView
-from miles_async.monitor.losses import Losses, skipped_points
+from miles_async.monitor.losses import Losses, idle_batches, skipped_points
 from miles_async.monitor.picture import PICTURE_FILE, draw
 from miles_async.monitor.progress import LEDGER, MONITOR, START, Progress, progress_of
 from miles_async.monitor.record import RecordWriter
@@ -161,8 +161,9 @@ class Monitor:
         if self._record:
             self._record.close()
             troubles = [self._record.error] if self._record.error else []
-        troubles += filter(None, (self._losses.trouble(), skipped_points(self._progress.skipped)))
         self.summary = summarize(self._progress, status, ledger, time.time(), reason)
+        lines = self._losses.trouble(), skipped_points(self._progress.skipped), idle_batches(self.summary["events"])
+        troubles += filter(None, lines)
         self.summary["samples_lost"] = self._losses.reasons()
         self.summary["run_dir"] = str(self._run_dir)
         self.summary["troubles"] = troubles
