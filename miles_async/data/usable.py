@@ -14,6 +14,7 @@ import msgspec
 from miles_async.config import Reward, RunConfig
 from miles_async.config_learnable import LABELLED, PARTS, is_graded
 from miles_async.data.prompt import Prompt
+from miles_async.rewards import boxed
 from miles_async.rewards.graded import RewardError
 from miles_async.rewards.registry import NEEDS, REMOTE, WEIGHTED_SUM, chosen
 from miles_async.rewards.sample import RewardSample
@@ -62,7 +63,7 @@ def _ungraded(config: RunConfig, prompt: Prompt, labelled: bool) -> str | None:
 
 def _unasked(name: str, reward: Reward) -> str | None:
     """Why the run has no answer from the reward ``name``, of which only rows speak (``config_check.py`` has the others)."""
-    plain = name.removeprefix("boxed_")
+    plain = name.removeprefix(boxed.PREFIX)
     module, package = NEEDS.get(plain, ("", ""))
     if name == WEIGHTED_SUM and not reward.rm_weights:
         return "reward.rm_weights is empty"

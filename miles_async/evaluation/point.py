@@ -27,7 +27,7 @@ from miles_async.evaluation.settings import seed_of
 from miles_async.filters.dynamic_sampling import rollout_of
 from miles_async.hook_calls import shown
 from miles_async.rewards import RewardError
-from miles_async.rewards.graded import plain
+from miles_async.rewards.graded import is_finite
 from miles_async.rollout.failures import check_samples, reason_of
 from miles_async.rollout.first_failures import contained
 from miles_async.rollout.generate import AbortedError, AnswerError
@@ -227,13 +227,6 @@ def _checked(name: str, found: Any) -> dict[str, float]:
             raise ResultError(
                 f"an evaluation of {name} returned {key[:40]}...: a name has at most {MAX_NAME} characters"
             )
-        if not _is_finite(value):
+        if not is_finite(value):
             raise ResultError(f"an evaluation of {name} returned {key} = {shown(value)}: expected a finite number")
     return {well_formed(key): float(value) for key, value in found.items()}
-
-
-def _is_finite(value: Any) -> bool:
-    try:
-        return math.isfinite(plain("it", value))
-    except (TypeError, ValueError):
-        return False

@@ -7,7 +7,6 @@ short and plain enough to be a counter's name; a sample that is filtered out kee
 from __future__ import annotations
 
 import inspect
-import math
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -22,7 +21,7 @@ from miles_async.faults import one_line, place, trace, words
 from miles_async.filters.registry import BUFFER_FILTER, DYNAMIC_SAMPLING_FILTER, REWARD_POST_PROCESS, SAMPLE_FILTER
 from miles_async.hook_calls import shown
 from miles_async.hooks import Hook
-from miles_async.rewards.graded import plain
+from miles_async.rewards.graded import is_finite
 from miles_async.sound_group import RAW
 
 Samples = Sequence[Sample]
@@ -81,7 +80,7 @@ class GroupFilters:
     def _processed(self, samples: Samples, done: list[Sample]) -> list[Sample]:
         for function in self._rewards:
             rewards = _call(REWARD_POST_PROCESS, function, list(samples))
-            if not _is_list(rewards, len(done)) or not all(_is_finite(reward) for reward in rewards):
+            if not _is_list(rewards, len(done)) or not all(is_finite(reward) for reward in rewards):
                 raise _wrong(REWARD_POST_PROCESS, rewards)
             done = [_with_reward(sample, float(reward)) for sample, reward in zip(done, rewards, strict=True)]
         return done
@@ -123,13 +122,6 @@ def _wrong(hook: Hook, value: Any) -> FilterError:
 
 def _is_list(value: Any, length: int) -> bool:
     return isinstance(value, list | tuple | np.ndarray) and len(value) == length
-
-
-def _is_finite(value: Any) -> bool:
-    try:
-        return math.isfinite(plain("a reward", value))
-    except (TypeError, ValueError):
-        return False
 
 
 def _plain(reason: str) -> str:

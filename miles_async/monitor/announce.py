@@ -15,8 +15,8 @@ from miles_async.rollout.first_failures import kind_of
 
 # events of actors that are worth a line of their own; what the supervisor says is said
 ANNOUNCED = frozenset({"died", "engine_down", "mismatch", "checkpoint_damaged", "checkpoint_unverified"})
-ANNOUNCED |= {"teacher_down", "teacher_up", "no_variance"}
 OF_BATCHES = frozenset({"steps_skipped", "nothing_to_learn"})  # each batch may have one
+ANNOUNCED |= {"teacher_down", "teacher_up", "no_variance", *OF_BATCHES}
 FAILURE, DEAD_LETTER, HOOK_FAILED = "failure", "dead_letter", "hook_failed"
 EVALUATION = {"eval_skipped": "no point of the evaluation", "eval_log_failed": "eval.eval_log_function"}
 PROMPT_CHARS = 80
@@ -39,30 +39,29 @@ class Announcer:
             return self._dead_letter(event)
         if event.kind in EVALUATION:
             return self._evaluation(event)
-        if event.kind in OF_BATCHES:
-            self._told[event.kind] += 1
-            if not _is_power_of_ten(self._told[event.kind]):
-                return ""
-        elif event.actor != "supervisor" and event.kind not in ANNOUNCED:
+        count = self._count(event.kind) if event.kind in OF_BATCHES else 1
+        if not _is_power_of_ten(count):
+            return ""
+        if event.actor != "supervisor" and event.kind not in ANNOUNCED:
             return ""
         details = " ".join(f"{key}={value}" for key, value in event.data.items() if key not in _HIDDEN)
-        times = f" ({count} such batches by now)" if (count := self._told[event.kind]) > 1 else ""
+        times = f" ({count} such batches by now)" if count > 1 else ""
         return f"{event.actor}: {event.kind} {details}".rstrip() + times
 
     def _failure(self, event: Event) -> str:
         reason, cause = str(event.data.get("reason", "")), str(event.data.get("cause", ""))
-        if self._is_known(f"{FAILURE} {kind_of(reason, cause)}"):
+        if self._count(f"{FAILURE} {kind_of(reason, cause)}") > 1:
             return ""
         return self._said(event, f"{reason}: {cause}")
 
-    def _is_known(self, key: str) -> bool:
-        """Whether it was said before; now it is."""
+    def _count(self, key: str) -> int:
+        """How often that has come by now."""
         self._told[key] += 1
-        return self._told[key] > 1
+        return self._told[key]
 
     def _evaluation(self, event: Event) -> str:
         reason, cause = str(event.data.get("reason", "")), str(event.data.get("cause", ""))
-        if self._is_known(f"{event.kind} {kind_of(reason, cause)}"):
+        if self._count(f"{event.kind} {kind_of(reason, cause)}") > 1:
             return ""
         what = f"{EVALUATION[event.kind]} at version {event.data.get('version')}"
         return self._said(event, ": ".join(filter(None, (what, reason, cause))))
@@ -76,9 +75,7 @@ class Announcer:
         causes = [str(cause).partition(": ")[2] for cause in data.get("causes", ())]  # without the lease
         last = causes[-1] if causes else str(data.get("reason", ""))
         reason, _, detail = last.partition(": ")
-        key = f"{DEAD_LETTER} {kind_of(reason, detail)}"
-        self._told[key] += 1
-        count = self._told[key]
+        count = self._count(f"{DEAD_LETTER} {kind_of(reason, detail)}")
         if count > 1:
             return f"{count} groups are given up by that cause: {one_line(last)}" if _is_power_of_ten(count) else ""
         different = list(dict.fromkeys(one_line(cause) for cause in causes))

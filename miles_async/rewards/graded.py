@@ -93,6 +93,14 @@ def plain(what: str, value: Any) -> float:
         raise ValueError(f"{what} is no single number: {words(error)}") from None
 
 
+def is_finite(value: Any) -> bool:
+    """Whether ``value``, of a function of the user's, is a number, and neither inf nor nan."""
+    try:
+        return math.isfinite(plain("it", value))
+    except (TypeError, ValueError):
+        return False
+
+
 def _number(what: str, value: Any) -> float:
     number = plain(what, value)
     if not math.isfinite(number):
