@@ -5,8 +5,11 @@ Promises: as the other commands (``cli.py``): one line for what is wrong, one JS
 
 from __future__ import annotations
 
+import contextlib
+import sys
 import tempfile
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Annotated, Any
@@ -31,7 +34,7 @@ def add_to(
         as_json: AsJson = False,
     ) -> None:
         """Make a checkpoint of a run a Hugging Face directory."""
-        with clear_errors():
+        with clear_errors(), _megatron_silent():
             from miles_async.train import convert as conversion
 
             found = conversion.find(checkpoint)
@@ -59,10 +62,19 @@ def add_to(
         as_json: AsJson = False,
     ) -> None:
         """Measure a model on the datasets of [eval], without a run."""
-        with clear_errors():
+        with clear_errors(), _megatron_silent():
             found = _evaluate(config_file, overrides or [], model, samples)
             lines = [f"{name:40} {value:.6g}" for name, value in found["metrics"].items()]
             say(found, "\n".join([f"{found['model']}, version {found['version']}", *lines]), as_json)
+
+
+@contextlib.contextmanager
+def _megatron_silent() -> Iterator[None]:
+    """Without the warnings of its imports, unless ``python -W`` or PYTHONWARNINGS asks for some."""
+    with warnings.catch_warnings():
+        if not sys.warnoptions:
+            warnings.simplefilter("ignore")
+        yield
 
 
 def _evaluate(config_file: Path, overrides: list[str], model: Path, samples: Path | None) -> dict[str, Any]:
@@ -73,8 +85,13 @@ def _evaluate(config_file: Path, overrides: list[str], model: Path, samples: Pat
     from miles_async.evaluation.standalone import check_eval, evaluate
     from miles_async.model_support import check_models
 
-    config = load(config_file, overrides)
+    config = load(config_file, overrides, check=False)
     check_eval(config)
+    if (
+        config.eval.eval_interval is None
+    ):  # when a run would evaluate is nothing to us, and what is of no use to one is to us
+        overrides = [*overrides, f"eval.eval_interval={config.weights.update_interval}"]
+    config = load(config_file, overrides)
     with tempfile.TemporaryDirectory(prefix="miles-eval-") as place:
         version, directory = _as_directory(model, Path(place))
         check_models(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +124,26 @@ def test_a_checkpoint_is_evaluated_without_a_run_as_the_directory_that_it_conver
     assert {"some", "others", "others-pass@2", "some/response_len/mean"} <= found[0]["metrics"].keys()
     lines = [len((tmp_path / "samples" / f"{name}-2.jsonl").read_text().splitlines()) for name in ("some", "others")]
     assert lines == [5, 8]
+
+
+def test_what_is_measured_without_a_run_needs_no_interval_of_one(tmp_path: Path) -> None:
+    (tmp_path / "run.toml").write_text(TOML.replace("eval_interval = 10\n", ""))
+    make_model("builtin:digits", tmp_path / "model", 1)
+    result = miles_async("eval", tmp_path / "run.toml", tmp_path / "model", "--json")
+    assert result.exit_code == 0, result.output
+    assert "some" in json.loads(result.stdout)["metrics"]
+    gone = miles_async(
+        "eval", tmp_path / "run.toml", tmp_path / "model", "--set", "eval.datasets.some.prompt_data=gone"
+    )
+    assert gone.exit_code == 2 and "eval.datasets.some.prompt_data" in gone.stderr and "no such file" in gone.stderr
+
+
+def test_a_conversion_says_its_line_and_no_warnings_of_what_it_imports(
+    trained: tuple[Path, dict[str, torch.Tensor]], tmp_path: Path
+) -> None:
+    command = [sys.executable, "-m", "miles_async", "convert", str(trained[0]), str(tmp_path / "out")]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and done.stderr == "" and len(done.stdout.splitlines()) == 1, done
 
 
 @pytest.mark.parametrize(
