@@ -42,6 +42,18 @@ def test_a_stopped_fork_server_does_not_hold_up_the_end_of_a_run(runtime: LocalR
     assert [process.exitcode for process in runtime._processes.values()] == [-signal.SIGKILL, -signal.SIGKILL]
 
 
+def test_an_actor_that_ended_with_the_fork_server_says_so(runtime: LocalRuntime) -> None:
+    actor, forks = sleeper(runtime, "actor"), fork_server.pid()
+    assert forks is not None
+    os.kill(forks, signal.SIGKILL)
+    (process,) = runtime._processes.values()
+    process.join(10.0)
+    os.kill(actor, signal.SIGKILL)  # this one was not told to die with its parent
+    assert process.exitcode is not None
+    assert local.how_it_ended(process.exitcode) == "the fork server ended, and it with that"
+    assert local.how_it_ended(-9) == "killed by signal 9" and local.how_it_ended(1) == "exit code 1"
+
+
 def test_a_fork_server_that_was_stopped_starts_who_is_to_start(
     runtime: LocalRuntime, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

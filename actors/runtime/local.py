@@ -26,6 +26,9 @@ from actors.runtime.context import Actor, ActorContext, ActorSpec, run_actor
 from bus.server import die_with_parent
 from miles_async.outlet import Outlet
 
+WITH_THE_FORK_SERVER = (
+    255  # what multiprocessing says of a process whose fork server is gone, and that has ended with it
+)
 END_S = 3.0  # killed processes need none of it
 PRELOAD = ["actors.runtime.preload"]  # by the fork server
 
@@ -38,6 +41,13 @@ NICE = {"learner": 0, "eval_engine": YIELD_TO_ALL}  # by role
 
 def log_path(run_dir: Path, name: str) -> Path:
     return run_dir / "logs" / f"{name}.log"
+
+
+def how_it_ended(code: int) -> str:
+    """What an exit code says, of an actor that has said nothing itself."""
+    if code == WITH_THE_FORK_SERVER:
+        return "the fork server ended, and it with that"
+    return f"killed by signal {-code}" if code < 0 else f"exit code {code}" if code else "it ended before the run did"
 
 
 def load_class(path: str) -> type:

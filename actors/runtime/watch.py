@@ -19,7 +19,7 @@ import redis.exceptions
 
 from actors.runtime import fork_server
 from actors.runtime.context import ActorSpec
-from actors.runtime.local import LocalRuntime
+from actors.runtime.local import LocalRuntime, how_it_ended
 from actors.runtime.plan import actor_names, engine_names
 from actors.runtime.tasks import end
 from actors.runtime.watchdog import Watchdog
@@ -94,10 +94,7 @@ class Watch:
     async def cause_of_death(self, name: str, code: int) -> tuple[str, bool]:
         """Why ``name`` ended with ``code`` (what it said itself, or the signal), and whether a restart is pointless."""
         await self._read_events(block_ms=0)
-        how = (
-            f"killed by signal {-code}" if code < 0 else f"exit code {code}" if code else "it ended before the run did"
-        )
-        cause, fatal = self._deaths.pop(name, (how, False))
+        cause, fatal = self._deaths.pop(name, (how_it_ended(code), False))
         return f"{name}: {cause}", fatal
 
     def tell(self, kind: str, **data: Any) -> None:
