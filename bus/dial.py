@@ -66,7 +66,7 @@ async def _ask(client: PatientRedis, deadline_s: float) -> Mapping[str, Any]:
             if client.loading is not None:
                 end = time.monotonic() + deadline_s
             elif not answer.done() and time.monotonic() >= end:
-                raise TimeoutError(f"no answer within {deadline_s:g} s")
+                raise TimeoutError(f"no answer within {deadline_s:.3g} s")
         return answer.result()
     finally:
         answer.cancel()

@@ -1,7 +1,8 @@
 """The whole configuration of a run: one typed structure, read from TOML.
 
-Every key is here with its default and its unit; names follow Miles' flags where the concept is the same. Loading,
-overriding and error messages are in ``config_load.py``; checks across sections are in ``RunConfig.check``.
+Every key is here with its default and its unit; names follow Miles' flags where the concept is the same. ``"none"`` unsets
+a key that may be None. Loading, overriding and error messages are in ``config_load.py``; checks across sections are in
+``RunConfig.check``.
 """
 
 from __future__ import annotations
@@ -182,10 +183,8 @@ class Algorithm(Section, frozen=True):
     # distil by the teacher's so many likeliest tokens at each position (k * 8 bytes for each token on the bus); 0: by the
     # sampled token
     opd_log_prob_top_k: CountInt = 0
-    opd_top_k_strategy: Literal["only-teacher", "intersection"] = (
-        "only-teacher"  # of them all, or of those that are the
-    )
-    # learner's k likeliest, too
+    # of them all, or of those that are the learner's k likeliest, too
+    opd_top_k_strategy: Literal["only-teacher", "intersection"] = "only-teacher"
     opd_top_k_weight: Literal["student_p", "teacher_p", "none"] = "student_p"  # normalised over the set
     tis_clip: PositiveFloat = 2.0  # of tis, icepop and span_tis
     tis_clip_low: CountFloat = 0.0

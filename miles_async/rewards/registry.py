@@ -75,7 +75,9 @@ def _hook(key: str, parameters: tuple[str, ...], group: bool | None = None, sums
     return RewardHook(
         key,
         parameters,
-        returns="a number or a dict of numbers" + (" for each sample" if group else "") + ", or an awaitable of that",
+        returns="a number or a dict of numbers"
+        + (" for each sample (reward.group_rm = true)" if group else "")
+        + ", or an awaitable of that",
         default="graded_match" if key == "reward.rm_type" else "none",
         built_in=BUILT_IN | ({WEIGHTED_SUM: "miles_async.rewards.weighted.weighted_sum"} if sums else {}),
         needs=NEEDS,

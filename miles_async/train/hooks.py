@@ -19,7 +19,8 @@ BATCH = Hook(
 BEFORE_LOG_PROB = Hook(
     "learner.before_log_prob_function",
     ("trainer", "name"),
-    returns='nothing; called before a pass for log-probs, of "current", "reference" or "old_actor"',
+    returns='nothing; called before a pass for log-probs alone, of "current", "reference" or "old_actor"; a batch of one '
+    'optimizer step seldom needs one of "current"',
     default="none",
 )
 BEFORE_TRAIN_STEP = Hook(
