@@ -5,11 +5,8 @@ Promises: as the other commands (``cli.py``): one line for what is wrong, one JS
 
 from __future__ import annotations
 
-import contextlib
-import sys
 import tempfile
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Annotated, Any
@@ -34,7 +31,7 @@ def add_to(
         as_json: AsJson = False,
     ) -> None:
         """Make a checkpoint of a run a Hugging Face directory."""
-        with clear_errors(), _megatron_silent():
+        with clear_errors():
             from miles_async.train import convert as conversion
 
             found = conversion.find(checkpoint)
@@ -62,36 +59,26 @@ def add_to(
         as_json: AsJson = False,
     ) -> None:
         """Measure a model on the datasets of [eval], without a run."""
-        with clear_errors(), _megatron_silent():
+        with clear_errors():
             found = _evaluate(config_file, overrides or [], model, samples)
             lines = [f"{name:40} {value:.6g}" for name, value in found["metrics"].items()]
             say(found, "\n".join([f"{found['model']}, version {found['version']}", *lines]), as_json)
 
 
-@contextlib.contextmanager
-def _megatron_silent() -> Iterator[None]:
-    """Without the warnings of its imports, unless ``python -W`` or PYTHONWARNINGS asks for some."""
-    with warnings.catch_warnings():
-        if not sys.warnoptions:
-            warnings.simplefilter("ignore")
-        yield
-
-
 def _evaluate(config_file: Path, overrides: list[str], model: Path, samples: Path | None) -> dict[str, Any]:
     import asyncio
 
-    from miles_async.config_load import load
+    from miles_async.config_load import check_all, load
     from miles_async.evaluation.record import EvalRecord
     from miles_async.evaluation.standalone import check_eval, evaluate
     from miles_async.model_support import check_models
 
     config = load(config_file, overrides, check=False)
     check_eval(config)
-    if (
-        config.eval.eval_interval is None
-    ):  # when a run would evaluate is nothing to us, and what is of no use to one is to us
-        overrides = [*overrides, f"eval.eval_interval={config.weights.update_interval}"]
-    config = load(config_file, overrides)
+    if config.eval.eval_interval is None:  # when a run would evaluate is nothing to us; what one would not look at is
+        section = msgspec.structs.replace(config.eval, eval_interval=config.weights.update_interval)
+        config = msgspec.structs.replace(config, eval=section)
+    check_all(config)
     with tempfile.TemporaryDirectory(prefix="miles-eval-") as place:
         version, directory = _as_directory(model, Path(place))
         check_models(

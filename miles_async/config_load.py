@@ -72,14 +72,19 @@ def parse(
         _apply_override(table, override)
     config = resolve_paths(_build(table), base or Path.cwd())
     if check:
-        config.check()
-        secret.check(config)
-        check_files(config)
-        hook_points.check(config)
-        check_effect(config)
-        check_learnable(config)
-        check_lengths(config)
+        check_all(config)
     return config
+
+
+def check_all(config: RunConfig) -> None:
+    """Whatever can be known to be wrong before anything starts. Raises ConfigError, one line."""
+    config.check()
+    secret.check(config)
+    check_files(config)
+    hook_points.check(config)
+    check_effect(config)
+    check_learnable(config)
+    check_lengths(config)
 
 
 def dump(config: RunConfig) -> str:

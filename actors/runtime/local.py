@@ -26,9 +26,8 @@ from actors.runtime.context import Actor, ActorContext, ActorSpec, run_actor
 from bus.server import die_with_parent
 from miles_async.outlet import Outlet
 
-WITH_THE_FORK_SERVER = (
-    255  # what multiprocessing says of a process whose fork server is gone, and that has ended with it
-)
+# what multiprocessing says of a process whose fork server is gone, and that has ended with it
+WITH_THE_FORK_SERVER = 255
 END_S = 3.0  # killed processes need none of it
 PRELOAD = ["actors.runtime.preload"]  # by the fork server
 

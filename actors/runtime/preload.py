@@ -33,6 +33,7 @@ FOR_ALL = (  # torch, aiohttp, fastapi and redis come along
 )
 FOR_A_LEARNER = (
     "actors.learner",
+    "miles_async.train.trainer",
     "miles_async.train.attention",
     "megatron.core.optimizer",
     "transformers.models.auto.configuration_auto",
@@ -45,7 +46,7 @@ import torch  # noqa: E402
 
 if torch.version.cuda is None and torch.version.hip is None:
     from miles_async.train import cpu_shim
-    from miles_async.train.trainer import quiet_megatron
+    from miles_async.train.quiet_megatron import quiet_megatron
 
     quiet_megatron()
     cpu_shim.install(torch.device("cpu"))  # Megatron cannot be imported before

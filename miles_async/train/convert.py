@@ -22,6 +22,7 @@ from miles_async.train.checkpoint import CheckpointError
 from miles_async.train.distributed import LearnerGroups
 from miles_async.train.hf_export import save_hf
 from miles_async.train.model import gpt_model
+from miles_async.train.quiet_megatron import quiet_megatron
 
 ALONE_S = 60.0  # a group of one rank waits for nobody
 
@@ -63,12 +64,11 @@ def convert(found: Found, directory: Path) -> None:
 
 def _weights(found: Found) -> dict[str, torch.Tensor]:
     """Hugging Face name to tensor, on the CPU, in ``model.dtype``."""
+    quiet_megatron()
     from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 
     from miles_async.train import dist_load
-    from miles_async.train.trainer import quiet_megatron
 
-    quiet_megatron()
     device = torch.device("cpu")
     cpu_shim.install(device)
     provider = next(iter(hooks.MODEL_PROVIDER.functions(found.config)), ModelBridge)

@@ -17,7 +17,6 @@ All methods are collective over ranks, in the same order. Any thread may call th
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -45,6 +44,7 @@ from miles_async.train.model_state import ModelState
 from miles_async.train.objective import MISMATCH, MISMATCH_TOKENS, Objective, named
 from miles_async.train.policy import Policy
 from miles_async.train.provided_bridge import bridge_maker
+from miles_async.train.quiet_megatron import quiet_megatron
 from miles_async.train.reward_metrics import reward_metrics
 from miles_async.train.share import Share, make_share, micro_share
 
@@ -285,12 +285,6 @@ class MegatronTrainer:
     def close(self) -> None:
         """Leave the process groups."""
         self._groups.close()
-
-
-def quiet_megatron() -> None:
-    """Megatron warns, once for each of its files, that TransformerEngine and Apex are absent. That is a choice here."""
-    for message in ("Transformer Engine and Apex are not", "Apex is not installed", "full scope is deprecated"):
-        warnings.filterwarnings("ignore", message=message, category=UserWarning)
 
 
 def _device(wanted: str, rank: int) -> torch.device:
