@@ -25,9 +25,9 @@ from actors.learner_offers import ask_again
 from actors.runtime.context import ActorContext
 from bus import SnapshotLedger
 from bus.messages import EngineDown, EngineUp, Message, Snapshot
-from miles_async.engine_client import EngineClient, EngineError
-from miles_async.router_access import is_of_run
-from miles_async.secret import resolve
+from miles_async.config.secrets import resolve
+from miles_async.engines.client import EngineClient, EngineError
+from miles_async.router.access import is_of_run
 from miles_async.weights.check import Checks, bucket_sums, engine_sums
 from miles_async.weights.delta_mirror import shared_dir
 from miles_async.weights.delta_sender import Delivery, DeltaSender

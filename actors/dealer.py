@@ -19,9 +19,9 @@ from bus.client import Topic
 from bus.codec import TOKENS, pack
 from bus.messages import Ticket
 from miles_async.data import counts, fingerprint, load_prompts, prompt_at
-from miles_async.staleness import StalenessState
-from miles_async.staleness_choice import make_policy
-from miles_async.tokenizer import Tokenizer
+from miles_async.staleness.choice import make_policy
+from miles_async.staleness.policies import StalenessState
+from miles_async.text.tokenizer import Tokenizer
 
 MAX_TICKETS_AT_ONCE = 256
 MEMORY_SHARE = 0.8  # of what Redis may use: above it nothing new starts, so that what was started finds room

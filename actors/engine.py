@@ -23,15 +23,15 @@ from actors.runtime.context import ActorContext
 from actors.runtime.local import log_path
 from actors.runtime.tasks import end
 from bus import VersionLedger
-from miles_async.config import RunConfig
-from miles_async.engine_client import EngineClient
-from miles_async.secret import resolve
-from miles_async.sglang_server.check import check_server, until_it_answers
-from miles_async.sglang_server.observer import Observer
-from miles_async.weights.allowed import weight_roots
+from miles_async.config.schema import RunConfig
+from miles_async.config.secrets import resolve
+from miles_async.engines.client import EngineClient
+from miles_async.engines.sglang.check import check_server, until_it_answers
+from miles_async.engines.sglang.observer import Observer
+from miles_async.weights.place import weight_roots
 
 if TYPE_CHECKING:
-    from miles_async.sglang_server.driver import SglangServer
+    from miles_async.engines.sglang.driver import SglangServer
 
 UNKNOWN_VERSION = -1  # weights that are nobody's version: the broadcaster will send all
 LOOK_INTERVAL_S = 5.0  # between two looks at a server
@@ -80,7 +80,7 @@ class EngineHost:
         await self.ctx.event("engine_up", url=url, version=version)
 
     async def _embedded(self) -> None:
-        from miles_async.engine.server import serve  # imports torch
+        from miles_async.engines.embedded.server import serve  # imports torch
 
         await serve(
             self.ctx.model_path,
@@ -99,7 +99,7 @@ class EngineHost:
         )
 
     async def _sglang(self) -> None:
-        from miles_async.sglang_server.driver import SglangServer
+        from miles_async.engines.sglang.driver import SglangServer
 
         with self.ctx.waiting("the sglang server to start"):
             server = await SglangServer.start(

@@ -32,17 +32,19 @@ from actors.runtime.tasks import end
 from bus import SnapshotLedger
 from bus.client import READ_BLOCK_MS
 from bus.messages import Snapshot
-from miles_async.context_length import context_length
 from miles_async.evaluation.datasets import load_datasets
 from miles_async.evaluation.engines import EvalEngines
 from miles_async.evaluation.hooks import EVAL_FUNCTION, EVAL_LOG_FUNCTION
 from miles_async.evaluation.pins import pin, unpin
 from miles_async.evaluation.point import AGAIN, Evaluation, Result, VersionError
-from miles_async.evaluation.record import MADE, EvalRecord, Point
-from miles_async.evaluation.settings import is_due, pins_kept
+from miles_async.evaluation.record import EvalRecord
+from miles_async.evaluation.settings import is_due
+from miles_async.models.context_length import context_length
 from miles_async.rewards import Grader
 from miles_async.rollout.first_failures import contained, told
-from miles_async.tokenizer import Tokenizer
+from miles_async.runs.points import MADE, Point
+from miles_async.text.tokenizer import Tokenizer
+from miles_async.weights.place import pins_kept
 from miles_async.weights.snapshot import SnapshotError, has_weights
 from miles_async.weights.verify import check_weights
 

@@ -32,14 +32,15 @@ from bus import Ledger, LedgerError
 from bus.client import READ_BLOCK_MS
 from bus.messages import Batch, Control, Group, ReadyGroup
 from miles_async.evaluation.pins import pin
-from miles_async.evaluation.settings import is_due, pins_kept
+from miles_async.evaluation.settings import is_due
 from miles_async.filters.apply import BufferFilter
-from miles_async.staleness_choice import make_policy
-from miles_async.target_reward import REWARD_WINDOW, reached
+from miles_async.staleness.choice import make_policy
 from miles_async.train import idle_steps
 from miles_async.train.checkpoint_choice import Choice
 from miles_async.train.mismatch import warning
+from miles_async.train.target_reward import REWARD_WINDOW, reached
 from miles_async.weights.export import exported
+from miles_async.weights.place import pins_kept
 from miles_async.weights.snapshot import SnapshotError, choose_root, write_where_there_is_room
 
 # A checkpoint names the groups of the steps since the one before it, and of so many seconds: more than an append-only

@@ -14,9 +14,9 @@ from typing import Any
 from actors.runtime.compute import ComputeThread
 from actors.runtime.context import ActorContext
 from bus.messages import Batch
-from miles_async.faults import place, trace, words
-from miles_async.hook_calls import refused
-from miles_async.hooks import Hook
+from miles_async.hooks.calls import refused
+from miles_async.hooks.faults import place, trace, words
+from miles_async.hooks.hook import Hook
 from miles_async.rollout.first_failures import OwnCancellation, kind_of
 from miles_async.train.hooks import LOG, POST_SAVE
 from miles_async.train.idle_rewards import IdleRewards

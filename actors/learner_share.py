@@ -18,9 +18,9 @@ from actors.runtime.context import ActorContext
 from bus import Ledger, LedgerError
 from bus.messages import Batch, Group
 from bus.quarantine import Quarantine
-from miles_async.group_limits import group_limits
-from miles_async.optimizer_steps import even, share, steps_of_pass
-from miles_async.sound_group import Limits, UnsoundGroup, check_group, check_groups
+from miles_async.config.optimizer_steps import even, share, steps_of_pass
+from miles_async.groups.limits import group_limits
+from miles_async.groups.sound import Limits, UnsoundGroup, check_group, check_groups
 from miles_async.train.batch import BatchRefused
 from miles_async.train.checked_batch import UnusableGroups
 

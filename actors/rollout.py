@@ -29,9 +29,10 @@ from actors.runtime.tasks import end
 from bus import Ledger
 from bus.ledger import ClaimedTicket
 from bus.messages import Group, Sample, Ticket
-from miles_async.context_length import context_length
 from miles_async.filters.apply import GroupFilters
-from miles_async.group_limits import group_limits
+from miles_async.groups.limits import group_limits
+from miles_async.groups.sound import check_group, received
+from miles_async.models.context_length import context_length
 from miles_async.monitor.diagnosis import REWARD
 from miles_async.rewards import Grader
 from miles_async.rollout.failures import cause_of, check_samples, lengths_of, lost
@@ -41,8 +42,7 @@ from miles_async.rollout.registry import rollout_function
 from miles_async.rollout.scoring import score
 from miles_async.rollout.slots import GroupSlots
 from miles_async.rollout.teacher import TeacherGoneError, teachers
-from miles_async.sound_group import check_group, received
-from miles_async.tokenizer import Tokenizer
+from miles_async.text.tokenizer import Tokenizer
 
 TICKETS_AT_ONCE = 4  # a read takes few, so that the tickets of a small batch spread over the workers
 

@@ -19,12 +19,12 @@ import aiohttp
 from actors.runtime.context import ActorContext
 from bus.codec import VERSIONS, unpack
 from bus.messages import UNSAMPLED, Sample
-from miles_async.engine_client import EngineClient, EngineError
+from miles_async.config.secrets import resolve
+from miles_async.engines.client import EngineClient, EngineError
 from miles_async.rollout.generate import own_cache
 from miles_async.rollout.inflight import AdaptiveLimit, read_loads
 from miles_async.rollout.published import PublishedVersions
 from miles_async.rollout.slots import Request, Slots
-from miles_async.secret import resolve
 
 GONE = (None, 502, 503, 504)  # statuses of a request that may be sent again: no answer, or none of an engine's
 LOOK_S = 1.0

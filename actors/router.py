@@ -23,22 +23,22 @@ import msgspec
 from actors.runtime.context import ActorContext
 from bus import EngineState, VersionLedger, run_key
 from bus.topics import Topic
-from miles_async.config import ConfigError
-from miles_async.config import Router as RouterConfig
-from miles_async.http_limits import answer_at_once
-from miles_async.http_server import HttpServer
+from miles_async.config.schema import ConfigError
+from miles_async.config.schema import Router as RouterConfig
+from miles_async.config.secrets import resolve
+from miles_async.http.limits import answer_at_once
+from miles_async.http.refusals import Refusals
+from miles_async.http.server import HttpServer
 from miles_async.monitor.diagnosis import MOVING, engine_wait
-from miles_async.refusals import Refusals
-from miles_async.router_access import is_of_run
-from miles_async.router_app import RouterApp
-from miles_async.router_health import HealthChecker
-from miles_async.router_looks import EngineLooks
-from miles_async.router_quiet import QuietEngines
-from miles_async.router_suspects import Suspects, Verdict
-from miles_async.router_worker import Worker
-from miles_async.routing.choice import make_policy
-from miles_async.secret import resolve
-from miles_async.weights.allowed import weight_roots
+from miles_async.router.access import is_of_run
+from miles_async.router.app import RouterApp
+from miles_async.router.health import HealthChecker
+from miles_async.router.looks import EngineLooks
+from miles_async.router.policies.choice import make_policy
+from miles_async.router.quiet import QuietEngines
+from miles_async.router.suspects import Suspects, Verdict
+from miles_async.router.worker import Worker
+from miles_async.weights.place import weight_roots
 
 REPORT_INTERVAL_S = 1.0
 LEDGER_INTERVAL_MS = 250  # how soon the router notices that an engine is paused and prefers another one
@@ -47,7 +47,7 @@ QUIET_LOOK_S = 1.0
 
 
 class Router:
-    """The actor. The web application it serves is ``miles_async.router_app``."""
+    """The actor. The web application it serves is ``miles_async.router.app``."""
 
     role = "router"
 

@@ -21,9 +21,9 @@ from actors.runtime.local import log_path
 from actors.runtime.tasks import end
 from bus import EngineState, VersionLedger
 from bus.topics import Topic
-from miles_async.secret import resolve
-from miles_async.sglang_router import SglangRouterError, SglangRouterProcess
-from miles_async.sglang_server.driver import free_port
+from miles_async.config.secrets import resolve
+from miles_async.engines.sglang.driver import free_port
+from miles_async.router.sglang import SglangRouterError, SglangRouterProcess
 
 READ_BLOCK_MS = 500
 REPORT_S = 1.0

@@ -100,7 +100,7 @@ class PaddedLoop:
 async def engine(directory: Path) -> AsyncIterator[str]:
     """An engine process on ``directory``; its URL."""
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "miles_async.engine.server", "--model-path", str(directory), "--port", "0"),
+        *(sys.executable, "-m", "miles_async.engines.embedded.server", "--model-path", str(directory), "--port", "0"),
         stdout=asyncio.subprocess.PIPE,
     )
     try:
@@ -178,7 +178,7 @@ async def timed(work: Awaitable[Any]) -> float:
 async def _run(repeats: int, n_groups: int) -> dict[str, Any]:
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
-    from miles_async.builtin import make_model
+    from miles_async.models.builtin import make_model
 
     torch.set_num_threads(1)
     torch.manual_seed(0)

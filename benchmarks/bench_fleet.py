@@ -38,7 +38,7 @@ from benchmarks.synthetic.fleet import SyntheticFleet, duties, synthetic_fleet
 from benchmarks.synthetic_engine import NAME_HEADER, Answered, Misbehaviour
 from bus.messages import EngineDown, Event
 from bus.server import RedisServer
-from miles_async.config import Router as RouterConfig
+from miles_async.config.schema import Router as RouterConfig
 
 PROMPT = [5] * 32
 SAMPLE_S = 0.25

@@ -81,7 +81,7 @@ class FuzzedRun:
         config = directory / "run.toml"
         config.write_text(CONFIG)
         self.log = (directory / "launch.log").open("w+")
-        command = [sys.executable, "-m", "miles_async.cli", "launch", str(config), "--run-dir", str(self.run_dir)]
+        command = [sys.executable, "-m", "miles_async.cli.app", "launch", str(config), "--run-dir", str(self.run_dir)]
         keys = {"FUZZ_ROUTER_KEY": self.keys["router"], "FUZZ_ENGINE_KEY": self.keys["engine"], "OMP_NUM_THREADS": "1"}
         keys["FUZZ_CLIENT_KEY"] = secrets.token_hex(8)
         self.process = subprocess.Popen(command, stdout=self.log, stderr=self.log, env={**os.environ, **keys})

@@ -20,8 +20,8 @@ import torch
 
 from bus.codec import LOGPROBS, MASK, TOKENS, VERSIONS, pack
 from bus.messages import Group, Sample
-from miles_async.builtin import make_model
-from miles_async.config import Data, Learner, Model, RunConfig, Staleness
+from miles_async.config.schema import Data, Learner, Model, RunConfig, Staleness
+from miles_async.models.builtin import make_model
 from miles_async.rl.reduce import Totals
 from miles_async.rl.terms import LossTerms
 from miles_async.train.batch import MicroBatch, flatten, micro_batches

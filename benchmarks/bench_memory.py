@@ -61,7 +61,7 @@ def run(tokens: int | None = None) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="memory-") as directory:
         run_dir, config = Path(directory) / "run", Path(directory) / "run.toml"
         config.write_text(CONFIG)
-        command = [sys.executable, "-m", "miles_async.cli", "launch", str(config), "--run-dir", str(run_dir)]
+        command = [sys.executable, "-m", "miles_async.cli.app", "launch", str(config), "--run-dir", str(run_dir)]
         with (Path(directory) / "log").open("w") as log:
             process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
         samples: list[dict[str, float]] = []

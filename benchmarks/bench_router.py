@@ -27,7 +27,7 @@ import psutil
 import uvloop
 
 from benchmarks import router_parts
-from miles_async.sglang_server.driver import free_port
+from miles_async.engines.sglang.driver import free_port
 
 CONNECTIONS, BODY_BYTES = 64, 2048
 ANSWERS = {"4 KB": 4096, "64 KB": 65536}

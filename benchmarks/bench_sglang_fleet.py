@@ -87,7 +87,7 @@ def play(directory: Path) -> dict[str, Any]:
     """Launch, kill, add, wait for the end, judge."""
     config, run_dir = directory / "fleet.toml", directory / "run"
     config.write_text(CONFIG)
-    command = [sys.executable, "-m", "miles_async.cli", "launch", str(config), "--run-dir", str(run_dir)]
+    command = [sys.executable, "-m", "miles_async.cli.app", "launch", str(config), "--run-dir", str(run_dir)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with (directory / "launch.log").open("w+") as log:
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, cwd=ROOT, env=environment)
@@ -163,7 +163,7 @@ async def until_killed(run_dir: Path, process: subprocess.Popen[bytes]) -> dict[
 
 
 def scale(run_dir: Path, engines: int) -> Any:
-    command = [sys.executable, "-m", "miles_async.cli", "scale", str(run_dir), f"engines={engines}", "--json"]
+    command = [sys.executable, "-m", "miles_async.cli.app", "scale", str(run_dir), f"engines={engines}", "--json"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=60, check=False)
     if done.returncode:
         return {"failed": done.stderr.strip()[-300:]}

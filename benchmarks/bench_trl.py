@@ -25,10 +25,10 @@ from typing import Any
 
 import psutil
 
-from miles_async import builtin
-from miles_async.config import ConfigError, RunConfig
-from miles_async.config_load import load
+from miles_async.cli.load import load
+from miles_async.config.schema import ConfigError, RunConfig
 from miles_async.data import prompt_at
+from miles_async.models import builtin
 from miles_async.monitor.record_lines import read_events, read_metrics
 from miles_async.train.schedule import learning_rate
 
@@ -89,7 +89,7 @@ def run_ours(root: Path, seed: int) -> dict[str, Any]:
     """One launch of the example, in a process tree of its own."""
     run_dir = root / "run"
     settings = (f"run.seed={seed}", f"run.target_reward={TARGET}", "monitor.live=off")
-    command = [sys.executable, "-m", "miles_async.cli", "launch", str(EXAMPLE), "--run-dir", str(run_dir), "--json"]
+    command = [sys.executable, "-m", "miles_async.cli.app", "launch", str(EXAMPLE), "--run-dir", str(run_dir), "--json"]
     for setting in settings:
         command += ["--set", setting]
     started = time.time()

@@ -58,7 +58,15 @@ def make_checkpoint(directory: Path, hidden: int, layers: int) -> None:
 
 def start_engine(stack: ExitStack, model: Path) -> str:
     """The URL of a new embedded engine that serves ``model`` until the stack is closed."""
-    command = [sys.executable, "-m", "miles_async.engine.server", "--model-path", str(model), "--device", "cpu"]
+    command = [
+        sys.executable,
+        "-m",
+        "miles_async.engines.embedded.server",
+        "--model-path",
+        str(model),
+        "--device",
+        "cpu",
+    ]
     command += ["--dtype", "float32", "--weight-version", "0", "--port", "0", "--max-running-requests", "4"]
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, text=True, bufsize=1, env={**os.environ, "OMP_NUM_THREADS": "1"}
@@ -173,8 +181,8 @@ async def pushes(urls: list[str], home: Path, transports: Sequence[str], bare: B
     """A function that brings all engines to a version by a transport and says what each part took, in seconds."""
     import aiohttp
 
-    from miles_async.config import Weights
-    from miles_async.engine_client import EngineClient
+    from miles_async.config.schema import Weights
+    from miles_async.engines.client import EngineClient
     from miles_async.weights.delta_mirror import Mirror
     from miles_async.weights.delta_sender import DeltaSender
     from miles_async.weights.group import Receiver, WeightGroups

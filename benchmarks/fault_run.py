@@ -97,7 +97,15 @@ class FaultRun:
         config = directory / f"run-{seed}.toml"
         config.write_text(CONFIG)
         self.log = (directory / f"run-{seed}.log").open("w+")
-        self._command = [sys.executable, "-m", "miles_async.cli", "launch", str(config), "--run-dir", str(self.run_dir)]
+        self._command = [
+            sys.executable,
+            "-m",
+            "miles_async.cli.app",
+            "launch",
+            str(config),
+            "--run-dir",
+            str(self.run_dir),
+        ]
         self._command += ["--set", f"run.seed={seed}", "--set", f"run.num_steps={steps}"]
         self.process = self._launch()
         self.faults: list[tuple[str, float]] = []  # what, and when

@@ -18,7 +18,7 @@ import psutil
 
 from actors.broadcaster import Broadcaster
 from actors.runtime.context import ActorContext
-from miles_async.engine_client import EngineClient
+from miles_async.engines.client import EngineClient
 
 BUCKET = 2
 

@@ -17,20 +17,20 @@ import torch
 from actors.dealer import sampling_seed
 from bus.codec import LOGPROBS, MASK, TOKENS, VERSIONS, pack
 from bus.messages import Group, Sample
-from miles_async import builtin
-from miles_async.config import RunConfig
-from miles_async.config_load import load
+from miles_async.cli.load import load
+from miles_async.config.schema import RunConfig
 from miles_async.data import prompt_at
-from miles_async.engine.checkpoint import read_config
-from miles_async.engine.model import DenseModel
-from miles_async.engine.protocol import Item, Sampling
-from miles_async.engine.request import Request, version_spans
-from miles_async.engine.sampling import NO_TOP_K
-from miles_async.engine.scheduler import Scheduler
-from miles_async.engine.text import TextCodec
+from miles_async.engines.embedded.checkpoint import read_config
+from miles_async.engines.embedded.model import DenseModel
+from miles_async.engines.embedded.protocol import Item, Sampling
+from miles_async.engines.embedded.request import Request, version_spans
+from miles_async.engines.embedded.sampling import NO_TOP_K
+from miles_async.engines.embedded.scheduler import Scheduler
+from miles_async.engines.embedded.text import TextCodec
+from miles_async.models import builtin
 from miles_async.rewards import RewardSample
 from miles_async.rewards.builtin_rewards import graded_match
-from miles_async.tokenizer import Tokenizer
+from miles_async.text.tokenizer import Tokenizer
 from miles_async.train.trainer import MegatronTrainer
 
 QUICKSTART = Path(__file__).resolve().parent.parent / "examples" / "quickstart.toml"

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 import httptools
 import uvloop
 
-from miles_async.http_limits import answer_at_once
+from miles_async.http.limits import answer_at_once
 
 HEADERS_END = b"\r\n\r\n"
 CHUNKS_END = b"0\r\n\r\n"
@@ -71,8 +71,8 @@ async def serve_router(port: int, engines: list[str]) -> None:
     """As ``actors/router.py`` serves it, without a bus."""
     import socket
 
-    from miles_async.http_server import HttpServer
-    from miles_async.router_app import RouterApp
+    from miles_async.http.server import HttpServer
+    from miles_async.router.app import RouterApp
 
     app = RouterApp()
     for url in engines:

@@ -2,14 +2,10 @@
 
     python -m benchmarks.synthetic_engine --engines 64 --port 31000        64 engines, on ports 31000 ... 31063
 
-The HTTP side is the embedded engine's own (``miles_async/engine/app.py``); behind it a clock ends the requests by the latency
-model and length distribution of ``synthetic/batch.py``. Different from an engine with a model: token ids and lengths are made
-from the seed (``sampling_seed``, or a random one) and log-probs from the version, there are no texts, stop strings and stop
-tokens end nothing, weight updates are books that are kept, and no collective is joined.
-
-Promises: an engine costs the process a timer for each event (a request that joins or ends, a step while somebody streams), not
-for each token; what it served since when (``served``) and to whom it gave a whole answer (``answered``) is on record; it
-misbehaves when told to (:meth:`SyntheticEngine.misbehave`), and dies and comes back with a memory that is empty.
+The HTTP side is the embedded engine's own (``miles_async/engines/embedded/app.py``); behind it a clock ends the requests by
+the latency model and length distribution of ``synthetic/batch.py``. Different from an engine with a model: token ids and
+lengths are made from the seed (``sampling_seed``, or a random one) and log-probs from the version, there are no texts, stop
+strings and stop tokens end nothing, weight updates are books that are kept, and no collective is joined.
 """
 
 from __future__ import annotations
@@ -27,15 +23,15 @@ from uvicorn.server import ServerState
 from benchmarks.synthetic.batch import EOS, Batch, Latency, Lengths
 from benchmarks.synthetic.compute import LoopCompute
 from benchmarks.synthetic.weights import VersionControl
-from miles_async.asgi import Receive, Scope, Send
-from miles_async.engine.app import EngineApp
-from miles_async.engine.frontend import Frontend, Job
-from miles_async.engine.protocol import Limits
-from miles_async.engine.text import TextCodec
-from miles_async.http_deadlines import DEADLINES
-from miles_async.http_limits import answer_at_once, send_whole
-from miles_async.http_protocol import protocol
-from miles_async.refusals import Refusals
+from miles_async.engines.embedded.app import EngineApp
+from miles_async.engines.embedded.frontend import Frontend, Job
+from miles_async.engines.embedded.protocol import Limits
+from miles_async.engines.embedded.text import TextCodec
+from miles_async.http.asgi import Receive, Scope, Send
+from miles_async.http.deadlines import DEADLINES
+from miles_async.http.limits import answer_at_once, send_whole
+from miles_async.http.protocol import protocol
+from miles_async.http.refusals import Refusals
 
 # slow: everything takes SLOWDOWN times as long. stuck: HTTP is answered, no token comes. hung: connections are accepted,
 # nothing is answered. lying: LIE is reported as the version, whatever is served. no_http, no_json: what the answers are not.

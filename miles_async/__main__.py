@@ -1,5 +1,5 @@
 """``python -m miles_async``: the command line."""
 
-from miles_async.cli import main
+from miles_async.cli.app import main
 
 main()

@@ -57,7 +57,7 @@ async def bus(redis_url: str) -> AsyncIterator[Bus]:
 @pytest.fixture(scope="session")
 def digits_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The quickstart's 75k-parameter Qwen3 checkpoint, seed 1."""
-    from miles_async.builtin import make_model
+    from miles_async.models.builtin import make_model
 
     directory = tmp_path_factory.mktemp("digits")
     make_model("builtin:digits", directory, seed=1)
@@ -67,6 +67,6 @@ def digits_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(params=[0, 8], ids=["no-connection", "idle-connections"])
 def both_lanes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Fleets whose router has no connection to an engine yet, or idle ones: then its fast lane takes what is asked."""
-    from test_router_app import FakeEngine
+    from fake_engines import FakeEngine
 
     monkeypatch.setattr(FakeEngine, "idle_connections", request.param)

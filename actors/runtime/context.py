@@ -14,15 +14,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 from actors.runtime.plan import engine_names
+from actors.runtime.spec import ActorSpec
 from actors.runtime.tasks import end
 from bus import Bus, EngineState, Roster, connect
 from bus.messages import Control, Event, Heartbeat, Metrics
-from miles_async.config import RunConfig
-from miles_async.refusals import Refusals
+from miles_async.http.refusals import Refusals
 
 COMMANDS = ("stop", "finish")
 OF_THE_LEARNER = ("learner_stop", "snapshot_again")  # which its ranks read themselves
@@ -42,22 +41,6 @@ class Actor(Protocol):
     def __init__(self, ctx: ActorContext) -> None: ...
 
     async def run(self) -> None: ...
-
-
-@dataclass(frozen=True)
-class ActorSpec:
-    """What a process needs to become an actor."""
-
-    name: str
-    role: str
-    index: int
-    path: str  # dotted path of the class
-    config: RunConfig
-    run_dir: Path
-    model_path: str
-    bus_url: str
-    run_id: str
-    incarnation: int  # of the whole run: 1 for the first launch, +1 for each resume
 
 
 @dataclass(eq=False)

@@ -18,15 +18,15 @@ from dataclasses import replace
 from redis.exceptions import RedisError
 
 from actors.runtime import fork_server
-from actors.runtime.context import ActorSpec
 from actors.runtime.local import LocalRuntime
 from actors.runtime.plan import STOP_STAGES
 from actors.runtime.restarts import RestartBudget
+from actors.runtime.spec import ActorSpec
 from actors.runtime.tasks import end
 from bus import Bus, Ledger, VersionLedger
 from bus.deadline import within
 from bus.messages import Control
-from miles_async.config import RunConfig
+from miles_async.config.schema import RunConfig
 
 ASK_S = 2.0  # a bus that does not take the word by then is no reason to go on
 KILL_WAIT_S = 3.0  # what a failed run's actors get for saying goodbye

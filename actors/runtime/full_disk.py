@@ -10,7 +10,7 @@ import asyncio
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from miles_async.disk_room import SIGNS, is_full
+from miles_async.disk.room import SIGNS, is_full
 from miles_async.weights.place import MEMORY_ROOT
 
 if TYPE_CHECKING:

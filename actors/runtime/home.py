@@ -18,15 +18,15 @@ from typing import Any
 import psutil
 
 from bus.server import remove_socket
-from miles_async.builtin import is_builtin, make_model
-from miles_async.config import RunConfig
+from miles_async.config.schema import RunConfig
 from miles_async.data import bytes_to_read, load_prompts
-from miles_async.durable import write_whole
+from miles_async.disk.durable import write_whole
 from miles_async.evaluation.datasets import load_datasets
-from miles_async.launches import remembered
-from miles_async.resume import INPUTS
-from miles_async.run_lock import RunLock
-from miles_async.tokenizer import Tokenizer
+from miles_async.models.builtin import is_builtin, make_model
+from miles_async.resume.begin import INPUTS
+from miles_async.resume.remembered import remembered
+from miles_async.runs.lock import RunLock
+from miles_async.text.tokenizer import Tokenizer
 
 STATE_FILE = "supervisor.json"  # who runs this, and where its bus is: what `miles-async status` reads
 

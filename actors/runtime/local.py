@@ -22,9 +22,10 @@ from typing import Any
 import setproctitle
 
 from actors.runtime import fork_server
-from actors.runtime.context import Actor, ActorContext, ActorSpec, run_actor
+from actors.runtime.context import Actor, ActorContext, run_actor
+from actors.runtime.spec import ActorSpec
 from bus.server import die_with_parent
-from miles_async.outlet import Outlet
+from miles_async.monitor.outlet import Outlet
 
 # what multiprocessing says of a process whose fork server is gone, and that has ended with it
 WITH_THE_FORK_SERVER = 255

@@ -10,8 +10,8 @@ import asyncio
 from collections.abc import Callable
 from pathlib import Path
 
-from miles_async.clean import size
-from miles_async.config import RunConfig
+from miles_async.config.schema import RunConfig
+from miles_async.weights.clean import size
 from miles_async.weights.leftovers import sweep, tidy
 from miles_async.weights.place import Place, claim
 

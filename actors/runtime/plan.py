@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from miles_async.config import RunConfig, Topology
-
-if TYPE_CHECKING:
-    from actors.runtime.context import ActorSpec
+from actors.runtime.spec import ActorSpec
+from miles_async.config.schema import RunConfig, Topology
 
 # in which order they are asked to stop: first those who hand back their work or save it, then who serves them; the
 # broadcaster before the engines, with which it may be in a collective
@@ -61,8 +58,6 @@ def specs(
     config: RunConfig, run_dir: Path, model_path: str, bus_url: str, run_id: str, incarnation: int
 ) -> list[ActorSpec]:
     """The actors of a run, in the order in which they are started."""
-    from actors.runtime.context import ActorSpec
-
     return [
         ActorSpec(
             name=name,

@@ -6,7 +6,7 @@ Promises: an actor that dies again and again is given up after ``max_restarts`` 
 
 from __future__ import annotations
 
-from miles_async.config import Run
+from miles_async.config.schema import Run
 
 MAX_BACKOFF_S = 30.0
 

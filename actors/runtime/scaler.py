@@ -20,14 +20,14 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Any
 
-from actors.runtime.context import ActorSpec
 from actors.runtime.crew import Crew
 from actors.runtime.plan import engine_names
+from actors.runtime.spec import ActorSpec
 from actors.runtime.tasks import end
 from actors.runtime.watch import BUS_ERRORS, LOOK_S, Watch
 from bus import Bus, Roster, VersionLedger
 from bus.messages import Scale, Scaled
-from miles_async.config import RunConfig
+from miles_async.config.schema import RunConfig
 
 READ_BLOCK_MS = 500
 DRAIN_LOOK_S = 0.1

@@ -19,7 +19,6 @@ from typing import Any
 
 import uvloop
 
-from actors.runtime.context import ActorSpec
 from actors.runtime.crew import Crew
 from actors.runtime.full_disk import RESTART_S, died_of_it, keep_written
 from actors.runtime.home import RunHome, check_prompts, make_inputs
@@ -28,21 +27,22 @@ from actors.runtime.memory import SnapshotRoom
 from actors.runtime.plan import specs
 from actors.runtime.restarts import RestartBudget
 from actors.runtime.scaler import Scaler
+from actors.runtime.spec import ActorSpec
 from actors.runtime.tasks import end
 from actors.runtime.watch import Watch
 from bus import Bus, Ledger, NoRedisError, connect
 from bus.deadline import within
 from bus.messages import Event
 from bus.server import RedisServer
-from miles_async.builtin import is_builtin
-from miles_async.config import RunConfig
+from miles_async.config.schema import RunConfig
+from miles_async.config.secrets import resolve
+from miles_async.engines.external import refuse_absent
 from miles_async.evaluation import settings as evaluation
-from miles_async.external_servers import refuse_absent
+from miles_async.models.builtin import is_builtin
 from miles_async.monitor.monitor import Monitor
+from miles_async.monitor.outlet import Outlet
 from miles_async.monitor.status import REDIS_DIR
-from miles_async.outlet import Outlet
-from miles_async.resume import Beginning, begin
-from miles_async.secret import resolve
+from miles_async.resume.begin import Beginning, begin
 
 OK, FAILED, INTERRUPTED = 0, 1, 130
 BUS_CLOSE_S = 3.0

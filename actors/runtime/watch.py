@@ -18,9 +18,9 @@ import msgspec
 import redis.exceptions
 
 from actors.runtime import fork_server
-from actors.runtime.context import ActorSpec
 from actors.runtime.local import LocalRuntime, how_it_ended
 from actors.runtime.plan import actor_names, engine_names
+from actors.runtime.spec import ActorSpec
 from actors.runtime.tasks import end
 from actors.runtime.watchdog import Watchdog
 from bus import Bus, BusError, Ledger
@@ -28,7 +28,7 @@ from bus.client import Entry
 from bus.deadline import within
 from bus.messages import Batch, Event, Metrics, Transition
 from bus.server import RedisServer
-from miles_async.config import RunConfig
+from miles_async.config.schema import RunConfig
 from miles_async.monitor.give_up import GiveUp
 from miles_async.monitor.monitor import Monitor
 from miles_async.monitor.record_lines import entry_order

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bus.messages import Heartbeat, Metrics
-from miles_async.config import RunConfig
+from miles_async.config.schema import RunConfig
 from miles_async.evaluation import settings as evaluation
 from miles_async.monitor.diagnosis import (
     DEAD,

@@ -26,8 +26,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from miles_async.engine.request import Request, abort_reason, length_reason, stop_reason
-from miles_async.engine.scheduler import Partial, PauseMode, StepOutput
+from miles_async.engines.embedded.request import Request, abort_reason, length_reason, stop_reason
+from miles_async.engines.embedded.scheduler import Partial, PauseMode, StepOutput
 
 EOS = 1
 MASK = 2**64 - 1
@@ -74,7 +74,7 @@ class _Row:
 
 
 class Batch:
-    """The scheduler of one synthetic engine; it has the methods of ``miles_async.engine.scheduler.Scheduler``."""
+    """The scheduler of one synthetic engine; it has the methods of ``miles_async.engines.embedded.scheduler.Scheduler``."""
 
     def __init__(self, latency: Latency, lengths: Lengths, *, vocab: int, max_running: int, version: str) -> None:
         self.latency, self.lengths, self.vocab, self.max_running = latency, lengths, vocab, max_running

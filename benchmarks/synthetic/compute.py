@@ -1,8 +1,8 @@
 """A synthetic engine's place in the event loop: one timer for the next event of its batch, no thread.
 
-Promises: what ``miles_async.engine.worker.ComputeThread`` promises, for a :class:`Batch`: what is asked for happens between two
-steps; an exclusive command (a weight update) runs at once while generation is paused, otherwise after all requests that came
-before it have finished, those behind it waiting.
+Promises: what ``miles_async.engines.embedded.worker.ComputeThread`` promises, for a :class:`Batch`: what is asked for happens
+between two steps; an exclusive command (a weight update) runs at once while generation is paused, otherwise after all requests
+that came before it have finished, those behind it waiting.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from collections.abc import Callable
 from typing import Any
 
 from benchmarks.synthetic.batch import Batch
-from miles_async.engine.request import Request
-from miles_async.engine.scheduler import StepOutput
-from miles_async.engine.worker import EngineStopped
+from miles_async.engines.embedded.request import Request
+from miles_async.engines.embedded.scheduler import StepOutput
+from miles_async.engines.embedded.worker import EngineStopped
 
 
 class LoopCompute:

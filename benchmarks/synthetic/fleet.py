@@ -28,11 +28,11 @@ from benchmarks.synthetic.router_process import Arguments
 from benchmarks.synthetic_engine import SyntheticEngine
 from bus import Bus, EngineState, VersionLedger, connect
 from bus.messages import EngineDown, Event
-from miles_async.config import Data, Engine, Model, Rollout, RunConfig
-from miles_async.config import Router as RouterConfig
-from miles_async.engine_client import EngineClient, EngineError
-from miles_async.sglang_server import process_group
-from miles_async.sglang_server.command import bound_to
+from miles_async.config.schema import Data, Engine, Model, Rollout, RunConfig
+from miles_async.config.schema import Router as RouterConfig
+from miles_async.engines.client import EngineClient, EngineError
+from miles_async.engines.sglang import process_group
+from miles_async.engines.sglang.command import bound_to
 
 CALL_TIMEOUT_S = 30.0
 REVIVE_S = 1.0

@@ -13,8 +13,9 @@ import msgspec
 import uvloop
 
 from actors.router import Router
-from actors.runtime.context import ActorSpec, run_actor
-from miles_async.config import RunConfig
+from actors.runtime.context import run_actor
+from actors.runtime.spec import ActorSpec
+from miles_async.config.schema import RunConfig
 
 
 class Arguments(msgspec.Struct):

@@ -12,12 +12,12 @@ from collections.abc import Callable
 
 from benchmarks.synthetic.batch import Batch
 from benchmarks.synthetic.compute import LoopCompute
-from miles_async.engine import control
-from miles_async.engine.control import Answer
+from miles_async.engines.embedded import control
+from miles_async.engines.embedded.control import Answer
 
 
 class VersionControl:
-    """What ``miles_async.engine.control.WeightControl`` is to a real engine.
+    """What ``miles_async.engines.embedded.control.WeightControl`` is to a real engine.
 
     served: (loop time, version), added to. update_s: how long an update takes. ``lie``: reported in the place of the version.
     """

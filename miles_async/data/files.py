@@ -1,8 +1,8 @@
 """The built-in data source: the rows of ``data.prompt_data`` as prompts.
 
 A row's input is text, a list of token ids, or (with ``apply_chat_template``) a list of messages in any of the forms that
-``messages.py`` takes; text is a single user message there. Promises: a row that cannot be used is refused with its place, never
-skipped; so is one of which the chat template would leave something out.
+``text/messages.py`` takes; text is a single user message there. Promises: a row that cannot be used is refused with its place,
+never skipped; so is one of which the chat template would leave something out.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from miles_async.config import Data, RunConfig
+from miles_async.config.schema import Data, RunConfig
 from miles_async.data.prompt import DataError, Prompt
 from miles_async.data.rows import Row, kind, rows, sources
 from miles_async.data.usable import fault
-from miles_async.messages import MessageError, Messages, check_rendered, normalized
-from miles_async.tokenizer import Tokenizer, TokenizerError
+from miles_async.text.messages import MessageError, Messages, check_rendered, normalized
+from miles_async.text.tokenizer import Tokenizer, TokenizerError
 
 
 def files(config: RunConfig, tokenizer: Tokenizer) -> list[Prompt]:

@@ -14,10 +14,10 @@ from typing import Any, BinaryIO
 
 import msgspec
 
-from miles_async import builtin
-from miles_async.config import ConfigError, Data
+from miles_async.config.schema import ConfigError, Data
 from miles_async.data.prompt import DataError
-from miles_async.unicode_text import is_json_of_half_a_letter
+from miles_async.models import builtin
+from miles_async.text.unicode import is_json_of_half_a_letter
 
 PARQUET = ".parquet"  # the end of a Parquet file's name; every other file is JSONL
 

@@ -16,17 +16,17 @@ from typing import Any
 
 import numpy as np
 
-from miles_async.builtin import is_builtin
-from miles_async.config import Data, RunConfig
-from miles_async.context_length import context_length
+from miles_async.config.schema import Data, RunConfig
 from miles_async.data.fitting import Loaded, short_enough
 from miles_async.data.prompt import DataError, Prompt
 from miles_async.data.rows import plain, sources, split_slice
 from miles_async.data.usable import fault
-from miles_async.faults import words
-from miles_async.hooks import Hook
-from miles_async.messages import MessageError, normalized
-from miles_async.tokenizer import Tokenizer
+from miles_async.hooks.faults import words
+from miles_async.hooks.hook import Hook
+from miles_async.models.builtin import is_builtin
+from miles_async.models.context_length import context_length
+from miles_async.text.messages import MessageError, normalized
+from miles_async.text.tokenizer import Tokenizer
 
 FILES = "files"
 

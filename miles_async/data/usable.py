@@ -11,15 +11,15 @@ from importlib.util import find_spec
 
 import msgspec
 
-from miles_async.config import Reward, RunConfig
-from miles_async.config_learnable import LABELLED, PARTS, is_graded
+from miles_async.config.learnable import LABELLED, PARTS, is_graded
+from miles_async.config.schema import Reward, RunConfig
 from miles_async.data.prompt import Prompt
 from miles_async.rewards import boxed
 from miles_async.rewards.graded import RewardError
 from miles_async.rewards.registry import NEEDS, REMOTE, WEIGHTED_SUM, chosen
 from miles_async.rewards.sample import RewardSample
 from miles_async.rollout.learnt import SftError, learnt
-from miles_async.tokenizer import Tokenizer
+from miles_async.text.tokenizer import Tokenizer
 
 _ANSWERS = ("correct_letter", "correct_answer", "answer_text")  # of "gpqa", in the metadata
 
@@ -62,7 +62,7 @@ def _ungraded(config: RunConfig, prompt: Prompt, labelled: bool) -> str | None:
 
 
 def _unasked(name: str, reward: Reward) -> str | None:
-    """Why the run has no answer from the reward ``name``, of which only rows speak (``config_check.py`` has the others)."""
+    """Why the run has no answer from the reward ``name``, of which only rows speak (``config/rules.py`` has the others)."""
     plain = name.removeprefix(boxed.PREFIX)
     module, package = NEEDS.get(plain, ("", ""))
     if name == WEIGHTED_SUM and not reward.rm_weights:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from miles_async.config import RunConfig
+from miles_async.config.schema import RunConfig
 from miles_async.data import DataError, Loaded, Prompt, load_counted
 from miles_async.evaluation.settings import dataset_configs
-from miles_async.tokenizer import Tokenizer
+from miles_async.text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,10 @@ import aiohttp
 import msgspec
 
 from bus import Bus
-from miles_async.config import RunConfig
-from miles_async.engine_client import EngineClient, EngineError
-from miles_async.router_access import is_of_run
-from miles_async.secret import resolve
+from miles_async.config.schema import RunConfig
+from miles_async.config.secrets import resolve
+from miles_async.engines.client import EngineClient, EngineError
+from miles_async.router.access import is_of_run
 from miles_async.weights.group import Receiver, WeightGroups
 from miles_async.weights.push import Update, push
 

@@ -15,7 +15,7 @@ in the point's record, whatever the function makes of it.
 
 from __future__ import annotations
 
-from miles_async.hooks import Hook
+from miles_async.hooks.hook import Hook
 
 EVAL_FUNCTION = Hook(
     "eval.eval_function",

@@ -20,12 +20,12 @@ import numpy as np
 from bus.codec import MASK, TOKENS, VERSIONS, pack, unpack
 from bus.messages import Sample, Ticket
 from miles_async.data import Prompt
-from miles_async.engine_client import EngineError
+from miles_async.engines.client import EngineError
 from miles_async.evaluation.datasets import Dataset
 from miles_async.evaluation.metrics import EvalSample, dataset_metrics
 from miles_async.evaluation.settings import seed_of
-from miles_async.filters.dynamic_sampling import rollout_of
-from miles_async.hook_calls import shown
+from miles_async.groups.rollouts import rollout_of
+from miles_async.hooks.calls import shown
 from miles_async.rewards import RewardError
 from miles_async.rewards.graded import is_finite
 from miles_async.rollout.failures import check_samples, reason_of
@@ -34,8 +34,8 @@ from miles_async.rollout.generate import AbortedError, AnswerError
 from miles_async.rollout.interface import Ask, RolloutContext
 from miles_async.rollout.registry import rollout_function
 from miles_async.rollout.scoring import Scorer, score
-from miles_async.tokenizer import Tokenizer
-from miles_async.unicode_text import well_formed
+from miles_async.text.tokenizer import Tokenizer
+from miles_async.text.unicode import well_formed
 
 Generate = Callable[[Prompt], Awaitable[list[Sample]]]
 Grade = Callable[[Prompt, Sequence[Sample]], Awaitable[list[float | None]]]

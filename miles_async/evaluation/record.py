@@ -9,27 +9,14 @@ Promises: a point is in ``points.jsonl`` only after its samples are whole on dis
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
 
 from miles_async.evaluation.point import Result
-from miles_async.unicode_text import well_formed
-
-POINTS_FILE = "points.jsonl"
-MADE = "made"
-
-
-class Point(msgspec.Struct, frozen=True):
-    """One version: ``outcome`` is "made", or why it was skipped ("busy", "gone", "crashed", "refused", ...)."""
-
-    version: int
-    incarnation: int  # of the learner that made the weights
-    outcome: str
-    time: float  # seconds since the epoch
-    metrics: dict[str, float | None] = {}  # null: it was not finite
-    cause: str = ""  # of a skip
+from miles_async.runs.points import POINTS_FILE, Point, points
+from miles_async.text.unicode import well_formed
 
 
 class EvalRecord:
@@ -63,20 +50,5 @@ class EvalRecord:
         whole = content.rpartition(b"\n")[0] + b"\n" if b"\n" in content else b""
         if whole != content:
             os.truncate(path, len(whole))
-        for point in _points(whole):
+        for point in points(whole):
             self.points[point.version] = point
-
-
-def known_points(directory: Path) -> frozenset[tuple[int, int]]:
-    """Incarnation and version of every point in ``directory``, made or skipped; nothing is changed."""
-    path = directory / POINTS_FILE
-    content = path.read_bytes() if path.exists() else b""
-    return frozenset((point.incarnation, point.version) for point in _points(content))
-
-
-def _points(content: bytes) -> Iterator[Point]:
-    for line in content.splitlines():
-        try:
-            yield msgspec.json.decode(line, type=Point)
-        except (msgspec.DecodeError, UnicodeDecodeError):
-            continue  # somebody else's, or torn: the record goes on all the same

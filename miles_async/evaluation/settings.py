@@ -10,13 +10,12 @@ import hashlib
 
 import msgspec
 
-from miles_async.config import Data, Eval, EvalDataset, Rollout, RunConfig
+from miles_async.config.schema import Data, Eval, EvalDataset, Rollout, RunConfig
 
 # the roles of an evaluation: the training waits for none of them, and their end is not its end
 ROLES = ("evaluator", "eval_engine")
 
 SEED_SPACE = 2**31 - 1  # what SGLang takes as a sampling_seed
-SPARE_PINS = 2  # snapshots that the evaluator has not decided about yet
 
 
 def dataset_config(config: RunConfig, name: str) -> RunConfig:
@@ -71,11 +70,6 @@ def seed_of(run_seed: int, name: str, prompt_index: int, n_samples: int) -> int:
     """The seed of a prompt's first sample; sample i has this plus i."""
     text = f"{run_seed}/{name}/{prompt_index}".encode()
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") % (SEED_SPACE - n_samples)
-
-
-def pins_kept(config: Eval) -> int:
-    """How many snapshots are kept for the evaluation at most: those it asks for, and what the learner has just written."""
-    return 0 if config.eval_interval is None else config.keep_snapshots + SPARE_PINS
 
 
 def is_due(config: Eval, version: int) -> bool:

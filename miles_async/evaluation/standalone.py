@@ -15,13 +15,13 @@ from typing import Any
 
 import aiohttp
 
-from miles_async.config import ConfigError, RunConfig
-from miles_async.engine_client import EngineClient, EngineError
+from miles_async.config.schema import ConfigError, RunConfig
+from miles_async.engines.client import EngineClient, EngineError
 from miles_async.evaluation.datasets import load_datasets
 from miles_async.evaluation.hooks import EVAL_FUNCTION
 from miles_async.evaluation.point import AGAIN, Evaluation, Result
 from miles_async.rewards import Grader
-from miles_async.tokenizer import Tokenizer
+from miles_async.text.tokenizer import Tokenizer
 
 ENGINES = ("embedded", "sglang")
 
@@ -86,7 +86,7 @@ async def _with_patience(make: Any, attempts: int, function: Any) -> Result:
 
 @contextlib.asynccontextmanager
 async def _embedded(config: RunConfig, model: str, version: str) -> AsyncIterator[str]:
-    from miles_async.engine.server import serve  # imports torch
+    from miles_async.engines.embedded.server import serve  # imports torch
 
     ready: asyncio.Future[str] = asyncio.get_running_loop().create_future()
     stop = asyncio.Event()
@@ -114,7 +114,7 @@ async def _embedded(config: RunConfig, model: str, version: str) -> AsyncIterato
 
 @contextlib.asynccontextmanager
 async def _sglang(config: RunConfig, model: str, version: str) -> AsyncIterator[str]:
-    from miles_async.sglang_server.driver import SglangServer
+    from miles_async.engines.sglang.driver import SglangServer
 
     engine = config.engine
     with tempfile.TemporaryDirectory() as logs:

@@ -16,13 +16,13 @@ import numpy as np
 
 from bus.codec import MASK, pack
 from bus.messages import ReadyGroup, Sample
-from miles_async.config import RunConfig
-from miles_async.faults import one_line, place, trace, words
+from miles_async.config.schema import RunConfig
 from miles_async.filters.registry import BUFFER_FILTER, DYNAMIC_SAMPLING_FILTER, REWARD_POST_PROCESS, SAMPLE_FILTER
-from miles_async.hook_calls import shown
-from miles_async.hooks import Hook
+from miles_async.groups.sound import RAW
+from miles_async.hooks.calls import shown
+from miles_async.hooks.faults import one_line, place, trace, words
+from miles_async.hooks.hook import Hook
 from miles_async.rewards.graded import is_finite
-from miles_async.sound_group import RAW
 
 Samples = Sequence[Sample]
 

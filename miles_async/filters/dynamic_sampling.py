@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from bus.messages import Sample
+from miles_async.groups.rollouts import rollout_of
 
 MIN_STD = 1e-8
 
@@ -27,8 +28,3 @@ def nonzero_std(samples: Sequence[Sample]) -> tuple[bool, str]:
 def no_aborted(samples: Sequence[Sample]) -> tuple[bool, str]:
     """Keeps a group in which no response was broken off (``check_no_aborted``)."""
     return all(sample.finish_reason != "abort" for sample in samples), "aborted_sample"
-
-
-def rollout_of(sample: Sample) -> int:
-    """Which of its group's rollouts a sample belongs to."""
-    return sample.index if sample.rollout_index < 0 else sample.rollout_index

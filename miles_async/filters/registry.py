@@ -8,7 +8,7 @@ one by the learner. All are plain functions: they are called on the event loop a
 
 from __future__ import annotations
 
-from miles_async.hooks import Hook
+from miles_async.hooks.hook import Hook
 
 DYNAMIC_SAMPLING_FILTER = Hook(
     "rollout.dynamic_sampling_filter",

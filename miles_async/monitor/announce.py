@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import Counter
 
 from bus.messages import Event
-from miles_async.faults import one_line
+from miles_async.hooks.faults import one_line
 from miles_async.rollout.first_failures import kind_of
 
 # events of actors that are worth a line of their own; what the supervisor says is said

@@ -18,7 +18,7 @@ from miles_async.rollout.first_failures import kind_of
 # of a function of the user's, or of what it returned: the same at the next attempt
 OF_FUNCTIONS = frozenset({"reward_error", "filter_error", "rollout_error"})
 OF_ENGINES = frozenset({"generate_error", "aborted", "reward_timeout", "too_long", "worker_died"})
-REFUSED = "invalid_"  # what a check before publication found (``sound_group.py``): of a function, too
+REFUSED = "invalid_"  # what a check before publication found (``groups/sound.py``): of a function, too
 MIN_GROUPS = 4  # of a small batch: one prompt alone is no verdict on a function
 # so many batches dropped in a row, and nothing published: give up. More of them where a filter refuses groups by intent.
 BATCHES_OF_DROPS = 4

@@ -15,10 +15,9 @@ from typing import Any, TextIO
 import msgspec
 
 from bus.messages import Event, Heartbeat, Metrics, Transition
-from miles_async.config import RunConfig
-from miles_async.config_load import dump
-from miles_async.durable import write_whole
-from miles_async.launches import CONFIG_FILE
+from miles_async.config.schema import RunConfig
+from miles_async.config.toml import dump
+from miles_async.disk.durable import write_whole
 from miles_async.monitor.announce import Announcer
 from miles_async.monitor.length_bias import LengthBias
 from miles_async.monitor.live import LiveView
@@ -36,6 +35,7 @@ from miles_async.monitor.record_lines import (
 )
 from miles_async.monitor.record_mend import set_aside
 from miles_async.monitor.summary import SUMMARY_FILE, last_summary, summarize
+from miles_async.runs.launches import CONFIG_FILE
 
 
 class Monitor:

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import msgspec
 
 from bus.messages import Heartbeat
-from miles_async.config import RunConfig
+from miles_async.config.schema import RunConfig
 from miles_async.monitor.record_lines import EventLine, MetricsLine, is_step
 
 MONITOR = "monitor"

@@ -21,8 +21,8 @@ from bus.errors import RedisLoadsError
 from bus.loading import reading, wait_not
 from bus.messages import Heartbeat
 from bus.password import without_password
-from miles_async.config import ConfigError
-from miles_async.launches import CONFIG_FILE
+from miles_async.config import toml
+from miles_async.config.schema import ConfigError
 from miles_async.monitor.diagnosis import REDIS_SILENT_S, Redis, Sight, Wait, diagnose, waits
 from miles_async.monitor.live import doing, line
 from miles_async.monitor.progress import Progress, progress_of
@@ -36,7 +36,8 @@ from miles_async.monitor.summary import (
     ledger_line,
     summarize,
 )
-from miles_async.run_lock import holder
+from miles_async.runs.launches import CONFIG_FILE
+from miles_async.runs.lock import holder
 
 SUPERVISOR_FILE = "supervisor.json"
 REDIS_DIR = "redis"  # the data of a server of the run's own
@@ -237,10 +238,8 @@ def _show_waits(found: Mapping[str, Any]) -> list[str]:
 
 
 def _progress(run_dir: Path) -> Progress:
-    from miles_async.config_load import load
-
     path = run_dir / CONFIG_FILE
-    config = load(path, check=False) if path.exists() else None
+    config = toml.read(path) if path.exists() else None
     progress = progress_of(config) if config else Progress(0)
     progress.replay(read_metrics(run_dir), read_events(run_dir))
     return progress

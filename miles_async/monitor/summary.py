@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from miles_async.config import ConfigError
+from miles_async.config.schema import ConfigError
 from miles_async.monitor.length_bias import NAMES, PREFIX
 from miles_async.monitor.progress import Progress, Step, rate, spans
 from miles_async.monitor.record_lines import METRICS_FILE

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from miles_async.faults import one_line, printable, words
+from miles_async.hooks.faults import one_line, printable, words
 
 MAX_PARTS = 64  # they travel with each sample
 MAX_PART_CHARS = 100  # they are names of metrics

@@ -18,8 +18,8 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from miles_async.config import Reward
-from miles_async.faults import words
+from miles_async.config.schema import Reward
+from miles_async.hooks.faults import words
 from miles_async.rewards import boxed, registry
 from miles_async.rewards.graded import Graded, RewardError, graded, numbers
 from miles_async.rewards.grading_pool import GradingPool

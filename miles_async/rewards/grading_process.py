@@ -21,7 +21,7 @@ from typing import Any, BinaryIO
 
 import msgspec
 
-from miles_async.faults import one_line, place, trace, words
+from miles_async.hooks.faults import one_line, place, trace, words
 from miles_async.rewards import boxed
 from miles_async.rewards.graded import numbers, numbers_of_group
 from miles_async.rewards.registry import NEEDS, RewardConfigError, RewardFunction, resolve_reward

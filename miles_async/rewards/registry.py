@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from miles_async.config import Reward, RunConfig
-from miles_async.hooks import Hook, HookError, nearest
+from miles_async.config.schema import Reward, RunConfig
+from miles_async.hooks.hook import Hook, HookError, nearest
 from miles_async.rewards import boxed
 from miles_async.rewards.graded import RewardError
 from miles_async.rewards.sample import RewardSample

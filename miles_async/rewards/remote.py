@@ -13,9 +13,9 @@ import random
 import aiohttp
 import msgspec
 
+from miles_async.config.secrets import resolve
 from miles_async.rewards.graded import Numbers, RewardError, numbers
 from miles_async.rewards.sample import RewardSample
-from miles_async.secret import resolve
 
 FIRST_PAUSE_S = 0.1
 LONGEST_PAUSE_S = 5.0

@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 
-from miles_async.config import Algorithm
-from miles_async.faults import printable
-from miles_async.hook_calls import called, refused
-from miles_async.hooks import Hook
+from miles_async.config.schema import Algorithm
+from miles_async.hooks.calls import called, refused
+from miles_async.hooks.faults import printable
+from miles_async.hooks.hook import Hook
 from miles_async.rl.hooks import CORRECTION, ESTIMATOR, POLICY_LOSS, REDUCER
 from miles_async.rl.terms import Correction, LossTerms, Metrics, StepTerms
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 
-from miles_async.config import Algorithm
+from miles_async.config.schema import Algorithm
 from miles_async.rl import advantages
 from miles_async.rl.kl import approx_kl
 from miles_async.rl.terms import StepTerms, with_critic

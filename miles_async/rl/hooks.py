@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from miles_async.config import CORRECTIONS
-from miles_async.hooks import Hook
+from miles_async.config.schema import CORRECTIONS
+from miles_async.hooks.hook import Hook
 
 _ESTIMATORS = ("grpo", "dr_grpo", "rloo", "reinforce_plus_plus", "reinforce_plus_plus_baseline", "ppo")
 _LOSSES = ("ppo_clip", "gspo", "cispo", "truncated_reinforce", "dppo")

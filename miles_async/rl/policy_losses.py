@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 
-from miles_async.config import Algorithm
+from miles_async.config.schema import Algorithm
 from miles_async.rl import losses
 from miles_async.rl.terms import LossTerms, Metrics
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 
-from miles_async.config import RunConfig
+from miles_async.config.schema import RunConfig
 from miles_async.rl import reduce
 from miles_async.rl.reduce import Totals
 

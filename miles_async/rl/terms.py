@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from miles_async.config import Algorithm
+from miles_async.config.schema import Algorithm
 from miles_async.rl.opd import TopTokens
 
 

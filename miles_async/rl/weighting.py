@@ -11,7 +11,7 @@ import math
 
 import torch
 
-from miles_async.config import Algorithm
+from miles_async.config.schema import Algorithm
 from miles_async.rl import corrections
 from miles_async.rl.terms import Correction, LossTerms, whole_batch
 

@@ -22,18 +22,18 @@ from typing import Any
 import msgspec
 
 from bus.messages import Sample, Ticket
-from miles_async.daemon_thread import in_thread
-from miles_async.hook_calls import shown
+from miles_async.hooks.calls import shown
+from miles_async.hooks.daemon_thread import in_thread
 from miles_async.rewards.graded import graded, numbers
 from miles_async.rollout.failures import RolloutError
 from miles_async.rollout.first_failures import OwnCancellation, contained
 from miles_async.rollout.interface import Ask, RolloutContext
 from miles_async.rollout.registry import AGENT
+from miles_async.rollout.sessions.server import SessionServer, serve_sessions
+from miles_async.rollout.sessions.session import Session
 from miles_async.rollout.tool_parser import tool_call_parser
-from miles_async.sessions.server import SessionServer, serve_sessions
-from miles_async.sessions.session import Session
-from miles_async.tokenizer import MARK, TokenizerError
-from miles_async.unicode_text import well_formed, words_of
+from miles_async.text.tokenizer import MARK, TokenizerError
+from miles_async.text.unicode import well_formed, words_of
 
 PART = "agent"  # the name of a reward that is a plain number, among ``reward_parts``
 

@@ -9,11 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from miles_async.config import Rollout
+from miles_async.config.schema import Rollout
 
 if TYPE_CHECKING:
     from miles_async.rollout.trajectory import Trajectory
-    from miles_async.tokenizer import Tokenizer
+    from miles_async.text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)

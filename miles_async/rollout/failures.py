@@ -9,18 +9,18 @@ import msgspec
 
 from bus.codec import TOKENS
 from bus.messages import Sample
-from miles_async.engine_client import EngineError
+from miles_async.engines.client import EngineError
 from miles_async.filters.apply import FilterError
-from miles_async.hook_calls import shown
-from miles_async.hooks import Hook
+from miles_async.groups.sound import UnsoundGroup, misfit
+from miles_async.hooks.calls import shown
+from miles_async.hooks.hook import Hook
 from miles_async.rewards import RewardError
 from miles_async.rewards.graded import plain
 from miles_async.rollout.first_failures import FirstFailures, OwnCancellation, place_of, with_place
 from miles_async.rollout.generate import AbortedError, AnswerError, NoRoomError
 from miles_async.rollout.registry import ROLLOUT
 from miles_async.rollout.teacher import TeacherError
-from miles_async.sound_group import UnsoundGroup, misfit
-from miles_async.unicode_text import words_of
+from miles_async.text.unicode import words_of
 
 DETAIL_CHARS = 400
 

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from miles_async.faults import place, trace, words
+from miles_async.hooks.faults import place, trace, words
 
 MAX_KINDS = 20  # of one worker: a function whose every error is another one is known by then
 

@@ -19,11 +19,11 @@ import numpy.typing as npt
 
 from bus.codec import TOKENS, VERSIONS, unpack
 from bus.messages import Sample, Ticket
-from miles_async.config import Rollout
+from miles_async.config.schema import Rollout
 from miles_async.rollout.bounds import NO_BOUNDS, Bounds
 from miles_async.rollout.interface import Ask
 from miles_async.rollout.trajectory import Trajectory
-from miles_async.tokenizer import Tokenizer
+from miles_async.text.tokenizer import Tokenizer
 
 MAX_ABORTS = 5  # a sample aborted so often in a row, without a token more, costs its group
 SEED_SPACE = 2**31 - 1  # what SGLang takes as a sampling_seed

@@ -18,12 +18,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from bus.messages import Sample, Ticket
-from miles_async.config import RunConfig
+from miles_async.config.schema import RunConfig
 from miles_async.rollout.bounds import Bounds
 from miles_async.rollout.first_failures import FirstFailures
 
 if TYPE_CHECKING:  # what only names the hooks needs no tokenizer
-    from miles_async.tokenizer import Tokenizer
+    from miles_async.text.tokenizer import Tokenizer
 
 # sends the body of a /generate of several prompts somewhere and returns the answers, in order
 Ask = Callable[[dict[str, Any]], Awaitable[list[dict[str, Any]]]]

@@ -15,9 +15,9 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from miles_async.config import RunConfig
-from miles_async.messages import MessageError, Messages, normalized
-from miles_async.tokenizer import Tokenizer, TokenizerError
+from miles_async.config.schema import RunConfig
+from miles_async.text.messages import MessageError, Messages, normalized
+from miles_async.text.tokenizer import Tokenizer, TokenizerError
 
 Span = tuple[int, int]  # of characters
 

@@ -26,7 +26,7 @@ from miles_async.rollout.registry import EXECUTE_TOOL
 from miles_async.rollout.tool_parser import tool_call_parser
 from miles_async.rollout.tool_turn import tool_turn_tokens
 from miles_async.rollout.trajectory import Trajectory
-from miles_async.unicode_text import well_formed, words_of
+from miles_async.text.unicode import well_formed, words_of
 
 Execute = Callable[[str, dict[str, Any], dict[str, Any]], Awaitable[str]]
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from miles_async.config import RunConfig
-from miles_async.hooks import Hook
+from miles_async.config.schema import RunConfig
+from miles_async.hooks.hook import Hook
 from miles_async.rollout.interface import RolloutFunction
 
 SINGLE_TURN = "single_turn"

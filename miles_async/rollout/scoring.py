@@ -14,7 +14,7 @@ import msgspec
 
 from bus.codec import TOKENS, unpack
 from bus.messages import Sample, Ticket
-from miles_async.filters.dynamic_sampling import rollout_of
+from miles_async.groups.rollouts import rollout_of
 from miles_async.rewards import Graded, RewardError, RewardSample
 
 

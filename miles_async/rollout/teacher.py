@@ -18,8 +18,8 @@ import msgspec
 
 from bus.codec import LOGPROBS, TOKENS, pack, unpack
 from bus.messages import Sample, Ticket
-from miles_async.config import RunConfig
-from miles_async.engine_client import EngineClient, EngineError
+from miles_async.config.schema import RunConfig
+from miles_async.engines.client import EngineClient, EngineError
 
 DEFAULT = "default"
 GONE = (None, 502, 503, 504)  # statuses of a request that may be sent again: no answer, or nobody behind who answers

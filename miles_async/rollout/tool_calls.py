@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from miles_async.unicode_text import well_formed
+from miles_async.text.unicode import well_formed
 
 ARGUMENTS = ("arguments", "parameters")  # what the arguments of a call are called
 _BETWEEN = re.compile(r"[\s,;]*")

@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from miles_async.config import RunConfig
-from miles_async.hook_calls import HookFailed, called, refused
+from miles_async.config.schema import RunConfig
+from miles_async.hooks.calls import HookFailed, called, refused
 from miles_async.rollout.failures import RolloutError
 from miles_async.rollout.registry import TOOL_CALL_PARSER
-from miles_async.unicode_text import well_formed
+from miles_async.text.unicode import well_formed
 
 Calls = list[dict[str, Any]]
 WANTED = 'a list of {"name": text, "arguments": {text: value}}'

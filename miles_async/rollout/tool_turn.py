@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
-from miles_async.tokenizer import MARK, Tokenizer, TokenizerError
+from miles_async.text.tokenizer import MARK, Tokenizer, TokenizerError
 
 Message = dict[str, Any]
 

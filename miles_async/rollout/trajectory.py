@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from bus.codec import LOGPROBS, MASK, TOKENS, VERSIONS, pack
 from bus.messages import Sample
-from miles_async.tokenizer import Tokenizer
+from miles_async.text.tokenizer import Tokenizer
 
 
 class Trajectory:

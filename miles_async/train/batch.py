@@ -19,8 +19,8 @@ import numpy.typing as npt
 
 from bus.codec import LOGPROBS, MASK, TOKENS, VERSIONS, unpack
 from bus.messages import Group, Sample
-from miles_async.filters.dynamic_sampling import rollout_of
-from miles_async.sound_group import RAW, Limits, UnsoundGroup, check_groups, prompt_of
+from miles_async.groups.rollouts import rollout_of
+from miles_async.groups.sound import RAW, Limits, UnsoundGroup, check_groups, prompt_of
 
 Array = npt.NDArray[Any]
 

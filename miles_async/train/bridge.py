@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from miles_async.model_support import LEARNER, ModelError, check_model
+from miles_async.models.support import LEARNER, ModelError, check_model
 from miles_async.train.undecorated import undecorated
 
 __all__ = ["ModelBridge", "ModelError"]

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from bus.messages import UNSAMPLED, Group
-from miles_async.hook_calls import HookFailed, called, refused
-from miles_async.sound_group import MAX_LOGPROB, MAX_RAW_REWARD, MAX_REWARD, MIN_LOGPROB
+from miles_async.groups.sound import MAX_LOGPROB, MAX_RAW_REWARD, MAX_REWARD, MIN_LOGPROB
+from miles_async.hooks.calls import HookFailed, called, refused
 from miles_async.train.batch import BatchError, Sequences, TrainBatch, flatten
 from miles_async.train.hooks import BATCH
 

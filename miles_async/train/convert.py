@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 
-from miles_async import builtin
-from miles_async.config import RunConfig
-from miles_async.config_load import load
+from miles_async.config import toml
+from miles_async.config.schema import RunConfig
+from miles_async.models import builtin
 from miles_async.train import checkpoint, cpu_shim, hooks
 from miles_async.train.bridge import ModelBridge
 from miles_async.train.checkpoint import CheckpointError
@@ -48,7 +48,7 @@ def find(source: Path) -> Found:
     run_dir = path.parent.parent
     if not (run_dir / "config.toml").is_file():
         raise CheckpointError(f"{path} does not lie in a run's directory: {run_dir} has no config.toml")
-    config = load(run_dir / "config.toml", check=False)
+    config = toml.read(run_dir / "config.toml")
     name = config.model.hf_checkpoint
     model = run_dir / "inputs" / "model" if builtin.is_builtin(name) else Path(name)
     verified = checkpoint.verify(path)

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from miles_async.config import RunConfig
+from miles_async.config.schema import RunConfig
 from miles_async.rl.losses import value_loss
 from miles_async.rl.reduce import weighted_sum
 from miles_async.train.batch import MicroBatch, Sequences

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from miles_async.hooks import Hook
+from miles_async.hooks.hook import Hook
 
 MODEL_PROVIDER = Hook(
     "model.model_provider",

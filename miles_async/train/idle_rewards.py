@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from miles_async.config import RunConfig
+from miles_async.config.schema import RunConfig
 
 STEPS = 3  # in a row
 BY_GROUP = frozenset({"grpo", "gspo", "dr_grpo", "rloo", "reinforce_plus_plus_baseline"})  # compare within a group

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from miles_async.faults import printable
+from miles_async.hooks.faults import printable
 
 MAX_METRICS = 200  # of one function; they travel in one message with the learner's own
 MAX_NAME_CHARS = 150

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from miles_async import config as cfg
+from miles_async.config import schema as cfg
 from miles_async.train import cpu_shim
 from miles_async.train.batch import MicroBatch, Sequences, micro_batches
 

@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 import torch
 
-from miles_async.disk_room import or_nothing
+from miles_async.disk.room import or_nothing
 from miles_async.train import checkpoint, cpu_shim, rng
 from miles_async.train.checkpoint import CheckpointError, LearnerState
 from miles_async.train.checkpoint_choice import Choice, choose

@@ -12,8 +12,8 @@ from dataclasses import replace
 
 import torch
 
-from miles_async.config import WHITENED, RunConfig, old_log_probs
-from miles_async.optimizer_steps import steps_of_batch
+from miles_async.config.optimizer_steps import steps_of_batch
+from miles_async.config.schema import WHITENED, RunConfig, old_log_probs
 from miles_async.rl import advantages, kl, losses, opd
 from miles_async.rl.checked import checked
 from miles_async.rl.corrections import loglinear_old

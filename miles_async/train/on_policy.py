@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import torch
 
-from miles_async.config import Algorithm
+from miles_async.config.schema import Algorithm
 from miles_async.rl.losses import log_ratio
 from miles_async.rl.reduce import weighted_sum
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from miles_async import config as cfg
+from miles_async.config import schema as cfg
 
 
 class LearnerOptimizer:

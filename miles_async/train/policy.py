@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from miles_async.config import RunConfig
+from miles_async.config.schema import RunConfig
 from miles_async.rl.terms import LossTerms
 from miles_async.train.batch import Array, MicroBatch, Sequences
 from miles_async.train.logprobs import token_logprobs

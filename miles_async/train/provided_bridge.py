@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-from miles_async.config import RunConfig
-from miles_async.hook_calls import called, refused
+from miles_async.config.schema import RunConfig
+from miles_async.hooks.calls import called, refused
 from miles_async.train.bridge import ModelBridge
 from miles_async.train.hooks import MODEL_PROVIDER
 from miles_async.weights.named_tensors import NAMED_TENSORS, listed, named_tensors

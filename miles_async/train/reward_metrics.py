@@ -11,8 +11,9 @@ import numpy.typing as npt
 import torch
 
 from bus.messages import Group
-from miles_async.filters.dynamic_sampling import MIN_STD, rollout_of
-from miles_async.sound_group import RAW
+from miles_async.filters.dynamic_sampling import MIN_STD
+from miles_async.groups.rollouts import rollout_of
+from miles_async.groups.sound import RAW
 from miles_async.train.distributed import LearnerGroups
 
 Array = npt.NDArray[Any]

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Literal
 
-from miles_async.config import Learner
+from miles_async.config.schema import Learner
 
 
 def learning_rate(

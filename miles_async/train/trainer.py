@@ -25,9 +25,9 @@ import numpy as np
 import torch
 
 from bus.messages import Group
-from miles_async.config import RunConfig
-from miles_async.hook_calls import called
-from miles_async.optimizer_steps import even, steps_of_batch, steps_of_pass
+from miles_async.config.optimizer_steps import even, steps_of_batch, steps_of_pass
+from miles_async.config.schema import RunConfig
+from miles_async.hooks.calls import called
 from miles_async.train import cpu_shim, hooks, on_policy, steps
 from miles_async.train.batch import BatchError, Sequences, flatten, micro_batches, whole_sequences
 from miles_async.train.checked_batch import checked

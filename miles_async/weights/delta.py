@@ -23,8 +23,8 @@ import numpy as np
 import torch
 import zstandard
 
+from miles_async.engines.checksum import Bytes, as_bytes, checksum
 from miles_async.weights.buckets import by_item_size, dtype_name
-from miles_async.weights.checksum import Bytes, as_bytes, checksum
 from miles_async.weights.snapshot import Spec
 
 MAGIC = b"MADELTA1"

@@ -28,9 +28,9 @@ from pathlib import Path
 import msgspec
 import torch
 
-from miles_async.config import RunConfig
-from miles_async.daemon_thread import in_thread
-from miles_async.weights.checksum import checksums
+from miles_async.config.schema import RunConfig
+from miles_async.engines.checksum import checksums
+from miles_async.hooks.daemon_thread import in_thread
 from miles_async.weights.delta import DeltaError, Header, Key, read_header, read_tensors
 from miles_async.weights.snapshot import SnapshotError, choose_root, load_snapshot, snapshot_name, write_tensors
 

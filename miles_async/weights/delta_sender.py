@@ -15,7 +15,7 @@ from pathlib import Path
 import msgspec
 import torch
 
-from miles_async.daemon_thread import in_thread
+from miles_async.hooks.daemon_thread import in_thread
 from miles_async.weights.delta import Header, Key, write_delta
 from miles_async.weights.delta_mirror import CONFIG_DIR, POLL_S, State, key_of, state_file
 from miles_async.weights.snapshot import copy_config, load_snapshot, snapshot_name

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from miles_async.config import RunConfig
-from miles_async.hook_calls import called, refused
-from miles_async.hooks import Hook
+from miles_async.config.schema import RunConfig
+from miles_async.hooks.calls import called, refused
+from miles_async.hooks.hook import Hook
 
 if TYPE_CHECKING:
     import torch

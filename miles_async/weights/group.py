@@ -30,9 +30,9 @@ import torch.distributed as dist
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 from torch.distributed import distributed_c10d as c10d
 
-from miles_async.config import RunConfig
-from miles_async.daemon_thread import in_thread
-from miles_async.engine_client import EngineClient, EngineError
+from miles_async.config.schema import RunConfig
+from miles_async.engines.client import EngineClient, EngineError
+from miles_async.hooks.daemon_thread import in_thread
 
 T = TypeVar("T")
 Backend = Literal["gloo", "nccl"]

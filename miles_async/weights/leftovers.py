@@ -14,7 +14,7 @@ from pathlib import Path
 
 import msgspec
 
-from miles_async.evaluation.record import known_points
+from miles_async.runs.points import known_points
 from miles_async.weights.place import OWNER_FILE, PIN_NAME, Place, hold, in_memory, listed
 
 ON_DISK = "snapshots"  # in the run directory: where they go if memory has no room

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from miles_async.faults import printable
+from miles_async.hooks.faults import printable
 
 NAMED_TENSORS = "pairs of (name, dense tensor), at least one, and each name once"
 

@@ -14,8 +14,11 @@ import re
 import time
 from pathlib import Path
 
+from miles_async.config.schema import Eval, RunConfig
+
 MEMORY_ROOT = Path("/dev/shm")
 PIN_NAME = re.compile(r"eval-i(\d+)-v(\d+)")  # a snapshot kept for an evaluation: incarnation, version
+SPARE_PINS = 2  # snapshots that the evaluator has not decided about yet
 OWNER_FILE = "run"  # in a place: the run directory, and the lock
 PATIENCE_S = 10.0  # who removes what a killed launch left holds its place meanwhile
 
@@ -105,3 +108,14 @@ def hold(root: Path, *, make: bool = False) -> Place | None:
         pass
     os.close(file)
     return None
+
+
+def pins_kept(config: Eval) -> int:
+    """How many snapshots are kept for the evaluation at most: those it asks for, and what the learner has just written."""
+    return 0 if config.eval_interval is None else config.keep_snapshots + SPARE_PINS
+
+
+def weight_roots(config: RunConfig, run_dir: Path, model_path: str) -> tuple[Path, ...]:
+    """The directories in which an engine of the run may be told to find weights."""
+    named = (config.weights.snapshot_dir, config.weights.delta_dir, config.weights.mirror_dir)
+    return (run_dir, in_memory(run_dir), *(Path(name) for name in named if name is not None), Path(model_path))

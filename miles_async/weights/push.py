@@ -17,8 +17,8 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from miles_async.config import Weights
-from miles_async.engine_client import EngineError
+from miles_async.config.schema import Weights
+from miles_async.engines.client import EngineError
 from miles_async.weights.buckets import Bucket, make_buckets
 from miles_async.weights.group import GroupError, Receiver, WeightGroup, WeightGroups
 from miles_async.weights.snapshot import load_snapshot

@@ -18,12 +18,11 @@ from pathlib import Path
 
 import torch
 
-from miles_async.config import RunConfig
-from miles_async.evaluation.settings import pins_kept
+from miles_async.config.schema import RunConfig
 from miles_async.weights.buckets import by_item_size, dtype_name
 from miles_async.weights.config_dtype import say_dtype
 from miles_async.weights.leftovers import ON_DISK
-from miles_async.weights.place import MEMORY_ROOT, in_memory
+from miles_async.weights.place import MEMORY_ROOT, in_memory, pins_kept
 from miles_async.weights.sealed import CHECKSUM, NO_CHECKSUM, SnapshotError, seal
 
 WEIGHTS_FILE = "model.safetensors"

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bus.messages import Snapshot
-from miles_async.config import RunConfig
-from miles_async.weights.allowed import inside
+from miles_async.config.schema import RunConfig
+from miles_async.engines.weight_paths import inside
 from miles_async.weights.leftovers import ON_DISK
 from miles_async.weights.place import in_memory
 from miles_async.weights.sealed import CHECKSUM, SnapshotError, checksum_of, said_by

@@ -15,9 +15,9 @@ import pytest_asyncio
 
 from contract.checkpoint import make_checkpoint
 from contract.client import DEADLINE_S, Engine
-from miles_async.sglang_server import process_group
-from miles_async.sglang_server.command import bound_to
-from miles_async.sglang_server.driver import SglangServer, free_port
+from miles_async.engines.sglang import process_group
+from miles_async.engines.sglang.command import bound_to
+from miles_async.engines.sglang.driver import SglangServer, free_port
 
 HERE = Path(__file__).parent
 KINDS = ("embedded", "sglang")
@@ -50,8 +50,8 @@ async def embedded_server(model: Path, log_file: Path) -> AsyncIterator[str]:
     port = free_port("127.0.0.1")
     url = f"http://127.0.0.1:{port}"
     words = (
-        f"{sys.executable} -m miles_async.engine.server --host 127.0.0.1 --port {port} --weight-version 0 --weight-roots / "
-        "--model-path"
+        f"{sys.executable} -m miles_async.engines.embedded.server --host 127.0.0.1 --port {port} "
+        "--weight-version 0 --weight-roots / --model-path"
     )
     with log_file.open("wb") as log:
         process = await asyncio.create_subprocess_exec(

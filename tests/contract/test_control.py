@@ -11,7 +11,7 @@ import pytest
 from contract.checkpoint import CONTEXT_LENGTH, greedy_tokens, log_probs
 from contract.client import LONG, PROMPT, STILL_S, Engine, sampled
 from contract.differences import differs
-from miles_async.sglang_server.check import REQUIRED_ENDPOINTS
+from miles_async.engines.sglang.check import REQUIRED_ENDPOINTS
 
 TOLERANCE = 1e-4
 

@@ -1,0 +1,1 @@
+"""The program ``miles-async``, and the one place that checks a configuration against every room."""

@@ -1,0 +1,220 @@
+"""The command line: ``miles-async launch | status | inspect | scale | clean | convert | eval | bench | doctor``.
+
+Promises: whatever the user got wrong is one line on standard error and exit code 2; with ``--json`` standard output
+holds one JSON document and nothing else; importing this file costs no torch. Exit codes: ``errors.py``.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from miles_async.cli import models as cli_models
+from miles_async.cli.errors import FAILED, INTERRUPTED, OK, clear_errors, say
+
+if TYPE_CHECKING:
+    from miles_async.config.schema import RunConfig
+
+SUPERVISOR = "actors.runtime.supervisor.Supervisor"  # by name: nothing of miles_async imports an actor
+
+app = typer.Typer(
+    name="miles-async",
+    help="Asynchronous reinforcement learning of language models.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+
+def _say_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print(f"miles-async {version('miles-async')}")
+        raise typer.Exit(OK)
+
+
+@app.callback()
+def program(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_say_version, help="Which version this is.")
+    ] = False,
+) -> None:
+    """Asynchronous reinforcement learning of language models."""
+
+
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
+
+
+@app.command()
+def launch(
+    config_file: Annotated[Path, typer.Argument(metavar="RUN.TOML", help="The run's configuration.")],
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override one key; can be repeated.")
+    ] = None,
+    run_dir: Annotated[
+        Path | None, typer.Option(help="Where the run lives; one that has a run goes on with it. [runs/NAME-TIME]")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything, print the result, start nothing.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train: start the processes of a run, watch them, and stop them in order."""
+    directory = (run_dir or default_run_dir(config_file)).absolute()  # it means the same in every process
+    with clear_errors(directory):
+        from miles_async.cli.launch_check import check_topology
+        from miles_async.cli.load import load
+
+        config = load(config_file, overrides or [])
+        check_topology(config, load=dry_run)
+        if dry_run:
+            from miles_async.cli.dry_run import report
+
+            say(*report(config, directory), as_json)
+            return
+        code = _run(config, directory, as_json)
+        if code == INTERRUPTED:
+            from miles_async.cli.again import command
+
+            print(f"miles-async: to go on: {command(config_file, overrides or [], directory)}", file=sys.stderr)
+    raise typer.Exit(code)
+
+
+@app.command()
+def status(
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="A run's directory.")], as_json: AsJson = False
+) -> None:
+    """Say how a run does: who is busy or waits for whom, the ledger, the versions; or its summary, if it has ended."""
+    with clear_errors():
+        from miles_async.monitor import status as status_of
+
+        try:
+            found = status_of.status(run_dir)
+        except status_of.SilentBusError as error:
+            say(error.found, status_of.show(error.found, time.time()), as_json)
+            raise
+        say(found, status_of.show(found, time.time()), as_json)
+
+
+@app.command()
+def inspect(
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="A run's directory.")],
+    subject: Annotated[str, typer.Argument(metavar="group|step|actor|drops", help="What to look at.")],
+    name: Annotated[str, typer.Argument(metavar="[ID|K|NAME]", help="Which group, step or actor.")] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Say what became of a group, a step or an actor, and what was dropped and why; of a run that lives or has ended."""
+    with clear_errors():
+        from miles_async.monitor import inspect as look
+        from miles_async.monitor.inspect_show import show
+
+        found = look.inspect(run_dir, subject, name)
+        say(found, show(found), as_json)
+
+
+@app.command()
+def scale(
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="The directory of a run that is alive.")],
+    changes: Annotated[list[str], typer.Argument(metavar="engines=K workers=N", help="How many there are to be.")],
+    as_json: AsJson = False,
+) -> None:
+    """Add or remove engines and rollout workers of a run while it goes on; who is removed finishes its work first."""
+    with clear_errors():
+        from miles_async.cli import scale as scaling
+
+        found = scaling.scale(run_dir, changes)
+        say(found, scaling.show(found), as_json)
+
+
+@app.command()
+def clean(
+    run_dirs: Annotated[list[Path] | None, typer.Argument(metavar="[RUN...]", help="Runs' directories. [all]")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Remove the weights that killed and stopped launches have left in memory; runs that live keep theirs."""
+    with clear_errors():
+        from miles_async.weights import clean as cleaning
+
+        found = cleaning.clean(run_dirs or [])
+        say(found, cleaning.show(found), as_json)
+
+
+@app.command()
+def bench(
+    name: Annotated[
+        str, typer.Argument(metavar="[NAME]", help="A file benchmarks/bench_NAME.py of the checkout; none: list them.")
+    ] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Run one benchmark and print its figures as JSON."""
+    with clear_errors():
+        from miles_async.cli import benchmarks
+
+        if not name:
+            names = benchmarks.names()
+            say(names, "\n".join(names), as_json)
+            return
+        result = benchmarks.find(name).run()
+        say(result, json.dumps(result, indent=2), as_json)
+
+
+@app.command()
+def doctor(as_json: AsJson = False) -> None:
+    """Look whether this machine has what a run needs."""
+    with clear_errors():
+        import msgspec
+
+        from miles_async.cli import doctor as checks
+
+        findings = checks.examine()
+        say([msgspec.to_builtins(finding) for finding in findings], checks.show(findings), as_json)
+    if any(finding.state == "fail" for finding in findings):
+        raise typer.Exit(FAILED)
+
+
+def main() -> None:
+    """The program. Ends with one of the exit codes of this file's head, whether or not anybody reads what it says."""
+    from miles_async.monitor import outlet
+
+    outlet.install()
+    try:
+        app()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+
+
+def default_run_dir(config_file: Path) -> Path:
+    """``runs/<name of the file>-<date and time>``."""
+    return Path("runs") / f"{config_file.stem}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+def _run(config: RunConfig, directory: Path, as_json: bool) -> int:
+    from miles_async.cli.launch_check import resolve
+    from miles_async.monitor import Monitor
+    from miles_async.monitor.summary import describe
+
+    monitor = Monitor(stream=sys.stderr if as_json else sys.stdout)
+    code = int(resolve(SUPERVISOR)(config, directory, monitor).run())
+    summary = monitor.summary
+    if summary is not None:
+        say(summary, f"{describe(summary)}\nfiles    {directory}", as_json)
+        for trouble in [*summary["troubles"], *([monitor.note] if monitor.note else [])]:
+            print(f"miles-async: {trouble}", file=sys.stderr)
+    if code != OK:
+        reason = (summary or {}).get("reason") or f"the run ended with code {code}; see {directory}"
+        print(f"miles-async: {reason}", file=sys.stderr)
+    return code
+
+
+cli_models.add_to(app)
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,115 @@
+"""A run's TOML file to a configuration that every room has looked at.
+
+Promises: whatever is wrong with the file, an override, or what they name comes back as one ``ConfigError`` line that names
+the key, its value and what is allowed (and the nearest valid name); relative paths mean "beside the TOML file", so the
+loaded configuration means the same in every process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import msgspec
+
+from miles_async.cli import hook_points
+from miles_async.cli.files import check_files
+from miles_async.config import rules, secrets, toml
+from miles_async.config.effect import check_effect
+from miles_async.config.learnable import check_learnable
+from miles_async.config.schema import Data, Eval, EvalDataset, RunConfig
+from miles_async.data.rows import partition_slice
+from miles_async.data.source import FILES
+from miles_async.engines.sglang import flags
+from miles_async.models import builtin
+from miles_async.models.context_length import check_lengths
+from miles_async.router import access
+
+
+def load(path: str | Path, overrides: Sequence[str] = (), *, check: bool = True) -> RunConfig:
+    """The configuration in the TOML file ``path``, with ``section.key=value`` overrides on top.
+
+    Relative paths inside are resolved against the file's directory; with ``check``, the files and the functions named in it
+    are looked for, and the rules of every room applied. Raises ConfigError, one line.
+    """
+    path = Path(path)
+    text = toml.text_of(path)
+    return parse(text, overrides, source=str(path), base=path.resolve().parent, check=check)
+
+
+def parse(
+    text: str,
+    overrides: Sequence[str] = (),
+    *,
+    source: str = "configuration",
+    base: Path | None = None,
+    check: bool = True,
+) -> RunConfig:
+    """Like :func:`load`, for TOML text; ``base`` is the directory of relative paths (None: the working directory)."""
+    config = resolve_paths(toml.parse(text, overrides, source=source), base or Path.cwd())
+    if check:
+        check_all(config)
+    return config
+
+
+def check_all(config: RunConfig) -> None:
+    """Whatever can be known to be wrong before anything starts. Raises ConfigError, one line."""
+    rules.check(config)
+    flags.check(config)
+    access.check(config)
+    secrets.check(config)
+    check_files(config)
+    hook_points.check(config)
+    check_effect(config)
+    check_learnable(config)
+    check_lengths(config)
+
+
+def resolve_paths(config: RunConfig, base: Path) -> RunConfig:
+    """``config`` with the paths of files and directories (and of hooks in a file beside the TOML) made absolute."""
+    replace = msgspec.structs.replace
+
+    def absolute(value: str) -> str:
+        return value if builtin.is_builtin(value) else str((base / Path(value).expanduser()).resolve())
+
+    def optional(value: str | None) -> str | None:
+        return None if value is None else absolute(value)
+
+    config = hook_points.resolve_paths(config, base)
+    return replace(
+        config,
+        model=replace(config.model, hf_checkpoint=absolute(config.model.hf_checkpoint)),
+        algorithm=replace(config.algorithm, ref_load=optional(config.algorithm.ref_load)),
+        critic=replace(config.critic, critic_load=optional(config.critic.critic_load)),
+        data=_resolve_data(config.data, base, absolute),
+        eval=replace(config.eval, datasets=_resolve_datasets(config.eval, absolute)),
+        weights=replace(
+            config.weights,
+            snapshot_dir=optional(config.weights.snapshot_dir),
+            delta_dir=optional(config.weights.delta_dir),
+            mirror_dir=optional(config.weights.mirror_dir),
+        ),
+    )
+
+
+def _resolve_data(data: Data, base: Path, absolute: Callable[[str], str]) -> Data:
+    """What a data source of the user's is given is a path only where a file of that name lies beside the TOML."""
+
+    def resolved(source: str) -> str:
+        path, part = partition_slice(source)
+        return absolute(path) + part if data.data_source == FILES or (base / path).is_file() else source
+
+    given, template = data.prompt_data, data.chat_template_path
+    return msgspec.structs.replace(
+        data,
+        prompt_data=resolved(given) if isinstance(given, str) else [resolved(source) for source in given],
+        chat_template_path=None if template is None else absolute(template),
+    )
+
+
+def _resolve_datasets(section: Eval, absolute: Callable[[str], str]) -> dict[str, EvalDataset]:
+    parts = {name: (data, *partition_slice(data.prompt_data)) for name, data in section.datasets.items()}
+    return {
+        name: msgspec.structs.replace(data, prompt_data=absolute(path) + part)
+        for name, (data, path, part) in parts.items()
+    }

@@ -1,0 +1,243 @@
+"""What a configuration says and a run would never do.
+
+Promises: a key that was given another value than its default, and that nothing in the run looks at, is refused with one line
+that names the key, its value and what it belongs to. Pure.
+
+A user's own function may look at any key, so a key of a place that holds one is never refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+import msgspec
+
+from miles_async.config.schema import (
+    CORRECTIONS,
+    WITHOUT_CRITIC,
+    ConfigError,
+    Eval,
+    RunConfig,
+    corrections,
+)
+
+# of them those that can take the reward as it is (Miles' three): the others are what they are by their baseline
+WITH_PLAIN_REWARDS = ("grpo", "gspo", "reinforce_plus_plus_baseline")
+_DISCOUNTED = ("ppo", "reinforce_plus_plus")
+_LOSSES = ("ppo_clip", "gspo", "cispo", "truncated_reinforce", "dppo")
+_GENERATE = ("single_turn", "multi_turn", "agent")
+
+
+class Rule(NamedTuple):
+    """The keys have an effect only where ``holds``; ``needs`` says so in words."""
+
+    keys: tuple[str, ...]
+    holds: Callable[[RunConfig], bool]
+    needs: str
+
+
+def _corrects(*names: str) -> Callable[[RunConfig], bool]:
+    def holds(config: RunConfig) -> bool:
+        named = corrections(config.algorithm)
+        return any(name in names or name not in CORRECTIONS for name in named)
+
+    return holds
+
+
+def _estimates(*names: str) -> Callable[[RunConfig], bool]:
+    return lambda config: _is_one_of(config.algorithm.advantage_estimator, names, (*WITHOUT_CRITIC, "ppo"))
+
+
+def _generates(name: str) -> Callable[[RunConfig], bool]:
+    def holds(config: RunConfig) -> bool:
+        rollout = config.rollout
+        own = rollout.rollout_function not in ("single_turn", "per_sample", "sft")
+        return own or _is_one_of(rollout.generate_function, (name,), _GENERATE)
+
+    return holds
+
+
+def _is_one_of(value: str, names: Iterable[str], built_in: Iterable[str]) -> bool:
+    """``value`` is one of ``names``, or a function of the user's."""
+    return value in names or value not in built_in
+
+
+def _has_reference(config: RunConfig) -> bool:
+    return config.algorithm.use_kl_loss or config.algorithm.kl_coef > 0
+
+
+def _renders_chats(config: RunConfig) -> bool:
+    rollout, datasets = config.rollout, config.eval.datasets.values()
+    plain = (
+        rollout.rollout_function == rollout.generate_function == "single_turn" and config.data.data_source == "files"
+    )
+    return not plain or config.data.apply_chat_template or any(data.apply_chat_template for data in datasets)
+
+
+def _rewards(config: RunConfig) -> list[str]:
+    named = [data.rm_type for data in config.eval.datasets.values() if data.rm_type]
+    return [config.reward.rm_type, *config.reward.rm_types, *config.reward.rm_weights, *named]
+
+
+def _asks_a_server(config: RunConfig) -> bool:
+    return any(name.removeprefix("boxed_") == "remote_rm" or _is_path(name) for name in _rewards(config))
+
+
+def _is_path(name: str) -> bool:
+    """Whether a reward is a function of the user's: the names of built-ins hold neither."""
+    return "." in name or ":" in name
+
+
+RULES = (
+    Rule(
+        ("rollout.execute_tool_function", "rollout.tool_timeout_s", "rollout.max_turns"),
+        _generates("multi_turn"),
+        'rollout.generate_function = "multi_turn"',
+    ),
+    Rule(
+        ("rollout.agent_function", "rollout.agent_timeout_s"),
+        _generates("agent"),
+        'rollout.generate_function = "agent"',
+    ),
+    Rule(
+        ("rollout.opd_teacher_urls", "algorithm.opd_kl_coef"),
+        lambda config: config.algorithm.use_opd,
+        "algorithm.use_opd = true",
+    ),
+    Rule(("algorithm.opd_log_prob_top_k",), lambda config: config.algorithm.use_opd, "algorithm.use_opd = true"),
+    Rule(
+        ("algorithm.opd_top_k_strategy", "algorithm.opd_top_k_weight"),
+        lambda config: config.algorithm.opd_log_prob_top_k > 0,
+        "algorithm.opd_log_prob_top_k, the number of the teacher's tokens",
+    ),
+    Rule(
+        ("data.chat_template_path", "data.apply_chat_template_kwargs"),
+        _renders_chats,
+        "data.apply_chat_template = true",
+    ),
+    Rule(("reward.rm_url",), _asks_a_server, 'a reward "remote_rm"'),
+    Rule(
+        ("reward.rm_types",), lambda config: config.data.metadata_key is not None, "data.metadata_key, which names them"
+    ),
+    Rule(
+        ("reward.group_rm",),
+        lambda config: any(map(_is_path, _rewards(config))),
+        "a function of yours as reward.rm_type: a built-in grades each sample by itself",
+    ),
+    Rule(
+        ("algorithm.ref_load", "algorithm.ref_update_interval", "algorithm.kl_loss_type"),
+        _has_reference,
+        "algorithm.use_kl_loss = true or algorithm.kl_coef > 0",
+    ),
+    Rule(
+        ("algorithm.loss_constant",),
+        lambda config: config.algorithm.loss_aggregation not in ("token", "sample"),
+        'algorithm.loss_aggregation = "constant"',
+    ),
+    Rule(
+        ("algorithm.tis_clip", "algorithm.tis_clip_low"),
+        _corrects("tis", "icepop", "span_tis"),
+        'algorithm.correction "tis", "icepop" or "span_tis"',
+    ),
+    Rule(
+        (
+            "algorithm.mis_level",
+            "algorithm.mis_mode",
+            "algorithm.mis_upper",
+            "algorithm.mis_lower",
+            "algorithm.mis_batch_normalize",
+        ),
+        _corrects("mis"),
+        'algorithm.correction "mis"',
+    ),
+    Rule(
+        ("algorithm.rs_level", "algorithm.rs_upper", "algorithm.rs_lower"), _corrects("rs"), 'algorithm.correction "rs"'
+    ),
+    Rule(("algorithm.rs_veto_threshold",), _corrects("veto", "rs"), 'algorithm.correction "veto"'),
+    Rule(("algorithm.opsm_delta",), _corrects("opsm"), 'algorithm.correction "opsm"'),
+    Rule(("algorithm.m2po_threshold",), _corrects("m2po"), 'algorithm.correction "m2po"'),
+    Rule(
+        ("algorithm.dppo_tv_threshold", "algorithm.dppo_kl_coef"),
+        lambda config: (
+            config.algorithm.policy_loss is not None and _is_one_of(config.algorithm.policy_loss, ("dppo",), _LOSSES)
+        ),
+        'algorithm.policy_loss = "dppo"',
+    ),
+    Rule(
+        ("algorithm.grpo_std_normalization",),
+        lambda config: _estimates("grpo", "gspo")(config) and not config.algorithm.disable_rewards_normalization,
+        'algorithm.advantage_estimator = "grpo" or "gspo", and their normalization',
+    ),
+    Rule(
+        ("algorithm.disable_rewards_normalization",),
+        _estimates(*WITH_PLAIN_REWARDS),
+        f"one of algorithm.advantage_estimator {', '.join(WITH_PLAIN_REWARDS)}",
+    ),
+    Rule(
+        ("algorithm.gamma",),
+        _estimates(*_DISCOUNTED),
+        'algorithm.advantage_estimator = "ppo" or "reinforce_plus_plus"',
+    ),
+    Rule(("algorithm.lambd",), _estimates("ppo"), 'algorithm.advantage_estimator = "ppo"'),
+    Rule(
+        ("algorithm.advantage_estimator", "algorithm.policy_loss", "algorithm.use_opd", "algorithm.keep_old_actor"),
+        lambda config: config.algorithm.loss_type != "sft_loss",
+        'algorithm.loss_type = "policy_loss"',
+    ),
+    Rule(
+        ("run.target_reward",),
+        lambda config: config.algorithm.loss_type != "sft_loss",
+        'algorithm.loss_type = "policy_loss": what is taught has no rewards',
+    ),
+    Rule(
+        ("learner.min_lr", "learner.lr_decay_style"),
+        lambda config: config.learner.lr_decay_steps is not None,
+        "learner.lr_decay_steps",
+    ),
+    Rule(("engine.urls",), lambda config: config.engine.kind == "external", 'engine.kind = "external"'),
+    Rule(("engine.args",), lambda config: config.engine.kind == "sglang", 'engine.kind = "sglang"'),
+    Rule(("eval.engine_args",), lambda config: config.engine.kind == "sglang", 'engine.kind = "sglang"'),
+    Rule(
+        tuple(f"eval.{key}" for key in Eval.__struct_fields__ if key not in ("eval_interval", "engine_args")),
+        lambda config: config.eval.eval_interval is not None,
+        "eval.eval_interval, the versions between two points",
+    ),
+    Rule(
+        ("weights.delta_dir", "weights.mirror_dir"),
+        lambda config: config.weights.transport == "disk_delta",
+        'weights.transport = "disk_delta"',
+    ),
+    Rule(
+        ("weights.backend", "weights.bucket_mb"),
+        lambda config: config.weights.transport == "collective",
+        'weights.transport = "collective"',
+    ),
+    Rule(
+        ("bus.appendfsync", "bus.maxmemory_mb"),
+        lambda config: config.bus.url is None,
+        "a Redis of our own: bus.url unset",
+    ),
+)
+
+
+def check_effect(config: RunConfig) -> None:
+    """All of the checks. Raises ConfigError."""
+    for rule in RULES:
+        if not rule.holds(config):
+            for key in rule.keys:
+                _refuse_set(config, key, rule.needs)
+
+
+def _refuse_set(config: RunConfig, key: str, needs: str) -> None:
+    section, _, name = key.partition(".")
+    values = getattr(config, section)
+    value, default = getattr(values, name), _default(type(values), name)
+    if value != default:
+        shown = f" = {value!r}" if isinstance(value, int | float | str | list) else ""
+        raise ConfigError(f"{key}{shown} has no effect: it needs {needs}")
+
+
+def _default(section: type[msgspec.Struct], name: str) -> object:
+    field = next(field for field in msgspec.structs.fields(section) if field.name == name)
+    return field.default if field.default is not msgspec.NODEFAULT else field.default_factory()  # type: ignore[operator]

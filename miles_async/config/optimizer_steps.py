@@ -1,0 +1,74 @@
+"""How many optimizer steps one batch is, and which of its groups each of them trains on. Pure, without torch.
+
+    rollout_batch_size * n_samples_per_prompt = global_batch_size * num_steps_per_rollout        (Miles' four knobs)
+
+Promises: a step trains whole prompt groups, in the order of the ledger, and the same ones for every number of learner ranks;
+numbers that contradict one another are refused with the arithmetic.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypeVar
+
+from miles_async.config.schema import ConfigError, RunConfig
+
+T = TypeVar("T")
+
+
+def steps_of_pass(config: RunConfig) -> int:
+    """Optimizer steps of one pass over a batch: its mini-batches."""
+    learner, rollout = config.learner, config.rollout
+    if learner.num_steps_per_rollout is not None:
+        return learner.num_steps_per_rollout
+    if learner.global_batch_size is not None:
+        return rollout.rollout_batch_size * rollout.n_samples_per_prompt // learner.global_batch_size
+    return 1
+
+
+def steps_of_batch(config: RunConfig) -> int:
+    """Optimizer steps between two weight versions."""
+    return steps_of_pass(config) * config.learner.ppo_epochs
+
+
+def share(items: Sequence[T], rank: int, world: int, steps: int) -> list[T]:
+    """What of a batch's groups, in the ledger's order, ``rank`` of ``world`` trains on: its part of each of ``steps``
+    mini-batches, one after the other."""
+    parts = world * steps
+    mine = [len(items) * i // parts for i in range(parts + 1)]
+    return [item for step in range(steps) for item in items[mine[step * world + rank] : mine[step * world + rank + 1]]]
+
+
+def even(count: int, steps: int) -> list[int]:
+    """The sizes of ``steps`` mini-batches of ``count`` groups."""
+    return [count * (step + 1) // steps - count * step // steps for step in range(steps)]
+
+
+def check(config: RunConfig) -> None:
+    """Refuse a batch that does not come out even. Raises ConfigError."""
+    learner, rollout = config.learner, config.rollout
+    groups, samples = rollout.rollout_batch_size, rollout.n_samples_per_prompt
+    batch = f"rollout.rollout_batch_size * rollout.n_samples_per_prompt = {groups} * {samples} = {groups * samples}"
+    steps, size = learner.num_steps_per_rollout, learner.global_batch_size
+    if steps is not None and size is not None and steps * size != groups * samples:
+        raise ConfigError(
+            f"learner.global_batch_size * learner.num_steps_per_rollout = {size} * {steps} = {size * steps}, but {batch}: "
+            "the one has to be the other; either key may be left out"
+        )
+    if size is not None and groups * samples % size:
+        raise ConfigError(f"learner.global_batch_size = {size} does not divide {batch} samples of a batch")
+    steps = steps_of_pass(config)
+    if groups % (steps * learner.num_ranks):
+        ranks = f" on each of learner.num_ranks = {learner.num_ranks}" if learner.num_ranks > 1 else ""
+        raise ConfigError(
+            f"{_named(config)} optimizer steps for rollout.rollout_batch_size = {groups} prompt groups: each step trains "
+            f"whole groups, as many as the others{ranks}, so that {groups} must be a multiple of "
+            f"{steps * learner.num_ranks}"
+        )
+
+
+def _named(config: RunConfig) -> str:
+    learner, steps = config.learner, steps_of_pass(config)
+    if learner.num_steps_per_rollout is not None or learner.global_batch_size is None:
+        return f"learner.num_steps_per_rollout = {steps}"
+    return f"learner.global_batch_size = {learner.global_batch_size} makes {steps}"

@@ -1,0 +1,1 @@
+"""Engines of every kind, and how to speak to one."""

@@ -1,0 +1,133 @@
+"""What a Hugging Face directory says about a dense Qwen3, Qwen2 or Llama model, and its tensors.
+
+Promises: reads ``config.json`` and safetensors without importing transformers; a checkpoint whose computation this
+engine would get wrong (another architecture, sliding windows, unknown RoPE scaling) is refused with one line.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+from safetensors import safe_open
+
+from miles_async.models.support import ARCHITECTURES, ENGINE, ModelError, check_model, rope
+
+
+class CheckpointError(ValueError):
+    """The directory is not a checkpoint that this engine can serve."""
+
+
+class RopeConfig(msgspec.Struct, frozen=True):
+    """Rotary position embedding. ``kind`` is default, linear or llama3; the rest is read where the kind needs it."""
+
+    theta: float = 10000.0
+    kind: str = "default"
+    factor: float = 1.0
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    original_max_positions: int = 8192
+
+
+class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """The shape of a dense decoder, independent of how its ``config.json`` spelled it."""
+
+    model_type: str
+    architecture: str
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    rms_norm_eps: float
+    rope: RopeConfig
+    tie_word_embeddings: bool
+    qk_norm: bool
+    qkv_bias: bool
+    o_bias: bool
+    mlp_bias: bool
+    max_positions: int
+    dtype: str
+
+
+def read_config(path: str | Path) -> ModelConfig:
+    """The model of a Hugging Face directory. Raises CheckpointError naming the file or the value that does not fit."""
+    try:
+        raw = check_model(path, ENGINE)
+    except ModelError as error:
+        raise CheckpointError(str(error)) from None
+    model_type = str(raw["model_type"])
+    attention_bias = bool(raw.get("attention_bias", False))
+    heads = int(raw["num_attention_heads"])
+    return ModelConfig(
+        model_type=model_type,
+        architecture=ARCHITECTURES[model_type],
+        vocab_size=int(raw["vocab_size"]),
+        hidden_size=int(raw["hidden_size"]),
+        intermediate_size=int(raw["intermediate_size"]),
+        num_layers=int(raw["num_hidden_layers"]),
+        num_heads=heads,
+        num_kv_heads=int(raw.get("num_key_value_heads") or heads),
+        head_dim=int(raw.get("head_dim") or int(raw["hidden_size"]) // heads),
+        rms_norm_eps=float(raw.get("rms_norm_eps", 1e-6)),
+        rope=_read_rope(raw),
+        tie_word_embeddings=bool(raw.get("tie_word_embeddings", False)),
+        qk_norm=model_type == "qwen3",
+        qkv_bias=model_type == "qwen2" or attention_bias,
+        o_bias=model_type != "qwen2" and attention_bias,
+        mlp_bias=bool(raw.get("mlp_bias", False)),
+        max_positions=int(raw.get("max_position_embeddings", 2048)),
+        dtype=str(raw.get("dtype") or raw.get("torch_dtype") or "float32"),
+    )
+
+
+def read_tensors(path: str | Path) -> Iterator[tuple[str, torch.Tensor]]:
+    """Every (name, CPU tensor) of the directory's safetensors files. Raises CheckpointError if there are none."""
+    root = Path(path)
+    if (root / "model.safetensors.index.json").exists():
+        index = _read_json(root / "model.safetensors.index.json")
+        files = [root / name for name in sorted(set(index["weight_map"].values()))]
+    else:
+        files = sorted(root.glob("*.safetensors"))
+    if not files:
+        raise CheckpointError(f"{path}: no .safetensors file there")
+    for file in files:
+        try:
+            with safe_open(file, framework="pt", device="cpu") as tensors:
+                for name in tensors.keys():  # noqa: SIM118 - a safetensors handle, not a dict
+                    yield name, tensors.get_tensor(name)
+        except (OSError, ValueError, RuntimeError) as error:
+            raise CheckpointError(f"{file}: cannot be read: {error}") from None
+        except Exception as error:  # safetensors raises its own class, which derives from Exception only
+            raise CheckpointError(f"{file}: not a safetensors file: {error}") from None
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(file.read_bytes())
+    except OSError as error:
+        raise CheckpointError(f"{file}: cannot be read: {error.strerror or error}") from None
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{file}: not JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{file}: not a JSON object")
+    return found
+
+
+def _read_rope(raw: dict[str, Any]) -> RopeConfig:
+    spec = rope(raw)
+    kind = spec.get("rope_type") or spec.get("type") or "default"
+    return RopeConfig(
+        theta=float(spec.get("rope_theta") or raw.get("rope_theta") or 10000.0),
+        kind=kind,
+        factor=float(spec.get("factor", 1.0)),
+        low_freq_factor=float(spec.get("low_freq_factor", 1.0)),
+        high_freq_factor=float(spec.get("high_freq_factor", 4.0)),
+        original_max_positions=int(spec.get("original_max_position_embeddings", 8192)),
+    )

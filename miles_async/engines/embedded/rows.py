@@ -1,0 +1,175 @@
+"""The running batch as arrays: row ``i`` is one running request, with its counters, parameters and output so far.
+
+Promises: rows in use are the first ``count``; adding, advancing and removing rows costs a few array operations however many
+rows there are (Python work is paid for each request, not for each token). Host memory only; no model, no I/O.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from miles_async.engines.embedded.request import Request
+from miles_async.engines.embedded.sampling import NO_TOP_K
+
+NO_TOKEN = -1
+
+# bits of ``flags``
+GREEDY = 1
+FILTERED = 2  # wants top-k, top-p or min-p
+WATCHED = 4  # streams, or has stop strings: looked at after every token
+BIASED = 8  # has a logit_bias
+
+
+class Rows:
+    """Columns over the running requests, each ``[capacity]`` unless said otherwise.
+
+    Columns of one dtype share one array (``[columns, capacity]``), so that moving rows is one operation for all of them.
+    """
+
+    def __init__(self) -> None:
+        self.requests: list[Request] = []
+        self._ints = np.zeros((7, 0), np.int64)
+        self._floats = np.zeros((3, 0), np.float32)
+        self.stop_ids = np.zeros((0, 1), np.int64)  # [capacity, stops], filled up with NO_TOKEN
+        self.tokens = np.zeros((0, 16), np.int32)  # [capacity, outputs]
+        self.logprobs = np.zeros((0, 16), np.float32)  # [capacity, outputs]
+        self._bind()
+
+    def _bind(self) -> None:
+        """Name the columns."""
+        self.last = self._ints[0]  # the newest token, not yet in the cache
+        self.length = self._ints[1]  # positions in the cache
+        self.count_out = self._ints[2]  # output tokens
+        self.limit = self._ints[3]  # max_new_tokens
+        self.seed = self._ints[4].view(np.uint64)
+        self.top_k = self._ints[5]
+        self.flags = self._ints[6]
+        self.temperature, self.top_p, self.min_p = self._floats
+
+    @property
+    def count(self) -> int:
+        return len(self.requests)
+
+    def any_flag(self) -> int:
+        """The flags that some row has."""
+        return int(np.bitwise_or.reduce(self.flags[: self.count]))
+
+    def flagged(self, flag: int) -> npt.NDArray[np.int64]:
+        """The rows that have ``flag``."""
+        return np.flatnonzero(self.flags[: self.count] & flag)
+
+    def add(self, requests: list[Request]) -> None:
+        """Append rows, with the output their requests bring along from before a retraction."""
+        first, count = self.count, self.count + len(requests)
+        self._reserve(
+            count,
+            stops=max(len(request.stop_ids) for request in requests),
+            outputs=max(len(request.output) for request in requests) + 1,
+        )
+        self.requests.extend(requests)
+        self._ints[:, first:count] = np.array([_ints(request) for request in requests], np.int64).T
+        self._floats[:, first:count] = np.array([_floats(request) for request in requests], np.float32).T
+        self.stop_ids[first:count] = NO_TOKEN
+        for row, request in enumerate(requests, first):
+            request.row = row
+            if request.stop_ids:
+                self.stop_ids[row, : len(request.stop_ids)] = list(request.stop_ids)
+            if request.output:
+                self.tokens[row, : len(request.output)] = request.output
+                self.logprobs[row, : len(request.output)] = request.logprobs
+
+    def append(self, tokens: npt.NDArray[np.int64], logprobs: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
+        """Give every row one more token. True for a row that this token ends by id or by length."""
+        n = self.count
+        at = self.count_out[:n]
+        width = int(at.max()) + 1
+        if width > self.tokens.shape[1]:
+            self._widen(max(width, 2 * self.tokens.shape[1]))
+        index = np.arange(n)
+        self.tokens[index, at] = tokens
+        self.logprobs[index, at] = logprobs
+        at += 1
+        self.last[:n] = tokens
+        return (self.stop_ids[:n] == tokens[:, None]).any(1) | (at >= self.limit[:n])
+
+    def save_outputs(self, rows: npt.NDArray[np.int64]) -> None:
+        """Copy the output of rows into their requests."""
+        # max_new_tokens = 0: a token was sampled that nobody asked for
+        counts = np.minimum(self.count_out[rows], self.limit[rows])
+        width = int(counts.max(initial=0))
+        tokens, logprobs = self.tokens[rows, :width].tolist(), self.logprobs[rows, :width].tolist()
+        for row, n, some_tokens, some_logprobs in zip(rows.tolist(), counts.tolist(), tokens, logprobs, strict=True):
+            request = self.requests[row]
+            request.output = some_tokens[:n]
+            request.logprobs = some_logprobs[:n]
+
+    def remove(self, leaving: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Take rows out (sorted), filling the holes from the end. Returns (moved from, moved to)."""
+        kept = self.count - len(leaving)
+        staying = np.ones(self.count, np.bool_)
+        staying[leaving] = False
+        sources = np.flatnonzero(staying[kept:]) + kept
+        targets = leaving[: len(sources)]
+        for row in leaving.tolist():
+            self.requests[row].row = -1
+        if len(targets):
+            self._ints[:, targets] = self._ints[:, sources]
+            self._floats[:, targets] = self._floats[:, sources]
+            width = int(self.count_out[targets].max())
+            self.tokens[targets, :width] = self.tokens[sources, :width]
+            self.logprobs[targets, :width] = self.logprobs[sources, :width]
+            self.stop_ids[targets] = self.stop_ids[sources]
+            for source, target in zip(sources.tolist(), targets.tolist(), strict=True):
+                request = self.requests[source]
+                self.requests[target] = request
+                request.row = target
+        del self.requests[kept:]
+        return sources, targets
+
+    def _reserve(self, count: int, *, stops: int, outputs: int) -> None:
+        size = len(self.last)
+        if count > size:
+            extra = max(count, 2 * size, 16) - size
+            self._ints = np.pad(self._ints, ((0, 0), (0, extra)))
+            self._floats = np.pad(self._floats, ((0, 0), (0, extra)))
+            self.stop_ids = np.pad(self.stop_ids, ((0, extra), (0, 0)))
+            self.tokens = np.pad(self.tokens, ((0, extra), (0, 0)))
+            self.logprobs = np.pad(self.logprobs, ((0, extra), (0, 0)))
+            self._bind()
+        if stops > self.stop_ids.shape[1]:
+            more = stops - self.stop_ids.shape[1]
+            self.stop_ids = np.pad(self.stop_ids, ((0, 0), (0, more)), constant_values=NO_TOKEN)
+        if outputs > self.tokens.shape[1]:
+            self._widen(max(outputs, 2 * self.tokens.shape[1]))
+
+    def _widen(self, width: int) -> None:
+        more = width - self.tokens.shape[1]
+        self.tokens = np.pad(self.tokens, ((0, 0), (0, more)))
+        self.logprobs = np.pad(self.logprobs, ((0, 0), (0, more)))
+
+
+def _ints(request: Request) -> tuple[int, ...]:
+    sampling = request.item.sampling
+    filtered = sampling.top_k < NO_TOP_K or sampling.top_p < 1.0 or sampling.min_p > 0.0
+    flags = (
+        (GREEDY if sampling.greedy else FILTERED if filtered else 0)
+        | (WATCHED if request.stream or sampling.stop else 0)
+        | (BIASED if sampling.logit_bias else 0)
+    )
+    return (
+        (request.output or request.item.prompt)[-1],
+        request.length - 1,  # the newest token enters the cache with the next step
+        len(request.output),
+        request.limit,
+        request.seed,
+        sampling.top_k,
+        flags,
+    )
+
+
+def _floats(request: Request) -> tuple[Any, ...]:
+    sampling = request.item.sampling
+    return sampling.temperature, sampling.top_p, sampling.min_p

@@ -1,0 +1,323 @@
+"""Continuous batching on one model: who runs, one token for each of them, who leaves.
+
+```
+ submit ─► waiting ──(room: rows, cache)──► prefill ─► running rows ──token──► finished
+              ▲                                            │
+              └──────────── retract: output kept, cache dropped
+```
+
+Promises: requests join and leave at every token; admission is in order of arrival; equal prompts admitted together are
+computed once; a request's version spans name the weights that sampled each token; while paused nothing is sampled. Pure
+computation: no thread, no clock, no network; the compute thread calls ``step`` and hands out what it returns.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+from itertools import repeat
+from typing import Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from miles_async.engines.embedded.cache import KVCache, align
+from miles_async.engines.embedded.model import DenseModel
+from miles_async.engines.embedded.request import Request, abort_reason, length_reason, stop_reason
+from miles_async.engines.embedded.rows import BIASED, FILTERED, GREEDY, WATCHED, Rows
+from miles_async.engines.embedded.sampling import Filters, sample, uniforms
+from miles_async.engines.embedded.text import TextCodec
+
+PauseMode = Literal["abort", "retract", "in_place"]
+MAX_PREFILL_TOKENS = 16384  # padded tokens of one prefill pass; bounds its memory
+
+
+class Partial(NamedTuple):
+    """Output so far of a request that streams."""
+
+    request: Request
+    output: list[int]
+    logprobs: list[float]
+
+
+class StepOutput(NamedTuple):
+    """What a step gave: requests that are finished, and progress of streaming ones."""
+
+    finished: list[Request]
+    partial: list[Partial]
+
+
+class Scheduler:
+    """The engine's state machine. Not thread-safe: one thread calls it."""
+
+    def __init__(
+        self, model: DenseModel, codec: TextCodec, *, max_running: int, max_tokens: int, version: str = "default"
+    ) -> None:
+        cfg = model.config
+        self.model = model
+        self.codec = codec
+        self.max_running = max_running
+        self.version = version
+        self.paused = False
+        self.waiting: deque[Request] = deque()
+        self.rows = Rows()
+        self.cache = KVCache(
+            cfg.num_layers,
+            cfg.num_kv_heads,
+            cfg.head_dim,
+            dtype=model.dtype,
+            device=model.device,
+            max_tokens=max_tokens,
+        )
+        self.generated_tokens = 0
+        self._out = StepOutput([], [])
+
+    @property
+    def runnable(self) -> bool:
+        """Whether ``step`` has something to do."""
+        return not self.paused and bool(self.waiting or self.rows.requests)
+
+    @property
+    def idle(self) -> bool:
+        """No request anywhere."""
+        return not self.waiting and not self.rows.requests
+
+    # -- commands -----------------------------------------------------------------------------------------------
+
+    def submit(self, requests: Iterable[Request]) -> None:
+        self.waiting.extend(requests)
+
+    def abort(self, victims: Iterable[Request]) -> list[Request]:
+        """End live requests now, with the output they have. Returns those that were live."""
+        victims = [request for request in victims if request.finish is None]
+        running = [request for request in victims if request.row >= 0]
+        queued = {id(request) for request in victims if request.row < 0}
+        if running:
+            leaving = np.array(sorted(request.row for request in running), np.int64)
+            self.rows.save_outputs(leaving)
+            self._drop_rows(leaving)
+            for request in running:
+                request.finish = abort_reason("Aborted")
+        if queued:
+            self.waiting = deque(request for request in self.waiting if id(request) not in queued)
+        for request in victims:
+            request.finish = request.finish or abort_reason("Abort in waiting queue")
+            request.version = self.version
+        return victims
+
+    def pause(self, mode: PauseMode) -> list[Request]:
+        """Stop sampling until :meth:`resume`. Returns the requests that ``abort`` ended."""
+        self.paused = True
+        if mode == "retract":
+            self._retract(self.rows.count)
+        return self.abort([*self.rows.requests, *self.waiting]) if mode == "abort" else []
+
+    def resume(self) -> None:
+        self.paused = False
+
+    def flush(self) -> bool:
+        """Drop the cache. False, and nothing done, while requests hold it or (not paused) wait for it."""
+        if self.rows.requests or (self.waiting and not self.paused):
+            return False
+        self.cache.release()
+        return True
+
+    def set_version(self, version: str) -> None:
+        """The weights are ``version`` from the next token on."""
+        if version == self.version:
+            return
+        for request in self.waiting:
+            if request.output:
+                request.version_events.append((self.version, len(request.output)))
+        for row, request in enumerate(self.rows.requests):
+            request.version_events.append((self.version, int(self.rows.count_out[row])))
+        self.version = version
+
+    # -- one step -----------------------------------------------------------------------------------------------
+
+    def step(self) -> StepOutput:
+        """Admit what fits, then one more token for every running request."""
+        self._out = StepOutput([], [])
+        if self.waiting:
+            for batch in self._admit():
+                self._prefill(batch)
+        if self.rows.requests:
+            self._decode()
+        return self._out
+
+    def _admit(self) -> list[list[Request]]:
+        """Take requests off the queue while rows and cache last; batches of similar length, bounded in tokens."""
+        admitted: list[Request] = []
+        count = self.rows.count
+        longest = int(self.rows.length[:count].max(initial=0)) + 1
+        while self.waiting and count < self.max_running:
+            longest = max(longest, self.waiting[0].length)
+            if not self.cache.fits(count + 1, longest):
+                break
+            admitted.append(self.waiting.popleft())
+            count += 1
+        if not admitted:
+            return []
+        self.cache.reserve(count, longest, self.rows.count)
+        admitted.sort(key=_length)
+        batches: list[list[Request]] = []
+        shortest = size = 0
+        for request in admitted:
+            length = request.length
+            if not batches or (size + 1) * length > MAX_PREFILL_TOKENS or length > 2 * shortest + 16:
+                batches.append([])
+                shortest, size = length, 0
+            batches[-1].append(request)
+            size += 1
+        return batches
+
+    def _prefill(self, batch: list[Request]) -> None:
+        """Fill the cache for all but the newest token of each request; the next decode step takes that one."""
+        unique: dict[tuple[int, ...], int] = {}
+        source = [unique.setdefault(tuple(request.tokens()), len(unique)) for request in batch]
+        width = max(map(len, unique)) - 1
+        first = self.rows.count
+        self.rows.add(batch)
+        wanted = [request.item.logprob_start_len >= 0 and request.input_logprobs is None for request in batch]
+        if width:
+            ids = np.zeros((len(unique), width), np.int64)
+            for index, tokens in enumerate(unique):
+                ids[index, : len(tokens) - 1] = tokens[:-1]
+            rows = torch.arange(first, self.rows.count, device=self.model.device)
+            hidden = self.model.prefill(
+                self._to_device(ids), self.cache, rows, self._to_device(np.array(source)), want_hidden=any(wanted)
+            )
+        else:
+            hidden = None
+        for index, request in enumerate(batch):
+            if wanted[index]:
+                self._score_prompt(request, None if hidden is None else hidden[source[index]])
+
+    def _decode(self) -> None:
+        """One token for every row; some go back to the queue if the cache cannot grow."""
+        while True:
+            n = self.rows.count
+            need = int(self.rows.length[:n].max()) + 1
+            if self.cache.fits(n, need) or n == 1:
+                break
+            self._retract(1)
+        self.cache.reserve(n, need, n)
+        logits = self.model.decode(
+            self._to_device(self.rows.last[:n]),
+            self._to_device(self.rows.length[:n]),
+            self.cache,
+            min(align(need), self.cache.length),
+        )
+        self.rows.length[:n] += 1
+        ended = self._sample(logits, self.rows.any_flag())
+        leaving = np.flatnonzero(ended)
+        if len(leaving):
+            self._finish(leaving)
+
+    @torch.inference_mode()
+    def _sample(self, logits: torch.Tensor, flags: int) -> npt.NDArray[np.bool_]:
+        """Draw the next token of every row. Returns which rows it ends."""
+        data, n = self.rows, self.rows.count
+        if flags & BIASED:
+            for row in data.flagged(BIASED).tolist():
+                bias = data.requests[row].item.sampling.logit_bias or {}
+                logits[row, list(bias)] += torch.tensor(list(bias.values()), device=logits.device)
+        tokens, logprobs = sample(
+            logits,
+            self._to_device(data.temperature[:n]),
+            self._to_device(uniforms(data.seed[:n], data.count_out[:n])),
+            self._to_device((data.flags[:n] & GREEDY) != 0) if flags & GREEDY else None,
+            self._filters() if flags & FILTERED else None,
+        )
+        drawn = logprobs.cpu().numpy()
+        ended = data.append(tokens.cpu().numpy(), drawn)
+        self.generated_tokens += n
+        if not np.isfinite(drawn).all():  # weights that have diverged: say so, and go on serving
+            for row in np.flatnonzero(~np.isfinite(drawn)).tolist():
+                message = f"weights {self.version} give no finite probabilities"
+                data.requests[row].finish = abort_reason(message, 500)
+                ended[row] = True
+        if flags & WATCHED:
+            for row in data.flagged(WATCHED).tolist():
+                self._watch(row, ended)
+        return ended
+
+    def _watch(self, row: int, ended: npt.NDArray[np.bool_]) -> None:
+        """A row that is looked at after every token: stop strings, and progress for a stream."""
+        request, n = self.rows.requests[row], int(self.rows.count_out[row])
+        if request.item.sampling.stop:
+            tail = self.rows.tokens[row, max(0, n - request.stop_window) : n].tolist()
+            matched = self.codec.matched_stop(tail, request.item.sampling)
+            if matched is not None:
+                request.finish = stop_reason(matched)
+                ended[row] = True
+        if request.stream and not ended[row]:
+            output = self.rows.tokens[row, :n].tolist()
+            request.version = self.version
+            self._out.partial.append(Partial(request, output, self.rows.logprobs[row, :n].tolist()))
+
+    def _finish(self, leaving: npt.NDArray[np.int64]) -> None:
+        """Save how rows ended (stop string before stop token before length, as SGLang), and let them go."""
+        self.rows.save_outputs(leaving)
+        for row in leaving.tolist():
+            request = self.rows.requests[row]
+            if request.finish is None:
+                stopped = bool(request.output) and request.output[-1] in request.stop_ids
+                request.finish = stop_reason(request.output[-1]) if stopped else length_reason(request.limit)
+            request.version = self.version
+            self._out.finished.append(request)
+        self._drop_rows(leaving)
+
+    # -- helpers ------------------------------------------------------------------------------------------------
+
+    def _retract(self, count: int) -> None:
+        """Send the last ``count`` rows to the head of the queue: output kept, cache dropped."""
+        if count <= 0:
+            return
+        leaving = np.arange(self.rows.count - count, self.rows.count)
+        self.rows.save_outputs(leaving)
+        victims = self.rows.requests[-count:]
+        for request in victims:
+            request.retractions += 1
+        self._drop_rows(leaving)
+        self.waiting.extendleft(sorted(victims, key=lambda request: request.received, reverse=True))
+
+    def _drop_rows(self, leaving: npt.NDArray[np.int64]) -> None:
+        sources, targets = self.rows.remove(leaving)
+        if len(sources):
+            longest = int(self.rows.length[targets].max())
+            with torch.inference_mode():
+                self.cache.move(self._to_device(sources), self._to_device(targets), longest)
+
+    def _filters(self) -> Filters:
+        data, chosen = self.rows, self.rows.flagged(FILTERED)
+        return Filters(
+            self._to_device(chosen),
+            self._to_device(data.top_k[chosen]),
+            self._to_device(data.top_p[chosen]),
+            self._to_device(data.min_p[chosen]),
+        )
+
+    @torch.inference_mode()
+    def _score_prompt(self, request: Request, hidden: torch.Tensor | None) -> None:
+        """Log-probs of prompt tokens from ``logprob_start_len`` on (temperature 1; the first has none, as in SGLang)."""
+        start, prompt = request.item.logprob_start_len, request.item.prompt
+        request.input_logprobs = [None] if start < len(prompt) else []
+        request.input_top = [None] * len(request.input_logprobs)
+        if hidden is not None and start + 1 < len(prompt):
+            scores = torch.log_softmax(self.model.logits(hidden[start : len(prompt) - 1]), -1)
+            targets = self._to_device(np.array(prompt[start + 1 :]))
+            request.input_logprobs += scores.gather(1, targets[:, None])[:, 0].tolist()
+            if request.item.top_logprobs:
+                top = scores.topk(request.item.top_logprobs)
+                pairs = zip(top.values.tolist(), top.indices.tolist(), strict=True)
+                request.input_top += [list(zip(values, ids, repeat(None))) for values, ids in pairs]
+
+    def _to_device(self, array: npt.NDArray) -> torch.Tensor:
+        """A tensor of the array's values; on a CPU it may share memory, so it must not outlive the step."""
+        return torch.from_numpy(array).to(self.model.device, non_blocking=True)
+
+
+def _length(request: Request) -> int:
+    return request.length

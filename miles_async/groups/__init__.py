@@ -1,0 +1,1 @@
+"""What may be trained: one validator for publication and training."""

@@ -1,0 +1,122 @@
+"""Which models a run can train and serve, told from ``config.json`` alone. docs/models.md has the table.
+
+Promises: the learner's bridge, the embedded engine and the launch ask the same functions, so that a launch refuses what one of
+them would refuse later, with one line; importing this costs no torch.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from miles_async.config.schema import ConfigError, RunConfig
+from miles_async.models import builtin
+
+ARCHITECTURES = {"qwen3": "Qwen3ForCausalLM", "qwen2": "Qwen2ForCausalLM", "llama": "LlamaForCausalLM"}  # by model_type
+SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one part of a run computes as transformers does."""
+
+    name: str
+    ropes: tuple[str, ...]
+    biases: bool  # of attention_bias and mlp_bias; the biases of a qwen2 are its own
+
+
+LEARNER = Part("the learner", ("default",), biases=False)
+ENGINE = Part("the embedded engine", ("default", "linear", "llama3"), biases=True)
+
+
+class ModelError(ValueError):
+    """A checkpoint that a part of the run cannot compute: what it has, and what is supported."""
+
+
+def read_config_json(directory: str | Path) -> dict[str, Any]:
+    """The model's configuration as it was written. Raises ModelError."""
+    file = Path(directory) / "config.json"
+    try:
+        found = json.loads(file.read_bytes())
+    except FileNotFoundError:
+        raise ModelError(f"{file}: cannot be read: no Hugging Face model directory, it has no config.json") from None
+    except OSError as error:
+        raise ModelError(f"{file}: cannot be read: {error.strerror or error}") from None
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"{file}: not JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise ModelError(f"{file}: not a JSON object")
+    return found
+
+
+def rope(raw: dict[str, Any]) -> dict[str, Any]:
+    """transformers 5 writes ``rope_parameters``, transformers 4 wrote ``rope_theta`` and ``rope_scaling``."""
+    return {**(raw.get("rope_scaling") or {}), **(raw.get("rope_parameters") or {})}
+
+
+def problems(raw: dict[str, Any], part: Part) -> list[str]:
+    """What ``part`` would compute differently from transformers; empty: nothing."""
+    if (model_type := raw.get("model_type")) not in ARCHITECTURES:
+        return [f"model_type {model_type!r} (supported: {', '.join(sorted(ARCHITECTURES))})"]
+    found = []
+    if missing := [name for name in SIZES if not isinstance(raw.get(name), int)]:
+        found.append(f"config.json has no {' and no '.join(missing)}")
+    if raw.get("hidden_act", "silu") != "silu":
+        found.append(f"hidden_act {raw['hidden_act']!r} (supported: silu)")
+    if raw.get("use_sliding_window") or any(kind != "full_attention" for kind in raw.get("layer_types") or ()):
+        found.append("sliding-window attention (supported: full attention)")
+    scaling = rope(raw)
+    if (kind := scaling.get("rope_type") or scaling.get("type") or "default") not in part.ropes:
+        found.append(f"rope_type {kind!r} (supported: {', '.join(part.ropes)})")
+    if scaling.get("partial_rotary_factor", raw.get("partial_rotary_factor", 1.0)) != 1.0:
+        found.append("a partial_rotary_factor other than 1")
+    if not part.biases and (raw.get("attention_bias") or raw.get("mlp_bias")):
+        found.append("attention_bias or mlp_bias = true")
+    if raw.get("quantization_config"):
+        found.append("quantization_config: its weights are quantized")
+    return found
+
+
+def check_model(directory: str | Path, part: Part) -> dict[str, Any]:
+    """``config.json`` of a model that ``part`` can compute. Raises ModelError."""
+    raw = read_config_json(directory)
+    if found := problems(raw, part):
+        raise ModelError(f"{part.name} cannot compute {directory}: {'; '.join(found)}")
+    return raw
+
+
+def check_models(config: RunConfig) -> None:
+    """Refuse a model that this run's learner or engines cannot compute, and a device that is not there.
+
+    Raises ConfigError naming the key. A learner with a bridge of the user's (``model.model_provider``) and SGLang's servers
+    know more models; they are asked when they start.
+    """
+    given = {
+        "model.hf_checkpoint": config.model.hf_checkpoint,
+        "algorithm.ref_load": config.algorithm.ref_load,
+        "critic.critic_load": config.critic.critic_load,
+    }
+    for key, directory in given.items():
+        if directory is None or builtin.is_builtin(directory):
+            continue
+        parts = [] if config.model.model_provider else [LEARNER]
+        if key == "model.hf_checkpoint" and config.engine.kind == "embedded":
+            parts.append(ENGINE)
+        for part in parts:
+            try:
+                check_model(directory, part)
+            except ModelError as error:
+                raise ConfigError(f"{key}: {error}") from None
+    check_device(config.model.device)
+
+
+def check_device(wanted: str) -> None:
+    """Refuse ``model.device = "cuda"`` where torch sees none. Only then torch is imported. Raises ConfigError."""
+    if wanted != "cuda":
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        raise ConfigError('model.device = "cuda", but torch sees no CUDA device; allowed here: "auto", "cpu"')

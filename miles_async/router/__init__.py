@@ -1,0 +1,1 @@
+"""The router: one address before all engines."""

@@ -1,0 +1,149 @@
+"""Looks at what the engines of a router do, has ``router/suspects.py`` judge it, and takes out and lets back accordingly.
+
+Promises: an engine that is up is asked for its load and its version each ``interval_s``, over the router's own connections; one
+that is out is sent a small request instead of the clients'; a look waits for nobody longer than ``ASK_TIMEOUT_S``; what an
+engine says to a client in the place of an answer is judged at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+from collections.abc import Callable
+from typing import Any
+
+from miles_async.http.client import UpstreamError
+from miles_async.router.app import RouterApp, Worker
+from miles_async.router.suspects import Observation, Probe, Suspects, Verdict
+
+ASK_TIMEOUT_S = 2.0
+PROBE_TOKENS = 16
+# whichever of them moves, the engine is at work; only the first one counts
+COUNTERS = ("num_generated_tokens", "num_used_tokens")
+
+
+class EngineLooks:
+    """Of one router. ``found`` hears of every verdict, after it was acted upon."""
+
+    def __init__(self, app: RouterApp, suspects: Suspects, found: Callable[[Worker, Verdict], None]) -> None:
+        self._app, self._suspects, self._found = app, suspects, found
+        # what each engine counted, and when that was seen to change
+        self._counts: dict[Worker, tuple[tuple[int, ...], float]] = {}
+        self._numbers = itertools.count()
+        app.on_garbage = self._garbage
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Look until ``stop`` is set."""
+        while not stop.is_set():
+            began = self._app.clock()
+            await self.look()
+            try:
+                # engines that do not answer make a look long, and must not make looks rare
+                async with asyncio.timeout(max(0.0, began + self._suspects.interval_s - self._app.clock())):
+                    await stop.wait()
+            except TimeoutError:
+                pass
+
+    async def look(self) -> None:
+        """One look at all engines at once, and what follows from it."""
+        workers = [worker for worker in self._app.workers.values() if not worker.dead and not worker.draining]
+        self._counts = {worker: counts for worker, counts in self._counts.items() if worker in workers}
+        seen = await asyncio.gather(*map(self._look_at, workers))
+        by_name = {worker.name: worker for worker in workers}
+        # what left meanwhile, or came back as another one, is not judged by what its name did before
+        still = [o for o in seen if self._app.workers.get(o.engine) is by_name[o.engine]]
+        for verdict in self._suspects.look(self._app.clock(), still):
+            self._act(by_name[verdict.engine], verdict)
+
+    def _garbage(self, worker: Worker, said: str) -> None:
+        verdict = self._suspects.garbage(self._app.clock(), worker.name, said)
+        if verdict is not None:
+            self._act(worker, verdict)
+
+    def _act(self, worker: Worker, verdict: Verdict) -> None:
+        if verdict.kind is None:
+            self._app.trust(worker.name)
+        else:
+            self._app.suspect(worker.name, f"{verdict.kind}: {verdict.why}")
+        self._found(worker, verdict)
+
+    async def _look_at(self, worker: Worker) -> Observation:
+        announced = str(worker.version) if worker.version >= 0 else None
+        out = self._suspects.is_out(worker.name)
+        version, load, probe = await asyncio.gather(
+            self._ask(worker, b"/model_info", _version_of),
+            self._ask(worker, b"/v1/loads", _load_of) if worker.inflight and not out else _nothing(),
+            self._probe(worker) if out else _nothing(),
+        )
+        counts, running, tokens, throughput = load or ((), None, None, None)
+        now = self._app.clock()
+        before, moved_at = self._counts.get(worker, ((), 0.0))
+        if counts and counts != before:
+            self._counts[worker], moved_at = (counts, now), now
+        return Observation(
+            worker.name,
+            excused=worker.updating or self._app.paused,
+            inflight=worker.inflight,
+            quiet_s=min(worker.quiet_seconds(now), now - moved_at),
+            running=running,
+            tokens=tokens,
+            throughput=throughput,
+            announced=announced if worker.version >= 0 and announced == str(worker.version) else None,
+            reported=version,
+            probe=probe,
+        )
+
+    async def _ask(self, worker: Worker, path: bytes, read: Callable[[Any], Any]) -> Any:
+        """What ``read`` finds in the JSON of the answer. None: there is no answer, or nothing is found."""
+        try:
+            status, content = await worker.upstream.get(path, ASK_TIMEOUT_S)
+            return read(json.loads(content)) if status == 200 else None
+        except UpstreamError as error:
+            if error.garbage:
+                self._garbage(worker, f"GET {path.decode()}: {error}")
+            return None
+        except (TimeoutError, LookupError, TypeError, ValueError, RecursionError):
+            return None
+
+    async def _probe(self, worker: Worker) -> Probe:
+        """A request like a client's, of a token that every vocabulary has."""
+        sampling = {"max_new_tokens": PROBE_TOKENS, "ignore_eos": True}
+        rid = f"router-probe-{id(self):x}-{next(self._numbers)}"
+        body = json.dumps({"rid": rid, "input_ids": [0], "sampling_params": sampling}).encode()
+        began = self._app.clock()
+        try:
+            async with asyncio.timeout(ASK_TIMEOUT_S):
+                headers = [(b"content-type", b"application/json")]
+                answer = await worker.upstream.request(b"POST", b"/generate", headers, body)
+                try:
+                    content = await answer.body()
+                    if answer.status != 200:
+                        return Probe(f"HTTP {answer.status}")
+                    tokens = len(json.loads(content)["output_ids"])
+                    return Probe("", tokens, max(self._app.clock() - began, 1e-6))
+                finally:
+                    answer.done()
+        except TimeoutError:
+            return Probe(f"no answer within {ASK_TIMEOUT_S:g} s")
+        except (UpstreamError, LookupError, TypeError, ValueError, RecursionError) as error:
+            return Probe(f"{type(error).__name__}: {error}")
+
+
+async def _nothing() -> None:
+    return None
+
+
+def _version_of(info: Any) -> str:
+    return str(info["weight_version"])
+
+
+def _load_of(loads: Any) -> tuple[tuple[int, ...], int, int | None, float | None]:
+    """(the counters that move while it works, running requests, tokens generated, tokens a second), over all its ranks."""
+    ranks = loads["loads"]
+    counts = tuple(sum(int(rank.get(name, 0)) for rank in ranks) for name in COUNTERS)
+    running = sum(int(rank["num_running_reqs"]) for rank in ranks)
+    counted = all(COUNTERS[0] in rank for rank in ranks)
+    said = all("gen_throughput" in rank for rank in ranks)
+    throughput = sum(float(rank["gen_throughput"]) for rank in ranks) if said else None
+    return counts, running, counts[0] if counted else None, throughput

@@ -1,0 +1,83 @@
+"""Miles' pages for its workers (``--use-miles-router``), so that its engines register here: the same paths and answers.
+
+Unlike there, a worker that is removed first answers what it has, one that was given up returns when it is added again, and a
+body that is no JSON object is a 400; an address that ``router.allowed_engines`` does not name is a 403.
+"""
+
+from __future__ import annotations
+
+import msgspec
+from fastapi import FastAPI, Request, Response
+
+from miles_async.http.limits import BodyTooLongError
+from miles_async.router.fleet import NotAllowedError, RouterFleet
+from miles_async.router.pages import MilesError, MilesUrls, MilesWorkers, WorkerUrl, body_of
+
+_BODY = {"requestBody": {"required": False, "content": body_of(WorkerUrl)}}
+_ANSWERS: dict[int | str, dict[str, object]] = {
+    200: {"description": "requests in flight by URL", "content": body_of(MilesWorkers)},
+    400: {"description": "no URL of an engine", "content": body_of(MilesError)},
+    403: {"description": "no engine may be added there, or not by this key"},
+    409: {"description": "a worker with this URL drains", "content": body_of(MilesError)},
+    413: {"description": "the body is too long"},
+}
+
+
+def add_miles_pages(app: FastAPI, router: RouterFleet) -> None:
+    """``POST /add_worker``, ``POST /remove_worker`` and ``GET /list_workers``."""
+
+    def workers() -> Response:
+        return page(MilesWorkers("success", {worker.url: worker.inflight for worker in router.workers.values()}))
+
+    @app.post("/add_worker", openapi_extra=_BODY, responses=_ANSWERS)
+    async def add_worker(request: Request, url: str | None = None, worker_url: str | None = None) -> Response:
+        try:
+            given = await _url(request, url or worker_url)
+            known = next((worker for worker in router.workers.values() if worker.url == given.rstrip("/")), None)
+            if known is None:
+                router.add_by_hand(given.rstrip("/").removeprefix("http://"), given)
+            elif known.draining:
+                return page(MilesError(f"{known.url} drains: DELETE /workers/{known.name}?now=true removes it"), 409)
+            else:  # it lives, whatever was thought of it
+                router.add(known.name, known.url, known.version, known.incarnation)
+        except BodyTooLongError:
+            raise
+        except NotAllowedError as error:
+            return page(MilesError(str(error)), error.status)
+        except (ValueError, RecursionError) as error:
+            return page(MilesError(str(error)), 400)
+        return workers()
+
+    @app.post("/remove_worker", openapi_extra=_BODY, responses=_ANSWERS)
+    async def remove_worker(request: Request, url: str | None = None, worker_url: str | None = None) -> Response:
+        try:
+            given = await _url(request, url or worker_url)
+        except BodyTooLongError:
+            raise
+        except (ValueError, RecursionError) as error:
+            return page(MilesError(str(error)), 400)
+        for worker in list(router.workers.values()):
+            if worker.url == given.rstrip("/"):
+                router.drain(worker.name)
+        return workers()
+
+    @app.get("/list_workers", responses={200: {"description": "all workers", "content": body_of(MilesUrls)}})
+    async def list_workers() -> Response:
+        return page(MilesUrls([worker.url for worker in router.workers.values()]))
+
+
+def page(answer: msgspec.Struct, status: int = 200) -> Response:
+    """A JSON answer."""
+    return Response(msgspec.json.encode(answer), status, media_type="application/json")
+
+
+async def _url(request: Request, in_query: str | None) -> str:
+    """Raises ValueError: there is none."""
+    if in_query:
+        return in_query
+    body = await request.body()
+    given = msgspec.json.decode(body, type=WorkerUrl) if body else WorkerUrl()
+    url = given.url or given.worker_url
+    if not url:
+        raise ValueError("worker_url is required (use query ?url=... or JSON body)")
+    return url

@@ -1,0 +1,1 @@
+"""The directory of a run: who holds it, its launches, what they leave."""

@@ -1,0 +1,1 @@
+"""Which groups a learner may train on, and when."""

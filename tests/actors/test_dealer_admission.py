@@ -1,0 +1,116 @@
+"""What the dealer lets in: by the engine that is furthest behind, never past the bound, nothing while Redis fills up."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from actors import dealer as module
+from actors.dealer import SEED_SPACE, Dealer, PromptsChangedError, sampling_seed
+from actors.runtime.context import ActorContext
+from actors.runtime.spec import ActorSpec
+from bus import Bus, Ledger
+from bus.messages import Ticket
+from miles_async.config.schema import Data, Engine, Model, Rollout, Run, RunConfig, Staleness
+from miles_async.data import Prompt
+
+BATCH = 4
+Make = Callable[..., Dealer]
+
+
+@pytest.fixture
+def make(bus: Bus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
+    """Makes dealers of eight prompts."""
+
+    def make_dealer(max_lag: int = 1, first: int = 1) -> Dealer:
+        prompts = [Prompt(i, f"{first}-{i}", np.array([first, i], dtype=np.int32)) for i in range(8)]
+        monkeypatch.setattr(module, "Tokenizer", lambda path: None)
+        monkeypatch.setattr(module, "load_prompts", lambda config, tokenizer: prompts)
+        config = RunConfig(
+            model=Model(hf_checkpoint="none"),
+            data=Data(prompt_data="none"),
+            run=Run(num_steps=50),
+            engine=Engine(num_engines=3),
+            rollout=Rollout(rollout_batch_size=BATCH, n_samples_per_prompt=2),
+            staleness=Staleness(max_lag=max_lag),
+        )
+        spec = ActorSpec("dealer", "dealer", 0, "", config, tmp_path, "", "", bus.run_id, 1)
+        return Dealer(ActorContext(spec, bus))
+
+    return make_dealer
+
+
+async def test_admission_goes_by_the_engine_that_is_furthest_behind(bus: Bus, make: Make) -> None:
+    await bus.set_engine("engine-0", "http://127.0.0.1:1", 1, 3, "serving")
+    await bus.set_engine("engine-1", "http://127.0.0.1:2", 1, 0, "updating")  # it generates under 0 until it is done
+    await bus.set_engine("engine-2", "http://127.0.0.1:3", 1, -1, "starting")  # it gets no request yet
+    dealer = make()
+    assert "learner to take step 1" in await dealer._deal()
+    assert (await Ledger(bus).counts())["dealt"] == 2 * BATCH  # (0 + max_lag + 1) batches
+    await bus.set_engine("engine-1", "http://127.0.0.1:2", 1, 1, "serving")
+    await dealer._deal()
+    assert (await Ledger(bus).counts())["dealt"] == 3 * BATCH
+
+
+async def test_nothing_is_dealt_before_an_engine_serves(bus: Bus, make: Make) -> None:
+    await bus.set_engine("engine-0", "http://127.0.0.1:1", 1, 0, "starting")
+    assert await make()._deal() == "an engine to serve"
+    assert (await Ledger(bus).counts())["dealt"] == 0
+
+
+async def test_with_a_bound_of_0_one_batch_is_open(bus: Bus, make: Make) -> None:
+    await bus.set_engine("engine-0", "http://127.0.0.1:1", 1, 0, "serving")
+    await make(max_lag=0)._deal()
+    assert len((await Ledger(bus).open_groups()).order) == BATCH
+
+
+async def test_nothing_new_starts_while_redis_fills_up(bus: Bus, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def memory() -> tuple[int, int]:
+        return 81 << 20, 100 << 20
+
+    await bus.set_engine("engine-0", "http://127.0.0.1:1", 1, 0, "serving")
+    monkeypatch.setattr(bus, "memory", memory)
+    assert await make()._deal() == "room in Redis (81 of 100 MB used)"
+    assert (await Ledger(bus).counts())["dealt"] == 0
+
+
+async def test_a_dealer_that_starts_again_goes_on_where_the_ledger_is(bus: Bus, make: Make) -> None:
+    await bus.set_engine("engine-0", "http://127.0.0.1:1", 1, 0, "serving")
+    await make(max_lag=0)._deal()
+    await make(max_lag=1)._deal()
+    ledger = Ledger(bus)
+    await ledger.prepare()
+    dealt = [c.ticket for c in await ledger.next_tickets("w", "w/1", 20, 60_000)]
+    assert len({ticket.group_id for ticket in dealt}) == 2 * BATCH == len(dealt)
+    assert seeds_of(dealt) == sorted(seeds_of(dealt)) and len(set(seeds_of(dealt))) == 2 * BATCH
+
+
+def seeds_of(tickets: list[Ticket]) -> list[int]:
+    return [ticket.sampling_seed for ticket in tickets]
+
+
+async def test_other_prompts_than_those_dealt_so_far_are_refused(make: Make) -> None:
+    await make()._check_prompts()
+    await make()._check_prompts()
+    with pytest.raises(PromptsChangedError, match="start another run"):
+        await make(first=2)._check_prompts()
+
+
+def test_no_two_samples_of_a_run_share_a_seed() -> None:
+    seeds = [sampling_seed(7, position, 4) + i for position in range(500) for i in range(4)]
+    assert len(set(seeds)) == len(seeds)
+    assert all(0 <= seed < SEED_SPACE for seed in seeds)
+    assert seeds != [sampling_seed(8, position, 4) + i for position in range(500) for i in range(4)]
+
+
+async def test_a_dealer_refuses_other_prompts_before_it_deals(bus: Bus, make: Make) -> None:
+    await bus.set_engine("engine-0", "http://127.0.0.1:1", 1, 0, "serving")
+    await make()._check_prompts()
+    dealer = make(first=2)
+    dealer.ctx.stop.set()  # should it go on after all
+    with pytest.raises(PromptsChangedError):
+        await dealer.run()
+    assert (await Ledger(bus).counts())["dealt"] == 0

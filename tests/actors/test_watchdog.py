@@ -1,0 +1,203 @@
+"""The watchdog: a stall is told in time and again, a start is none, and nobody is called silent because of others."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+
+from actors.runtime.watchdog import Watchdog
+from bus.messages import Heartbeat, Metrics
+from miles_async.config.schema import Data, Engine, Model, Run, RunConfig
+from miles_async.monitor.diagnosis import MOVING, Process
+
+COUNTS = {"dealt": 8, "ready": 3}
+STEP = Metrics(actor="learner-0", step=1, time=0.0, values={"raw_reward": 0.5})
+
+
+class World:
+    """A run of two actors, with a clock of its own."""
+
+    def __init__(self, **run: Any) -> None:
+        self.now = 0.0
+        self.pids = {"learner-0": 11, "dealer": 12}
+        self.states: dict[int, str] = {}
+        self.quiet: set[str] = set()
+        self.redis_loads = False
+        self.waits: dict[str, tuple[tuple[str, float], ...]] = {}
+        self.beat_at = dict.fromkeys(self.pids, 0.0)
+        self.events: list[tuple[float, str, dict[str, Any]]] = []
+        self.killed: dict[str, float] = {}
+        config = RunConfig(
+            model=Model(hf_checkpoint="none"),
+            data=Data(prompt_data="none"),
+            run=Run(watchdog_s=10.0, heartbeat_timeout_s=20.0, **run),
+            engine=Engine(start_timeout_s=50.0),
+        )
+        self.dog = Watchdog(
+            config,
+            lambda: self.pids,
+            lambda: 77,
+            clock=lambda: self.now,
+            process=lambda pid: Process(pid, self.states.get(pid, "running")),
+            redis_loads=lambda: self.redis_loads,
+            fork_server=lambda: 99,
+        )
+
+    def live(
+        self, seconds: float, counts: dict[str, int] = COUNTS, *, redis: bool = True, refusal: str = ""
+    ) -> list[str]:
+        """Let time pass as ``Watch`` does; returns the kinds of the events."""
+        before = len(self.events)
+        for _ in range(round(seconds)):
+            self.now += 1.0
+            self.dog.asked()
+            if redis:
+                for name in self.pids.keys() - self.quiet:
+                    self.beat_at[name] = self.now
+                self.dog.heard([self._beat(name) for name in sorted(self.pids)], counts, refusal)
+            self.events += [(self.now, kind, data) for kind, data in self.dog.tick()]
+            self.killed |= self.dog.overdue()
+        return [kind for _, kind, _ in self.events[before:]]
+
+    def _beat(self, name: str) -> Heartbeat:
+        role, waits = name.split("-")[0], self.waits.get(name, ())
+        whom = waits[0][0] if waits else ""
+        at = self.beat_at[name]
+        return Heartbeat(actor=name, role=role, pid=self.pids[name], time=at, waits_for=whom, waits=waits)
+
+
+@pytest.fixture
+def world() -> World:
+    found = World()
+    found.live(2)
+    found.dog.metrics(STEP)
+    return found
+
+
+def test_a_stall_is_told_once_its_time_is_over_and_again_after_twice_that_time(world: World) -> None:
+    assert world.live(9) == []
+    assert world.live(1) == ["stalled"]
+    assert world.live(9) == []
+    assert world.live(1) == ["stalled"]
+    assert world.live(35) == ["stalled"]
+    assert [data["seconds"] for _, _, data in world.events] == [10, 20, 40]
+    assert world.dog.verdict == ""
+
+
+def test_a_run_that_recovers_says_so_and_is_watched_as_before(world: World) -> None:
+    world.live(10)
+    assert world.live(1, {"dealt": 9}) == ["moving_again"]
+    assert world.live(9, {"dealt": 9}) == []
+    assert world.live(1, {"dealt": 9}) == ["stalled"]
+
+
+def test_only_what_really_moved_is_progress(world: World) -> None:
+    world.live(9)
+    world.dog.metrics(Metrics(actor="router", step=1, time=0.0, values={"router/inflight": 8.0, MOVING: 0.0}))
+    world.dog.metrics(Metrics(actor="broadcaster", step=1, time=0.0, values={"weights/bytes": 0.0}))
+    assert world.live(1) == ["stalled"]
+    world.dog.metrics(Metrics(actor="router", step=1, time=0.0, values={MOVING: 1.0}))
+    assert world.live(1) == ["moving_again"]
+
+
+def test_a_stall_ends_the_run_where_it_is_told_to_with_the_culprit_as_its_reason() -> None:
+    world = World(watchdog_exit=True)
+    world.live(2)
+    world.dog.metrics(STEP)
+    world.states[11] = "stopped"
+    world.live(9)
+    assert world.dog.verdict == ""
+    world.live(1)
+    assert world.dog.verdict == "nothing moved for 10 s: learner-0 (pid 11) is stopped (SIGSTOP)"
+
+
+def test_a_redis_that_does_not_answer_is_the_culprit(world: World) -> None:
+    world.states[77] = "stopped"
+    assert world.live(12, redis=False) == ["stalled"]
+    assert world.events[-1][2]["diagnosis"] == "redis (pid 77) has not answered for 9 s; it is stopped (SIGSTOP)"
+    assert {wait["for_whom"] for wait in world.events[-1][2]["waits"]} == {"redis"}
+
+
+def test_a_start_is_no_stall_before_its_own_time_is_over() -> None:
+    world = World()
+    world.waits["learner-0"] = (("the model to be built", time.time()),)
+    assert world.live(45) == []
+    world.waits["learner-0"] = (("the model to be built", time.time() - 51.0),)
+    assert world.live(12) == ["stalled"]
+
+
+def test_an_actor_that_has_not_been_heard_of_yet_starts() -> None:
+    world = World()
+    world.pids["engine-0"] = 13
+    world.beat_at["engine-0"] = 0.0
+    world.quiet.add("engine-0")
+    world.dog._pids = lambda: world.pids
+    beats = world._beat
+    world._beat = lambda name: beats("dealer" if name == "engine-0" else name)  # it sends none
+    assert world.live(45) == []
+    assert world.killed == {}
+    assert "stalled" in world.live(25)
+
+
+def test_before_the_first_step_what_the_actors_wait_for_counts_as_progress() -> None:
+    world = World()
+    world.live(9)
+    world.waits["dealer"] = (("an engine to serve", 0.0),)
+    assert world.live(9) == []
+    assert world.live(2) == ["stalled"]
+
+
+def test_a_stopped_actor_is_killed_when_its_time_is_over(world: World) -> None:
+    world.quiet.add("learner-0")
+    world.states[11] = "stopped"
+    world.live(19)
+    assert world.killed == {}
+    world.live(2)
+    assert list(world.killed) == ["learner-0"] and world.killed["learner-0"] >= 20.0
+
+
+def test_an_actor_that_may_still_load_a_model_is_not_killed_for_its_silence(world: World) -> None:
+    world.quiet.add("learner-0")
+    world.live(45)
+    assert world.killed == {}
+    world.live(10)
+    assert list(world.killed) == ["learner-0"]
+
+
+@pytest.mark.parametrize("trouble", [{"redis": False}, {"refusal": "its memory is full"}])
+def test_nobody_is_silent_because_redis_was_away_or_full(world: World, trouble: dict[str, Any]) -> None:
+    world.live(100)
+    world.quiet |= {"learner-0", "dealer"}
+    world.live(60, **trouble)
+    assert world.killed == {}
+    world.live(19)
+    assert world.killed == {}
+    world.live(2)
+    assert set(world.killed) == {"learner-0", "dealer"}
+
+
+def test_a_watchdog_that_was_away_itself_accuses_nobody(world: World) -> None:
+    for counter in range(100):
+        world.live(1, {"dealt": counter})
+    world.now += 1000.0
+    assert world.dog.tick() == []
+    assert world.dog.overdue() == {}
+
+
+def test_a_redis_that_loads_its_data_is_no_stall_and_makes_nobody_silent(world: World) -> None:
+    world.redis_loads = True
+    assert world.live(100, redis=False) == [] and not world.killed
+    world.redis_loads = False
+    assert world.live(9, redis=False) == [] and not world.killed
+    assert world.live(1, redis=False) == ["stalled"]
+
+
+def test_a_stopped_fork_server_is_named_where_it_hides_that_an_actor_has_ended(world: World) -> None:
+    world.states[99] = "stopped"
+    world.states[11] = "zombie"
+    assert world.live(10) == ["stalled"]
+    diagnosis = world.events[-1][2]["diagnosis"]
+    assert "learner-0 (pid 11) is a zombie" in diagnosis
+    assert "the fork server (pid 99) is stopped (SIGSTOP)" in diagnosis

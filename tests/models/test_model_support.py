@@ -1,0 +1,151 @@
+"""Which models are refused at launch, and that docs/models.md says what the code does."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import torch
+from train_support import SHAPE, make_config
+
+from miles_async.config.schema import ConfigError, Engine
+from miles_async.engines.embedded.checkpoint import CheckpointError, read_config
+from miles_async.models.support import ARCHITECTURES, ENGINE, LEARNER, ModelError, Part, check_models, problems
+from miles_async.train.bridge import load_hf_config
+
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "models.md").read_text()
+BASE = {"model_type": "qwen3", **SHAPE}
+LLAMA3 = {"rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "original_max_position_embeddings": 32}
+
+# a row of the page, and configurations that it speaks of
+ROWS: dict[str, list[dict[str, Any]]] = {
+    "`qwen3`": [{}],
+    "`qwen2`": [{"model_type": "qwen2"}],
+    "`llama`": [{"model_type": "llama"}],
+    "any other": [{"model_type": name} for name in ("gpt2", "gemma2", "mistral", "phi3", "qwen3_moe", "mixtral")],
+    "tied and untied": [{"tie_word_embeddings": tied, "head_dim": 20} for tied in (True, False)],
+    "`rope_type` `default`": [{"rope_parameters": {"rope_type": "default"}}, {"rope_scaling": {"type": "default"}}],
+    "`rope_type` `linear`": [{"rope_scaling": {"type": "linear", "factor": 2.0}}, {"rope_parameters": LLAMA3}],
+    "`rope_type` `yarn`": [{"rope_parameters": {"rope_type": kind}} for kind in ("yarn", "dynamic", "longrope")],
+    "`partial_rotary_factor`": [{"partial_rotary_factor": 0.5}, {"rope_parameters": {"partial_rotary_factor": 0.5}}],
+    "`attention_bias`": [{"attention_bias": True}, {"model_type": "llama", "mlp_bias": True}],
+    "`use_sliding_window`": [{"use_sliding_window": True}, {"layer_types": ["full_attention", "sliding_attention"]}],
+    "`hidden_act`": [{"hidden_act": "gelu"}],
+    "`quantization_config`": [{"quantization_config": {"quant_method": "fp8"}}],
+}
+
+
+def rows() -> dict[str, tuple[bool, bool]]:
+    """The rows of the page's tables: whether the learner can, whether the engine can."""
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in PAGE.splitlines() if line[:1] == "|"]
+    return {cells[0]: (cells[-2] == "yes", cells[-1] == "yes") for cells in lines if cells[-1] in ("yes", "no")}
+
+
+def test_the_page_says_of_each_model_what_the_code_does() -> None:
+    found = rows()
+    assert len(found) == len(ROWS)
+    for start, configs in ROWS.items():
+        (said,) = [said for name, said in found.items() if name.startswith(start)]
+        for config in configs:
+            can = tuple(not problems({**BASE, **config}, part) for part in (LEARNER, ENGINE))
+            assert can == said, f"{start}: {config}"
+    assert {name for name in ARCHITECTURES if f"| `{name}` |" in PAGE} == set(ARCHITECTURES)
+
+
+def test_a_launch_refuses_what_the_learner_and_the_embedded_engine_refuse(tmp_path: Path) -> None:
+    """One function for all three, asked where each of them begins."""
+
+    def refused(by: Any, kind: type[Exception]) -> bool:
+        try:
+            by()
+        except kind as error:
+            assert "\n" not in str(error)
+            return True
+        return False
+
+    for configs in ROWS.values():
+        for config in configs:
+            (tmp_path / "config.json").write_text(json.dumps({**BASE, **config}))
+            run = make_config(tmp_path)
+            external = msgspec.structs.replace(run, engine=Engine(kind="external", urls=["http://x"]))
+            learner = refused(lambda: load_hf_config(str(tmp_path)), ModelError)
+            engine = refused(lambda: read_config(tmp_path), CheckpointError)
+            assert refused(lambda e=external: check_models(e), ConfigError) == learner, config
+            assert refused(lambda r=run: check_models(r), ConfigError) == (learner or engine), config
+            mine = msgspec.structs.replace(run, model=msgspec.structs.replace(run.model, model_provider="a.b"))
+            assert refused(lambda m=mine: check_models(m), ConfigError) == engine, config
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"model_type": "gpt2"}, r"the learner cannot compute .*model_type 'gpt2' \(supported: llama, qwen2, qwen3\)"),
+        ({"rope_scaling": LLAMA3}, r"rope_type 'llama3' \(supported: default\)"),
+        ({"vocab_size": None, "hidden_size": "x"}, "config.json has no vocab_size and no hidden_size"),
+    ],
+)
+def test_the_refusal_names_the_key_the_model_and_what_is_supported(
+    config: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({**BASE, **config}))
+    with pytest.raises(ConfigError, match=said) as caught:
+        check_models(make_config(tmp_path))
+    assert str(caught.value).startswith("model.hf_checkpoint: ") and str(tmp_path) in str(caught.value)
+    for section, key in (("algorithm", "ref_load"), ("critic", "critic_load")):
+        with pytest.raises(ConfigError, match=rf"{section}\.{key}: .*{said}"):
+            check_models(make_config("builtin:digits", **{section: {key: str(tmp_path)}}))
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1]", "[" * 100_000, "\x00"])
+def test_a_configuration_that_is_none_is_one_line(content: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(ConfigError, match=r"config\.json: not") as caught:
+        check_models(make_config(tmp_path))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_gpu_that_is_not_there_is_refused_before_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = make_config("builtin:digits", model={"device": "cuda"})
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(
+        ConfigError, match=r'model\.device = "cuda", but torch sees no CUDA device; allowed here: "auto"'
+    ):
+        check_models(config)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    check_models(config)
+
+
+def test_judging_a_model_costs_no_torch() -> None:
+    code = (
+        "import sys; from miles_async.models.support import problems, LEARNER; problems({}, LEARNER); "
+        "assert not {'torch', 'transformers'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_an_unsupported_model_is_refused_by_a_dry_run(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({**BASE, "model_type": "gemma2"}))
+    (tmp_path / "model.safetensors").touch()
+    (tmp_path / "run.toml").write_text(
+        f'[model]\nhf_checkpoint = "{tmp_path}"\n[data]\nprompt_data = "builtin:repeat"\n'
+        '[algorithm]\ncorrection = "behaviour"\n'
+    )
+    command = [sys.executable, "-m", "miles_async.cli.app", "launch", str(tmp_path / "run.toml"), "--dry-run"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 2 and len(result.stderr.strip().splitlines()) == 1
+    assert re.search("model.hf_checkpoint: the learner cannot compute .*model_type 'gemma2'", result.stderr)
+
+
+def test_parts_are_named_as_the_page_names_them() -> None:
+    def column(part: Part) -> str:
+        return part.name.removeprefix("the ").split(" (")[0]
+
+    heads = [line for line in PAGE.splitlines() if line.startswith("| of such a model")]
+    assert heads == [f"| of such a model | {column(LEARNER)} (Megatron) | {column(ENGINE)} |"]

@@ -1,0 +1,103 @@
+"""The real learner on a real bus; its model is a stand-in, so that it can fail at the moments that matter."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from actors.learner import Learner
+from actors.runtime.context import ActorContext
+from actors.runtime.spec import ActorSpec
+from bus import Bus, Ledger
+from bus.codec import LOGPROBS, MASK, TOKENS, VERSIONS, pack
+from bus.messages import Group, Sample, Ticket
+from miles_async.config.schema import Checkpoint, Data, Model, Rollout, Run, RunConfig
+
+BATCH = 2
+
+
+class PowerCut(RuntimeError):
+    """What ends a learner in the middle of something."""
+
+
+class StandInTrainer:
+    """Counts versions, and dies where it is told to."""
+
+    def __init__(self, *, fails_at_step: int = 0, fails_to_save: bool = False) -> None:
+        self.version = 0
+        self.trained: list[tuple[str, ...]] = []
+        self.sizes: list[list[int]] = []  # of the mini-batches
+        self.bounds: list[int] = []
+        self.fails_at_step, self.fails_to_save = fails_at_step, fails_to_save
+
+    def step(self, groups: list[Group], *, max_lag: int, sizes: list[int]) -> dict[str, float]:
+        if self.version + 1 == self.fails_at_step:
+            raise PowerCut
+        self.trained.append(tuple(group.group_id for group in groups))
+        self.sizes.append(sizes)
+        self.bounds.append(max_lag)
+        self.version += 1
+        return {"raw_reward": 0.0}
+
+    def save_checkpoint(self, directory: Path, extra: dict[str, Any]) -> None:
+        if self.fails_to_save:
+            raise PowerCut
+
+    def close(self) -> None:
+        """Nothing to leave."""
+
+
+@pytest.fixture(autouse=True)
+def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Learner, "_write_snapshot", lambda self, version: Path(f"v{version}"))
+
+
+def make_learner(
+    bus: Bus, run_dir: Path, trainer: StandInTrainer, monkeypatch: pytest.MonkeyPatch, **sections: Any
+) -> Learner:
+    config = RunConfig(
+        model=Model(hf_checkpoint="none"),
+        data=Data(prompt_data="none"),
+        **{
+            "run": Run(num_steps=3),
+            "rollout": Rollout(rollout_batch_size=BATCH),
+            "checkpoint": Checkpoint(save_interval=100, save_hf=False),
+            **sections,
+        },
+    )
+    trainer_module = type("trainer", (), {"MegatronTrainer": lambda *_, **__: trainer})
+    monkeypatch.setitem(sys.modules, "miles_async.train.trainer", trainer_module)
+    spec = ActorSpec("learner-0", "learner", 0, "", config, run_dir, "", "", bus.run_id, 1)
+    return Learner(ActorContext(spec, bus))
+
+
+async def publish(ledger: Ledger, count: int, version: int = 0) -> None:
+    """``count`` more groups are ready; ``version`` sampled all of their tokens."""
+    await ledger.prepare()
+    start = (await ledger.open_groups()).next_position
+    tickets = [Ticket(group_id=f"0-{start + i}-0", prompt_tokens=b"", sampling_seed=i) for i in range(count)]
+    await ledger.admit(tickets, limit=10**6, position=start)
+    sample = Sample(
+        index=0,
+        tokens=pack([1], TOKENS),
+        logprobs=pack([-1.0], LOGPROBS),
+        loss_mask=pack([1], MASK),
+        versions=pack([version], VERSIONS),
+        reward=0.0,
+        finish_reason="stop",
+    )
+    for claimed in await ledger.next_tickets("w", "w/1", count, 60_000):
+        gid = claimed.ticket.group_id
+        group = Group(
+            group_id=gid, prompt_tokens=pack([1], TOKENS), samples=(sample,), worker="w", started=0.0, finished=0.0
+        )
+        assert await ledger.publish(group, "w/1", 0.0)
+
+
+async def run(learner: Learner) -> None:
+    async with asyncio.timeout(10):
+        await learner.run()
