@@ -1,6 +1,7 @@
 """The server that every actor of this process is forked from, and that alone tells how one ended.
 
-Promises: after :func:`go_on` a server that was stopped tells; after :func:`end` none is left, nor any process that it forked
+Promises: what a terminal or ``timeout`` says to the whole process group does not end it, not even while it starts; after
+:func:`go_on` a server that was stopped tells; after :func:`end` none is left, nor any process that it forked
 (``die_with_parent``).
 """
 
@@ -9,12 +10,15 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-from multiprocessing import forkserver
+from collections.abc import Iterator
+from multiprocessing import forkserver, resource_tracker
 from typing import Any
 
 import psutil
 
 LAUNCH_PID = "MILES_ASYNC_LAUNCH_PID"  # in its environment: whose end is its own
+# what Ctrl-C, `timeout` and a closed terminal send to every process of a group; ours are stopped by the supervisor, in order
+OF_THE_GROUP = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def begin() -> None:
@@ -22,12 +26,28 @@ def begin() -> None:
     if _lives():
         return
     os.environ[LAUNCH_PID] = str(os.getpid())
-    # a closed terminal tells every process of its group; ours are stopped by the supervisor, in order
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    try:
+    # one after the other: a resource tracker that starts lets some of them through again
+    with _blocked():
+        resource_tracker.ensure_running()
+    with _blocked():
         forkserver.ensure_running()  # it and all its children inherit that
+
+
+def become_an_actor() -> None:
+    """Be an actor, in a process that it forked: of the signals to the group, SIGTERM is for it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, OF_THE_GROUP)
+
+
+@contextlib.contextmanager
+def _blocked() -> Iterator[None]:
+    """What is said to the group meanwhile is heard at the end of the block."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, OF_THE_GROUP)
+    try:
+        yield
     finally:
-        signal.signal(signal.SIGHUP, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _lives() -> bool:

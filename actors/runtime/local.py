@@ -61,9 +61,9 @@ def load_class(path: str) -> type:
 
 def _become(spec: ActorSpec) -> None:
     """The body of an actor process."""
+    fork_server.become_an_actor()
     die_with_parent(signal.SIGKILL)()
     setproctitle.setproctitle(f"miles-async {spec.name} {spec.run_dir}")
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the supervisor's, which stops us in order
     log: Any = Outlet(open(log_path(spec.run_dir, spec.name), "a", buffering=1))  # noqa: SIM115  (its disk may be full)
     os.dup2(log.fileno(), 1)
     os.dup2(log.fileno(), 2)

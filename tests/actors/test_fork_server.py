@@ -1,9 +1,12 @@
-"""The fork server of a launch: stopped, it holds nobody up; and none is left when the launch is over."""
+"""The fork server of a launch: a signal to the whole group does not end it; stopped, it holds nobody up; and none is left when
+the launch is over."""
 
 from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -83,3 +86,69 @@ def test_the_fork_server_ends_with_the_launch(runtime: LocalRuntime, stopped: bo
     runtime.close()
     sleeper(runtime, "of another launch in this process")
     assert fork_server.pid() != forks
+
+
+# what is imported once says that it has begun to be, and takes its time
+PRELOADED = """
+import pathlib, time
+pathlib.Path({begun!r}).touch()
+time.sleep(1.0)
+"""
+LAUNCH = """
+import os, signal, sys, time
+from pathlib import Path
+from actors.runtime import fork_server, local
+
+signum, begun = int(sys.argv[1]), Path(sys.argv[2])
+heard = []
+signal.signal(signum, lambda *_: heard.append(signum))
+local.PRELOAD = ["preloaded"]
+runtime = local.LocalRuntime()
+runtime.warm_up()
+if sys.argv[3] == "imports":
+    while not begun.exists():
+        time.sleep(0.01)
+os.killpg(0, signum)
+actor = runtime._context.Process(target=time.sleep, args=(1000,))
+actor.start()
+os.killpg(0, signum)
+os.kill(actor.pid, signal.SIGKILL)
+actor.join()
+print(len(heard), actor.exitcode)
+runtime.close()
+"""
+
+
+@pytest.mark.parametrize("moment", ["begins", "imports"])
+@pytest.mark.parametrize("signum", fork_server.OF_THE_GROUP)
+def test_a_signal_to_the_whole_group_does_not_end_the_fork_server_while_it_starts(
+    signum: signal.Signals, moment: str, tmp_path: Path
+) -> None:
+    begun = tmp_path / "begun"
+    (tmp_path / "preloaded.py").write_text(PRELOADED.format(begun=str(begun)))
+    environment = os.environ | {"PYTHONPATH": f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"}
+    launch = subprocess.run(
+        [sys.executable, "-c", LAUNCH, str(int(signum)), str(begun), moment],
+        env=environment,
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        start_new_session=True,
+        check=False,
+    )
+    assert launch.stdout.split() == ["2", str(-signal.SIGKILL)], launch.stderr  # 255: the fork server has ended
+
+
+def _signals_of_an_actor() -> None:
+    fork_server.become_an_actor()
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    ignored = {signum for signum in fork_server.OF_THE_GROUP if signal.getsignal(signum) is signal.SIG_IGN}
+    os._exit(0 if not blocked and ignored == {signal.SIGINT, signal.SIGHUP} else 1)
+
+
+def test_an_actor_hears_of_the_signals_of_its_group_sigterm_only(runtime: LocalRuntime) -> None:
+    process = runtime._context.Process(target=_signals_of_an_actor)
+    process.start()
+    process.join(30.0)
+    assert process.exitcode == 0
