@@ -38,7 +38,7 @@ class Dealer:
     def __init__(self, ctx: ActorContext) -> None:
         self.ctx = ctx
         self.ledger = Ledger(ctx.bus)
-        self.policy = make_policy(ctx.config.staleness, ctx.config.rollout.surplus)
+        self.policy = make_policy(ctx.config)
         tokenizer = Tokenizer(ctx.model_path)
         self.prompts = load_prompts(ctx.config, tokenizer)
         self.counts = counts(self.prompts)

@@ -59,7 +59,7 @@ class Learner:
     def __init__(self, ctx: ActorContext) -> None:
         self.ctx, self.config = ctx, ctx.config
         self.ledger, self.offers = Ledger(ctx.bus), Offers(ctx)
-        self.policy = make_policy(ctx.config.staleness, ctx.config.rollout.surplus)
+        self.policy = make_policy(ctx.config)
         self.buffer_filter = BufferFilter(ctx.config)
         self.rank, self.share = ctx.index, LearnerShare(ctx, self.ledger)
         self.max_lag = ctx.config.staleness.max_lag  # of the batch that is being trained
@@ -167,7 +167,7 @@ class Learner:
             chosen = self.policy.select(list(self.ready.values()), open_order, self.trainer.version, size)
             if chosen:
                 groups = [self.ready[group_id] for group_id in chosen]
-                surplus, max_lag = self.config.rollout.surplus, self.config.staleness.max_lag
+                surplus, max_lag = self.policy.surplus, self.config.staleness.max_lag
                 return await self.ledger.batch(step, groups, surplus=surplus, max_lag=max_lag)
         await self.ctx.bus.publish("control", Control(command="learner_stop", roles=("learner",), reason=str(step)))
         return None

@@ -69,7 +69,7 @@ def check(config: RunConfig) -> None:
         if config.eval.datasets[name].rm_type is not None:
             for hook in (REWARD, GROUP_REWARD):
                 _check(hook, its_config, f"eval.datasets.{name}.rm_type")
-    make_policy(config.staleness, config.rollout.surplus)
+    make_policy(config)
 
 
 def _check(hook: Hook, config: RunConfig, key: str = "") -> None:

@@ -82,11 +82,6 @@ def check_rollout(config: RunConfig) -> None:
             f"rollout.over_sampling_batch_size = {rollout.over_sampling_batch_size} must be at least "
             f"rollout.rollout_batch_size = {rollout.rollout_batch_size}"
         )
-    if rollout.surplus and config.staleness.policy != "fifo":
-        raise ConfigError(
-            f'rollout.over_sampling_batch_size = {rollout.over_sampling_batch_size} needs staleness.policy = "fifo": '
-            f'"{config.staleness.policy}" takes groups as they finish already, and has more of them with a larger max_lag'
-        )
     if rollout.generate_function == "multi_turn" and rollout.execute_tool_function is None:
         raise ConfigError(
             'rollout.execute_tool_function is missing: rollout.generate_function = "multi_turn" needs a function '

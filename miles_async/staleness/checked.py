@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from bus.messages import ReadyGroup
-from miles_async.config.schema import Staleness
+from miles_async.config.schema import Rollout, Staleness
 from miles_async.hooks.calls import called, refused, shown
 from miles_async.hooks.hook import Hook
 from miles_async.staleness.policies import StalenessPolicy, StalenessState, is_usable, lag
@@ -25,9 +25,9 @@ REASON = re.compile(r"[A-Za-z0-9_.-]{1,60}\Z")
 class CheckedPolicy:
     """The policy that ``make``, the function of ``hook``, gives. Raises HookFailed here and at each method."""
 
-    def __init__(self, hook: Hook, make: Callable[..., Any], staleness: Staleness) -> None:
+    def __init__(self, hook: Hook, make: Callable[..., Any], staleness: Staleness, rollout: Rollout) -> None:
         self._hook, self._bound = hook, staleness.max_lag
-        self._policy: StalenessPolicy = called(hook, make, staleness)
+        self._policy: StalenessPolicy = called(hook, make, staleness, rollout)
         missing = [name for name in METHODS if not callable(getattr(self._policy, name, None))]
         if missing:
             raise refused(hook, make, self._policy, f"a policy: it has no {' and no '.join(missing)}")
@@ -35,11 +35,22 @@ class CheckedPolicy:
         if not _is_count(lag_of_its) or not 0 <= int(lag_of_its) <= self._bound:
             wanted = f"a policy whose max_lag is a number of versions, at most staleness.max_lag = {self._bound}"
             raise refused(hook, make, lag_of_its, wanted)
-        self._max_lag = int(lag_of_its)
+        self._max_lag, self._surplus = int(lag_of_its), rollout.surplus
+        surplus: Any = getattr(self._policy, "surplus", 0)
+        if surplus != rollout.surplus:
+            wanted = (
+                f"a policy whose surplus is {rollout.surplus}, as rollout.over_sampling_batch_size = "
+                f"{rollout.over_sampling_batch_size or rollout.rollout_batch_size} asks"
+            )
+            raise refused(hook, make, surplus, wanted)
 
     @property
     def max_lag(self) -> int:
         return self._max_lag
+
+    @property
+    def surplus(self) -> int:
+        return self._surplus
 
     def admit(self, state: StalenessState) -> int:
         found = called(self._hook, self._policy.admit, state)

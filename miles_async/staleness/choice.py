@@ -2,36 +2,40 @@
 
 from __future__ import annotations
 
-from miles_async.config.schema import Staleness
+from miles_async.config.schema import ConfigError, Rollout, RunConfig, Staleness
 from miles_async.hooks.hook import Hook
 from miles_async.staleness.checked import CheckedPolicy
-from miles_async.staleness.policies import Drop, Fifo, OverSampled, StalenessPolicy
+from miles_async.staleness.policies import Drop, Fifo, StalenessPolicy
 
 POLICY = Hook(
     "staleness.policy",
-    ("staleness",),
-    returns="a staleness.StalenessPolicy that keeps staleness.max_lag (the learner refuses what is older)",
+    ("staleness", "rollout"),
+    returns="a staleness.policies.StalenessPolicy that keeps staleness.max_lag (the learner refuses what is older)",
     default="fifo",
     built_in={name: f"miles_async.staleness.choice.{name}" for name in ("fifo", "drop")},
 )
 
 
-def fifo(staleness: Staleness) -> StalenessPolicy:
-    """Train in dealt order."""
-    return Fifo(staleness.max_lag)
+def fifo(staleness: Staleness, rollout: Rollout) -> StalenessPolicy:
+    """Train in dealt order; with ``rollout.over_sampling_batch_size``, the first of so many that are ready."""
+    return Fifo(staleness.max_lag, rollout.surplus)
 
 
-def drop(staleness: Staleness) -> StalenessPolicy:
-    """Train what is ready first, drop what grew too old."""
+def drop(staleness: Staleness, rollout: Rollout) -> StalenessPolicy:
+    """Train what is ready first, drop what grew too old. Raises ConfigError where groups to spare are asked for."""
+    if rollout.surplus:
+        raise ConfigError(
+            f'rollout.over_sampling_batch_size = {rollout.over_sampling_batch_size} needs staleness.policy = "fifo": '
+            '"drop" takes groups as they finish already, and has more of them with a larger max_lag'
+        )
     return Drop(staleness.max_lag)
 
 
-def make_policy(config: Staleness, extra: int = 0) -> StalenessPolicy:
-    """The policy that ``config.policy`` names, with its bound. ``extra``: ``rollout.surplus``; only with "fifo".
+def make_policy(config: RunConfig) -> StalenessPolicy:
+    """The policy that ``staleness.policy`` names. One of the user's has its decisions looked at.
 
-    One of the user's has its decisions looked at. Raises HookError, HookFailed.
+    Raises ConfigError, HookError, HookFailed.
     """
-    if extra:
-        return OverSampled(config.max_lag, extra)
-    make = POLICY.load(config.policy)
-    return make(config) if config.policy in POLICY.built_in else CheckedPolicy(POLICY, make, config)
+    name, made_from = config.staleness.policy, (config.staleness, config.rollout)
+    make = POLICY.load(name)
+    return make(*made_from) if name in POLICY.built_in else CheckedPolicy(POLICY, make, *made_from)

@@ -25,7 +25,7 @@ the B groups of batch ``k`` start, once version ``k`` is confirmed everywhere: t
 *Drop* admits by the same count but takes groups as they finish, so a slow group may be overtaken and grow too old; it
 is then evicted, which frees its place.
 
-*Over-sampling* lets ``W = B + E`` groups be open for a batch, ``E`` of them to spare (a filter drops some, or they are
+*Over-sampling* is fifo with ``E`` groups to spare: ``W = B + E`` are open for a batch (a filter drops some, or they are
 slow). Batch ``k`` is the first ``B`` ready ones among the ``W`` that were dealt first, its window; with the batch, what is
 left of the window is dropped as surplus, whatever its state. So a group that is dealt when ``o`` are open is trained or
 dropped with batch ``k + floor(o/W)`` at the latest (drops before it only bring it forward), and admission while
@@ -71,6 +71,11 @@ class StalenessPolicy(Protocol):
         """Versions that the oldest token of a trained group may be behind the learner."""
         ...
 
+    @property
+    def surplus(self) -> int:
+        """How many open groups, those that were dealt first of the others, are dropped with each batch."""
+        ...
+
     def admit(self, state: StalenessState) -> int:
         """How many more groups may start now."""
         ...
@@ -109,12 +114,12 @@ def newest(group: ReadyGroup) -> int:
     return found
 
 
-def admissible(state: StalenessState, max_lag: int, extra: int = 0) -> int:
+def admissible(state: StalenessState, max_lag: int, surplus: int = 0) -> int:
     """Groups that may start so that each is within ``max_lag`` when consumed in dealt order (derived above).
 
-    ``extra``: groups that are open for a batch beyond those that it trains.
+    ``surplus``: groups that are open for a batch beyond those that it trains.
     """
-    window = state.batch_size + extra
+    window = state.batch_size + surplus
     limit = min(state.serving_version + max_lag + 1, state.total_steps) * window
     return max(0, limit - (state.batched_steps * window + state.open_groups))
 
@@ -133,9 +138,10 @@ class _Bounded:
     """What the policies with a bound on each token share: admission by count, eviction by version."""
 
     max_lag: int
+    surplus: int = 0
 
     def admit(self, state: StalenessState) -> int:
-        return admissible(state, self.max_lag)
+        return admissible(state, self.max_lag, self.surplus)
 
     def evict(self, ready: Sequence[ReadyGroup], version: int) -> list[tuple[str, str]]:
         return unusable(ready, version, self.max_lag)
@@ -145,18 +151,18 @@ class _Bounded:
 class Fifo(_Bounded):
     """Train in dealt order: nothing is dropped and short responses get no preference; a slow group holds up the rest.
 
-    ``evict`` stays empty while engines keep to the terms above; it catches a recovery that put older weights back, and what
-    was sampled with weights that such a recovery undid.
+    With a ``surplus``, the first of each window that are ready, in dealt order: a filter or a slow group does not hold up the
+    step, and long responses are lost more. ``evict`` stays empty while engines keep to the terms above; it catches a recovery
+    that put older weights back, and what was sampled with weights that such a recovery undid.
     """
 
     def select(
         self, ready: Sequence[ReadyGroup], open_order: Sequence[str], version: int, batch_size: int
     ) -> tuple[str, ...] | None:
-        head = tuple(open_order[:batch_size])
-        if len(head) < batch_size or not {group.group_id for group in ready}.issuperset(head):
-            return None
-        usable = {group.group_id for group in ready if is_usable(group, version, self.max_lag)}
-        return head if usable.issuperset(head) else None
+        place = {group_id: i for i, group_id in enumerate(open_order[: batch_size + self.surplus])}
+        usable = (group.group_id for group in ready if is_usable(group, version, self.max_lag))
+        first = [group_id for group_id in usable if group_id in place][:batch_size]
+        return tuple(sorted(first, key=place.__getitem__)) if len(first) == batch_size else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,24 +174,3 @@ class Drop(_Bounded):
     ) -> tuple[str, ...] | None:
         usable = [group.group_id for group in ready if is_usable(group, version, self.max_lag)]
         return tuple(usable[:batch_size]) if len(usable) >= batch_size else None
-
-
-@dataclass(frozen=True, slots=True)
-class OverSampled(_Bounded):
-    """Train the first of each window that are ready, in dealt order; the ledger drops its ``extra`` others with the batch.
-
-    A filter or a slow group does not hold up the step; long responses are lost more.
-    """
-
-    extra: int
-
-    def admit(self, state: StalenessState) -> int:
-        return admissible(state, self.max_lag, self.extra)
-
-    def select(
-        self, ready: Sequence[ReadyGroup], open_order: Sequence[str], version: int, batch_size: int
-    ) -> tuple[str, ...] | None:
-        place = {group_id: i for i, group_id in enumerate(open_order[: batch_size + self.extra])}
-        fresh = (group.group_id for group in ready if is_usable(group, version, self.max_lag))
-        first = [group_id for group_id in fresh if group_id in place][:batch_size]
-        return tuple(sorted(first, key=place.__getitem__)) if len(first) == batch_size else None

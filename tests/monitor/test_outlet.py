@@ -42,7 +42,9 @@ def test_a_program_goes_on_where_there_is_no_room_for_what_it_says(tmp_path: Pat
 
 @pytest.mark.parametrize("encoding", ["ascii", "utf-8"])
 def test_a_letter_that_a_terminal_does_not_have_costs_no_line(encoding: str) -> None:
-    says = r"from miles_async.monitor import outlet; outlet.install(); print('ValueError: \u4e2d \ud83d in rewards.py:3')"
+    says = (
+        r"from miles_async.monitor import outlet; outlet.install(); print('ValueError: \u4e2d \ud83d in rewards.py:3')"
+    )
     done = subprocess.run(
         [sys.executable, "-c", says], check=False, capture_output=True, env=os.environ | {"PYTHONIOENCODING": encoding}
     )

@@ -262,26 +262,22 @@ async def test_what_its_function_has_scored_is_not_graded_again() -> None:
 
 
 @pytest.mark.parametrize(
-    ("rollout", "staleness", "says"),
+    ("rollout", "says"),
     [
-        ({"over_sampling_batch_size": 3}, {}, "rollout.over_sampling_batch_size = 3 must be at least"),
-        ({"over_sampling_batch_size": 9}, {"policy": "drop"}, 'needs staleness.policy = "fifo"'),
-        ({"generate_function": "multi_turn"}, {}, "rollout.execute_tool_function is missing"),
+        ({"over_sampling_batch_size": 3}, "rollout.over_sampling_batch_size = 3 must be at least"),
+        ({"generate_function": "multi_turn"}, "rollout.execute_tool_function is missing"),
         (
             {"partial_rollout": False, "mask_offpolicy_in_partial_rollout": True},
-            {},
             "mask_offpolicy_in_partial_rollout = true needs rollout.partial_rollout = true",
         ),
     ],
 )
-def test_settings_that_could_not_work_together_are_refused(
-    rollout: dict[str, Any], staleness: dict[str, Any], says: str
-) -> None:
+def test_settings_that_could_not_work_together_are_refused(rollout: dict[str, Any], says: str) -> None:
     config = RunConfig(
         model=Model(hf_checkpoint="none"),
         data=Data(prompt_data="none"),
         rollout=Rollout(rollout_batch_size=4, **rollout),
-        staleness=Staleness(**{"max_lag": 0} | staleness),
+        staleness=Staleness(max_lag=0),
     )
     with pytest.raises(ConfigError, match=says):
         rules.check(config)

@@ -13,9 +13,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from bus.messages import UNSAMPLED, ReadyGroup
-from miles_async.config.schema import Staleness
+from miles_async.config.schema import ConfigError, Data, Model, Rollout, RunConfig, Staleness
 from miles_async.staleness.choice import make_policy
-from miles_async.staleness.policies import Drop, Fifo, OverSampled, StalenessPolicy, StalenessState
+from miles_async.staleness.policies import Drop, Fifo, StalenessPolicy, StalenessState
 
 
 @dataclass
@@ -96,8 +96,9 @@ def simulate(
                 by_id = {group.group_id: group for group in ready}
                 result.batches.append([int(group_id) for group_id in chosen])
                 result.lags += [version - by_id[group_id].oldest_version for group_id in chosen]
-                spare = policy.extra if isinstance(policy, OverSampled) else 0
-                surplus = [group_id for group_id in order if group_id not in chosen][:spare]  # as the ledger drops them
+                surplus = [group_id for group_id in order if group_id not in chosen][
+                    : policy.surplus
+                ]  # as the ledger drops them
                 result.surplus += len(surplus)
                 gone = {*chosen, *surplus}
                 order = [group_id for group_id in order if group_id not in gone]
@@ -202,7 +203,7 @@ def test_over_sampling_keeps_the_bound_and_every_batch_is_whole_and_every_group_
     run: dict, max_lag: int, extra: int, refuse: float, data: st.DataObject
 ) -> None:
     interval = data.draw(st.integers(1, max_lag + 1))
-    result = simulate(OverSampled(max_lag, extra), update_interval=interval, refuse=refuse, **run)
+    result = simulate(Fifo(max_lag, extra), update_interval=interval, refuse=refuse, **run)
     assert max(result.lags) <= max_lag
     assert result.dropped == 0  # nothing grows too old: the surplus is dropped before it could
     assert [len(batch) for batch in result.batches] == [run["batch_size"]] * run["steps"]
@@ -229,7 +230,7 @@ def test_a_filter_that_refuses_groups_changes_neither_the_bound_nor_the_batches(
 def test_over_sampling_does_not_wait_for_what_a_filter_refuses() -> None:
     """At bound 0 the next group of a step that lacks one starts only then: to spare ones have begun already."""
     run = {**WIDE, "steps": 40, "update_interval": 1, "refuse": 0.4}
-    plain, spare = simulate(Fifo(0), **run), simulate(OverSampled(0, 8), **run)
+    plain, spare = simulate(Fifo(0), **run), simulate(Fifo(0, 8), **run)
     assert plain.surplus == 0 < spare.surplus
     assert set(plain.lags) == set(spare.lags) == {0}
     assert spare.duration < 0.8 * plain.duration
@@ -259,7 +260,7 @@ def test_drop_loses_a_straggler_that_fifo_waits_for() -> None:
     ],
 )
 def test_admission_counts_positions(state: tuple[int, int, int, int, int], expected: int) -> None:
-    assert make_policy(Staleness(max_lag=2)).admit(StalenessState(*state)) == expected
+    assert make_policy(config(Staleness(max_lag=2))).admit(StalenessState(*state)) == expected
 
 
 def ready(group_id: str, oldest_version: int) -> ReadyGroup:
@@ -276,7 +277,7 @@ def test_fifo_waits_for_the_group_dealt_first() -> None:
 
 
 def test_over_sampling_takes_the_first_that_are_ready_of_its_window() -> None:
-    policy, order = OverSampled(1, extra=2), ["a", "b", "c", "d", "e"]
+    policy, order = Fifo(1, surplus=2), ["a", "b", "c", "d", "e"]
     assert policy.select([ready("d", 5)], order, version=5, batch_size=2) is None
     assert (
         policy.select([ready("d", 5), ready("e", 5)], order, version=5, batch_size=2) is None
@@ -301,7 +302,7 @@ def test_a_group_beyond_the_bound_is_evicted_and_never_selected(policy: Stalenes
     assert policy.select(groups[1:], ["b"], version=5, batch_size=1) == ("b",)
 
 
-@pytest.mark.parametrize("policy", [Fifo(2), Drop(2), OverSampled(2, extra=1)])
+@pytest.mark.parametrize("policy", [Fifo(2), Drop(2), Fifo(2, surplus=1)])
 def test_a_group_that_is_newer_than_the_learner_is_evicted_and_never_selected(policy: StalenessPolicy) -> None:
     """Of weights that a recovery undid, or that never were."""
     future = msgspec.structs.replace(ready("a", 4), versions=((4, 3), (6, 1)))
@@ -311,7 +312,18 @@ def test_a_group_that_is_newer_than_the_learner_is_evicted_and_never_selected(po
     assert policy.evict([future], version=6) == []
 
 
+def config(staleness: Staleness, **rollout: int) -> RunConfig:
+    return RunConfig(
+        model=Model(hf_checkpoint="m"), data=Data(prompt_data="p"), staleness=staleness, rollout=Rollout(**rollout)
+    )
+
+
 def test_the_configuration_names_the_policy() -> None:
-    assert make_policy(Staleness(policy="fifo", max_lag=3)) == Fifo(3)
-    assert make_policy(Staleness(policy="drop", max_lag=0)) == Drop(0)
-    assert make_policy(Staleness(max_lag=2), extra=4) == OverSampled(2, 4)
+    assert make_policy(config(Staleness(policy="fifo", max_lag=3))) == Fifo(3)
+    assert make_policy(config(Staleness(policy="drop", max_lag=0))) == Drop(0)
+    spare = {"rollout_batch_size": 8, "over_sampling_batch_size": 12}
+    assert make_policy(config(Staleness(max_lag=2), **spare)) == Fifo(2, surplus=4)
+    with pytest.raises(
+        ConfigError, match=r'over_sampling_batch_size = 12 needs staleness\.policy = "fifo": "drop" takes'
+    ):
+        make_policy(config(Staleness(policy="drop"), **spare))

@@ -212,7 +212,7 @@ def report(of: str) -> Feed:
 
 def policy(path: str, _: Path) -> Outcome:
     def call() -> None:
-        found = make_policy(Staleness(policy=path, max_lag=1))
+        found = make_policy(config(staleness=Staleness(policy=path, max_lag=1)))
         found.admit(StalenessState(0, 0, 2, 0, 9))
         found.evict(READY, 4)
         found.select(READY, [group.group_id for group in READY], 5, 2)
@@ -376,7 +376,7 @@ class Policy:
     def evict(self, ready, version): return []
     def select(self, ready, open_order, version, batch_size): return None
 def policy(**fields):
-    return type("Mine", (Policy,), {k: v if k == "max_lag" else staticmethod(v) for k, v in fields.items()})()
+    return type("Mine", (Policy,), {k: v if k in ("max_lag", "surplus") else staticmethod(v) for k, v in fields.items()})()
 """
 FLAT = """
 import dataclasses
@@ -541,13 +541,14 @@ ROWS: dict[tuple[str, tuple[str, ...]], Row] = {
     ("rollout.buffer_filter", ("ready", "version")): Row(
         "run", buffer, more={"unknown": "['nobody']", "lists": "[['0-0-0']]", "groups": "ready"}
     ),
-    ("staleness.policy", ("staleness",)): Row(
+    ("staleness.policy", ("staleness", "rollout")): Row(
         "run",
         policy,
         head=POLICY,
         more={
             "a_larger_bound": "policy(max_lag=2)",
             "a_bound_of_none": "policy(max_lag=None)",
+            "a_surplus_that_nobody_asked_for": "policy(surplus=1)",
             "admits_half": "policy(admit=lambda state: 0.5)",
             "admits_nan": "policy(admit=lambda state: float('nan'))",
             "admits_true": "policy(admit=lambda state: True)",
