@@ -26,6 +26,7 @@ from benchmarks.fuzz_messages import Fuzz
 from bus import Bus, connect
 from bus.topics import KINDS
 from miles_async.monitor.record_lines import read_events, read_metrics
+from miles_async.runs.state import living
 
 HTTP_SHARE = 0.25  # of all messages
 DAMAGE_SHARE = 0.002  # of the bus's: fields that the run owns, which are written again
@@ -88,8 +89,9 @@ class FuzzedRun:
 
     async def play(self, messages: int) -> dict[str, Any]:
         await self._until(lambda: self._steps() >= STEPS_BEFORE, START_S, "a first step")
-        state = json.loads((self.run_dir / "supervisor.json").read_text())
-        bus = await connect(state["bus_url"], state["run_id"])
+        state = living(self.run_dir)
+        assert state is not None and state.bus_url is not None
+        bus = await connect(state.bus_url, state.run_id)
         bus.read_only = True
         targets = await self._targets(bus)
         before, began = self._steps(), time.monotonic()

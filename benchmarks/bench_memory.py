@@ -25,6 +25,7 @@ import redis
 
 from miles_async.monitor.record_lines import read_metrics
 from miles_async.monitor.status import status
+from miles_async.runs.state import living
 
 SAMPLE_S = 3.0
 WARM_SHARE = 0.2
@@ -97,7 +98,9 @@ def sample(run_dir: Path, launch_pid: int) -> dict[str, float]:
         "redis": found["redis_pid"],
     }
     rows = {f"mb/{name}": psutil.Process(pid).memory_info().rss / 2**20 for name, pid in pids.items()}
-    client = redis.Redis.from_url(json.loads((run_dir / "supervisor.json").read_text())["bus_url"])
+    state = living(run_dir)
+    assert state is not None and state.bus_url is not None
+    client = redis.Redis.from_url(state.bus_url)
     with client:
         rows["redis/used_mb"] = client.info("memory")["used_memory"] / 2**20  # type: ignore[index]
         (stream,) = client.keys("*:samples")  # type: ignore[misc]

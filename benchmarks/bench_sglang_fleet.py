@@ -24,8 +24,8 @@ from typing import Any
 
 from bus import Bus, EngineState, connect
 from miles_async.monitor.record_lines import EVENTS_FILE, read_transitions
-from miles_async.monitor.status import living_supervisor
 from miles_async.rewards import RewardSample
+from miles_async.runs.state import living
 
 ROOT = Path(__file__).resolve().parent.parent
 STEPS, BATCH, SAMPLES, MAX_LAG, ENGINES = 80, 8, 4, 2, 3
@@ -127,7 +127,7 @@ async def disturb(process: subprocess.Popen[bytes], run_dir: Path) -> dict[str, 
 async def bus_of(run_dir: Path, process: subprocess.Popen[bytes]) -> AsyncIterator[Bus]:
     """The bus of a run that is being launched."""
     deadline = time.monotonic() + START_S
-    while (supervisor := living_supervisor(run_dir)) is None or supervisor.bus_url is None:
+    while (supervisor := living(run_dir)) is None or supervisor.bus_url is None:
         alive(process, deadline, "the run's bus")
         await asyncio.sleep(0.2)
     bus = await connect(supervisor.bus_url, supervisor.run_id)

@@ -174,9 +174,9 @@ def stopped(pid: int) -> Iterator[None]:
 def bus_of(run: Run) -> Iterator[tuple[Any, str]]:
     """A client of the run's Redis, and the prefix of its keys."""
     state = run.supervisor()
-    client = redis.Redis.from_url(state["bus_url"], protocol=2)
+    client = redis.Redis.from_url(str(state.bus_url), protocol=2)
     try:
-        yield client, f"miles:{{{state['run_id']}}}:"
+        yield client, f"miles:{{{state.run_id}}}:"
     finally:
         client.close()
 

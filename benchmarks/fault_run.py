@@ -18,7 +18,6 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import psutil
 import redis
@@ -28,6 +27,7 @@ from benchmarks.growing_record import GrowingRecord
 from bus.ledger import balanced
 from miles_async.monitor.record_lines import read_transitions
 from miles_async.monitor.status import status
+from miles_async.runs.state import RunState, read
 
 BATCH, MAX_LAG, LEASE_S, SAVE_INTERVAL = 8, 2, 2.0, 20
 STOP_S = 3.0  # of a SIGSTOP: longer than the lease
@@ -196,17 +196,19 @@ class FaultRun:
 
     def _disconnect(self, fault: str) -> None:
         """Redis drops every connection at once, as a network would."""
-        client = redis.Redis.from_url(self.supervisor()["bus_url"])
+        client = redis.Redis.from_url(str(self.supervisor().bus_url))
         self.faults.append((fault, time.time()))
         client.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
         client.close()
 
-    def supervisor(self) -> dict[str, Any]:
-        return json.loads((self.run_dir / "supervisor.json").read_text())
+    def supervisor(self) -> RunState:
+        state = read(self.run_dir)
+        assert state is not None
+        return state
 
     def pid(self, name: str) -> int:
         if name == "redis":
-            return int(self.supervisor()["redis_pid"])
+            return int(self.supervisor().redis_pid or 0)
         found = status(self.run_dir)
         return int(next(actor["pid"] for actor in found["actors"] if actor["actor"] == name))
 

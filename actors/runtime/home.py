@@ -9,35 +9,27 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import json
 import os
 import time
 from pathlib import Path
-from typing import Any
 
 import psutil
 
 from bus.server import remove_socket
 from miles_async.config.schema import RunConfig
 from miles_async.data import bytes_to_read, load_prompts
-from miles_async.disk.durable import write_whole
 from miles_async.evaluation.datasets import load_datasets
 from miles_async.models.builtin import is_builtin, make_model
 from miles_async.resume.begin import INPUTS
 from miles_async.resume.remembered import remembered
+from miles_async.runs import state
 from miles_async.runs.lock import RunLock
+from miles_async.runs.state import STATE_FILE, RunState, RunStateError
 from miles_async.text.tokenizer import Tokenizer
 
-STATE_FILE = "supervisor.json"  # who runs this, and where its bus is: what `miles-async status` reads
-
-STATE_BYTES = 1 << 20  # no such file is longer
 UNWRITTEN = 1000  # more incarnations than a launch has while its disk is full
 OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
 CHECKED_BYTES = 32_000_000  # prompt files up to this size are read at launch
-
-
-class RunStateError(ValueError):
-    """The run directory cannot be used, or the file that says whose it is cannot be read."""
 
 
 class RunHome:
@@ -45,7 +37,7 @@ class RunHome:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.state: dict[str, Any] = {}
+        self.state = RunState("", 0)  # until it is entered
         self.unwritten = ""  # why the file does not hold the state
         self._lock = RunLock(path)
 
@@ -65,18 +57,17 @@ class RunHome:
         self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._lock.take()
         try:
-            earlier = _read(self.path / STATE_FILE)
-            if (
-                earlier is None and (self.path / STATE_FILE).exists()
-            ):  # emptied; without one, what lies here is another run's
+            earlier = state.read(self.path)
+            # emptied; without one, what lies here is another run's
+            if earlier is None and (self.path / STATE_FILE).exists():
                 earlier = remembered(self.path)
             self._sweep(earlier)
             # a launch that was killed may have had numbers that its disk did not take
-            skipped = UNWRITTEN if earlier and earlier.get("pid") is not None else 0
-            incarnation = earlier["incarnation"] + 1 + skipped if earlier else 1
-            run_id = earlier["run_id"] if earlier else f"{self.path.name}-{os.urandom(4).hex()}"
-            self.state = {"run_id": run_id, "incarnation": incarnation, "pid": os.getpid(), "started": time.time()}
-            self.state["process_started"] = psutil.Process().create_time()
+            skipped = UNWRITTEN if earlier and earlier.pid is not None else 0
+            incarnation = earlier.incarnation + 1 + skipped if earlier else 1
+            run_id = earlier.run_id if earlier else f"{self.path.name}-{os.urandom(4).hex()}"
+            born = psutil.Process().create_time()
+            self.state = RunState(run_id, incarnation, os.getpid(), time.time(), born)
             self._write()
         except BaseException:
             self._lock.release()
@@ -85,13 +76,13 @@ class RunHome:
 
     def next_incarnation(self) -> int:
         """A number that no process of this run has had."""
-        self.state["incarnation"] += 1
+        self.state.incarnation += 1
         self._try_to_write()
-        return self.state["incarnation"]
+        return self.state.incarnation
 
     def announce(self, bus_url: str, redis_pid: int | None) -> None:
         """Where the bus is; ``redis_pid``: of a server of our own."""
-        self.state |= {"bus_url": bus_url, "redis_pid": redis_pid}
+        self.state.bus_url, self.state.redis_pid = bus_url, redis_pid
         self._try_to_write()
 
     def leave(self) -> None:
@@ -99,17 +90,17 @@ class RunHome:
         try:
             with contextlib.suppress(OSError):
                 self._sweep(None)
-            self.state |= {"pid": None, "bus_url": None, "redis_pid": None}
+            self.state.pid = self.state.bus_url = self.state.redis_pid = None
             self._try_to_write()
         finally:
             self._lock.release()
 
-    def _sweep(self, earlier: dict[str, Any] | None) -> None:
+    def _sweep(self, earlier: RunState | None) -> None:
         """Remove what only processes that are gone had a use for: where ranks met, and the socket of a killed Redis."""
         for rendezvous in self.path.glob("rendezvous-*"):
             rendezvous.unlink(missing_ok=True)
         if earlier is not None:
-            remove_socket(earlier.get("bus_url"))
+            remove_socket(earlier.bus_url)
 
     def write_again(self) -> None:
         """What was not written."""
@@ -125,7 +116,7 @@ class RunHome:
             self.unwritten = str(error)
 
     def _write(self) -> None:
-        write_whole(self.path / STATE_FILE, json.dumps(self.state).encode())  # the URL of the bus may hold a password
+        state.write(self.path, self.state)
 
     def model_path(self, config: RunConfig) -> Path:
         """Where the model's directory is, or will be made."""
@@ -153,23 +144,3 @@ def check_prompts(config: RunConfig, model_path: Path) -> None:
         load_prompts(config, Tokenizer(model_path))
     if config.eval.eval_interval is not None:
         load_datasets(config, Tokenizer(model_path))
-
-
-def _read(file: Path) -> dict[str, Any] | None:
-    """What an earlier launch wrote; None if there was none, or a power cut emptied the file. Raises RunStateError."""
-    if not file.exists():
-        return None
-    try:
-        with file.open("rb") as content:
-            text = content.read(STATE_BYTES)
-        if not text.strip(b"\0 \n"):
-            return None
-        state = json.loads(text)
-        numbers = isinstance(state["incarnation"], int) and isinstance(state["pid"], int | None)
-        if not (numbers and isinstance(state["run_id"], str) and isinstance(state["process_started"], float)):
-            raise ValueError("a field has another type")
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise RunStateError(
-            f"{file} is damaged ({type(error).__name__}: {error}): restore it, or start another run"
-        ) from None
-    return state

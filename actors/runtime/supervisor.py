@@ -75,7 +75,7 @@ class Supervisor:
         resumed = self.home.enter()
         try:
             state = self.home.state
-            self.beginning = begin(self.config, self.home.path, state["run_id"], state["incarnation"], resumed=resumed)
+            self.beginning = begin(self.config, self.home.path, state.run_id, state.incarnation, resumed=resumed)
             if self.beginning.over:
                 self.monitor.recall(self.home.path, self.beginning.over)
                 return OK
@@ -84,7 +84,7 @@ class Supervisor:
             self.runtime.warm_up()
             url = resolve("bus.url", self.config.bus.url) or await self._start_redis()
             self.home.announce(url, self.server.pid)
-            bus = await connect(url, self.home.state["run_id"], tell=self.monitor.say)
+            bus = await connect(url, self.home.state.run_id, tell=self.monitor.say)
             try:
                 return await self._launch(bus, url, resumed)
             finally:
@@ -151,7 +151,7 @@ class Supervisor:
     def _specs(self, url: str) -> list[ActorSpec]:
         model_path = str(self.home.model_path(self.config))
         state = self.home.state
-        return specs(self.config, self.home.path, model_path, url, state["run_id"], state["incarnation"])
+        return specs(self.config, self.home.path, model_path, url, state.run_id, state.incarnation)
 
     async def _until_the_end(
         self, crew: Crew, watch: Watch, guard: asyncio.Task[str], scaler: Scaler

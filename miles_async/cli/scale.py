@@ -23,7 +23,8 @@ from bus.loading import wait_not
 from bus.messages import MAX_MEMBERS, Scale, Scaled
 from bus.password import without_password
 from miles_async.config.schema import ConfigError
-from miles_async.monitor.status import BUS_DEADLINE_S, SupervisorFile, living_supervisor
+from miles_async.monitor.status import BUS_DEADLINE_S
+from miles_async.runs.state import RunState, living
 
 KEYS = ("engines", "workers")
 _NUMBER = re.compile("[0-9]{1,9}")
@@ -42,11 +43,11 @@ class NoAnswerError(TimeoutError):
 def scale(run_dir: Path, changes: Sequence[str]) -> dict[str, Any]:
     """Ask for ``changes`` (``engines=K``, ``workers=N``); returns what the supervisor answered.
 
-    Raises ScaleError (a bad request, or one that this run cannot carry out, or no run that lives), NoRedisError,
+    Raises RunStateError, ScaleError (a bad request, or one that this run cannot carry out, or no run that lives), NoRedisError,
     NoAnswerError.
     """
     wanted = parse(changes)
-    supervisor = living_supervisor(run_dir)
+    supervisor = living(run_dir)
     if supervisor is None:
         raise ScaleError(
             f"{run_dir}: no run is alive there; `miles-async launch` starts one with as many as it is told"
@@ -92,7 +93,7 @@ def show(found: Mapping[str, Any]) -> str:
     return "\n".join([*lines, f"note     {found['note']}"])
 
 
-async def _ask(supervisor: SupervisorFile, url: str, wanted: dict[str, int]) -> Scaled:
+async def _ask(supervisor: RunState, url: str, wanted: dict[str, int]) -> Scaled:
     bus = await connect(url, supervisor.run_id, deadline_s=BUS_DEADLINE_S, tell=wait_not)
     bus.read_only = True  # what lies on the bus is not ours to clear away
     try:

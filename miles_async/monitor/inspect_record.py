@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import redis.exceptions
 
 from bus.errors import BusError
@@ -26,6 +25,7 @@ from miles_async.monitor.record_lines import (
     read_transitions,
     transition_line,
 )
+from miles_async.runs.state import read
 
 BUS_DEADLINE_S = 5.0
 
@@ -38,17 +38,18 @@ class Record:
     """The transitions and events of the run in ``run_dir``, to be read as often as needed."""
 
     def __init__(self, run_dir: Path) -> None:
-        """Raises InspectError if no run has left a record there."""
+        """Raises InspectError if no run has left a record there, RunStateError."""
         self.run_dir = run_dir
         self.note = ""  # what is not in here
         self._pending: list[TransitionLine | EventLine] = []
-        pid, url, run_id = _supervisor(run_dir)
+        state = read(run_dir)
+        url = state.bus_url if state else None
         if not (run_dir / TRANSITIONS_FILE).exists() and url is None:
             raise InspectError(f"{run_dir}: no run here that has a record (expected {TRANSITIONS_FILE})")
-        if pid is not None and url is not None:
+        if state is not None and state.pid is not None and url is not None:
             # the bus before the file: what the supervisor writes and trims meanwhile is then in one of them at least
             try:
-                self._pending = asyncio.run(_pending(url, run_id, last_entry(run_dir)))
+                self._pending = asyncio.run(_pending(url, state.run_id, last_entry(run_dir)))
             except (BusError, redis.exceptions.RedisError, OSError) as error:
                 self.note = f"without what is not on disk yet: {error}"
         first = next(read_metrics(run_dir), None) or next(self.transitions(), None)
@@ -69,23 +70,6 @@ class Record:
             pending.pop(line.id, None)
             yield line
         yield from pending.values()
-
-
-def _supervisor(run_dir: Path) -> tuple[int | None, str | None, str]:
-    """Its pid (None: it ended in order), its bus and the run's id."""
-    from miles_async.monitor.status import SUPERVISOR_FILE, SupervisorFile
-
-    path = run_dir / SUPERVISOR_FILE
-    try:
-        content = path.read_bytes()
-        if not content.strip(b"\0 \n"):  # a power cut emptied it
-            return None, None, ""
-        found = msgspec.json.decode(content, type=SupervisorFile)
-    except FileNotFoundError:
-        return None, None, ""
-    except msgspec.DecodeError as error:
-        raise InspectError(f"{path}: {error}") from None
-    return found.pid, found.bus_url, found.run_id
 
 
 async def _pending(url: str, run_id: str, after: str) -> list[TransitionLine | EventLine]:

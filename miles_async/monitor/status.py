@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import msgspec
 from redis.exceptions import RedisError
 
 from bus import EngineState, Ledger, NoRedisError, connect
@@ -37,23 +36,10 @@ from miles_async.monitor.summary import (
     summarize,
 )
 from miles_async.runs.launches import CONFIG_FILE
-from miles_async.runs.lock import holder
+from miles_async.runs.state import STATE_FILE, RunState, living
 
-SUPERVISOR_FILE = "supervisor.json"
 REDIS_DIR = "redis"  # the data of a server of the run's own
 BUS_DEADLINE_S = 5.0
-
-
-FILE_BYTES = 1 << 20  # no such file is longer
-
-
-class SupervisorFile(msgspec.Struct):
-    """What the supervisor writes beside the run's record: who it is and where its bus is."""
-
-    run_id: str
-    pid: int | None = None  # none: the launch has ended
-    bus_url: str | None = None  # none: the bus is not up yet
-    redis_pid: int | None = None  # none: the server is not ours
 
 
 class SilentBusError(NoRedisError):
@@ -67,11 +53,11 @@ class SilentBusError(NoRedisError):
 def status(run_dir: Path) -> dict[str, Any]:
     """State of the run in ``run_dir``: the summary of one that has ended, else ``status`` "starting", "running" or "dead".
 
-    Raises ConfigError if no run has ever started there, SilentBusError if a living run's bus does not answer.
+    Raises ConfigError if no run has ever started there, RunStateError, SilentBusError if a living run's bus does not answer.
     """
-    if not any((run_dir / name).exists() for name in (SUPERVISOR_FILE, METRICS_FILE, SUMMARY_FILE)):
-        raise ConfigError(f"{run_dir}: no run here (expected {SUPERVISOR_FILE} or {SUMMARY_FILE})")
-    supervisor = living_supervisor(run_dir)
+    if not any((run_dir / name).exists() for name in (STATE_FILE, METRICS_FILE, SUMMARY_FILE)):
+        raise ConfigError(f"{run_dir}: no run here (expected {STATE_FILE} or {SUMMARY_FILE})")
+    supervisor = living(run_dir)
     if supervisor is not None and supervisor.bus_url is None:
         return {"status": "starting", "run_dir": str(run_dir), "pid": supervisor.pid}
     if supervisor is not None:
@@ -84,23 +70,6 @@ def status(run_dir: Path) -> dict[str, Any]:
     reason = "its supervisor ended without a summary" if progress.starts else "its launch ended before it began to run"
     found = summarize(progress, "dead", {}, seen, reason)
     return {**found, "ledger": None, "balanced": None, "run_dir": str(run_dir)}
-
-
-def living_supervisor(run_dir: Path) -> SupervisorFile | None:
-    """The supervisor of ``run_dir`` if its process lives, which its lock shows."""
-    if (pid := holder(run_dir)) is None:
-        return None
-    path = run_dir / SUPERVISOR_FILE
-    try:
-        with path.open("rb") as file:
-            found = msgspec.json.decode(file.read(FILE_BYTES), type=SupervisorFile)
-    except FileNotFoundError:
-        return SupervisorFile("", pid)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ConfigError(f"{path}: {error}") from None
-    if found.pid != pid:  # what an earlier launch wrote: this one is only beginning, or has ended all but its process
-        return SupervisorFile(found.run_id, pid)
-    return found
 
 
 def show(found: Mapping[str, Any], now: float) -> str:
@@ -125,7 +94,7 @@ def show(found: Mapping[str, Any], now: float) -> str:
     return "\n".join(lines)
 
 
-async def _ask(run_dir: Path, supervisor: SupervisorFile, url: str) -> dict[str, Any]:
+async def _ask(run_dir: Path, supervisor: RunState, url: str) -> dict[str, Any]:
     began = time.monotonic()
     own = reading(supervisor.redis_pid, run_dir / REDIS_DIR) if supervisor.redis_pid else None
     if own is not None:  # seen from outside: it may answer nothing for long
@@ -187,7 +156,7 @@ class _Seen(NamedTuple):
     refused: str
 
 
-async def _read_bus(supervisor: SupervisorFile, url: str) -> _Seen:
+async def _read_bus(supervisor: RunState, url: str) -> _Seen:
     bus = await connect(url, supervisor.run_id, deadline_s=BUS_DEADLINE_S, tell=wait_not)
     bus.read_only = True
     try:
@@ -199,7 +168,7 @@ async def _read_bus(supervisor: SupervisorFile, url: str) -> _Seen:
         await bus.close()
 
 
-def _sight(supervisor: SupervisorFile, beats: list[Heartbeat], refused: str, now: float) -> Sight:
+def _sight(supervisor: RunState, beats: list[Heartbeat], refused: str, now: float) -> Sight:
     redis = process_of(supervisor.redis_pid) if supervisor.redis_pid else None
     return Sight(
         now=now,
@@ -210,7 +179,7 @@ def _sight(supervisor: SupervisorFile, beats: list[Heartbeat], refused: str, now
     )
 
 
-def _silent(run_dir: Path, supervisor: SupervisorFile, error: str, seconds: float) -> SilentBusError:
+def _silent(run_dir: Path, supervisor: RunState, error: str, seconds: float) -> SilentBusError:
     """What can be said without a bus: whose fault it is, and who waits, as the supervisor last told it."""
     diagnosis, pid = error, supervisor.redis_pid
     if pid:
@@ -219,7 +188,7 @@ def _silent(run_dir: Path, supervisor: SupervisorFile, error: str, seconds: floa
     return SilentBusError(diagnosis, _without_bus(run_dir, supervisor, diagnosis, seconds))
 
 
-def _without_bus(run_dir: Path, supervisor: SupervisorFile, diagnosis: str, seconds: float) -> dict[str, Any]:
+def _without_bus(run_dir: Path, supervisor: RunState, diagnosis: str, seconds: float) -> dict[str, Any]:
     told = [event for event in read_events(run_dir) if event.kind in ("stalled", "moving_again")]
     graph: Any = told[-1].data.get("waits") if told and told[-1].kind == "stalled" else None
     return {

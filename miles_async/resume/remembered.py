@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
 from miles_async.runs import launches
 from miles_async.runs.provenance import Provenance
+from miles_async.runs.state import RunState
 from miles_async.train.checkpoint import CheckpointError, latest, read_state
 
 # how many incarnations a launch may have had whose count is lost: they have to be new, not next to each other
 UNKNOWN_RESTARTS = 10_000
 
 
-def remembered(run_dir: Path) -> dict[str, Any] | None:
+def remembered(run_dir: Path) -> RunState | None:
     """Id and incarnation of the run, where the file that says so is lost: from its launches, else from its checkpoint."""
     directory = run_dir / launches.DIRECTORY
     for number in sorted(launches.numbers(directory), reverse=True):
@@ -23,7 +23,7 @@ def remembered(run_dir: Path) -> dict[str, Any] | None:
             found = msgspec.json.decode((directory / f"{number}.json").read_bytes(), type=Provenance)
         except (OSError, ValueError, RecursionError):
             continue
-        return {"run_id": found.run_id, "incarnation": found.incarnation + UNKNOWN_RESTARTS}
+        return RunState(found.run_id, found.incarnation + UNKNOWN_RESTARTS)
     try:
         checkpoint = latest(run_dir / "checkpoints")
         extra = read_state(checkpoint).extra if checkpoint else {}
@@ -31,4 +31,4 @@ def remembered(run_dir: Path) -> dict[str, Any] | None:
         return None
     if not isinstance(extra.get("run_id"), str) or not isinstance(extra.get("incarnation"), int):
         return None
-    return {"run_id": extra["run_id"], "incarnation": extra["incarnation"] + UNKNOWN_RESTARTS}
+    return RunState(extra["run_id"], extra["incarnation"] + UNKNOWN_RESTARTS)

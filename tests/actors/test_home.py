@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from actors.runtime.home import STATE_FILE, RunHome
+from actors.runtime.home import RunHome
 from miles_async.cli.load import parse
-from miles_async.monitor.status import living_supervisor
 from miles_async.runs import launches
 from miles_async.runs.lock import RunInUseError, RunLock, holder
+from miles_async.runs.state import STATE_FILE, living
 from miles_async.train import checkpoint
 
 CONFIG = '[model]\nhf_checkpoint = "here"\n[data]\nprompt_data = "here"\n[router]\napi_key = "hush"\n'
@@ -58,11 +58,11 @@ def test_a_killed_launch_is_dead_also_while_nobody_has_waited_for_it(tmp_path: P
     child = int(launch.stdout.readline())
     try:
         assert holder(tmp_path) == launch.pid
-        assert (found := living_supervisor(tmp_path)) is not None and found.pid == launch.pid
+        assert (found := living(tmp_path)) is not None and found.pid == launch.pid
         launch.kill()
         os.waitid(os.P_PID, launch.pid, os.WEXITED | os.WNOWAIT)  # it has ended, and stays unreaped
         assert holder(tmp_path) is None  # though a process that it started lives on
-        assert living_supervisor(tmp_path) is None
+        assert living(tmp_path) is None
         RunLock(tmp_path).take()
     finally:
         os.kill(child, 9)
@@ -74,14 +74,14 @@ def test_a_killed_launch_is_dead_also_while_nobody_has_waited_for_it(tmp_path: P
 def test_a_run_whose_supervisor_file_a_power_cut_emptied_goes_on_as_itself(tmp_path: Path, emptied: bytes) -> None:
     home = RunHome(tmp_path)
     assert not home.enter()
-    launches.add(tmp_path, config(), home.state["run_id"], home.state["incarnation"])
+    launches.add(tmp_path, config(), home.state.run_id, home.state.incarnation)
     used = [home.next_incarnation() for _ in range(3)]
     home.leave()
     (tmp_path / STATE_FILE).write_bytes(emptied)
     again = RunHome(tmp_path)
     assert again.enter()
-    assert again.state["run_id"] == home.state["run_id"]
-    assert again.state["incarnation"] > max(used)
+    assert again.state.run_id == home.state.run_id
+    assert again.state.incarnation > max(used)
     again.leave()
 
 
@@ -92,7 +92,7 @@ def test_where_no_launch_is_on_record_the_checkpoint_says_whose_the_run_is(tmp_p
     (tmp_path / STATE_FILE).write_bytes(b"")
     home = RunHome(tmp_path)
     assert home.enter()
-    assert home.state["run_id"] == "run-1" and home.state["incarnation"] > 7
+    assert home.state.run_id == "run-1" and home.state.incarnation > 7
     home.leave()
 
 
@@ -102,7 +102,7 @@ def test_the_checkpoints_of_another_run_do_not_say_whose_a_new_directory_is(tmp_
     checkpoint.commit(root, checkpoint.begin(root, 3), state, keep=2)
     home = RunHome(tmp_path)
     assert not home.enter()
-    assert home.state["run_id"] != "run-1"
+    assert home.state.run_id != "run-1"
     home.leave()
 
 

@@ -5,7 +5,6 @@ file. The load is real, slowed down by Redis' own ``key-load-delay``.
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import signal
 import subprocess
@@ -24,6 +23,7 @@ from bus.loading import STILL_S, Loading, LoadWatch
 from bus.patience import patient
 from bus.server import RedisServer
 from miles_async.monitor.status import show, status
+from miles_async.runs import state
 from miles_async.runs.lock import RunLock
 
 FEW, COMMANDS = 10, 16_000  # Redis answers after each thousand
@@ -65,9 +65,7 @@ async def test_a_load_longer_than_the_deadline_is_waited_for_and_shown_by_server
     slow.spawn()
     lock = RunLock(run_dir)
     lock.take()
-    (run_dir / "supervisor.json").write_text(
-        json.dumps({"run_id": RUN, "bus_url": slow.url, "redis_pid": slow.pid, "pid": os.getpid()})
-    )
+    state.write(run_dir, state.RunState(RUN, 1, os.getpid(), bus_url=slow.url, redis_pid=slow.pid))
     up = asyncio.create_task(asyncio.to_thread(slow.wait_until_it_answers, 0.3, told["server"].append))
     connecting = asyncio.create_task(connect(slow.url, RUN, deadline_s=60.0, tell=told["client"].append))
     while not told["server"]:  # noqa: ASYNC110

@@ -21,6 +21,7 @@ from miles_async.cli import app as cli
 from miles_async.cli.load import parse
 from miles_async.monitor import Monitor
 from miles_async.runs.lock import RunLock
+from miles_async.runs.state import RunState, write
 
 CONFIG = parse(
     '[model]\nhf_checkpoint = "here"\n[data]\nprompt_data = "here"\n[monitor]\ntensorboard = false', check=False
@@ -34,8 +35,7 @@ def status(*args: object) -> Result:
 def write_supervisor(run_dir: Path, pid: int, url: str) -> RunLock:
     """As a supervisor leaves it; one that is this process holds the lock that is returned."""
     run_dir.mkdir(exist_ok=True)
-    state = {"run_id": "status", "incarnation": 1, "pid": pid, "process_started": 1.0, "bus_url": url}
-    (run_dir / "supervisor.json").write_text(json.dumps(state))
+    write(run_dir, RunState("status", 1, pid, bus_url=url))
     lock = RunLock(run_dir)
     lock.take()
     if pid != os.getpid():

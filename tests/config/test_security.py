@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from launching import environment, launch, summary, write_config
 
-from actors.runtime.home import STATE_FILE, RunHome, RunStateError
+from actors.runtime.home import RunHome
 from bus import NoRedisError, connect
 from bus.password import without_password
 from bus.server import RedisServer, find_redis
@@ -25,6 +25,7 @@ from miles_async.config.loopback import is_loopback
 from miles_async.config.schema import ConfigError, RunConfig
 from miles_async.config.secrets import masked, resolve
 from miles_async.config.toml import dump
+from miles_async.runs.state import STATE_FILE, RunStateError
 
 ROOT = Path(__file__).parents[2]
 MINIMAL = (

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import logging
 import os
 import resource
@@ -32,6 +31,7 @@ from miles_async.disk import room as disk_room
 from miles_async.monitor import Monitor, record
 from miles_async.monitor.record import RecordWriter
 from miles_async.monitor.record_lines import read_events, read_metrics, read_transitions, transition_line
+from miles_async.runs import state
 from miles_async.train import checkpoint
 from miles_async.weights import place
 from miles_async.weights.snapshot import load_snapshot, write_where_there_is_room
@@ -124,18 +124,19 @@ def test_the_supervisor_goes_on_without_its_file_and_no_number_is_given_twice(tm
         home.announce("unix:///here", 7)
         home.write_again()
         assert home.unwritten
-    killed = json.loads((tmp_path / "supervisor.json").read_text())
+    killed = state.read(tmp_path)
+    assert killed is not None
     home.write_again()
     assert not home.unwritten
-    assert json.loads((tmp_path / "supervisor.json").read_text())["bus_url"] == "unix:///here"
-    (tmp_path / "supervisor.json").write_text(json.dumps(killed))  # as a kill before there was room leaves it
+    assert (found := state.read(tmp_path)) is not None and found.bus_url == "unix:///here"
+    state.write(tmp_path, killed)  # as a kill before there was room leaves it
     home._lock.release()
     again = RunHome(tmp_path)
-    assert again.enter() and again.state["incarnation"] > max(used)
+    assert again.enter() and again.state.incarnation > max(used)
     with full_disk():
         again.leave()
     third = RunHome(tmp_path)
-    assert third.enter() and third.state["incarnation"] > again.state["incarnation"]
+    assert third.enter() and third.state.incarnation > again.state.incarnation
     third.leave()
 
 

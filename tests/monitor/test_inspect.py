@@ -23,6 +23,7 @@ from miles_async.cli import app as cli
 from miles_async.monitor.inspect_show import at
 from miles_async.monitor.lives import live
 from miles_async.monitor.record_lines import EventLine, TransitionLine, read_transitions, transition_line
+from miles_async.runs.state import STATE_FILE, RunState, write
 
 _run_ids = itertools.count()
 _numbers = itertools.count(1)
@@ -261,8 +262,7 @@ def test_of_a_living_run_what_is_not_on_disk_is_read_from_the_bus_once_and_left_
         await story.bus.redis.xadd(story.bus.key("events"), {"m": b"junk"})
 
     run_id = play(redis_url, tmp_path, story, write=False)
-    state = {"run_id": run_id, "pid": os.getpid(), "process_started": 0.0, "bus_url": redis_url}
-    (tmp_path / "supervisor.json").write_text(json.dumps(state))
+    write(tmp_path, RunState(run_id, 1, os.getpid(), bus_url=redis_url))
 
     async def entries() -> int:
         bus = await connect(redis_url, run_id)
@@ -281,8 +281,7 @@ def test_of_a_living_run_what_is_not_on_disk_is_read_from_the_bus_once_and_left_
 
 def test_a_bus_that_does_not_answer_is_said_and_the_file_is_used(redis_url: str, tmp_path: Path) -> None:
     play(redis_url, tmp_path, two_steps)
-    state = {"run_id": "gone", "pid": os.getpid(), "process_started": 0.0, "bus_url": f"unix://{tmp_path}/no.sock"}
-    (tmp_path / "supervisor.json").write_text(json.dumps(state))
+    write(tmp_path, RunState("gone", 1, os.getpid(), bus_url=f"unix://{tmp_path}/no.sock"))
     result = inspect(tmp_path, "group", "0-1-0")
     assert result.exit_code == 0
     assert "trained in step 1" in result.stdout
@@ -292,7 +291,7 @@ def test_a_bus_that_does_not_answer_is_said_and_the_file_is_used(redis_url: str,
 
 def test_a_supervisor_file_emptied_by_a_power_cut_is_none(redis_url: str, tmp_path: Path) -> None:
     play(redis_url, tmp_path, two_steps)
-    (tmp_path / "supervisor.json").write_bytes(b"\0" * 80)
+    (tmp_path / STATE_FILE).write_bytes(b"\0" * 80)
     assert "trained in step 1" in inspect(tmp_path, "group", "0-1-0").stdout
 
 

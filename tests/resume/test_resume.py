@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from actors.runtime.home import RunHome, RunStateError
+from actors.runtime.home import RunHome
 from actors.runtime.supervisor import OK, Supervisor
 from miles_async.cli.again import command
 from miles_async.cli.load import parse
@@ -20,6 +20,7 @@ from miles_async.monitor import Monitor
 from miles_async.resume.begin import Beginning, begin, review
 from miles_async.resume.changes import CHECKED, FIXED, FREE
 from miles_async.runs import launches
+from miles_async.runs.state import RunStateError
 from miles_async.train import checkpoint
 
 ROOT = Path(__file__).parents[2]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 from pathlib import Path
@@ -13,6 +12,7 @@ from launching import (
     TINY,
     ask_status,
     begin,
+    bus_url,
     events,
     launch,
     left_behind,
@@ -59,7 +59,7 @@ def test_a_learner_that_stands_still_or_a_full_redis_stops_admission_and_loses_n
     run_dir = tmp_path / "run"
     process = begin(config, run_dir)
     wait_for_step(run_dir, 3, process)
-    client: Any = redis.Redis.from_url(json.loads((run_dir / "supervisor.json").read_text())["bus_url"])
+    client: Any = redis.Redis.from_url(bus_url(run_dir))
 
     # the learner stands still: what is open grows up to what may be open, and no further
     learner = pid_of(run_dir, "learner-0")

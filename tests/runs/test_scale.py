@@ -33,6 +33,7 @@ from miles_async.cli.scale import ScaleError, parse, scale
 from miles_async.config.schema import Data, Engine, Model, RunConfig
 from miles_async.monitor.status import status
 from miles_async.runs.lock import RunLock, holder
+from miles_async.runs.state import RunState, write
 
 
 @pytest.mark.parametrize(
@@ -67,8 +68,7 @@ def test_a_request_that_means_nothing_is_one_line(changes: list[str], words: str
 
 def supervised(run_dir: Path, url: str | None) -> Path:
     """A run directory whose supervisor is this process."""
-    state = {"run_id": "scale", "incarnation": 1, "pid": os.getpid(), "process_started": 1.0, "bus_url": url}
-    (run_dir / "supervisor.json").write_text(json.dumps(state))
+    write(run_dir, RunState("scale", 1, os.getpid(), bus_url=url))
     if holder(run_dir) is None:
         RunLock(run_dir).take()
     return run_dir

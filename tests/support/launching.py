@@ -23,6 +23,7 @@ from bus.messages import Group
 from miles_async.cli.load import load
 from miles_async.data import load_prompts, prompt_at
 from miles_async.monitor.status import status
+from miles_async.runs.state import read
 from miles_async.text.tokenizer import Tokenizer
 
 # the quickstart's model and task, cut down to seconds
@@ -185,8 +186,17 @@ def kill(run_dir: Path, actor: str) -> None:
 def pid_of(run_dir: Path, actor: str) -> int:
     """The process of an actor of a run that is alive, or of its "redis"."""
     if actor == "redis":
-        return json.loads((run_dir / "supervisor.json").read_text())["redis_pid"]
+        found = read(run_dir)
+        assert found is not None and found.redis_pid is not None
+        return found.redis_pid
     return next(a["pid"] for a in ask_status(run_dir)["actors"] if a["actor"] == actor)
+
+
+def bus_url(run_dir: Path) -> str:
+    """Where the bus of a run is that is alive."""
+    found = read(run_dir)
+    assert found is not None and found.bus_url is not None
+    return found.bus_url
 
 
 def events(run_dir: Path, kind: str) -> list[dict[str, Any]]:
