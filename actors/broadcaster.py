@@ -21,6 +21,7 @@ from pathlib import Path
 import aiohttp
 
 from actors.announcements import Announcements
+from actors.comparison import Comparison
 from actors.learner_offers import ask_again
 from actors.runtime.context import ActorContext
 from bus import SnapshotLedger
@@ -28,13 +29,11 @@ from bus.messages import EngineDown, EngineUp, Message, Snapshot
 from miles_async.config.secrets import resolve
 from miles_async.engines.client import EngineClient, EngineError
 from miles_async.router.access import is_of_run
-from miles_async.weights.check import Checks, bucket_sums, engine_sums
-from miles_async.weights.delta_mirror import shared_dir
-from miles_async.weights.delta_sender import Delivery, DeltaSender
 from miles_async.weights.fleet import Fleet, Member, key, next_wave, wave_partition
-from miles_async.weights.group import Receiver, WeightGroups, choose_backend
-from miles_async.weights.push import PushReport, Update, prepare, probe, push
+from miles_async.weights.push import probe
 from miles_async.weights.snapshot import SnapshotError, has_weights
+from miles_async.weights.transports.table import make_transport
+from miles_async.weights.update import PushReport, Receiver, Update
 from miles_async.weights.verify import check, roots_of
 
 READ_BLOCK_MS = 500
@@ -53,11 +52,8 @@ class Broadcaster:
         self.fleet = Fleet()
         self.told = Announcements(ctx, self.fleet)
         self.snapshots = SnapshotLedger(ctx.bus)
-        self.groups = WeightGroups(choose_backend(ctx.config))
-        self.deltas: DeltaSender | None = None
-        if self.config.transport == "disk_delta":
-            self.deltas = DeltaSender(shared_dir(ctx.config, ctx.run_dir), self.config.timeout_s)
-        self.checks = Checks(self.config.check_interval)
+        self.transport = make_transport(ctx.config, ctx.run_dir)
+        self.comparison = Comparison(ctx, self.fleet, self.told, self._client)
         self._news = asyncio.Event()
         self._update: Update | None = None
         self._api_key = resolve("engine.api_key", ctx.config.engine.api_key)
@@ -76,7 +72,7 @@ class Broadcaster:
                     for duty in duties:
                         duty.cancel()
             finally:
-                await self.groups.close()
+                await self.transport.close()
 
     # what the stream says
 
@@ -169,23 +165,19 @@ class Broadcaster:
         update, wave = await self._make_ready(wave, snapshot)
         if update is None or not wave:
             return
-        if self.deltas is not None:
-            names = [member.name for member in wave]
-            with self.ctx.waiting(f"the mirrors of {', '.join(names)} to have version {snapshot.version}"):
-                delivery = await self.deltas.wait(names)
-            wave = await self._settle(wave, delivery, snapshot)
-            update = replace(update, copies=delivery.paths)
-            if not wave:
-                return
+        if self.transport.COPIED_BY:
+            copies = await self._copies(wave, snapshot)
+            wave = [member for member in wave if member.name in copies]
+            update = replace(update, copies=copies)
         wave = [member for member in wave if await self.told.updating(member)]
         if not wave:
             return
         receivers = [await self._receiver(member) for member in wave]
         waves = [[await self._receiver(m) for m in w] for w in wave_partition(self.fleet, self.config.update_waves)]
-        self.groups.keep_only([receivers, *waves])
+        self.transport.form([receivers, *waves])
         with self.ctx.waiting(f"engines {', '.join(m.name for m in wave)} to take version {snapshot.version}"):
-            report = await push(receivers, update, self.groups, self.config, probed=True)
-        await self._compare([member for member in wave if member.name in report.served], snapshot, update)
+            report = await self.transport.push(receivers, update, probed=True)
+        await self.comparison.compare([member for member in wave if member.name in report.served], snapshot, update)
         for member in wave:
             if member.name in report.failed:
                 await self.told.down(member, report.failed[member.name])
@@ -197,7 +189,7 @@ class Broadcaster:
         """The weights, and the engines that answer: one that hangs should cost the others no pause at all."""
         if not wave:
             return None, wave
-        asked = wave if self.config.transport == "collective" else []
+        asked = wave if self.transport.ASKS_FIRST else []
         receivers = [await self._receiver(member) for member in asked]
         update, silent = await asyncio.gather(self._load(snapshot), probe(receivers, self.config))
         for member in wave:
@@ -205,41 +197,18 @@ class Broadcaster:
                 await self.told.down(member, silent[member.name])
         return update, [member for member in wave if member.name not in silent]
 
-    async def _settle(self, wave: list[Member], delivery: Delivery, snapshot: Snapshot) -> list[Member]:
-        """Tell what became of a delivery; give back the engines whose mirrors have the version."""
-        for name, why in delivery.asked.items():
+    async def _copies(self, wave: list[Member], snapshot: Snapshot) -> dict[str, Path]:
+        """Where the machine of each engine has its own copy of the version; those that get none are down."""
+        names = [member.name for member in wave]
+        whom = f"{self.transport.COPIED_BY} of {', '.join(names)} to have version {snapshot.version}"
+        with self.ctx.waiting(whom):
+            copies = await self.transport.deliver(names)
+        for name, why in copies.asked.items():
             await self.ctx.event("full_copy", engine=name, version=snapshot.version, cause=why)
         for member in wave:
-            if member.name in delivery.failed:
-                await self.told.down(member, delivery.failed[member.name])
-        return [member for member in wave if member.name in delivery.paths]
-
-    async def _compare(self, served: list[Member], snapshot: Snapshot, update: Update) -> None:
-        """Ask engines for the checksums of what they have just got, where that is due, and take out those that are wrong.
-
-        They come back like any engine that was down: with all of the weights.
-        """
-        asked = [member for member in served if self.checks.due(member.name, key(snapshot))]
-        questions = (engine_sums(self._client(member), self.config.timeout_s) for member in asked)
-        sums: dict[str, dict[str, str]] = {}
-        for member, answer in zip(asked, await asyncio.gather(*questions, return_exceptions=True), strict=True):
-            if isinstance(answer, EngineError):
-                await self.told.down(member, str(answer))
-            elif isinstance(answer, BaseException):
-                raise answer
-            else:
-                sums[member.name] = answer
-        expected = None
-        if sums and self.ctx.config.engine.kind == "embedded":  # it names and hashes tensors as we do
-            dtype = self.ctx.config.model.dtype
-            expected = await asyncio.to_thread(bucket_sums, update.buckets, dtype)
-        for name, why in self.checks.judge(key(snapshot), sums, expected).items():
-            await self.ctx.event("weights_differ", engine=name, version=snapshot.version, cause=why)
-            member = self.fleet.members.get(name)
-            if member is not None and (
-                member in asked or member.served == key(snapshot)
-            ):  # not one of that name since then
-                await self.told.down(member, f"version {snapshot.version}: {why}")
+            if member.name in copies.failed:
+                await self.told.down(member, copies.failed[member.name])
+        return copies.paths
 
     async def _announce_current(self, wave: list[Member], snapshot: Snapshot) -> list[Member]:
         """Announce the engines that came with the right weights; give back the others.
@@ -268,11 +237,8 @@ class Broadcaster:
             self._update = None
             try:
                 await asyncio.to_thread(check, snapshot, roots_of(self.ctx.config, self.ctx.run_dir))
-                self._update = await prepare(Path(snapshot.path), snapshot.version, self.config.bucket_mb)
-                if self.deltas is not None:
-                    await self.deltas.offer(Path(snapshot.path), key(snapshot))
+                self._update = await self.transport.prepare(Path(snapshot.path), key(snapshot))
             except (SnapshotError, OSError) as error:
-                self._update = None
                 kind = "snapshot_refused" if has_weights(snapshot.path) else "snapshot_gone"
                 await self.ctx.event(kind, version=snapshot.version, cause=str(error))
                 if self.fleet.newest is snapshot:  # else there are newer ones
@@ -301,7 +267,7 @@ class Broadcaster:
             "weights/update_s": report.seconds,
             "weights/bytes": float(report.n_bytes * len(report.served)),
             "weights/failed_engines": float(len(report.failed)),
-            **({"weights/delta_bytes": float(self.deltas.file_bytes)} if self.deltas is not None else {}),
+            **self.transport.metrics(),
             "weights/publish_lag": float(max(lags, default=math.nan)),
             **{f"weights/paused_s/{name}": seconds for name, seconds in report.paused_s.items()},
         }

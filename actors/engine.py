@@ -29,6 +29,7 @@ from miles_async.engines.client import EngineClient
 from miles_async.engines.sglang.check import check_server, until_it_answers
 from miles_async.engines.sglang.observer import Observer
 from miles_async.weights.place import weight_roots
+from miles_async.weights.transports.table import make_transport
 
 if TYPE_CHECKING:
     from miles_async.engines.sglang.driver import SglangServer
@@ -47,18 +48,16 @@ class EngineHost:
 
     async def run(self) -> None:
         try:
-            async with self._mirrored():
+            async with self._served():
                 await self._host()
         finally:
             await VersionLedger(self.ctx.bus).down(self.ctx.name, "its host ends", self.ctx.incarnation)
 
-    def _mirrored(self) -> AbstractAsyncContextManager[None]:
-        """With ``weights.transport = "disk_delta"``: a full copy of the weights on this machine, kept current."""
-        if self.ctx.config.weights.transport != "disk_delta" or self.config.kind == "external":
+    def _served(self) -> AbstractAsyncContextManager[None]:
+        """What the transport of the weights needs on this machine."""
+        if self.config.kind == "external":
             return nullcontext()  # an engine of somebody else is on a machine of its own
-        from miles_async.weights.delta_mirror import mirrored  # imports torch
-
-        return mirrored(self.ctx.config, self.ctx.run_dir, self.ctx.name)
+        return make_transport(self.ctx.config, self.ctx.run_dir).beside_engine(self.ctx.name)
 
     async def _host(self) -> None:
         match self.config.kind:

@@ -181,45 +181,48 @@ async def pushes(urls: list[str], home: Path, transports: Sequence[str], bare: B
     """A function that brings all engines to a version by a transport and says what each part took, in seconds."""
     import aiohttp
 
-    from miles_async.config.schema import Weights
+    from miles_async.config.schema import Data, Model, RunConfig, Weights
     from miles_async.engines.client import EngineClient
     from miles_async.weights.delta_mirror import Mirror
-    from miles_async.weights.delta_sender import DeltaSender
-    from miles_async.weights.group import Receiver, WeightGroups
-    from miles_async.weights.push import prepare, probe, push
+    from miles_async.weights.push import probe
     from miles_async.weights.snapshot import prune, write_snapshot
+    from miles_async.weights.transports.base import Transport
+    from miles_async.weights.transports.table import make_transport
+    from miles_async.weights.update import Receiver
 
     names = [f"engine-{i}" for i in range(len(urls))]
-    sender = DeltaSender(home / "shared", timeout_s=DEADLINE_S)
     async with aiohttp.ClientSession() as session, AsyncExitStack() as stack:
         receivers = [Receiver(n, EngineClient(url, session, name=n)) for n, url in zip(names, urls, strict=True)]
-        groups = WeightGroups("gloo")
-        stack.push_async_callback(groups.close)
+        ways: dict[str, Transport] = {}
+        for transport in transports:
+            weights = Weights(transport=transport, backend="gloo", timeout_s=DEADLINE_S, delta_dir=str(home / "shared"))
+            run = RunConfig(model=Model(hf_checkpoint=str(home / "model")), data=Data(), weights=weights)
+            ways[transport] = make_transport(run, home)
+            stack.push_async_callback(ways[transport].close)
         for name in names if "disk_delta" in transports else ():
             following = asyncio.create_task(Mirror(name, home / "shared", lambda _: home / "local").follow())
             stack.callback(following.cancel)
 
         async def one(transport: str, version: int, tensors: dict[str, torch.Tensor]) -> dict[str, float]:
-            config = Weights(transport=transport, timeout_s=DEADLINE_S)  # type: ignore[arg-type]
+            way = ways[transport]
             started = time.perf_counter()
             path = write_snapshot(home / "snapshots", version, 0, tensors, str(home / "model"))
             written = time.perf_counter()
-            asked = receivers if transport == "collective" else []
-            update, silent = await asyncio.gather(prepare(path, version, config.bucket_mb), probe(asked, config))
+            asked = receivers if way.ASKS_FIRST else []
+            update, silent = await asyncio.gather(way.prepare(path, (0, version)), probe(asked, way.config.weights))
             if silent:
                 raise RuntimeError(f"engines that do not answer: {silent}")
             timed = {}
-            if transport == "disk_delta":
-                await sender.offer(path, (0, version))
-                timed["delta_bytes"] = float(sender.file_bytes)
+            if way.COPIED_BY:
+                timed["delta_bytes"] = way.metrics()["weights/delta_bytes"]
                 timed["delta_write_s"] = time.perf_counter() - written
-                update = replace(update, copies=(await sender.wait(names)).paths)
+                update = replace(update, copies=(await way.deliver(names)).paths)
             prepared = time.perf_counter()
             flat = [bucket.flat for bucket in update.buckets]
             # whoever is first warms the caches
             before = await asyncio.to_thread(bare.run, flat) if version % 2 else None
             begun = time.perf_counter()
-            report = await push(receivers, update, groups, config, probed=True)
+            report = await way.push(receivers, update, probed=True)
             if report.failed:
                 raise RuntimeError(f"a push failed: {report.failed}")
             paused, push_s = max(report.paused_s.values()), time.perf_counter() - begun

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -16,6 +17,7 @@ from miles_async.data.source import DATA_SOURCE
 from miles_async.evaluation.hooks import HOOKS as EVALUATION
 from miles_async.evaluation.settings import dataset_configs
 from miles_async.filters.registry import HOOKS as FILTERS
+from miles_async.hooks.choice import Choice
 from miles_async.hooks.hook import Hook
 from miles_async.rewards.registry import GROUP_REWARD, REWARD
 from miles_async.rewards.registry import HOOKS as REWARDS
@@ -24,6 +26,7 @@ from miles_async.rollout.registry import HOOKS as ROLLOUTS
 from miles_async.staleness.choice import POLICY, make_policy
 from miles_async.train.hooks import HOOKS as LEARNER
 from miles_async.weights.export import EXPORT
+from miles_async.weights.transports.table import TRANSPORTS
 
 HOOKS: tuple[Hook, ...] = (
     *ALGORITHM,
@@ -36,11 +39,13 @@ HOOKS: tuple[Hook, ...] = (
     EXPORT,
     *EVALUATION,
 )
+# keys that name a class; each has a table of ours
+CHOICES: tuple[Choice[Any], ...] = (TRANSPORTS,)
 
 
 def resolve_paths(config: RunConfig, base: Path) -> RunConfig:
     """``config`` with the files of all hooks made absolute: relative ones lie beside the TOML file."""
-    for hook in HOOKS:
+    for hook in (*HOOKS, *(choice.hook for choice in CHOICES)):
         section_name, _, key = hook.key.partition(".")
         section = getattr(config, section_name)
         value = getattr(section, key)

@@ -8,7 +8,7 @@ A user's own function may look at any key, so a key of a place that holds one is
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -195,35 +195,37 @@ RULES = (
         lambda config: config.learner.lr_decay_steps is not None,
         "learner.lr_decay_steps",
     ),
-    Rule(("engine.urls",), lambda config: config.engine.kind == "external", 'engine.kind = "external"'),
-    Rule(("engine.args",), lambda config: config.engine.kind == "sglang", 'engine.kind = "sglang"'),
-    Rule(("eval.engine_args",), lambda config: config.engine.kind == "sglang", 'engine.kind = "sglang"'),
-    Rule(
-        tuple(f"eval.{key}" for key in Eval.__struct_fields__ if key not in ("eval_interval", "engine_args")),
-        lambda config: config.eval.eval_interval is not None,
-        "eval.eval_interval, the versions between two points",
-    ),
-    Rule(
-        ("weights.delta_dir", "weights.mirror_dir"),
-        lambda config: config.weights.transport == "disk_delta",
-        'weights.transport = "disk_delta"',
-    ),
-    Rule(
-        ("weights.backend", "weights.bucket_mb"),
-        lambda config: config.weights.transport == "collective",
-        'weights.transport = "collective"',
-    ),
-    Rule(
-        ("bus.appendfsync", "bus.maxmemory_mb"),
-        lambda config: config.bus.url is None,
-        "a Redis of our own: bus.url unset",
-    ),
+)
+# what is looked at last, so that of two useless keys the same one is named as ever
+EVALUATION = Rule(
+    tuple(f"eval.{key}" for key in Eval.__struct_fields__ if key not in ("eval_interval", "engine_args")),
+    lambda config: config.eval.eval_interval is not None,
+    "eval.eval_interval, the versions between two points",
+)
+REDIS = Rule(
+    ("bus.appendfsync", "bus.maxmemory_mb"),
+    lambda config: config.bus.url is None,
+    "a Redis of our own: bus.url unset",
 )
 
 
-def check_effect(config: RunConfig) -> None:
-    """All of the checks. Raises ConfigError."""
-    for rule in RULES:
+def rules_of(choice: str, looks_at: Mapping[str, Sequence[str]]) -> list[Rule]:
+    """The rules of a key that chooses one of several parts: ``looks_at`` has for each of ours the keys that are its own."""
+    section, _, name = choice.partition(".")
+
+    def chosen(*names: str) -> Callable[[RunConfig], bool]:
+        return lambda config: _is_one_of(getattr(getattr(config, section), name), names, looks_at)
+
+    rules: list[Rule] = []
+    for key in dict.fromkeys(key for keys in reversed([*looks_at.values()]) for key in keys):
+        owners = [owner for owner, keys in looks_at.items() if key in keys]
+        rules.append(Rule((key,), chosen(*owners), " or ".join(f'{choice} = "{owner}"' for owner in owners)))
+    return rules
+
+
+def check_effect(config: RunConfig, engines: Iterable[Rule] = (), transports: Iterable[Rule] = ()) -> None:
+    """All of the checks; ``engines`` and ``transports`` are the rules of those rooms. Raises ConfigError."""
+    for rule in (*RULES, *engines, EVALUATION, *transports, REDIS):
         if not rule.holds(config):
             for key in rule.keys:
                 _refuse_set(config, key, rule.needs)

@@ -278,8 +278,9 @@ class Engine(Section, frozen=True):
 
 
 class Weights(Section, frozen=True):
-    # "disk_delta": what has changed goes through a directory, for engines on machines that no collective reaches
-    transport: Literal["collective", "disk", "disk_delta"] = "collective"
+    # "collective", "disk", "disk_delta" (what has changed goes through a directory, for engines on machines that no collective
+    # reaches), or a path to a class of yours (weights/transports/base.py)
+    transport: str = "collective"
     backend: Literal["auto", "gloo", "nccl"] = "auto"
     bucket_mb: PositiveInt = 256  # of one broadcast; over gloo an engine keeps host memory for two of them
     pause_mode: Literal["retract", "in_place", "abort"] = "retract"

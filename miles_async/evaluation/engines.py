@@ -19,8 +19,9 @@ from miles_async.config.schema import RunConfig
 from miles_async.config.secrets import resolve
 from miles_async.engines.client import EngineClient, EngineError
 from miles_async.router.access import is_of_run
-from miles_async.weights.group import Receiver, WeightGroups
-from miles_async.weights.push import Update, push
+from miles_async.weights.push import push
+from miles_async.weights.transports.disk import load_from_disk
+from miles_async.weights.update import Receiver, Update
 
 PROBE_TIMEOUT_S = 5.0
 PROBE_PAUSE_S = 0.25
@@ -43,7 +44,7 @@ class EvalEngines:
         self._vocab_size, self._context_length = vocab_size, context_length
         self._api_key = resolve("engine.api_key", config.engine.api_key)
         # what an engine still does is of an attempt that nobody waits for any more
-        self._push = msgspec.structs.replace(config.weights, transport="disk", pause_mode="abort")
+        self._push = msgspec.structs.replace(config.weights, pause_mode="abort")
         self._clients: list[EngineClient] = []
         self._inflight: Counter[str] = Counter()
 
@@ -51,7 +52,7 @@ class EvalEngines:
         """Bring all engines to the weights in ``path`` and name them ``version``. Raises EngineError."""
         self._clients = list(await asyncio.gather(*(self._reach(name) for name in self.names)))
         receivers = [Receiver(client.name, client) for client in self._clients]
-        report = await push(receivers, Update(version, path, ()), WeightGroups("gloo"), self._push)
+        report = await push(receivers, Update(version, path, ()), load_from_disk, self._push)
         for name, why in report.failed.items():
             raise EngineError(name, f"version {version}", why)
 

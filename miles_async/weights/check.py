@@ -15,8 +15,8 @@ import torch
 from miles_async.engines.checksum import checksum
 from miles_async.engines.client import EngineClient, EngineError
 from miles_async.weights.buckets import Bucket, unflatten
+from miles_async.weights.update import Key
 
-Key = tuple[int, int]  # (incarnation, version) of a snapshot
 Sums = Mapping[str, str]  # tensor, by the engine's own names, to its checksum
 
 

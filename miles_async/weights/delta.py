@@ -26,6 +26,7 @@ import zstandard
 from miles_async.engines.checksum import Bytes, as_bytes, checksum
 from miles_async.weights.buckets import by_item_size, dtype_name
 from miles_async.weights.snapshot import Spec
+from miles_async.weights.update import Key
 
 MAGIC = b"MADELTA1"
 LEVEL = 1  # of zstd: higher ones are several times as slow for a few per cent
@@ -33,8 +34,6 @@ SAMPLE_BYTES = 1 << 20  # of a tensor, by which the smaller of xor and new is ch
 MAX_HEADER_BYTES = 64 << 20
 DIGEST_BYTES = 32
 _CHUNK_BYTES = 4 << 20
-
-Key = tuple[int, int]  # (incarnation, version) of a snapshot
 
 
 class DeltaError(RuntimeError):

@@ -31,8 +31,9 @@ import torch
 from miles_async.config.schema import RunConfig
 from miles_async.engines.checksum import checksums
 from miles_async.hooks.daemon_thread import in_thread
-from miles_async.weights.delta import DeltaError, Header, Key, read_header, read_tensors
+from miles_async.weights.delta import DeltaError, Header, read_header, read_tensors
 from miles_async.weights.snapshot import SnapshotError, choose_root, load_snapshot, snapshot_name, write_tensors
+from miles_async.weights.update import Key
 
 POLL_S = 0.1
 ALIVE_S = 1.0  # how often it shows that it lives

@@ -9,30 +9,21 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
 import torch
 
 from miles_async.hooks.daemon_thread import in_thread
-from miles_async.weights.delta import Header, Key, write_delta
+from miles_async.weights.delta import Header, write_delta
 from miles_async.weights.delta_mirror import CONFIG_DIR, POLL_S, State, key_of, state_file
 from miles_async.weights.snapshot import copy_config, load_snapshot, snapshot_name
+from miles_async.weights.update import Copies, Key
 
 KEEP = 8  # deltas that a mirror can be behind; then it needs a full copy
 MAX_FULL = 2  # full copies of one version: a directory that damages them all is not filled for ever
 SILENT_S = 15.0
 MAX_STATE_BYTES = 1 << 16
-
-
-@dataclass
-class Delivery:
-    """Where the local copies of a version lie, by engine; who has none, and why; who had to ask for a full copy, and why."""
-
-    paths: dict[str, Path] = field(default_factory=dict)
-    failed: dict[str, str] = field(default_factory=dict)
-    asked: dict[str, str] = field(default_factory=dict)
 
 
 class DeltaSender:
@@ -89,11 +80,11 @@ class DeltaSender:
         for file in old:
             file.unlink(missing_ok=True)
 
-    async def wait(self, engines: Iterable[str]) -> Delivery:
+    async def wait(self, engines: Iterable[str]) -> Copies:
         """Until the mirrors of ``engines`` have the version offered last, or are given up."""
         assert self._newest is not None, "nothing was offered"
         key, tensors = self._newest
-        delivery, waiting = Delivery(), list(engines)
+        copies, waiting = Copies(), list(engines)
         loop = asyncio.get_running_loop()
         begun, signs = loop.time(), dict[str, tuple[int, float]]()
         while True:
@@ -103,25 +94,25 @@ class DeltaSender:
                     signs[name] = sign, loop.time()
                 if state.wants == key and state.asks != self._asks.get(name):
                     self._asks[name] = state.asks
-                    delivery.asked[name] = state.why
+                    copies.asked[name] = state.why
                     if self._full == 0 or (state.tried and self._full < MAX_FULL):
                         await in_thread(lambda: self._write_full(key, tensors))
                 waited, silent = loop.time() - begun, loop.time() - signs[name][1]
                 if state.key == key:
-                    delivery.paths[name] = Path(state.path)
+                    copies.paths[name] = Path(state.path)
                 elif self._silent.get(name) == sign or silent > SILENT_S:
                     self._silent[name] = sign
-                    delivery.failed[name] = f"its mirror gives no sign in {state_file(self.shared, name)}"
+                    copies.failed[name] = f"its mirror gives no sign in {state_file(self.shared, name)}"
                 elif waited > self.timeout_s:
                     last = f"; it says: {state.why}" if state.why else ""
-                    delivery.failed[name] = (
+                    copies.failed[name] = (
                         f"its mirror has not got version {key[1]} within weights.timeout_s = {self.timeout_s:g}{last}"
                     )
                 else:
                     continue
                 waiting.remove(name)
             if not waiting:
-                return delivery
+                return copies
             await asyncio.sleep(POLL_S)
 
     def _look(self, name: str) -> tuple[int, State]:

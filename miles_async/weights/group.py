@@ -20,7 +20,6 @@ import socket
 import time
 import warnings
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Literal, TypeVar
 from urllib.parse import urlsplit
@@ -31,8 +30,9 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]
 from torch.distributed import distributed_c10d as c10d
 
 from miles_async.config.schema import RunConfig
-from miles_async.engines.client import EngineClient, EngineError
+from miles_async.engines.client import EngineError
 from miles_async.hooks.daemon_thread import in_thread
+from miles_async.weights.update import Receiver
 
 T = TypeVar("T")
 Backend = Literal["gloo", "nccl"]
@@ -49,15 +49,6 @@ class GroupError(RuntimeError):
     def __init__(self, message: str, refusals: dict[str, EngineError] | None = None) -> None:
         super().__init__(message)
         self.refusals = refusals or {}
-
-
-@dataclass(frozen=True)
-class Receiver:
-    """An engine as a member of a group."""
-
-    name: str
-    client: EngineClient
-    ranks: int = 1  # its tensor-parallel size
 
 
 def choose_backend(config: RunConfig) -> Backend:
@@ -287,13 +278,6 @@ class WeightGroups:
         keep = {frozenset((r.name, r.client.url) for r in wave) for wave in waves}
         for key in [key for key in self._groups if key not in keep]:
             self.discard(self._groups[key])
-
-    def discard_members(self, receivers: Sequence[Receiver]) -> None:
-        """Give up every group that one of these engines is in."""
-        names = {r.name for r in receivers}
-        for key, group in list(self._groups.items()):
-            if any(name in names for name, _ in key):
-                self.discard(group)
 
     async def close(self) -> None:
         """Give up all groups and see them off."""

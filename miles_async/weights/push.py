@@ -13,83 +13,41 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Awaitable, Callable, Sequence
 
 from miles_async.config.schema import Weights
 from miles_async.engines.client import EngineError
-from miles_async.weights.buckets import Bucket, make_buckets
-from miles_async.weights.group import GroupError, Receiver, WeightGroup, WeightGroups
-from miles_async.weights.snapshot import load_snapshot
+from miles_async.weights.update import PushReport, Receiver, Update
 
 RESCUE_TIMEOUT_S = 5.0  # for each call that lets a failed engine go on
 PHASE_SHARE = 0.25  # of the deadline, for one phase: an engine that hangs leaves the others time for a second round
 _log = logging.getLogger(__name__)
 
-
-@dataclass(frozen=True)
-class Update:
-    """A version, ready to send."""
-
-    version: int
-    path: Path
-    buckets: tuple[Bucket, ...]
-    copies: Mapping[str, Path] = field(default_factory=dict)  # engine to a directory of its own machine, of disk_delta
-
-    @property
-    def n_bytes(self) -> int:
-        return sum(bucket.n_bytes for bucket in self.buckets)
-
-
-@dataclass(frozen=True)
-class PushReport:
-    """What one push did. Seconds are wall clock; ``failed`` maps an engine to why it does not serve the version."""
-
-    version: int
-    n_bytes: int  # sent to each engine
-    seconds: float
-    paused_s: dict[str, float]  # from asking to pause until it was told to go on
-    served: tuple[str, ...]
-    failed: dict[str, str] = field(default_factory=dict)
-
-
-async def prepare(path: Path | str, version: int, bucket_mb: int) -> Update:
-    """Map a snapshot and cut it into buckets. Raises SnapshotError."""
-
-    def load() -> Update:
-        buckets = make_buckets(load_snapshot(path), bucket_mb * 1024 * 1024)
-        for bucket in buckets:
-            bucket.flat[::4096].sum()  # map the pages now, not while the engines are paused
-        return Update(version, Path(path), tuple(buckets))
-
-    return await asyncio.to_thread(load)
+Carry = Callable[["Wave", Update], Awaitable[None]]  # pauses a wave, gives it the weights and has it confirm them
 
 
 async def probe(receivers: Sequence[Receiver], config: Weights) -> dict[str, str]:
     """The engines that do not answer, and why: in a collective they would hold up all others."""
-    wave = _Wave(receivers, config)
+    wave = Wave(receivers, config)
     await wave.probe()
     return wave.failed
 
 
 async def push(
-    receivers: Sequence[Receiver], update: Update, groups: WeightGroups, config: Weights, *, probed: bool = False
+    receivers: Sequence[Receiver], update: Update, carry: Carry, config: Weights, *, ask_first: bool = False
 ) -> PushReport:
-    """Update ``receivers`` to ``update``. Never raises for an engine's sake: who failed is in the report.
+    """Update ``receivers`` to ``update``, as ``carry`` does it. Never raises for an engine's sake: which failed is reported.
 
-    ``probed``: the caller has just seen them all answer (:func:`probe`).
+    ``ask_first``: those that do not answer are left out before anything is paused; else the caller may have done that by
+    :func:`probe`.
     """
     started = time.monotonic()
-    wave = _Wave(receivers, config)
+    wave = Wave(receivers, config)
     try:
         async with asyncio.timeout(config.timeout_s):
-            if config.transport == "collective":
-                if not probed:
-                    await wave.probe()
-                await _collective(wave, update, groups)
-            else:
-                await _from_disk(wave, update)
+            if ask_first:
+                await wave.probe()
+            await carry(wave, update)
     except TimeoutError:
         wave.fail_all(
             f"the update to version {update.version} took longer than weights.timeout_s = {config.timeout_s:g}"
@@ -106,7 +64,7 @@ async def push(
     )
 
 
-class _Wave:
+class Wave:
     """The engines of one push and what became of them."""
 
     def __init__(self, receivers: Sequence[Receiver], config: Weights) -> None:
@@ -203,70 +161,3 @@ class _Wave:
                 if error.status is None:  # it gave no answer: the next call would not get one either
                     break
         self.paused_s[name] = time.monotonic() - since
-
-
-async def _from_disk(wave: _Wave, update: Update) -> None:
-    """Every engine reads the snapshot directory itself, or the copy of it on its machine."""
-    config = wave.config
-    await wave.pause(session=False)
-    wave.touch()
-    await wave.each(
-        lambda r: r.client.update_from_disk(
-            str(update.copies.get(r.name, update.path)),
-            version=str(update.version),
-            flush_cache=config.pause_mode != "in_place",
-            timeout=config.timeout_s,
-        )
-    )
-    await wave.confirm(update.version)
-
-
-async def _collective(wave: _Wave, update: Update, groups: WeightGroups) -> None:
-    """Broadcast to all of the wave; after a failure, once more to those that are left.
-
-    A round that fails although everybody still answers is repeated once; then those that refused are out.
-    """
-    spare_rounds = 1
-    while wave.alive:
-        members = list(wave.alive)
-        group: WeightGroup | None = None
-        try:
-            group = await groups.get(members, wave.phase_s)
-            await wave.pause(session=True)
-            if len(wave.alive) == len(members):
-                wave.touch()
-                await _send(group, wave, update)
-                await wave.confirm(update.version)
-                return
-            groups.discard(group)
-        except GroupError as error:
-            _log.warning("version %d: %s", update.version, error)
-            if group is not None:
-                groups.discard(group)
-            await wave.probe()
-            if len(wave.alive) == len(members):
-                spare_rounds -= 1
-                if spare_rounds < 0:
-                    guilty = [r for r in members if r.name in error.refusals] or members
-                    for receiver in guilty:
-                        wave.fail(receiver.name, str(error.refusals.get(receiver.name, error)))
-
-
-async def _send(group: WeightGroup, wave: _Wave, update: Update) -> None:
-    """All buckets, in order. The last one carries the version and flushes what the old weights cached."""
-    config = wave.config
-    for number, bucket in enumerate(update.buckets, 1):
-        last = number == len(update.buckets)
-        receive: dict[str, Awaitable[None]] = {
-            r.name: r.client.update_from_distributed(
-                names=bucket.names,
-                dtypes=bucket.dtypes,
-                shapes=bucket.shapes,
-                group=group.name,
-                flush_cache=last and config.pause_mode != "in_place",
-                version=str(update.version) if last else None,
-                timeout=wave.phase_s,
-            )
-            for r in wave.alive
-        }
-        await group.broadcast(bucket.flat, receive, wave.phase_s)

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from actors import broadcaster as module
 from actors.broadcaster import Broadcaster
 from actors.engine import EngineHost
 from actors.runtime.context import ActorContext
@@ -17,8 +16,9 @@ from bus.messages import EngineDown, EngineServes, EngineUp, Snapshot
 from miles_async.config.schema import Data, Engine, Model, RunConfig, Weights
 from miles_async.engines.client import EngineClient, EngineError
 from miles_async.weights.fleet import Member
-from miles_async.weights.group import Receiver, WeightGroups
-from miles_async.weights.push import PushReport, Update, push
+from miles_async.weights.push import push
+from miles_async.weights.transports.disk import load_from_disk
+from miles_async.weights.update import PushReport, Receiver, Update
 
 DISK = Weights(transport="disk", timeout_s=5)
 
@@ -50,7 +50,7 @@ class StandInEngine:
 async def test_an_engine_counts_as_updated_only_once_it_names_the_version() -> None:
     honest, liar = StandInEngine(obeys=True), StandInEngine(obeys=False)
     receivers: Any = [Receiver("honest", honest, 1), Receiver("liar", liar, 1)]  # type: ignore[arg-type]
-    report = await push(receivers, Update(2, Path("nowhere"), ()), WeightGroups("gloo"), DISK)
+    report = await push(receivers, Update(2, Path("nowhere"), ()), load_from_disk, DISK)
     assert report.served == ("honest",)
     assert "serves version '1' after an update to 2" in report.failed["liar"]
     # what the liar holds may be a mixture: nothing that it generates may be labelled with either version
@@ -88,7 +88,7 @@ async def test_only_what_a_push_reports_as_served_is_announced_and_only_after_it
     async def receiver(member: Member) -> Receiver:
         return Receiver(member.name, EngineClient(member.url, None), 1)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(module, "push", fake_push)
+    monkeypatch.setattr(broadcaster.transport, "push", fake_push)
     monkeypatch.setattr(broadcaster, "_load", load)
     monkeypatch.setattr(broadcaster, "_receiver", receiver)
     await broadcaster._update_wave(list(broadcaster.fleet.members.values()))

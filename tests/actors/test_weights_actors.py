@@ -15,7 +15,6 @@ import pytest
 from announcing import announce
 from embedded_engines import EngineProcess, engines, snapshot_of
 
-from actors import broadcaster
 from actors.broadcaster import Broadcaster
 from actors.engine import EngineHost
 from actors.router import Router, bind
@@ -27,9 +26,9 @@ from miles_async.config.schema import ConfigError, Data, Engine, Model, RunConfi
 from miles_async.config.schema import Router as RouterConfig
 from miles_async.engines.client import EngineClient
 from miles_async.weights.delta import checksum
-from miles_async.weights.group import Receiver
-from miles_async.weights.push import PushReport, Update, push
 from miles_async.weights.snapshot import choose_root, load_snapshot, write_snapshot
+from miles_async.weights.transports.collective import Collective
+from miles_async.weights.update import PushReport, Receiver, Update
 
 DEADLINE_S = 60.0
 
@@ -258,15 +257,17 @@ async def test_an_engine_whose_weights_were_tampered_with_is_named_taken_out_and
     tampered = snapshot_of(stage.model, stage.run_dir / "other", 9)
     spoiled: list[str] = []
 
-    async def push_and_tamper(receivers: list[Receiver], update: Update, *rest: Any, **more: Any) -> PushReport:
-        report = await push(receivers, update, *rest, **more)
+    push = Collective.push
+
+    async def push_and_tamper(self: Collective, receivers: list[Receiver], update: Update, **more: Any) -> PushReport:
+        report = await push(self, receivers, update, **more)
         for receiver in receivers:
             if receiver.name == "engine-1" and update.version >= 2 and not spoiled:
                 spoiled.append(receiver.name)
                 await receiver.client.update_from_disk(str(tampered), version="2", flush_cache=True, timeout=20)
         return report
 
-    monkeypatch.setattr(broadcaster, "push", push_and_tamper)
+    monkeypatch.setattr(Collective, "push", push_and_tamper)
     async with stage.running(Broadcaster):
         for index, engine in enumerate(pair):
             await stage.engine_up(f"engine-{index}", engine, version=-1)

@@ -14,13 +14,13 @@ from contract.checkpoint import log_probs, make_checkpoint
 from contract.client import LONG, PROMPT, Engine, sampled
 from safetensors.torch import load_file
 
-from miles_async.config.schema import Weights
+from miles_async.config.schema import Data, Model, RunConfig, Weights
 from miles_async.engines.client import EngineClient
 from miles_async.engines.sglang.driver import SglangError, SglangServer
 from miles_async.engines.sglang.observer import Observer
-from miles_async.weights.group import Receiver, WeightGroups
-from miles_async.weights.push import prepare, push
 from miles_async.weights.snapshot import write_snapshot
+from miles_async.weights.transports.collective import Collective
+from miles_async.weights.update import Receiver
 
 pytestmark = pytest.mark.sglang
 
@@ -95,12 +95,14 @@ async def test_a_server_starts_generates_takes_weights_in_flight_and_leaves_noth
                 assert answer.status == 401
             engine = Engine("sglang", server.url, old, new, session)
             receiver = Receiver("engine-0", EngineClient(server.url, session, name="engine-0"))
-            update, groups = await prepare(snapshot, 7, bucket_mb=256), WeightGroups("gloo")
-            await groups.get([receiver], 60.0)  # so that the push pauses at once
+            config = RunConfig(model=Model(hf_checkpoint=str(old)), data=Data(), weights=Weights(backend="gloo"))
+            transport = Collective(config, tmp_path)
+            update = await transport.prepare(snapshot, (0, 7))
+            await transport.groups.get([receiver], 60.0)  # so that the push pauses at once
             running = engine.watch(LONG)
             await running.until_tokens(10)
-            report = await push([receiver], update, groups, Weights())
-            await groups.close()
+            report = await transport.push([receiver], update)
+            await transport.close()
             assert (report.served, report.failed) == (("engine-0",), {})
             await engine.generate(sampling_params={"max_new_tokens": 30, "ignore_eos": True})  # they decode in step
             await engine.ok("/abort_request", abort_all=True)

@@ -19,6 +19,7 @@ from miles_async.weights.delta import DeltaError, check_file, read_header, read_
 from miles_async.weights.delta_mirror import CONFIG_DIR, Mirror, state_file
 from miles_async.weights.delta_sender import DeltaSender
 from miles_async.weights.snapshot import load_snapshot, write_snapshot
+from miles_async.weights.update import Copies
 
 Tensors = dict[str, torch.Tensor]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.uint8, torch.bool, torch.float8_e4m3fn]
@@ -153,7 +154,7 @@ class Stage:
         finally:
             task.cancel()
 
-    async def arrives(self, *engines: str) -> delta_sender.Delivery:
+    async def arrives(self, *engines: str) -> Copies:
         """Wait until all of ``engines`` have the version offered last, bit for bit, as a directory an engine can load."""
         delivery = await self.sender.wait(engines)
         assert not delivery.failed

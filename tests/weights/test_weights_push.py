@@ -13,16 +13,22 @@ import pytest
 import torch
 from embedded_engines import EngineProcess, engines, snapshot_of
 
-from miles_async.config.schema import Weights
+from miles_async.config.schema import Data, Model, RunConfig, Weights
 from miles_async.engines.client import EngineClient, EngineError
 from miles_async.rollout.generate import own_cache
 from miles_async.weights.buckets import make_buckets
-from miles_async.weights.group import GroupError, Receiver, WeightGroup, WeightGroups
-from miles_async.weights.push import PushReport, prepare, push
+from miles_async.weights.group import GroupError, WeightGroup
 from miles_async.weights.snapshot import load_snapshot, write_snapshot
+from miles_async.weights.transports.base import Transport
+from miles_async.weights.transports.table import make_transport
+from miles_async.weights.update import PushReport, Receiver
 
 SMALL_BUCKET_BYTES = 64 << 10  # several of them make the model
-CONFIG = Weights(timeout_s=20)
+
+
+def config(transport: str = "collective", timeout_s: float = 20) -> RunConfig:
+    weights = Weights(transport=transport, backend="gloo", timeout_s=timeout_s)
+    return RunConfig(model=Model(hf_checkpoint="none"), data=Data(), weights=weights)
 
 
 @pytest.fixture(scope="module")
@@ -39,22 +45,20 @@ async def session() -> AsyncIterator[aiohttp.ClientSession]:
 
 
 @pytest.fixture
-async def groups() -> AsyncIterator[WeightGroups]:
-    groups = WeightGroups("gloo")
-    yield groups
-    await groups.close()
+async def transport() -> AsyncIterator[Transport]:
+    transport = make_transport(config(), Path())
+    yield transport
+    await transport.close()
 
 
 def receivers(started: list[EngineProcess], session: aiohttp.ClientSession) -> list[Receiver]:
     return [Receiver(f"e{i}", EngineClient(engine.url, session, name=f"e{i}")) for i, engine in enumerate(started)]
 
 
-async def push_path(
-    targets: list[Receiver], path: Path, version: int, groups: WeightGroups, config: Weights = CONFIG
-) -> PushReport:
-    update = await prepare(path, version, 1)
+async def push_path(targets: list[Receiver], path: Path, version: int, transport: Transport) -> PushReport:
+    update = await transport.prepare(path, (0, version))
     update = replace(update, buckets=tuple(make_buckets(load_snapshot(path), SMALL_BUCKET_BYTES)))
-    return await push(targets, update, groups, config)
+    return await transport.push(targets, update)
 
 
 async def state(receiver: Receiver) -> tuple[str, str]:
@@ -69,19 +73,19 @@ async def checksum_of(path: Path, session: aiohttp.ClientSession) -> str:
         return (await EngineClient(reference.url, session).checksums())["per_engine_checksum"]
 
 
-@pytest.mark.parametrize("transport", ["collective", "disk"])
+@pytest.mark.parametrize("name", ["collective", "disk"])
 async def test_after_a_push_every_engine_has_the_very_bits_of_the_snapshot(
-    transport: str,
+    name: str,
     fleet: list[EngineProcess],
     digits_model: Path,
     tmp_path: Path,
     session: aiohttp.ClientSession,
-    groups: WeightGroups,
 ) -> None:
     path = snapshot_of(digits_model, tmp_path, 3)
     targets = receivers(fleet, session)
-    config = Weights(timeout_s=20, transport=transport)  # type: ignore[arg-type]
-    report = await push_path(targets, path, 3, groups, config)
+    transport = make_transport(config(name), tmp_path)
+    report = await push_path(targets, path, 3, transport)
+    await transport.close()
     assert report.served == ("e0", "e1") and not report.failed
     assert report.n_bytes > 3 * SMALL_BUCKET_BYTES
     assert report.n_bytes == sum(t.nbytes for t in load_snapshot(path).values())
@@ -94,16 +98,16 @@ async def test_a_request_under_way_survives_pushes_and_knows_which_version_wrote
     digits_model: Path,
     tmp_path: Path,
     session: aiohttp.ClientSession,
-    groups: WeightGroups,
+    transport: Transport,
 ) -> None:
     targets = receivers(fleet, session)[:1]
-    await push_path(targets, snapshot_of(digits_model, tmp_path, 1), 1, groups)
+    await push_path(targets, snapshot_of(digits_model, tmp_path, 1), 1, transport)
     body = {"input_ids": [1, 2, 3], "sampling_params": {"max_new_tokens": 200, "ignore_eos": True, "sampling_seed": 5}}
     request = asyncio.create_task(targets[0].client.generate(body))
     version = 1
     while not request.done() and version < 40:
         version += 1
-        report = await push_path(targets, snapshot_of(digits_model, tmp_path, version), version, groups)
+        report = await push_path(targets, snapshot_of(digits_model, tmp_path, version), version, transport)
         assert not report.failed
     answer = await request
     assert isinstance(answer, dict)
@@ -116,13 +120,13 @@ async def test_a_request_under_way_survives_pushes_and_knows_which_version_wrote
 
 
 async def test_a_dead_engine_costs_the_others_nothing(
-    digits_model: Path, tmp_path: Path, session: aiohttp.ClientSession, groups: WeightGroups
+    digits_model: Path, tmp_path: Path, session: aiohttp.ClientSession, transport: Transport
 ) -> None:
     with engines(digits_model, 3) as started:
         targets = receivers(started, session)
-        assert not (await push_path(targets, snapshot_of(digits_model, tmp_path, 1), 1, groups)).failed
+        assert not (await push_path(targets, snapshot_of(digits_model, tmp_path, 1), 1, transport)).failed
         started[1].kill()  # while the group of the three is formed
-        report = await push_path(targets, snapshot_of(digits_model, tmp_path, 2), 2, groups)
+        report = await push_path(targets, snapshot_of(digits_model, tmp_path, 2), 2, transport)
         assert report.served == ("e0", "e2")
         assert "engine e1" in report.failed["e1"]
         assert [(await state(t))[0] for t in (targets[0], targets[2])] == ["2", "2"]
@@ -138,7 +142,7 @@ async def generated_version(receiver: Receiver) -> str:
 
 
 async def test_an_engine_that_dies_in_the_middle_of_a_broadcast_is_left_out_of_the_next_round(
-    digits_model: Path, tmp_path: Path, session: aiohttp.ClientSession, groups: WeightGroups
+    digits_model: Path, tmp_path: Path, session: aiohttp.ClientSession, transport: Transport
 ) -> None:
     with engines(digits_model, 3) as started:
         targets = receivers(started, session)
@@ -149,24 +153,25 @@ async def test_an_engine_that_dies_in_the_middle_of_a_broadcast_is_left_out_of_t
             raise EngineError("e1", "/update_weights_from_distributed", "connection lost")
 
         victim.update_from_distributed = die  # type: ignore[method-assign]  # the moment is what is staged, not the death
-        report = await push_path(targets, snapshot_of(digits_model, tmp_path, 1), 1, groups)
+        report = await push_path(targets, snapshot_of(digits_model, tmp_path, 1), 1, transport)
         assert report.served == ("e0", "e2") and list(report.failed) == ["e1"]
         sums = {await state(t) for t in (targets[0], targets[2])}
         assert len(sums) == 1 and sums.pop()[0] == "1"
 
 
 async def test_an_engine_that_hangs_is_reported_and_a_restart_of_it_catches_up(
-    digits_model: Path, tmp_path: Path, session: aiohttp.ClientSession, groups: WeightGroups
+    digits_model: Path, tmp_path: Path, session: aiohttp.ClientSession, transport: Transport
 ) -> None:
     with engines(digits_model, 2) as started:
         targets = receivers(started, session)
-        config = Weights(timeout_s=4)
-        await push_path(targets, snapshot_of(digits_model, tmp_path, 1), 1, groups, config)
+        transport.config = config(timeout_s=4)
+        await push_path(targets, snapshot_of(digits_model, tmp_path, 1), 1, transport)
         started[0].freeze()
-        report = await push_path(targets, snapshot_of(digits_model, tmp_path, 2), 2, groups, config)
+        report = await push_path(targets, snapshot_of(digits_model, tmp_path, 2), 2, transport)
         assert report.served == ("e1",) and "no answer within" in report.failed["e0"]
         started[0].thaw()
-        report = await push_path(targets, snapshot_of(digits_model, tmp_path, 3), 3, groups)
+        transport.config = config()
+        report = await push_path(targets, snapshot_of(digits_model, tmp_path, 3), 3, transport)
         assert report.served == ("e0", "e1")
         assert (await state(targets[0])) == (await state(targets[1]))
 
@@ -176,14 +181,14 @@ async def test_weights_that_the_engines_refuse_leave_them_running_and_reported(
     digits_model: Path,
     tmp_path: Path,
     session: aiohttp.ClientSession,
-    groups: WeightGroups,
+    transport: Transport,
 ) -> None:
     targets = receivers(fleet, session)
-    await push_path(targets, snapshot_of(digits_model, tmp_path, 1), 1, groups)
+    await push_path(targets, snapshot_of(digits_model, tmp_path, 1), 1, transport)
     misshapen = {name: torch.zeros(3, 3) for name in load_snapshot(digits_model)}
-    report = await push_path(targets, write_snapshot(tmp_path, 2, 0, misshapen, str(digits_model)), 2, groups)
+    report = await push_path(targets, write_snapshot(tmp_path, 2, 0, misshapen, str(digits_model)), 2, transport)
     assert not report.served and set(report.failed) == {"e0", "e1"}
-    report = await push_path(targets, snapshot_of(digits_model, tmp_path, 3), 3, groups)
+    report = await push_path(targets, snapshot_of(digits_model, tmp_path, 3), 3, transport)
     assert report.served == ("e0", "e1")
     assert [await generated_version(target) for target in targets] == ["3", "3"]
 
@@ -193,12 +198,12 @@ async def test_an_engine_left_paused_in_a_session_by_a_killed_sender_is_taken_ov
     digits_model: Path,
     tmp_path: Path,
     session: aiohttp.ClientSession,
-    groups: WeightGroups,
+    transport: Transport,
 ) -> None:
     targets = receivers(fleet, session)
     await targets[0].client.pause("retract")
     await targets[0].client.begin_update()
-    report = await push_path(targets, snapshot_of(digits_model, tmp_path, 5), 5, groups)
+    report = await push_path(targets, snapshot_of(digits_model, tmp_path, 5), 5, transport)
     assert report.served == ("e0", "e1")
     assert await generated_version(targets[0]) == "5"
 

@@ -1,0 +1,49 @@
+"""From a name in the configuration to a class: which of several parts of one kind a run has.
+
+A value is the name of one of ours, a dotted path ``package.module.Class``, or ``file.py:Class``. Promises: a value that leads
+nowhere, or to something else than a class of that kind, is refused in one line that names the key, the value, what is allowed
+and the nearest valid name; one of ours is imported only when it is asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Generic, TypeVar
+
+from miles_async.config.schema import RunConfig
+from miles_async.config.words import nearest, one_of
+from miles_async.hooks.hook import Hook, HookError
+
+T = TypeVar("T")
+
+
+class Choice(Generic[T]):
+    """One key, whose value names a class below ``base``.
+
+    parameters: what an object of the class is made of, by position. ours: name to ``package.module.Class``.
+    """
+
+    def __init__(self, key: str, base: type[T], parameters: tuple[str, ...], ours: Mapping[str, str]) -> None:
+        self.base, self.ours = base, ours
+        self.hook = Hook(key, parameters, returns=f"a {base.__name__}", default="", built_in=ours)
+
+    def load(self, value: str) -> type[T]:
+        """The class that ``value`` names. Raises HookError."""
+        key, ours = self.hook.key, self.ours
+        if value not in ours and "." not in value and ":" not in value:
+            forms = f'{one_of(ours)}, or "package.module.Class" or "file.py:Class"'
+            raise HookError(f'{key} = "{value}": expected {forms}{nearest(value, ours)}')
+        found = self.hook.load(value)
+        if not (isinstance(found, type) and issubclass(found, self.base)):
+            base = f"{self.base.__module__}.{self.base.__name__}"
+            raise HookError(f'{key} = "{value}": it must be a class below {base}')
+        return found
+
+    def chosen(self, config: RunConfig) -> type[T]:
+        """The class that the configuration names. Raises HookError."""
+        (value,) = self.hook.values(config)
+        return self.load(value)
+
+    def all_ours(self) -> dict[str, type[T]]:
+        """Those that need no path, by name."""
+        return {name: self.load(name) for name in self.ours}

@@ -1,0 +1,36 @@
+"""Which weight transports there are: the table of ours, and the one that a configuration names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from miles_async.config.effect import Rule, rules_of
+from miles_async.config.schema import RunConfig
+from miles_async.hooks.choice import Choice
+from miles_async.weights.transports.base import Transport
+
+TRANSPORTS = Choice(
+    "weights.transport",
+    Transport,
+    ("config", "run_dir"),
+    {
+        "collective": "miles_async.weights.transports.collective.Collective",
+        "disk": "miles_async.weights.transports.disk.Disk",
+        "disk_delta": "miles_async.weights.transports.disk_delta.DiskDelta",
+    },
+)
+
+
+def check(config: RunConfig) -> None:
+    """Refuse what the transport that is named cannot work with, or a name that is none. Raises ConfigError."""
+    TRANSPORTS.chosen(config).check(config)
+
+
+def make_transport(config: RunConfig, run_dir: Path) -> Transport:
+    """The transport that the configuration names. Raises HookError."""
+    return TRANSPORTS.chosen(config)(config, run_dir)
+
+
+def effects() -> list[Rule]:
+    """Which keys only one transport looks at."""
+    return rules_of("weights.transport", {name: kind.KEYS for name, kind in TRANSPORTS.all_ours().items()})
