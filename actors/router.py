@@ -32,12 +32,12 @@ from miles_async.http.server import HttpServer
 from miles_async.monitor.diagnosis import MOVING, engine_wait
 from miles_async.router.access import is_of_run
 from miles_async.router.app import RouterApp
+from miles_async.router.engine import RoutedEngine
 from miles_async.router.health import HealthChecker
 from miles_async.router.looks import EngineLooks
 from miles_async.router.policies.choice import make_policy
 from miles_async.router.quiet import QuietEngines
 from miles_async.router.suspects import Suspects, Verdict
-from miles_async.router.worker import Worker
 from miles_async.weights.place import weight_roots
 
 REPORT_INTERVAL_S = 1.0
@@ -119,7 +119,7 @@ class Router:
                 for task in (*helpers, stopped, reports):
                     task.cancel()
         finally:
-            for name in list(self.app.workers):
+            for name in list(self.app.engines):
                 self.app.remove(name)
             listener.close()
 
@@ -159,19 +159,19 @@ class Router:
         self._joined[name] = _what_counts(line)
         self._updating.discard(name)
 
-    async def _drain(self, engines: Mapping[str, EngineState]) -> None:
+    async def _drain(self, lines: Mapping[str, EngineState]) -> None:
         """Engines that leave get nothing new; of those that have nothing left the broadcaster hears that they are down."""
         for name in self.ctx.roster.leaving:
-            worker, line = self.app.workers.get(name), engines.get(name)
-            if worker is not None and not worker.draining:
+            engine, line = self.app.engines.get(name), lines.get(name)
+            if engine is not None and not engine.draining:
                 self.app.drain(name)
-            elif worker is None and line is not None and _serves(line):
+            elif engine is None and line is not None and _serves(line):
                 why = "it leaves, and has answered all it had"
                 await self.ledger.down(name, why, line.incarnation, line.epoch)
 
     async def _report(self) -> None:
         """Each second, and at the end: how much of it every engine had work, and what is in flight."""
-        seen: dict[Worker, tuple[float, int]] = {}
+        seen: dict[RoutedEngine, tuple[float, int]] = {}
         before = self.app.clock()
         while not self.ctx.stop.is_set():
             with contextlib.suppress(TimeoutError):
@@ -179,22 +179,22 @@ class Router:
                     await self.ctx.stop.wait()
             now = self.app.clock()
             elapsed = max(now - before, 1e-6)
-            workers = list(self.app.workers.values())
+            engines = list(self.app.engines.values())
             values: dict[str, float] = {"router/failovers": self.app.failovers}
-            for worker in workers:
-                busy, answered = worker.busy_seconds(now), worker.answered
-                old_busy, old_answered = seen.get(worker, (0.0, 0))
-                values[f"engine_busy/{worker.name}"] = (busy - old_busy) / elapsed
-                values[f"engine_requests_per_s/{worker.name}"] = (answered - old_answered) / elapsed
-                seen[worker] = (busy, answered)
-            values["router/inflight"] = sum(worker.inflight for worker in workers)
-            values["router/engines_up"] = sum(not worker.trouble for worker in workers)
+            for engine in engines:
+                busy, answered = engine.busy_seconds(now), engine.answered
+                old_busy, old_answered = seen.get(engine, (0.0, 0))
+                values[f"engine_busy/{engine.name}"] = (busy - old_busy) / elapsed
+                values[f"engine_requests_per_s/{engine.name}"] = (answered - old_answered) / elapsed
+                seen[engine] = (busy, answered)
+            values["router/inflight"] = sum(engine.inflight for engine in engines)
+            values["router/engines_up"] = sum(not engine.trouble for engine in engines)
             await self.ctx.bus.set_address("router", self._url)  # again: something else may have been written there
             values["router/refused"] = self.app.refusals.total()
-            values[MOVING] = sum(worker.moved_at > before for worker in workers)
-            seen = {worker: seen[worker] for worker in workers}
+            values[MOVING] = sum(engine.moved_at > before for engine in engines)
+            seen = {engine: seen[engine] for engine in engines}
             before = now
-            await self.ctx.metrics(max((worker.version for worker in workers), default=0), values)
+            await self.ctx.metrics(max((engine.version for engine in engines), default=0), values)
 
     async def _name_the_quiet(self) -> None:
         """The heartbeat says that this router waits for the engines that give nothing for what they have in flight, or
@@ -204,13 +204,13 @@ class Router:
         with contextlib.ExitStack() as said:
             while not self.ctx.stop.is_set():
                 found = [
-                    (engine_wait(worker.name, worker.inflight), time.time() - seconds)
-                    for worker, seconds in await quiet.look()
+                    (engine_wait(engine.name, engine.inflight), time.time() - seconds)
+                    for engine, seconds in await quiet.look()
                 ]
-                workers = list(self.app.workers.values())
-                if all(worker.trouble for worker in workers):
+                engines = list(self.app.engines.values())
+                if all(engine.trouble for engine in engines):
                     down_since = down_since or time.time()
-                    troubles = [f"{worker.name}: {worker.trouble}" for worker in workers]
+                    troubles = [f"{engine.name}: {engine.trouble}" for engine in engines]
                     found.append((f"an engine that is up ({'; '.join(troubles) or 'none has joined'})", down_since))
                 else:
                     down_since = None
@@ -219,15 +219,15 @@ class Router:
                     said.enter_context(self.ctx.waiting(whom, since))
                 await asyncio.sleep(QUIET_LOOK_S)
 
-    def _report_death(self, worker: Worker, why: str) -> None:
-        epoch = self._joined[worker.name].epoch if worker.name in self._joined else 0
-        self._deaths.put_nowait((worker.name, why, worker.incarnation, epoch))
+    def _report_death(self, engine: RoutedEngine, why: str) -> None:
+        epoch = self._joined[engine.name].epoch if engine.name in self._joined else 0
+        self._deaths.put_nowait((engine.name, why, engine.incarnation, epoch))
 
-    def _found(self, worker: Worker, verdict: Verdict) -> None:
+    def _found(self, engine: RoutedEngine, verdict: Verdict) -> None:
         """An engine was taken out, or let back."""
         self._verdicts.put_nowait(verdict)
         if verdict.kind == "lying":  # then nobody knows what it serves: the broadcaster sends it all weights again
-            self.app.mark_dead(worker, verdict.why)
+            self.app.mark_dead(engine, verdict.why)
 
     async def _record_verdicts(self) -> None:
         while not self.ctx.stop.is_set():

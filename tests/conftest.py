@@ -65,8 +65,8 @@ def digits_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(params=[0, 8], ids=["no-connection", "idle-connections"])
-def both_lanes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fleets whose router has no connection to an engine yet, or idle ones: then its fast lane takes what is asked."""
+def with_and_without_connections(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fleets whose router has no connection to an engine yet, or idle ones."""
     from fake_engines import FakeEngine
 
     monkeypatch.setattr(FakeEngine, "idle_connections", request.param)

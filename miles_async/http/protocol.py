@@ -21,14 +21,14 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 from miles_async.http.deadlines import Body, Deadlines, Taking
 from miles_async.http.limits import MAX_HEAD_BYTES
 from miles_async.http.refusals import Refusals
-from miles_async.http.request import Request
+from miles_async.http.request import ServedRequest
 
 HELD_BYTES = 1 << 20  # of a body that nobody takes; more stops the reading
 FRAMING = (b"content-length", b"transfer-encoding")
 ASGI = {"version": "3.0", "spec_version": "2.3"}
 
 
-class Connection(asyncio.Protocol):
+class ServerConnection(asyncio.Protocol):
     """Made by uvicorn's server for each connection; :func:`protocol` adds where refusals are counted."""
 
     refusals: Refusals
@@ -37,12 +37,11 @@ class Connection(asyncio.Protocol):
 
     def __init__(self, config: Any, server_state: Any, app_state: Any, _loop: Any = None) -> None:
         self._app, self._server, self._keep_alive_s = config.loaded_app, server_state, config.timeout_keep_alive
-        self._direct = getattr(self._app, "direct", None)
         self._loop = _loop or asyncio.get_running_loop()
         self._parser = self._new_parser()
         self._upgrades = self._mute = False
-        self._requests: deque[Request] = deque()  # the first one runs, the others wait for it
-        self._reading: Request | None = None  # whose body comes
+        self._requests: deque[ServedRequest] = deque()  # the first one runs, the others wait for it
+        self._reading: ServedRequest | None = None  # whose body comes
         self.full: asyncio.Future[None] | None = None  # while the client does not take what is written
         self._paused, self._in_head, self._head_bytes = False, True, 0
         self._head_since: float | None = None
@@ -114,7 +113,7 @@ class Connection(asyncio.Protocol):
         if self._mute:
             return
         self._head_since = self._now
-        self._in_head, self._expects, self._length = True, False, 0
+        self._in_head, self._expects = True, False
         self._url = b""
         self._headers: list[tuple[bytes, bytes]] = []
 
@@ -126,11 +125,7 @@ class Connection(asyncio.Protocol):
         if self._mute:
             return
         name = name.lower()
-        if name == b"content-length" and value.isdigit():
-            self._length = int(value[:20])
-        elif name == b"transfer-encoding":
-            self._length = None
-        elif name == b"expect" and value.lower() == b"100-continue":
+        if name == b"expect" and value.lower() == b"100-continue":
             self._expects = True
         self._headers.append((name, value))
 
@@ -161,9 +156,9 @@ class Connection(asyncio.Protocol):
         keep_alive = version != "1.0" and parser.should_keep_alive()
         self._upgrades = parser.should_upgrade()
         self._body = Body(self._now)
-        self._reading = request = Request(self, scope, keep_alive, self._expects)
+        self._reading = request = ServedRequest(self, scope, keep_alive, self._expects)
         self._requests.append(request)
-        if len(self._requests) == 1 and not self._waits_for_body(request):
+        if len(self._requests) == 1:
             self._start(request)
 
     def on_body(self, body: bytes) -> None:
@@ -177,26 +172,12 @@ class Connection(asyncio.Protocol):
         if request is not None and not self._upgrades:
             request.feed_end()
             self._reading = None
-            if request is self._requests[0] and not request.running:
-                self._start(request)
             self.adjust_reading()
 
     # requests
 
-    def _waits_for_body(self, request: Request) -> bool:
-        """Whether it may do without a task, once its body is here."""
-        if self._direct is None or self._expects or self._length is None or self._length > HELD_BYTES:
-            return False
-        return self._direct.wants(request, self._length)
-
-    def _start(self, request: Request) -> None:
-        request.running = True
-        if self._direct is None or not request.whole or self.full is not None or not self._direct.take(request):
-            self.run(request, self._app)
-
-    def run(self, request: Request, app: Any) -> None:
-        """Give the request to an application."""
-        task = self._loop.create_task(request.run(app))
+    def _start(self, request: ServedRequest) -> None:
+        task = self._loop.create_task(request.run(self._app))
         self._server.tasks.add(task)
         task.add_done_callback(self._server.tasks.discard)
 
@@ -208,7 +189,7 @@ class Connection(asyncio.Protocol):
             (self._body.pause if pause else self._body.go_on)(self._time())
             (self.transport.pause_reading if pause else self.transport.resume_reading)()
 
-    def answered(self, request: Request) -> None:
+    def answered(self, request: ServedRequest) -> None:
         """The running request has its whole answer."""
         self._requests.popleft()
         self._server.total_requests += 1
@@ -220,7 +201,7 @@ class Connection(asyncio.Protocol):
             if self._requests:
                 self._start(self._requests[0])
 
-    def failed(self, request: Request) -> None:
+    def failed(self, request: ServedRequest) -> None:
         """Its application raised."""
         if not request.sent and not self.transport.is_closing():
             body = b"Internal Server Error"
@@ -287,6 +268,6 @@ class Connection(asyncio.Protocol):
             self.transport.close()
 
 
-def protocol(refusals: Refusals, deadlines: Deadlines) -> type[Connection]:
+def protocol(refusals: Refusals, deadlines: Deadlines) -> type[ServerConnection]:
     """The class for ``uvicorn.Config(http=...)``; what it refuses is counted in ``refusals``."""
-    return type("CountingConnection", (Connection,), {"refusals": refusals, "deadlines": deadlines})
+    return type("CountingConnection", (ServerConnection,), {"refusals": refusals, "deadlines": deadlines})

@@ -2,8 +2,7 @@
 
 Promises: the head of an answer leaves in one write with the first part of its body; ``scope["on_disconnect"](callback)`` has
 ``callback`` called once if the client leaves before its answer is complete (a task that waits for ``http.disconnect`` costs
-as much as all the rest); what an application raises is a 500, or a torn connection if its answer has begun. An application
-whose ``direct`` ``wants(request, length)`` it and, when the body is here, has it ``take(request)`` answers it without a task.
+as much as all the rest); what an application raises is a 500, or a torn connection if its answer has begun.
 """
 
 from __future__ import annotations
@@ -19,28 +18,27 @@ JOIN_BYTES = 16 * 1024  # below it a copy is cheaper than a second buffer on the
 _log = logging.getLogger("http")
 
 
-class Connection(Protocol):
+class RequestConnection(Protocol):
     """What a request needs of the connection that it came on."""
 
     transport: asyncio.Transport
     full: asyncio.Future[None] | None
 
     def adjust_reading(self) -> None: ...
-    def answered(self, request: Request) -> None: ...
-    def run(self, request: Request, app: Any) -> None: ...
-    def failed(self, request: Request) -> None: ...
+    def answered(self, request: ServedRequest) -> None: ...
+    def failed(self, request: ServedRequest) -> None: ...
 
 
-class Request:
+class ServedRequest:
     """Made by the connection that it came on."""
 
-    def __init__(self, connection: Connection, scope: dict[str, Any], keep_alive: bool, expects: bool) -> None:
+    def __init__(self, connection: RequestConnection, scope: dict[str, Any], keep_alive: bool, expects: bool) -> None:
         self.scope, self.keep_alive = scope, keep_alive
         self.held = 0  # bytes of the body that have come and were not taken
-        self.running = self.left = self.started = self.sent = self.complete = False
+        self.left = self.started = self.sent = self.complete = False
         self._connection, self._expects = connection, expects
         self._parts: list[bytes] = []
-        self.whole = self._taken = False  # the body
+        self._whole = self._taken = False  # the body
         self._news: asyncio.Future[None] | None = None
         self._on_disconnect: Callable[[], None] | None = None
         self._head = b""
@@ -55,7 +53,7 @@ class Request:
             self._wake()
 
     def feed_end(self) -> None:
-        self.whole = True
+        self._whole = True
         self._wake()
 
     def gone(self) -> None:
@@ -82,33 +80,17 @@ class Request:
         if self.left:
             callback()
 
-    def take(self) -> bytes:
-        """The whole body; for who was given the request when all of it was here."""
-        body = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
-        self._parts, self.held, self._taken = [], 0, True
-        return body
-
-    def answer(self, status: int, headers: list[tuple[bytes, bytes]], content: bytes) -> None:
-        """A whole answer at once, of a status below 600. A client that has left is not missed; a bad header is a 500."""
-        if self.left:
-            return
-        try:
-            self._begin(status, [*headers, (b"content-length", b"%d" % len(content))])
-            self._write(content, more=False)
-        except RuntimeError as error:
-            self._fail(error)
-
     async def receive(self) -> dict[str, Any]:
         """ASGI's."""
         if self._expects and not self.started:
             self._expects = False
             self._connection.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         while not self.left and not self.complete:
-            if self._parts or (self.whole and not self._taken):
+            if self._parts or (self._whole and not self._taken):
                 body = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
-                self._parts, self.held, self._taken = [], 0, self.whole
+                self._parts, self.held, self._taken = [], 0, self._whole
                 self._connection.adjust_reading()
-                return {"type": "http.request", "body": body, "more_body": not self.whole}
+                return {"type": "http.request", "body": body, "more_body": not self._whole}
             self._news = asyncio.get_running_loop().create_future()
             await self._news
         return {"type": "http.disconnect"}
@@ -174,10 +156,6 @@ class Request:
             self._wake()
             self._connection.answered(self)
 
-    def run_as(self, app: Any) -> None:
-        """Let an application go on with it, in a task."""
-        self._connection.run(self, app)
-
     async def run(self, app: Any) -> None:
         self.scope["on_disconnect"] = self.on_disconnect
         try:
@@ -185,11 +163,8 @@ class Request:
             if not self.complete and not self.left:
                 raise RuntimeError("the application ended without an answer")
         except Exception as error:
-            self._fail(error)
+            _log.error("in the application", exc_info=error)
+            self._connection.failed(self)
         finally:  # no reference cycle: with one for each request their collection would cost more than they do
             self._on_disconnect = None
             del self.scope["on_disconnect"]
-
-    def _fail(self, error: Exception) -> None:
-        _log.error("in the application", exc_info=error)
-        self._connection.failed(self)

@@ -16,13 +16,13 @@ from fastapi import FastAPI, HTTPException, Request, Response
 from prometheus_client import generate_latest
 
 from miles_async.http.limits import BodyTooLongError, refuse_in
+from miles_async.router.engine import RoutedEngine
 from miles_async.router.fleet import NotAllowedError, RouterFleet
 from miles_async.router.loads import add_loads_page
 from miles_async.router.metrics import registry_of
 from miles_async.router.miles import add_miles_pages, page
 from miles_async.router.openapi import document
 from miles_async.router.pages import Detail, Leaving, NewWorker, WorkerList, WorkerView, body_of
-from miles_async.router.worker import Worker
 
 _UNKNOWN: dict[str, Any] = {"description": "no such worker", "content": body_of(Detail)}
 
@@ -43,7 +43,7 @@ def admin_app(router: RouterFleet) -> FastAPI:
 
     @app.get("/health", responses=answers, response_class=Response)
     async def health() -> Response:
-        up = any(not worker.trouble for worker in router.workers.values())
+        up = any(not engine.trouble for engine in router.engines.values())
         return Response(status_code=200 if up else 503)
 
     @app.get("/metrics", responses={200: {"content": {"text/plain": {}}}}, response_class=Response)
@@ -58,14 +58,14 @@ def admin_app(router: RouterFleet) -> FastAPI:
 
 
 def _add_worker_pages(app: FastAPI, router: RouterFleet) -> None:
-    def known(name: str) -> Worker:
-        if name not in router.workers:
-            raise HTTPException(404, f"no worker {name!r}; known: {', '.join(router.workers) or 'none'}")
-        return router.workers[name]
+    def known(name: str) -> RoutedEngine:
+        if name not in router.engines:
+            raise HTTPException(404, f"no worker {name!r}; known: {', '.join(router.engines) or 'none'}")
+        return router.engines[name]
 
     @app.get("/workers", responses={200: {"content": body_of(WorkerList)}})
     async def list_workers() -> Response:
-        return page(WorkerList([WorkerView.of(worker) for worker in router.workers.values()]))
+        return page(WorkerList([WorkerView.of(engine) for engine in router.engines.values()]))
 
     @app.post(
         "/workers",
@@ -83,7 +83,7 @@ def _add_worker_pages(app: FastAPI, router: RouterFleet) -> None:
         try:
             body = msgspec.json.decode(await request.body(), type=NewWorker)
             name = body.id or body.url.rstrip("/").removeprefix("http://")
-            if name in router.workers and router.workers[name].draining:
+            if name in router.engines and router.engines[name].draining:
                 raise HTTPException(409, f"worker {name!r} drains: DELETE /workers/{name}?now=true removes it at once")
             router.add_by_hand(name, body.url, body.version, body.api_key)
         except BodyTooLongError:
@@ -92,7 +92,7 @@ def _add_worker_pages(app: FastAPI, router: RouterFleet) -> None:
             raise HTTPException(error.status, str(error)) from None
         except (ValueError, RecursionError) as error:
             raise HTTPException(400, f'expected {{"url": "http://host:port", "id": optional}}: {error}') from None
-        return page(WorkerView.of(router.workers[name]), 201)
+        return page(WorkerView.of(router.engines[name]), 201)
 
     @app.get("/workers/{name:path}", responses={200: {"content": body_of(WorkerView)}, 404: _UNKNOWN})
     async def show_worker(name: str) -> Response:
@@ -107,10 +107,10 @@ def _add_worker_pages(app: FastAPI, router: RouterFleet) -> None:
         },
     )
     async def remove_worker(name: str, now: bool = False) -> Response:
-        worker = known(name)
+        engine = known(name)
         if now:
             router.remove(name)
         else:
             router.drain(name)
-        removed = name not in router.workers
-        return page(Leaving(removed, name, worker.inflight), 200 if removed else 202)
+        removed = name not in router.engines
+        return page(Leaving(removed, name, engine.inflight), 200 if removed else 202)

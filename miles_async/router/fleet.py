@@ -11,13 +11,13 @@ import asyncio
 import logging
 from collections.abc import Callable, Collection
 
-from miles_async.http.client import Abort, Upstream
+from miles_async.http.client import Upstream
 from miles_async.http.refusals import Refusals
 from miles_async.router.access import is_allowed
+from miles_async.router.engine import RoutedEngine
 from miles_async.router.policies.breaker import Breaker
 from miles_async.router.policies.policy import RoutingPolicy
 from miles_async.router.policies.versions import ANY, Demand
-from miles_async.router.worker import Worker
 
 _log = logging.getLogger("router")
 
@@ -38,7 +38,7 @@ class RouterFleet:
         policy: RoutingPolicy,
         *,
         wait_s: float,
-        on_dead: Callable[[Worker, str], None] | None,
+        on_dead: Callable[[RoutedEngine, str], None] | None,
         clock: Callable[[], float],
         engine_key: str | None,
         breaker_failures: int,
@@ -46,7 +46,7 @@ class RouterFleet:
         refusals: Refusals | None = None,
     ) -> None:
         self.policy = policy
-        self.workers: dict[str, Worker] = {}
+        self.engines: dict[str, RoutedEngine] = {}
         self.wait_s = wait_s
         self.clock = clock
         self.tripped = asyncio.Event()  # a breaker opened: whoever looks after the engines' health clears it
@@ -55,9 +55,12 @@ class RouterFleet:
         self.failovers = 0  # requests given to another engine
         self.suspects: dict[str, str] = {}  # engine -> what it does wrong; kept also while it is not here
         self._breaker = breaker_failures, breaker_open_s
-        self._open: set[Worker] = set()  # whose breaker is not closed
+        self._open: set[RoutedEngine] = set()  # whose breaker is not closed
         self._engine_key = engine_key
         self._on_dead = on_dead
+        self.paused = False  # by a client, through this router
+        # told what an engine said in the place of an answer; None: whatever it says is passed on
+        self.on_garbage: Callable[[RoutedEngine, str], None] | None = None
         self.allowed_engines: tuple[str, ...] = ()  # where they may be added by hand
         self._waiting: set[asyncio.Future[None]] = set()  # one of each request that waits for an engine
 
@@ -73,7 +76,7 @@ class RouterFleet:
 
     def add_by_hand(self, name: str, url: str, version: int = -1, key: str | None = None) -> None:
         """Somebody's engine, with a ``key`` of its own. Raises ValueError: not such a URL; NotAllowedError: not there."""
-        known = self.workers.get(name)
+        known = self.engines.get(name)
         if known is not None and known.url == url.rstrip("/"):  # it lives, whatever was thought of it
             return self.add(name, url, version, known.incarnation)
         if known is not None:
@@ -85,138 +88,152 @@ class RouterFleet:
         self._add(name, url, version, 0, key)
 
     def _add(self, name: str, url: str, version: int, incarnation: int, key: str | None) -> None:
-        worker = self.workers.get(name)
-        if worker is None or worker.url != url.rstrip("/") or worker.incarnation != incarnation:
-            worker = Worker(name, url, version, incarnation, key, Breaker(*self._breaker))
+        engine = self.engines.get(name)
+        if engine is None or engine.url != url.rstrip("/") or engine.incarnation != incarnation:
+            engine = RoutedEngine(name, url, version, incarnation, key, Breaker(*self._breaker))
             self.remove(name)
-            self.workers[name] = worker
-        worker.version, worker.dead, worker.updating = version, "", False
-        worker.suspected = self.suspects.get(name, "")
+            self.engines[name] = engine
+        engine.version, engine.dead, engine.updating = version, "", False
+        engine.suspected = self.suspects.get(name, "")
         self.policy.add(name, version)
-        self._settle(worker)
+        self._settle(engine)
 
     def remove(self, name: str) -> None:
         """Forget an engine at once. Its requests in flight are given to others."""
-        worker = self.workers.pop(name, None)
+        engine = self.engines.pop(name, None)
         self.policy.remove(name)
-        if worker is not None:
-            self._open.discard(worker)
-            worker.upstream.close()
-            worker.gone.set()
+        if engine is not None:
+            self._open.discard(engine)
+            engine.upstream.close()
+            engine.gone.set()
 
     def drain(self, name: str) -> None:
         """No new requests for an engine; it is removed when those it has are answered. Unknown ones are ignored."""
-        worker = self.workers.get(name)
-        if worker is not None:
-            worker.draining = True
-            self._settle(worker)
-            if not worker.inflight:
+        engine = self.engines.get(name)
+        if engine is not None:
+            engine.draining = True
+            self._settle(engine)
+            if not engine.inflight:
                 self.remove(name)
 
     async def drained(self, name: str, within_s: float) -> bool:
         """Wait until an engine is removed. False: after ``within_s`` seconds it still has requests in flight."""
-        worker = self.workers.get(name)
-        if worker is not None:
+        engine = self.engines.get(name)
+        if engine is not None:
             try:
                 async with asyncio.timeout(within_s):
-                    await worker.gone.wait()
+                    await engine.gone.wait()
             except TimeoutError:
                 return False
         return True
 
     # health
 
-    def mark_dead(self, worker: Worker, why: str) -> None:
+    def mark_dead(self, engine: RoutedEngine, why: str) -> None:
         """No more requests for it; those it has are given to others."""
-        if self._knows(worker) and not worker.dead:
-            worker.dead = why
-            self._settle(worker)
-            worker.upstream.close()
+        if self._knows(engine) and not engine.dead:
+            engine.dead = why
+            self._settle(engine)
+            engine.upstream.close()
             if self._on_dead is not None:
-                self._on_dead(worker, why)
+                self._on_dead(engine, why)
 
-    def revive(self, worker: Worker) -> None:
+    def revive(self, engine: RoutedEngine) -> None:
         """One that was given up answers again: it begins anew."""
-        if self._knows(worker) and worker.dead:
-            worker.dead = ""
-            worker.breaker.reset()
-            self._settle(worker)
+        if self._knows(engine) and engine.dead:
+            engine.dead = ""
+            engine.breaker.reset()
+            self._settle(engine)
 
     def suspect(self, name: str, why: str) -> None:
         """It misbehaves: no more requests for it until it is trusted again; those it has are given to others."""
         self.suspects[name] = why
-        worker = self.workers.get(name)
-        if worker is not None:
-            worker.suspected = why
-            self._settle(worker)
-            worker.upstream.close()
+        engine = self.engines.get(name)
+        if engine is not None:
+            engine.suspected = why
+            self._settle(engine)
+            engine.upstream.close()
 
     def trust(self, name: str) -> None:
         """It behaves again: it begins anew."""
         self.suspects.pop(name, None)
-        worker = self.workers.get(name)
-        if worker is not None:
-            worker.suspected = ""
-            worker.breaker.reset()
-            self._settle(worker)
+        engine = self.engines.get(name)
+        if engine is not None:
+            engine.suspected = ""
+            engine.breaker.reset()
+            self._settle(engine)
 
     def set_updating(self, name: str, updating: bool) -> None:
         """Whether its weights are being updated: others are preferred then. Unknown engines are ignored."""
-        worker = self.workers.get(name)
-        if worker is not None:
-            worker.updating = updating
-            self._settle(worker)
+        engine = self.engines.get(name)
+        if engine is not None:
+            engine.updating = updating
+            self._settle(engine)
 
-    def succeeded(self, worker: Worker, probing: bool) -> None:
+    def succeeded(self, engine: RoutedEngine, probing: bool) -> None:
         """It answered a request with less than 500. ``probing``: the one that its open breaker let pass."""
         if not probing:
-            worker.breaker.succeeded()
+            engine.breaker.succeeded()
         else:
-            worker.breaker.probed(True, self.clock())
-            self._settle(worker)
-            _log.info("engine %s answers again", worker.name)
+            engine.breaker.probed(True, self.clock())
+            self._settle(engine)
+            _log.info("engine %s answers again", engine.name)
 
-    def failed(self, worker: Worker, probing: bool, why: str) -> None:
+    def failed(self, engine: RoutedEngine, probing: bool, why: str) -> None:
         """It gave no answer to a request, a torn one, or a 5xx."""
-        worker.failure = why
+        engine.failure = why
         if probing:
-            worker.breaker.probed(False, self.clock())
-        elif not worker.breaker.failed(self.clock()):
+            engine.breaker.probed(False, self.clock())
+        elif not engine.breaker.failed(self.clock()):
             return
-        self._settle(worker)
+        self._settle(engine)
         self.tripped.set()
-        _log.warning("engine %s gets no requests: %s", worker.name, ascii(worker.trouble)[:300])
+        _log.warning("engine %s gets no requests: %s", engine.name, ascii(engine.trouble)[:300])
 
-    def unprobed(self, worker: Worker) -> None:
+    def unprobed(self, engine: RoutedEngine) -> None:
         """A probing request ended without showing anything."""
-        worker.breaker.unprobed()
-        self._settle(worker)
+        engine.breaker.unprobed()
+        self._settle(engine)
+
+    # what an engine has in flight
+
+    def started(self, engine: RoutedEngine) -> None:
+        """A request goes to it."""
+        engine.started(self.clock())
+        self.policy.started(engine.name)
+
+    def finished(self, engine: RoutedEngine) -> None:
+        """A request to it has ended, however that went."""
+        engine.finished(self.clock())
+        if self._knows(engine):
+            self.policy.finished(engine.name)
+            if engine.draining and not engine.inflight:
+                self.remove(engine.name)
+
+    def said_garbage(self, engine: RoutedEngine, said: str) -> None:
+        """It said something in the place of an answer."""
+        if self.on_garbage is not None:
+            self.on_garbage(engine, said)
 
     # which engine
 
-    async def pick(
-        self, tried: Collection[str] = (), demand: Demand = ANY, key: bytes = b"", abort: Abort | None = None
-    ) -> Worker | None:
+    async def pick(self, tried: Collection[str] = (), demand: Demand = ANY, key: bytes = b"") -> RoutedEngine | None:
         """The engine for a request, best one that has not failed it; waits up to ``wait_s`` for one to come.
 
-        None: none came, or the client left (``abort`` has fired). One whose breaker is ``half_open`` is to be probed: what
-        it does has to be reported as that.
+        None: none came. One whose breaker is ``half_open`` is to be probed: what it does has to be reported as that.
         """
         end = self.clock() + self.wait_s
-        while abort is None or not abort.fired:
-            worker = self.choose(tried, demand, key) or (self.choose((), demand, key) if tried else None)
+        while True:
+            engine = self.choose(tried, demand, key) or (self.choose((), demand, key) if tried else None)
             now = self.clock()
-            if worker is not None or now >= end:
-                return worker
-            await self._news(min([end, *self._probes_after(now)]) - now, abort)
-        return None
+            if engine is not None or now >= end:
+                return engine
+            await self._news(min([end, *self._probes_after(now)]) - now)
 
-    async def _news(self, within_s: float, abort: Abort | None) -> None:
-        """Wait until something changes that could give a request an engine, or its client leaves."""
+    async def _news(self, within_s: float) -> None:
+        """Wait until something changes that could give a request an engine."""
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.add(waiter)
-        if abort is not None:
-            abort.waiter = waiter
         try:
             async with asyncio.timeout(within_s):
                 await waiter
@@ -225,41 +242,41 @@ class RouterFleet:
         finally:
             self._waiting.discard(waiter)
 
-    def choose(self, tried: Collection[str], demand: Demand, key: bytes) -> Worker | None:
+    def choose(self, tried: Collection[str], demand: Demand, key: bytes) -> RoutedEngine | None:
         """As :meth:`pick`, of those that are here at the moment."""
-        for worker in self._open:
-            fit = worker.state == "tripped" and not worker.updating and worker.name not in tried
-            if fit and demand.met_by(worker.version) and worker.breaker.probe(self.clock()):
-                return worker
+        for engine in self._open:
+            fit = engine.state == "tripped" and not engine.updating and engine.name not in tried
+            if fit and demand.met_by(engine.version) and engine.breaker.probe(self.clock()):
+                return engine
         name = self.policy.choose(tried, demand, key)
-        return None if name is None else self.workers[name]
+        return None if name is None else self.engines[name]
 
     def _probes_after(self, now: float) -> list[float]:
-        return [worker.breaker.reopens_at for worker in self._open if worker.breaker.reopens_at > now]
+        return [engine.breaker.reopens_at for engine in self._open if engine.breaker.reopens_at > now]
 
     def nobody(self, demand: Demand = ANY) -> str:
         """What a request is told that waited in vain."""
         known = ", ".join(
             f"{w.name} (weight version {w.version}, {w.state}{': ' * bool(w.trouble)}{w.trouble})"
-            for w in self.workers.values()
+            for w in self.engines.values()
         )
         wanted = "is up" if demand is ANY else f"is up and serves {demand}"
         return (
             f"waited {self.wait_s:g} s for an engine that {wanted}; known: {known or 'none, no engine has joined yet'}"
         )
 
-    def _knows(self, worker: Worker) -> bool:
-        return self.workers.get(worker.name) is worker
+    def _knows(self, engine: RoutedEngine) -> bool:
+        return self.engines.get(engine.name) is engine
 
-    def _settle(self, worker: Worker) -> None:
-        """Bring the policy in line with what is known of ``worker``, and wake those who wait."""
-        if not self._knows(worker):
+    def _settle(self, engine: RoutedEngine) -> None:
+        """Bring the policy in line with what is known of ``engine``, and wake those who wait."""
+        if not self._knows(engine):
             return
-        if worker.breaker.state == "closed":
-            self._open.discard(worker)
+        if engine.breaker.state == "closed":
+            self._open.discard(engine)
         else:
-            self._open.add(worker)
-        self.policy.set_state(worker.name, worker.for_policy)
+            self._open.add(engine)
+        self.policy.set_state(engine.name, engine.for_policy)
         for waiter in self._waiting:
             if not waiter.done():
                 waiter.set_result(None)

@@ -11,9 +11,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from miles_async.http.client import UpstreamError
+from miles_async.http.client_connection import UpstreamError
+from miles_async.router.engine import RoutedEngine
 from miles_async.router.fleet import RouterFleet
-from miles_async.router.worker import Worker
 
 
 class HealthChecker:
@@ -35,8 +35,8 @@ class HealthChecker:
         self._interval_s = interval_s
         self._max_failures = max_failures
         self._is_updating = is_updating
-        self._failures: dict[Worker, int] = {}
-        self._answered: dict[Worker, int] = {}
+        self._failures: dict[RoutedEngine, int] = {}
+        self._answered: dict[RoutedEngine, int] = {}
 
     async def run(self, stop: asyncio.Event) -> None:
         """Look until ``stop`` is set."""
@@ -53,39 +53,39 @@ class HealthChecker:
 
     async def look(self) -> None:
         """One look at all engines at once."""
-        workers = list(self._app.workers.values())
-        self._failures = {w: n for w, n in self._failures.items() if w in workers}
-        self._answered = {w: n for w, n in self._answered.items() if w in workers}
-        await asyncio.gather(*(self._look_at(worker) for worker in workers))
+        engines = list(self._app.engines.values())
+        self._failures = {engine: n for engine, n in self._failures.items() if engine in engines}
+        self._answered = {engine: n for engine, n in self._answered.items() if engine in engines}
+        await asyncio.gather(*(self._look_at(engine) for engine in engines))
 
-    async def _look_at(self, worker: Worker) -> None:
-        busy = worker.answered > self._answered.get(worker, 0)
-        self._answered[worker] = worker.answered
-        if busy and not worker.trouble:
-            self._failures[worker] = 0
+    async def _look_at(self, engine: RoutedEngine) -> None:
+        busy = engine.answered > self._answered.get(engine, 0)
+        self._answered[engine] = engine.answered
+        if busy and not engine.trouble:
+            self._failures[engine] = 0
             return
-        why = await self._ask(worker, b"/health")
+        why = await self._ask(engine, b"/health")
         if why is None:
-            self._failures[worker] = 0
-            self._app.revive(worker)
-        elif not worker.dead and not await self._is_paused(worker):
-            self._failures[worker] = self._failures.get(worker, 0) + 1
-            if self._failures[worker] >= self._max_failures:
-                self._app.mark_dead(worker, f"{self._failures[worker]} health checks failed, last: {why}")
+            self._failures[engine] = 0
+            self._app.revive(engine)
+        elif not engine.dead and not await self._is_paused(engine):
+            self._failures[engine] = self._failures.get(engine, 0) + 1
+            if self._failures[engine] >= self._max_failures:
+                self._app.mark_dead(engine, f"{self._failures[engine]} health checks failed, last: {why}")
 
-    async def _is_paused(self, worker: Worker) -> bool:
+    async def _is_paused(self, engine: RoutedEngine) -> bool:
         if self._is_updating is not None:
-            return self._is_updating(worker.name)
-        return await self._ask(worker, b"/model_info") is None
+            return self._is_updating(engine.name)
+        return await self._ask(engine, b"/model_info") is None
 
-    async def _ask(self, worker: Worker, path: bytes) -> str | None:
+    async def _ask(self, engine: RoutedEngine, path: bytes) -> str | None:
         """None if the engine says 200, else what it did. Marks an engine dead that nobody listens for."""
         try:
-            status, _ = await worker.upstream.get(path, self._interval_s)
+            status, _ = await engine.upstream.get(path, self._interval_s)
             return None if status == 200 else f"{path.decode()}: HTTP {status}"
         except TimeoutError:
             return f"{path.decode()}: no answer within {self._interval_s:g} s"
         except UpstreamError as error:
             if error.refused:
-                self._app.mark_dead(worker, str(error))
+                self._app.mark_dead(engine, str(error))
             return f"{path.decode()}: {error}"

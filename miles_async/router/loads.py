@@ -13,11 +13,11 @@ from typing import Any
 
 from fastapi import FastAPI, Response
 
-from miles_async.http.client import UpstreamError
+from miles_async.http.client_connection import UpstreamError
+from miles_async.router.engine import RoutedEngine
 from miles_async.router.fleet import RouterFleet
 from miles_async.router.miles import page
 from miles_async.router.pages import EngineLoad, FleetLoad, body_of
-from miles_async.router.worker import Worker
 
 AGE_S = 0.5
 ASK_TIMEOUT_S = 1.0
@@ -48,15 +48,15 @@ class FleetLoads:
         return await asyncio.shield(self._asking)
 
     async def _ask_all(self) -> FleetLoad:
-        workers = [worker for worker in self._app.workers.values() if worker.state == "up"]
-        loads = await asyncio.gather(*map(_ask, workers))
+        engines = [engine for engine in self._app.engines.values() if engine.state == "up"]
+        loads = await asyncio.gather(*map(_ask, engines))
         return FleetLoad([load for load in loads if load is not None])
 
 
-async def _ask(worker: Worker) -> EngineLoad | None:
+async def _ask(engine: RoutedEngine) -> EngineLoad | None:
     try:
-        _, content = await worker.upstream.get(b"/v1/loads", ASK_TIMEOUT_S)
-        return load_of(worker.name, json.loads(content))
+        _, content = await engine.upstream.get(b"/v1/loads", ASK_TIMEOUT_S)
+        return load_of(engine.name, json.loads(content))
     except (UpstreamError, TimeoutError, ValueError, RecursionError):
         return None
 

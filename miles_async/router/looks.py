@@ -13,8 +13,9 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from miles_async.http.client import UpstreamError
-from miles_async.router.app import RouterApp, Worker
+from miles_async.http.client_connection import UpstreamError
+from miles_async.router.app import RouterApp
+from miles_async.router.engine import RoutedEngine
 from miles_async.router.suspects import Observation, Probe, Suspects, Verdict
 
 ASK_TIMEOUT_S = 2.0
@@ -26,10 +27,10 @@ COUNTERS = ("num_generated_tokens", "num_used_tokens")
 class EngineLooks:
     """Of one router. ``found`` hears of every verdict, after it was acted upon."""
 
-    def __init__(self, app: RouterApp, suspects: Suspects, found: Callable[[Worker, Verdict], None]) -> None:
+    def __init__(self, app: RouterApp, suspects: Suspects, found: Callable[[RoutedEngine, Verdict], None]) -> None:
         self._app, self._suspects, self._found = app, suspects, found
         # what each engine counted, and when that was seen to change
-        self._counts: dict[Worker, tuple[tuple[int, ...], float]] = {}
+        self._counts: dict[RoutedEngine, tuple[tuple[int, ...], float]] = {}
         self._numbers = itertools.count()
         app.on_garbage = self._garbage
 
@@ -47,66 +48,66 @@ class EngineLooks:
 
     async def look(self) -> None:
         """One look at all engines at once, and what follows from it."""
-        workers = [worker for worker in self._app.workers.values() if not worker.dead and not worker.draining]
-        self._counts = {worker: counts for worker, counts in self._counts.items() if worker in workers}
-        seen = await asyncio.gather(*map(self._look_at, workers))
-        by_name = {worker.name: worker for worker in workers}
+        engines = [engine for engine in self._app.engines.values() if not engine.dead and not engine.draining]
+        self._counts = {engine: counts for engine, counts in self._counts.items() if engine in engines}
+        seen = await asyncio.gather(*map(self._look_at, engines))
+        by_name = {engine.name: engine for engine in engines}
         # what left meanwhile, or came back as another one, is not judged by what its name did before
-        still = [o for o in seen if self._app.workers.get(o.engine) is by_name[o.engine]]
+        still = [o for o in seen if self._app.engines.get(o.engine) is by_name[o.engine]]
         for verdict in self._suspects.look(self._app.clock(), still):
             self._act(by_name[verdict.engine], verdict)
 
-    def _garbage(self, worker: Worker, said: str) -> None:
-        verdict = self._suspects.garbage(self._app.clock(), worker.name, said)
+    def _garbage(self, engine: RoutedEngine, said: str) -> None:
+        verdict = self._suspects.garbage(self._app.clock(), engine.name, said)
         if verdict is not None:
-            self._act(worker, verdict)
+            self._act(engine, verdict)
 
-    def _act(self, worker: Worker, verdict: Verdict) -> None:
+    def _act(self, engine: RoutedEngine, verdict: Verdict) -> None:
         if verdict.kind is None:
-            self._app.trust(worker.name)
+            self._app.trust(engine.name)
         else:
-            self._app.suspect(worker.name, f"{verdict.kind}: {verdict.why}")
-        self._found(worker, verdict)
+            self._app.suspect(engine.name, f"{verdict.kind}: {verdict.why}")
+        self._found(engine, verdict)
 
-    async def _look_at(self, worker: Worker) -> Observation:
-        announced = str(worker.version) if worker.version >= 0 else None
-        out = self._suspects.is_out(worker.name)
+    async def _look_at(self, engine: RoutedEngine) -> Observation:
+        announced = str(engine.version) if engine.version >= 0 else None
+        out = self._suspects.is_out(engine.name)
         version, load, probe = await asyncio.gather(
-            self._ask(worker, b"/model_info", _version_of),
-            self._ask(worker, b"/v1/loads", _load_of) if worker.inflight and not out else _nothing(),
-            self._probe(worker) if out else _nothing(),
+            self._ask(engine, b"/model_info", _version_of),
+            self._ask(engine, b"/v1/loads", _load_of) if engine.inflight and not out else _nothing(),
+            self._probe(engine) if out else _nothing(),
         )
         counts, running, tokens, throughput = load or ((), None, None, None)
         now = self._app.clock()
-        before, moved_at = self._counts.get(worker, ((), 0.0))
+        before, moved_at = self._counts.get(engine, ((), 0.0))
         if counts and counts != before:
-            self._counts[worker], moved_at = (counts, now), now
+            self._counts[engine], moved_at = (counts, now), now
         return Observation(
-            worker.name,
-            excused=worker.updating or self._app.paused,
-            inflight=worker.inflight,
-            quiet_s=min(worker.quiet_seconds(now), now - moved_at),
+            engine.name,
+            excused=engine.updating or self._app.paused,
+            inflight=engine.inflight,
+            quiet_s=min(engine.quiet_seconds(now), now - moved_at),
             running=running,
             tokens=tokens,
             throughput=throughput,
-            announced=announced if worker.version >= 0 and announced == str(worker.version) else None,
+            announced=announced if engine.version >= 0 and announced == str(engine.version) else None,
             reported=version,
             probe=probe,
         )
 
-    async def _ask(self, worker: Worker, path: bytes, read: Callable[[Any], Any]) -> Any:
+    async def _ask(self, engine: RoutedEngine, path: bytes, read: Callable[[Any], Any]) -> Any:
         """What ``read`` finds in the JSON of the answer. None: there is no answer, or nothing is found."""
         try:
-            status, content = await worker.upstream.get(path, ASK_TIMEOUT_S)
+            status, content = await engine.upstream.get(path, ASK_TIMEOUT_S)
             return read(json.loads(content)) if status == 200 else None
         except UpstreamError as error:
             if error.garbage:
-                self._garbage(worker, f"GET {path.decode()}: {error}")
+                self._garbage(engine, f"GET {path.decode()}: {error}")
             return None
         except (TimeoutError, LookupError, TypeError, ValueError, RecursionError):
             return None
 
-    async def _probe(self, worker: Worker) -> Probe:
+    async def _probe(self, engine: RoutedEngine) -> Probe:
         """A request like a client's, of a token that every vocabulary has."""
         sampling = {"max_new_tokens": PROBE_TOKENS, "ignore_eos": True}
         rid = f"router-probe-{id(self):x}-{next(self._numbers)}"
@@ -115,7 +116,7 @@ class EngineLooks:
         try:
             async with asyncio.timeout(ASK_TIMEOUT_S):
                 headers = [(b"content-type", b"application/json")]
-                answer = await worker.upstream.request(b"POST", b"/generate", headers, body)
+                answer = await engine.upstream.request(b"POST", b"/generate", headers, body)
                 try:
                     content = await answer.body()
                     if answer.status != 200:

@@ -1,6 +1,6 @@
 """Miles' pages for its workers (``--use-miles-router``), so that its engines register here: the same paths and answers.
 
-Unlike there, a worker that is removed first answers what it has, one that was given up returns when it is added again, and a
+Unlike there, an engine that is removed first answers what it has, one that was given up returns when it is added again, and a
 body that is no JSON object is a 400; an address that ``router.allowed_engines`` does not name is a 403.
 """
 
@@ -27,13 +27,13 @@ def add_miles_pages(app: FastAPI, router: RouterFleet) -> None:
     """``POST /add_worker``, ``POST /remove_worker`` and ``GET /list_workers``."""
 
     def workers() -> Response:
-        return page(MilesWorkers("success", {worker.url: worker.inflight for worker in router.workers.values()}))
+        return page(MilesWorkers("success", {engine.url: engine.inflight for engine in router.engines.values()}))
 
     @app.post("/add_worker", openapi_extra=_BODY, responses=_ANSWERS)
     async def add_worker(request: Request, url: str | None = None, worker_url: str | None = None) -> Response:
         try:
             given = await _url(request, url or worker_url)
-            known = next((worker for worker in router.workers.values() if worker.url == given.rstrip("/")), None)
+            known = next((engine for engine in router.engines.values() if engine.url == given.rstrip("/")), None)
             if known is None:
                 router.add_by_hand(given.rstrip("/").removeprefix("http://"), given)
             elif known.draining:
@@ -56,14 +56,14 @@ def add_miles_pages(app: FastAPI, router: RouterFleet) -> None:
             raise
         except (ValueError, RecursionError) as error:
             return page(MilesError(str(error)), 400)
-        for worker in list(router.workers.values()):
-            if worker.url == given.rstrip("/"):
-                router.drain(worker.name)
+        for engine in list(router.engines.values()):
+            if engine.url == given.rstrip("/"):
+                router.drain(engine.name)
         return workers()
 
     @app.get("/list_workers", responses={200: {"description": "all workers", "content": body_of(MilesUrls)}})
     async def list_workers() -> Response:
-        return page(MilesUrls([worker.url for worker in router.workers.values()]))
+        return page(MilesUrls([engine.url for engine in router.engines.values()]))
 
 
 def page(answer: msgspec.Struct, status: int = 200) -> Response:

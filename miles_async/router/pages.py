@@ -8,7 +8,7 @@ import msgspec
 from msgspec import Meta
 
 from bus.messages import Version
-from miles_async.router.worker import Worker, WorkerState
+from miles_async.router.engine import RoutedEngine, RoutedState
 
 Url = Annotated[str, Meta(max_length=500, description="http://host:port of an engine")]
 # ends as it does because $ allows a newline in Python's expressions, and \Z is unknown in those of JSON schemas
@@ -41,13 +41,13 @@ class WorkerView(msgspec.Struct):
     id: str
     url: str
     version: int
-    state: WorkerState
+    state: RoutedState
     trouble: str
     inflight: int
 
     @classmethod
-    def of(cls, worker: Worker) -> WorkerView:
-        return cls(worker.name, worker.url, worker.version, worker.state, worker.trouble, worker.inflight)
+    def of(cls, engine: RoutedEngine) -> WorkerView:
+        return cls(engine.name, engine.url, engine.version, engine.state, engine.trouble, engine.inflight)
 
 
 class WorkerList(msgspec.Struct):

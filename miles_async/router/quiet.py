@@ -10,9 +10,9 @@ import asyncio
 import json
 from typing import Any
 
-from miles_async.http.client import UpstreamError
+from miles_async.http.client_connection import UpstreamError
+from miles_async.router.engine import RoutedEngine
 from miles_async.router.fleet import RouterFleet
-from miles_async.router.worker import Worker
 
 QUIET_S = 2.5  # well before a diagnosis calls a wait long, so that it knows of it by then
 ASK_AFTER_S = 1.5
@@ -25,29 +25,31 @@ class QuietEngines:
 
     def __init__(self, app: RouterFleet) -> None:
         self._app = app
-        self._tokens: dict[Worker, int | None] = {}  # of those that were asked at the last look; None: it has not said
+        self._tokens: dict[
+            RoutedEngine, int | None
+        ] = {}  # of those that were asked at the last look; None: it has not said
 
-    async def look(self) -> list[tuple[Worker, float]]:
+    async def look(self) -> list[tuple[RoutedEngine, float]]:
         """Every quiet engine and for how long it is. Marks those whose tokens moved since the last look."""
-        workers = list(self._app.workers.values())
-        asked = [worker for worker in workers if worker.quiet_seconds(self._app.clock()) > ASK_AFTER_S]
-        tokens = await asyncio.gather(*(self._ask(worker) for worker in asked))
-        again = [worker for worker in asked if worker in self._tokens]
+        engines = list(self._app.engines.values())
+        asked = [engine for engine in engines if engine.quiet_seconds(self._app.clock()) > ASK_AFTER_S]
+        tokens = await asyncio.gather(*(self._ask(engine) for engine in asked))
+        again = [engine for engine in asked if engine in self._tokens]
         self._tokens = dict(zip(asked, tokens, strict=True))
         now = self._app.clock()
-        return [(worker, seconds) for worker in again if (seconds := worker.quiet_seconds(now)) >= QUIET_S]
+        return [(engine, seconds) for engine in again if (seconds := engine.quiet_seconds(now)) >= QUIET_S]
 
-    async def _ask(self, worker: Worker) -> int | None:
+    async def _ask(self, engine: RoutedEngine) -> int | None:
         """How many tokens it has sampled, as far as is known."""
-        known, count = self._tokens.get(worker), await self._count(worker)
+        known, count = self._tokens.get(engine), await self._count(engine)
         if known is not None and count is not None and count != known:
-            worker.moved_at = self._app.clock()
+            engine.moved_at = self._app.clock()
         return known if count is None else count
 
-    async def _count(self, worker: Worker) -> int | None:
+    async def _count(self, engine: RoutedEngine) -> int | None:
         """Tokens that the engine has sampled so far, as it says. None: it does not say."""
         try:
-            _, content = await worker.upstream.get(b"/v1/loads", ASK_TIMEOUT_S)
+            _, content = await engine.upstream.get(b"/v1/loads", ASK_TIMEOUT_S)
             return _tokens(json.loads(content))
         except (UpstreamError, TimeoutError, ValueError):
             return None

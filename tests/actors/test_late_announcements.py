@@ -130,7 +130,7 @@ def test_an_engine_gets_no_request_before_its_first_weights_are_confirmed(stand:
 
     def asked() -> bool:
         router._settle(scene.run(scene.bus.engines))
-        return NAME in router.app.workers
+        return NAME in router.app.engines
 
     scene.run(lambda: scene.ledger.up(NAME, URL, 1, 0))
     up = scene.messages()[-1]
@@ -237,13 +237,13 @@ async def test_a_router_sends_requests_only_where_the_ledger_says_that_they_are_
 
     async def look() -> list[tuple[str, int]]:
         router._settle(await router.ctx.engine_states())
-        return [(worker.state, worker.version) for worker in app.workers.values()]
+        return [(worker.state, worker.version) for worker in app.engines.values()]
 
     line = await ledger.up(NAME, URL, 1, 0)
     assert await look() == []
     await ledger.move(NAME, line, "serving", 3)
     assert await look() == [("up", 3)]
-    app.mark_dead(app.workers[NAME], "nobody listens")
+    app.mark_dead(app.engines[NAME], "nobody listens")
     assert await look() == [("dead", 3)]  # the same life: what the ledger says is older than what was seen
     await ledger.down(NAME, *await first_death(router))
     assert await look() == []
@@ -253,7 +253,7 @@ async def test_a_router_sends_requests_only_where_the_ledger_says_that_they_are_
     back = await ledger.back(NAME, line)
     assert back is not None and await ledger.move(NAME, back, "serving", 3) is not None
     assert await look() == [("up", 3)]
-    app.mark_dead(app.workers[NAME], "silent")
+    app.mark_dead(app.engines[NAME], "silent")
     await ledger.down(NAME, *await first_death(router))
     again = await ledger.back(NAME, back)
     assert again is not None and await ledger.move(NAME, again, "serving", 3) is not None

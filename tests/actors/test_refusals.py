@@ -21,8 +21,9 @@ from bus.messages import Control, ReadyGroup, Ticket
 from miles_async.config.schema import Data, Model, Rollout, RunConfig
 from miles_async.engines import client as engine_client
 from miles_async.engines.client import EngineClient, EngineError
-from miles_async.http import client as upstream
-from miles_async.http.client import Upstream, UpstreamError
+from miles_async.http import client_connection
+from miles_async.http.client import Upstream
+from miles_async.http.client_connection import UpstreamError
 from miles_async.rollout.generate import AnswerError, generate_group
 from miles_async.router.app import RouterApp
 
@@ -112,7 +113,7 @@ async def test_an_engine_that_tells_nonsense_of_itself_is_an_engines_error(body:
 
 async def test_an_answer_that_is_too_long_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine_client, "MAX_ANSWER_BYTES", 1000)
-    monkeypatch.setattr(upstream, "MAX_BODY_BYTES", 1000)
+    monkeypatch.setattr(client_connection, "MAX_BODY_BYTES", 1000)
 
     async def long(engine: FakeEngine, scope: Any, _: bytes, receive: Any, send: Any) -> None:
         headers = [(b"x", b"y" * 100_000)] if scope["path"] == "/head" else []
@@ -146,6 +147,6 @@ async def test_a_url_that_is_none_is_no_engine() -> None:
     ):
         with pytest.raises(ValueError, match="http://host:port"):
             app.add("e", url)
-    assert not app.workers
+    assert not app.engines
     with pytest.raises(UpstreamError):
         await Upstream("http://a..b:1").request(b"GET", b"/")

@@ -124,12 +124,12 @@ async def test_every_endpoint_of_the_router_opens_to_the_key_that_it_is_for_and_
         for key in set(KEYS) - may:
             assert found[key] == (403 if key == "router" else 401), (method, path, key)
         assert len(engine.seen) - before <= len(may), (method, path)
-    assert list(app.workers) == ["e"]
+    assert list(app.engines) == ["e"]
     assert set(engine.brought) == {b"Bearer of-engines"}  # type: ignore[attr-defined]
     async with aiohttp.ClientSession() as session:
         for key in ("none", "engine", "wrong", "router"):
             async with session.delete(url + "/workers/e?now=true", headers=headers(key)) as answer:
-                assert answer.status in (401, 403) and "e" in app.workers
+                assert answer.status in (401, 403) and "e" in app.engines
 
 
 def test_what_changes_engines_or_shows_how_they_were_started_is_control() -> None:
@@ -181,7 +181,7 @@ async def test_engines_are_added_only_where_an_administrator_lets_them_be_and_ne
         for path, how in asked:
             async with session.post(url + path, **how) as answer:
                 assert answer.status == 403 and "router.allowed_engines" in await answer.text()
-        assert list(app.workers) == ["e"] and not brought
+        assert list(app.engines) == ["e"] and not brought
         async with session.post(url + "/workers", json={"url": other_url, "id": "e"}) as answer:
             assert answer.status == 409  # nobody takes the place of one of the run's
         app.allowed_engines = ("127.0.0.1:*",)

@@ -20,10 +20,11 @@ from fake_engines import (
     wait_for_disconnect,
 )
 
-from miles_async.router.app import RouterApp, Worker
+from miles_async.router.app import RouterApp
+from miles_async.router.engine import RoutedEngine
 from miles_async.router.health import HealthChecker
 
-pytestmark = pytest.mark.usefixtures("both_lanes")
+pytestmark = pytest.mark.usefixtures("with_and_without_connections")
 
 
 async def test_a_request_goes_through_unchanged_and_so_does_its_answer() -> None:
@@ -55,12 +56,12 @@ async def test_concurrent_requests_are_spread_over_the_engines() -> None:
             for engine in (a, b) * 4:
                 await engine.arrived.acquire()
         assert len(a.seen) == len(b.seen) == 4
-        assert [worker.inflight for worker in app.workers.values()] == [4, 4]
+        assert [worker.inflight for worker in app.engines.values()] == [4, 4]
         gate.set()
         for request in requests:
             await (await request).read()
-        assert [worker.inflight for worker in app.workers.values()] == [0, 0]
-        assert all(worker.busy_seconds(app.clock()) > 0 for worker in app.workers.values())
+        assert [worker.inflight for worker in app.engines.values()] == [0, 0]
+        assert all(worker.busy_seconds(app.clock()) > 0 for worker in app.engines.values())
 
 
 async def test_an_engine_that_breaks_off_its_answer_loses_the_request_to_another_one() -> None:
@@ -91,8 +92,8 @@ async def test_a_request_whose_connection_is_closed_without_a_word_is_sent_once_
 async def test_an_engine_that_nobody_listens_for_is_dead_at_once_and_reported() -> None:
     deaths: list[str] = []
 
-    def on_dead(worker: Worker, why: str) -> None:
-        deaths.append(worker.name)
+    def on_dead(engine: RoutedEngine, why: str) -> None:
+        deaths.append(engine.name)
 
     good = FakeEngine("good")
     async with fleet(good, on_dead=on_dead) as (app, url, _, session):
@@ -114,7 +115,7 @@ async def test_engines_where_nobody_listens_cost_a_request_none_of_its_tries() -
             app.add(f"gone-{number}", f"http://127.0.0.1:{free_port()}", version=0)
         async with session.post(url + "/generate", data=b"x") as answer:
             assert (answer.status, await answer.read()) == (200, b"good:x")
-        assert app.failovers == 5 and sum(worker.state == "dead" for worker in app.workers.values()) == 5
+        assert app.failovers == 5 and sum(worker.state == "dead" for worker in app.engines.values()) == 5
 
 
 async def test_an_answer_that_has_begun_to_arrive_is_not_started_again_and_does_not_look_whole() -> None:
@@ -162,7 +163,7 @@ async def test_a_client_that_leaves_takes_its_request_at_the_engine_with_it() ->
             await engine.arrived.acquire()
             request.cancel()
             await engine.left.wait()
-            while app.workers["a"].inflight:
+            while app.engines["a"].inflight:
                 (await session.get(url + "/workers")).close()
         assert len(engine.seen) == 1 and app.failovers == 0
 
@@ -239,8 +240,8 @@ async def test_a_paused_engine_is_not_given_up_but_one_that_hangs_is() -> None:
         look = checker(app)
         for _ in range(3):
             await look.look()
-        assert not app.workers["paused"].trouble
-        assert "2 health checks failed" in app.workers["hangs"].trouble
+        assert not app.engines["paused"].trouble
+        assert "2 health checks failed" in app.engines["hangs"].trouble
 
 
 async def test_the_ledger_of_versions_tells_a_paused_engine_from_a_stuck_one() -> None:
@@ -249,11 +250,11 @@ async def test_the_ledger_of_versions_tells_a_paused_engine_from_a_stuck_one() -
         look = checker(app, updating)
         for _ in range(3):
             await look.look()
-        assert not app.workers["a"].trouble
+        assert not app.engines["a"].trouble
         updating.clear()
         for _ in range(2):
             await look.look()
-        assert app.workers["a"].trouble
+        assert app.engines["a"].trouble
 
 
 async def test_an_engine_that_answers_again_gets_requests_again() -> None:
@@ -263,14 +264,14 @@ async def test_an_engine_that_answers_again_gets_requests_again() -> None:
         app.add("a", f"http://127.0.0.1:{port}")
         look = checker(app)
         await look.look()
-        assert "refused" in app.workers["a"].trouble or "Connect call failed" in app.workers["a"].trouble
+        assert "refused" in app.engines["a"].trouble or "Connect call failed" in app.engines["a"].trouble
         async with served(engine, port):
             await look.look()
             async with session.post(url + "/generate", data=b"x") as answer:
                 assert await answer.read() == b"a:x"
             engine.handler = wait_for_disconnect
             await look.look()  # it answered since the last look: not even asked
-            assert not app.workers["a"].trouble
+            assert not app.engines["a"].trouble
 
 
 async def test_an_engine_that_did_not_answer_in_time_is_named_by_a_504() -> None:

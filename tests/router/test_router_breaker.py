@@ -10,7 +10,7 @@ from fake_engines import FakeEngine, Receive, Send, ask, fleet, free_port, respo
 
 from miles_async.router.health import HealthChecker
 
-pytestmark = pytest.mark.usefixtures("both_lanes")
+pytestmark = pytest.mark.usefixtures("with_and_without_connections")
 
 
 class Moody(FakeEngine):
@@ -48,14 +48,14 @@ async def test_an_engine_that_fails_its_requests_gets_none_until_a_probe_shows_t
         async with fleet(bad, good, **options) as (app, url, _, session):
             for _ in range(8):
                 assert await ask(session, url) == (200, b"good:x")
-            assert bad.generated == 2 and app.workers["bad"].state == "tripped"
+            assert bad.generated == 2 and app.engines["bad"].state == "tripped"
             now[0] = 10.0  # one request probes, and is answered by the other one; the next ten seconds begin
             for _ in range(4):
                 assert await ask(session, url) == (200, b"good:x")
             assert bad.generated == 3
             now[0], bad.status = 20.0, 200
             assert await ask(session, url) == (200, b"bad")
-            assert app.workers["bad"].state == "up"
+            assert app.engines["bad"].state == "up"
             assert {(await ask(session, url))[1] for _ in range(4)} == {b"bad", b"good:x"}
 
 
@@ -78,14 +78,14 @@ async def test_health_alone_does_not_bring_back_an_engine_that_fails_its_request
             await ask(session, url)
         look = HealthChecker(app, interval_s=0.2, max_failures=1, is_updating=lambda _: False)
         await look.look()
-        app.revive(app.workers["bad"])
+        app.revive(app.engines["bad"])
         app.set_updating("bad", True)
         app.set_updating("bad", False)
         app.add("bad", urls[0], version=0)
-        assert app.workers["bad"].state == "tripped"
+        assert app.engines["bad"].state == "tripped"
         assert {app.policy.choose() for _ in range(4)} == {"good"}
         app.add("bad", urls[0], version=0, incarnation=1)  # another engine
-        assert app.workers["bad"].state == "up"
+        assert app.engines["bad"].state == "up"
 
 
 async def test_a_breaker_that_opens_has_its_engine_looked_at_at_once() -> None:
@@ -98,9 +98,9 @@ async def test_a_breaker_that_opens_has_its_engine_looked_at_at_once() -> None:
             await good.arrived.acquire()  # the first look
             app.add("gone", f"http://127.0.0.1:{free_port()}")
             for _ in range(2):
-                app.failed(app.workers["gone"], False, "torn")
+                app.failed(app.engines["gone"], False, "torn")
             await dead.wait()
-        assert app.workers["gone"].state == "dead"
+        assert app.engines["gone"].state == "dead"
         stop.set()
         await looking
 
@@ -108,7 +108,7 @@ async def test_a_breaker_that_opens_has_its_engine_looked_at_at_once() -> None:
 async def test_an_engine_that_was_given_up_and_answers_again_begins_with_a_closed_breaker() -> None:
     _, options = clocked()
     async with fleet(FakeEngine("a"), **options) as (app, _, _, _):
-        worker = app.workers["a"]
+        worker = app.engines["a"]
         for _ in range(2):
             app.failed(worker, False, "torn")
         app.mark_dead(worker, "nobody listens")
@@ -121,7 +121,7 @@ async def test_a_probe_whose_client_leaves_shows_nothing_and_the_next_request_pr
     now, options = clocked()
     engine = FakeEngine("a", wait_for_disconnect)
     async with fleet(engine, **options) as (app, url, _, session):
-        worker = app.workers["a"]
+        worker = app.engines["a"]
         for _ in range(2):
             app.failed(worker, False, "torn")
         now[0] = 10.0

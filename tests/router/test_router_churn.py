@@ -39,7 +39,7 @@ class Shaky(FakeEngine):
 def disturb(app: RouterApp, urls: dict[str, str], rng: random.Random, version: int) -> None:
     """One thing that happens to one engine; the first two are left alone, so that there always is one to go to."""
     name = rng.choice(sorted(urls)[2:])
-    worker = app.workers.get(name)
+    worker = app.engines.get(name)
     match rng.choice(("drain", "remove", "dead", "update", "trip")) if worker is not None else "join":
         case "drain":
             app.drain(name)
@@ -49,7 +49,7 @@ def disturb(app: RouterApp, urls: dict[str, str], rng: random.Random, version: i
             app.mark_dead(worker, "a test")
             app.revive(worker)
         case "update":
-            app.set_updating(name, not app.workers[name].updating)
+            app.set_updating(name, not app.engines[name].updating)
         case "trip" if worker is not None:
             for _ in range(5):
                 app.failed(worker, False, "a test")
@@ -83,6 +83,6 @@ async def test_every_request_is_answered_once_whatever_happens_to_the_engines(po
             assert app.failovers > 0
             while app.concurrency:
                 (await session.get(url + "/workers")).close()
-        assert all(worker.inflight == 0 for worker in app.workers.values())
+        assert all(worker.inflight == 0 for worker in app.engines.values())
         assert all(load.inflight == 0 for load in app.policy.loads.values())  # type: ignore[attr-defined]
-        assert not any(worker.draining for worker in app.workers.values())
+        assert not any(worker.draining for worker in app.engines.values())

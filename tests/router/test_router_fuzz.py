@@ -89,7 +89,7 @@ def test_no_request_that_its_document_allows_or_forbids_harms_the_router(router:
     assert len(statuses) == len(operations)
     assert {200, 400} <= statuses["POST /generate"], statuses
     assert 400 in statuses["POST /workers"] and 400 in statuses["POST /add_worker"], statuses
-    for name in set(app.workers) - {"synthetic"}:
+    for name in set(app.engines) - {"synthetic"}:
         requests.delete(f"{url}/workers/{name}", headers=auth, timeout=10).raise_for_status()
     answer = requests.post(url + "/generate", b"x", headers=auth, timeout=10)
     assert (answer.status_code, answer.content) == (200, b"synthetic:x")

@@ -15,7 +15,7 @@ from miles_async.engines.embedded.server import serve
 from miles_async.router.app import RouterApp
 from miles_async.router.health import HealthChecker
 
-pytestmark = pytest.mark.usefixtures("both_lanes")
+pytestmark = pytest.mark.usefixtures("with_and_without_connections")
 
 
 async def test_an_engine_that_drains_gets_nothing_new_answers_what_it_has_and_is_gone() -> None:
@@ -36,7 +36,7 @@ async def test_an_engine_that_drains_gets_nothing_new_answers_what_it_has_and_is
         gone = asyncio.create_task(app.drained("a", 10))
         a.gate.set()
         assert [await one for one in asking] == [(200, b"a:%d" % i) for i in range(3)]
-        assert await gone and list(app.workers) == ["b"] and len(a.seen) == 3
+        assert await gone and list(app.engines) == ["b"] and len(a.seen) == 3
         async with session.get(url + "/workers/a") as answer:
             assert answer.status == 404
         assert await app.drained("a", 10)  # unknown: nothing to wait for
@@ -46,14 +46,14 @@ async def test_an_idle_engine_drains_at_once_and_news_of_one_that_drains_does_no
     a, b = Held("a"), FakeEngine("b")
     async with fleet(a, b) as (app, url, urls, session):
         app.drain("b")
-        assert list(app.workers) == ["a"]
+        assert list(app.engines) == ["a"]
         asking = asyncio.create_task(ask(session, url))
         await arrive(a)
         app.drain("a")
         app.add("a", urls[0], version=1)
         app.set_updating("a", False)
-        app.revive(app.workers["a"])
-        assert app.workers["a"].state == "draining" and app.policy.choose() is None
+        app.revive(app.engines["a"])
+        assert app.engines["a"].state == "draining" and app.policy.choose() is None
         async with session.post(url + "/workers", json={"url": urls[0], "id": "a"}) as answer:
             assert answer.status == 409 and "drains" in (await answer.json())["detail"]
         async with session.post(url + "/abort_request", json={"rid": "r"}) as answer:

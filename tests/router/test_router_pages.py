@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from fake_engines import FakeEngine, Held, Receive, Send, arrive, ask, fleet, free_port, respond, served
 
-pytestmark = pytest.mark.usefixtures("both_lanes")
+pytestmark = pytest.mark.usefixtures("with_and_without_connections")
 
 
 async def test_workers_join_are_listed_shown_and_leave() -> None:
@@ -64,10 +64,10 @@ async def test_the_pages_of_miles_take_a_url_in_the_query_or_the_body_and_answer
 
 async def test_a_worker_that_was_given_up_returns_when_it_is_added_again() -> None:
     async with fleet(FakeEngine("a")) as (app, url, urls, session):
-        app.mark_dead(app.workers["a"], "a test")
+        app.mark_dead(app.engines["a"], "a test")
         async with session.post(url + "/add_worker", json={"url": urls[0]}) as answer:
             assert answer.status == 200
-        assert app.workers["a"].state == "up"
+        assert app.engines["a"].state == "up"
         assert await ask(session, url) == (200, b"a:x")
 
 

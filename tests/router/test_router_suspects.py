@@ -22,7 +22,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # benchmarks is be
 
 from benchmarks.synthetic.batch import Latency
 from benchmarks.synthetic_engine import LIE, Misbehaviour, SyntheticEngine
-from miles_async.router.app import RouterApp, Worker
+from miles_async.router.app import RouterApp
+from miles_async.router.engine import RoutedEngine
 from miles_async.router.looks import EngineLooks
 from miles_async.router.suspects import FORGIVEN_S, LYING_LOOKS, Observation, Probe, Suspects, Verdict
 
@@ -208,7 +209,7 @@ class Found:
         self.verdicts: list[Verdict] = []
         self._news = asyncio.Event()
 
-    def __call__(self, _: Worker, verdict: Verdict) -> None:
+    def __call__(self, _: RoutedEngine, verdict: Verdict) -> None:
         self.verdicts.append(verdict)
         self._news.set()
 
@@ -267,16 +268,16 @@ async def test_a_misbehaving_engine_is_named_and_taken_out_in_time_and_comes_bac
             [verdict] = found.verdicts
             assert (verdict.engine, verdict.kind) == ("e1", KINDS[how])
             assert loop.time() - began < 3 * STATED_S[how] + 1.0  # slow cores, shared with others
-            assert app.workers["e1"].state == "suspected" and KINDS[how] in app.workers["e1"].trouble
-            assert verdict.why in app.workers["e1"].trouble
+            assert app.engines["e1"].state == "suspected" and KINDS[how] in app.engines["e1"].trouble
+            assert verdict.why in app.engines["e1"].trouble
             before = len(engines[1].answered)
             app.add("e1", engines[1].url, version=0)  # news of it: it stays out
             await asyncio.sleep(3 * INTERVAL_S)
-            assert app.workers["e1"].state == "suspected"
+            assert app.engines["e1"].state == "suspected"
             await engines[1].misbehave(None)
             await found.until(2)
             assert found.verdicts[1].engine == "e1" and found.verdicts[1].kind is None
-            assert app.workers["e1"].state == "up"
+            assert app.engines["e1"].state == "up"
             while len(engines[1].answered) < before + 20:  # it is given work again
                 assert all(client.done() is False for client in clients)
                 await asyncio.sleep(INTERVAL_S)

@@ -12,7 +12,7 @@ from multidict import CIMultiDict
 
 from miles_async.router.policies.choice import make_policy
 
-pytestmark = pytest.mark.usefixtures("both_lanes")
+pytestmark = pytest.mark.usefixtures("with_and_without_connections")
 
 EXACT, LEAST = "x-weight-version", "x-min-weight-version"
 
@@ -97,7 +97,7 @@ async def test_an_answer_that_an_update_has_mixed_is_asked_of_another_engine() -
         async with await waiting as answer:
             content = await answer.json(content_type=None)
         assert content["engine"] == "pure" and content["meta_info"]["weight_versions"] == [{"version": "0", "start": 0}]
-        assert app.failovers == 1 and app.workers["mixed"].state == "up"
+        assert app.failovers == 1 and app.engines["mixed"].state == "up"
 
 
 async def test_an_engine_that_serves_less_than_it_was_announced_with_is_found_and_taken_out() -> None:
@@ -109,7 +109,7 @@ async def test_an_engine_that_serves_less_than_it_was_announced_with_is_found_an
             async with session.post(url + "/generate", data=b"x", headers={LEAST: "5"}) as answer:
                 assert (await answer.json(content_type=None))["engine"] == "honest"
         assert len(liar.seen) == 2
-        assert "answered with weight version 2" in app.workers["liar"].trouble
+        assert "answered with weight version 2" in app.engines["liar"].trouble
 
 
 @pytest.mark.parametrize(

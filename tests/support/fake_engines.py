@@ -86,7 +86,7 @@ async def fleet(
         app = RouterApp(**options)
         for engine, url in zip(engines, urls, strict=True):
             app.add(engine.name, url, version=0)
-            upstream = app.workers[engine.name].upstream
+            upstream = app.engines[engine.name].upstream
             await asyncio.gather(*(upstream.get(b"/warm", 10) for _ in range(FakeEngine.idle_connections)))
         url = await stack.enter_async_context(served(app))
         session = await stack.enter_async_context(aiohttp.ClientSession(headers=headers))

@@ -9,11 +9,11 @@ from miles_async.http.client import Upstream
 from miles_async.router.policies.breaker import Breaker
 from miles_async.router.policies.policy import EngineState
 
-WorkerState = Literal["up", "updating", "tripped", "suspected", "draining", "dead"]
+RoutedState = Literal["up", "updating", "tripped", "suspected", "draining", "dead"]
 
 
-class Worker:
-    """Engines with the same name and another URL or incarnation are other workers."""
+class RoutedEngine:
+    """Engines with the same name and another URL or incarnation are other engines to it."""
 
     def __init__(
         self, name: str, url: str, version: int, incarnation: int, api_key: str | None, breaker: Breaker
@@ -38,7 +38,7 @@ class Worker:
         return self.upstream.url
 
     @property
-    def state(self) -> WorkerState:
+    def state(self) -> RoutedState:
         if self.dead:
             return "dead"
         if self.draining:
@@ -79,10 +79,14 @@ class Worker:
         if self.inflight == 0:
             self._busy_s += now - self._busy_since
 
+    def moved(self, now: float) -> None:
+        """It gave something."""
+        self.moved_at = now
+
     def quiet_seconds(self, now: float) -> float:
         """How long its requests in flight have had nothing from it; 0 if there are none."""
         return now - max(self._busy_since, self.moved_at) if self.inflight else 0.0
 
     def busy_seconds(self, now: float) -> float:
-        """Time with at least one request in flight, since the worker was added."""
+        """Time with at least one request in flight, since the engine was added."""
         return self._busy_s + (now - self._busy_since if self.inflight else 0.0)

@@ -1,13 +1,11 @@
-"""A request's way through the router: what of its head goes to the engine, and what of the answer has reached the client."""
+"""What of a request's head goes to the engine, what the router itself is told there, and what of an answer's head is shown."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
-from miles_async.http.asgi import Scope, Send
-from miles_async.http.client import Answer, Header
-from miles_async.http.limits import say, send_whole
+from miles_async.http.asgi import Scope
+from miles_async.http.client_connection import Header
 from miles_async.router.policies.versions import (
     ANY,
     MIN_VERSION_HEADER,
@@ -60,33 +58,6 @@ def read_head(scope: Scope) -> Head:
         if least is not None or exact is not None:
             head.demand = read_demand(least, exact)
     return head
-
-
-class Delivery:
-    """Hands an answer to the client and knows whether it has begun to."""
-
-    def __init__(self, send: Send) -> None:
-        self._send = send
-        self.begun = False
-
-    async def say(self, status: int, message: str) -> None:
-        self.begun = True
-        await say(self._send, status, message)
-
-    async def whole(self, answer: Answer, content: bytes) -> None:
-        self.begun = True
-        await send_whole(self._send, answer.status, passed_on(answer.headers), content)
-
-    async def pieces(self, answer: Answer, moved: Callable[[], None]) -> None:
-        """As they come. ``moved`` is called for each. Raises UpstreamError."""
-        part = await answer.chunk()
-        self.begun = True
-        await self._send({"type": "http.response.start", "status": answer.status, "headers": passed_on(answer.headers)})
-        while part:
-            moved()
-            await self._send({"type": "http.response.body", "body": part, "more_body": True})
-            part = await answer.chunk()
-        await self._send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 def comes_whole(headers: list[Header]) -> bool:

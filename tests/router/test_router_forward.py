@@ -1,4 +1,6 @@
-"""The router's fast lane: what it takes, that its answers are those of the application, and that nothing is left in it."""
+"""A request's way through the router over connections that lay idle: sizes, pieces, deadlines and clients that leave, and that
+nothing is left of it.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,7 @@ import pytest
 from fake_engines import FakeEngine, Handler, Receive, Send, fleet, respond, wait_for_disconnect
 from http_answers import answer
 
-from miles_async.http.client import BUFFER_BYTES
+from miles_async.http.client_connection import BUFFER_BYTES
 from miles_async.router.app import RouterApp
 
 DEADLINE_S = 20.0
@@ -25,21 +27,12 @@ def idle_connections(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @contextlib.asynccontextmanager
-async def lane_to(handler: Handler | None = None, **options: Any) -> AsyncIterator[tuple[RouterApp, str, FakeEngine]]:
-    """A router with idle connections to one engine. At the end nothing is in its lane and nothing counts as in flight."""
+async def router_to(handler: Handler | None = None, **options: Any) -> AsyncIterator[tuple[RouterApp, str, FakeEngine]]:
+    """A router with idle connections to one engine. At the end nothing counts as in flight."""
     engine = FakeEngine("a", handler)
     async with asyncio.timeout(DEADLINE_S), fleet(engine, **options) as (app, url, _, _):
         yield app, url, engine
-        assert not app.direct.passages
-        assert app.concurrency == 0 and [worker.inflight for worker in app.workers.values()] == [0]
-
-
-def forbid_the_application(app: RouterApp, monkeypatch: pytest.MonkeyPatch) -> None:
-    def never(*_: Any) -> Any:
-        raise AssertionError("a request left the lane")
-
-    monkeypatch.setattr(app, "_forward", never)
-    monkeypatch.setattr(app, "go_on", never)
+        assert app.concurrency == 0 and [worker.inflight for worker in app.engines.values()] == [0]
 
 
 async def raw(url: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
@@ -48,20 +41,16 @@ async def raw(url: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
 
 
 @pytest.mark.parametrize("path", ["/generate", "/v1/completions", "/v1/chat/completions?x=1"])
-async def test_a_whole_request_and_its_whole_answer_need_no_task(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    async with lane_to() as (app, url, engine), aiohttp.ClientSession() as session:
-        forbid_the_application(app, monkeypatch)
+async def test_bodies_of_any_size_come_back_whole(path: str) -> None:
+    async with router_to() as (app, url, engine), aiohttp.ClientSession() as session:
         for size in (0, 1, 70_000, 1_000_000):
             async with session.post(url + path, data=b"x" * size) as got:
                 assert (got.status, await got.read()) == (200, b"a:" + b"x" * size)
-        assert app.workers["a"].answered == len(engine.seen) == 4
+        assert app.engines["a"].answered == len(engine.seen) == 4
 
 
-async def test_pipelined_requests_and_one_that_comes_byte_by_byte_are_answered_in_order(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    async with lane_to() as (app, url, _):
-        forbid_the_application(app, monkeypatch)
+async def test_pipelined_requests_and_one_that_comes_byte_by_byte_are_answered_in_order() -> None:
+    async with router_to() as (_, url, _):
         reader, writer = await raw(url)
         requests = b"".join(
             b"POST /generate HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\n\r\n%02d" % number for number in range(20)
@@ -74,8 +63,8 @@ async def test_pipelined_requests_and_one_that_comes_byte_by_byte_are_answered_i
         writer.close()
 
 
-async def test_a_body_that_is_long_or_of_unknown_length_takes_the_other_way() -> None:
-    async with lane_to() as (_, url, _), aiohttp.ClientSession() as session:
+async def test_a_body_that_is_long_or_of_unknown_length_arrives_whole() -> None:
+    async with router_to() as (_, url, _), aiohttp.ClientSession() as session:
 
         async def parts() -> AsyncIterator[bytes]:
             for _ in range(40):
@@ -94,20 +83,20 @@ async def test_what_is_refused_for_its_head_is_refused_before_its_body_is_waited
         413: {"max_body_bytes": 9},
         429: {"max_concurrency": 0},
     }
-    async with lane_to(**refusing[status]) as (_, url, _):
+    async with router_to(**refusing[status]) as (_, url, _):
         reader, writer = await raw(url)
         writer.write(b"POST /generate HTTP/1.1\r\nhost: x\r\ncontent-length: 10\r\n\r\n")
         assert (await reader.readline()).split()[1] == b"%d" % status
         writer.close()
 
 
-async def test_an_answer_longer_than_what_the_lane_holds_arrives_whole() -> None:
+async def test_an_answer_longer_than_what_a_connection_holds_arrives_whole() -> None:
     content = b"z" * (3 * BUFFER_BYTES)
 
     async def long(engine: FakeEngine, scope: Any, body: bytes, receive: Receive, send: Send) -> None:
         await respond(send, 200, content)
 
-    async with lane_to(long) as (_, url, _), aiohttp.request("POST", url + "/generate", data=b"x") as got:
+    async with router_to(long) as (_, url, _), aiohttp.request("POST", url + "/generate", data=b"x") as got:
         assert await got.read() == content
 
 
@@ -117,7 +106,7 @@ async def test_those_that_run_out_of_time_are_told_so_each_at_its_own_time() -> 
             pass
         engine.arrived.release()
 
-    async with lane_to(never, request_timeout_s=0.3) as (_, url, engine), aiohttp.ClientSession() as session:
+    async with router_to(never, request_timeout_s=0.3) as (_, url, engine), aiohttp.ClientSession() as session:
 
         async def ask() -> int:
             async with session.post(url + "/generate", data=b"x") as got:
@@ -131,33 +120,33 @@ async def test_those_that_run_out_of_time_are_told_so_each_at_its_own_time() -> 
             await engine.arrived.acquire()
 
 
-async def test_a_client_that_leaves_the_lane_takes_its_request_along() -> None:
-    async with lane_to(wait_for_disconnect) as (app, url, engine):
+async def test_a_client_that_leaves_takes_its_request_along_and_that_says_nothing_of_the_engine() -> None:
+    async with router_to(wait_for_disconnect) as (app, url, engine):
         _, writer = await raw(url)
         writer.write(b"POST /generate HTTP/1.1\r\nhost: x\r\ncontent-length: 1\r\n\r\nx")
         await engine.arrived.acquire()
         assert app.concurrency == 1
         writer.transport.abort()
         await engine.left.wait()
-        assert app.failovers == 0 and app.workers["a"].breaker.in_a_row == 0  # which says nothing of the engine
+        assert app.failovers == 0 and app.engines["a"].breaker.in_a_row == 0
         assert app.concurrency == 0
 
 
-async def test_what_is_no_json_is_not_delivered_from_the_lane() -> None:
+async def test_what_is_no_json_is_not_delivered() -> None:
     said: list[str] = []
-    async with lane_to(max_retries=0) as (app, url, _), aiohttp.ClientSession() as session:
+    async with router_to(max_retries=0) as (app, url, _), aiohttp.ClientSession() as session:
         app.on_garbage = lambda worker, what: said.append(what)
         async with session.post(url + "/generate", data=b"x") as got:
             assert got.status == 502
     assert said == ["answered /generate with b'a:x'"]
 
 
-async def test_an_answer_whose_version_was_not_demanded_is_not_delivered_from_the_lane() -> None:
+async def test_an_answer_whose_version_was_not_demanded_is_not_delivered() -> None:
     async def old(engine: FakeEngine, scope: Any, body: bytes, receive: Receive, send: Send) -> None:
         await respond(send, 200, b'{"meta_info": {"weight_version": "6"}}')
 
-    async with lane_to(old, max_retries=0) as (app, url, _), aiohttp.ClientSession() as session:
-        app.add("a", app.workers["a"].url, version=7)
+    async with router_to(old, max_retries=0) as (app, url, _), aiohttp.ClientSession() as session:
+        app.add("a", app.engines["a"].url, version=7)
         async with session.post(url + "/generate", data=b"x", headers={"x-weight-version": "7"}) as got:
             assert got.status == 502 and "weight version 6" in await got.text()
 
@@ -165,9 +154,9 @@ async def test_an_answer_whose_version_was_not_demanded_is_not_delivered_from_th
 async def test_an_answer_that_the_server_cannot_send_is_a_500_and_the_router_goes_on(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    async with lane_to() as (_, url, _), aiohttp.ClientSession() as session:
+    async with router_to() as (_, url, _), aiohttp.ClientSession() as session:
         with monkeypatch.context() as broken:
-            broken.setattr("miles_async.router.lane.passed_on", lambda headers: [(b"a", b"b\r\nc: d")])
+            broken.setattr("miles_async.router.passage.passed_on", lambda headers: [(b"a", b"b\r\nc: d")])
             async with session.post(url + "/generate", data=b"x") as got:
                 assert got.status == 500
         async with session.post(url + "/generate", data=b"x") as got:
