@@ -1,4 +1,4 @@
-"""The learner: turns batches of groups into weight versions. One process for each data-parallel rank.
+"""The learner: turns batches of groups into weight versions. One process for each rank.
 
 Consumes: ready groups (rank 0 decides which), batches (all ranks). Publishes: batches, snapshots, metrics.
 
@@ -36,8 +36,10 @@ from miles_async.evaluation.settings import is_due
 from miles_async.filters.apply import BufferFilter
 from miles_async.staleness.choice import make_policy
 from miles_async.train import idle_steps
+from miles_async.train.backend import TRAIN_BACKEND, LearnerBackend, make_backend
 from miles_async.train.checkpoint_choice import Choice
 from miles_async.train.mismatch import warning
+from miles_async.train.ranks import Ranks
 from miles_async.train.target_reward import REWARD_WINDOW, reached
 from miles_async.weights.export import exported
 from miles_async.weights.place import pins_kept
@@ -55,13 +57,16 @@ class ResumeError(ValueError):
 
 class Learner:
     role = "learner"
+    trainer: LearnerBackend
 
     def __init__(self, ctx: ActorContext) -> None:
         self.ctx, self.config = ctx, ctx.config
         self.ledger, self.offers = Ledger(ctx.bus), Offers(ctx)
         self.policy = make_policy(ctx.config)
         self.buffer_filter = BufferFilter(ctx.config)
-        self.rank, self.share = ctx.index, LearnerShare(ctx, self.ledger)
+        rendezvous = ctx.run_dir / f"rendezvous-{ctx.incarnation}"
+        self.ranks = Ranks(ctx.index, ctx.config.learner.num_ranks, init_method=f"file://{rendezvous}")
+        self.rank, self.share = ctx.index, LearnerShare(ctx, self.ledger, self.ranks)
         self.max_lag = ctx.config.staleness.max_lag  # of the batch that is being trained
         self.checkpoints = ctx.run_dir / "checkpoints"
         self.ready: dict[str, ReadyGroup] = {}
@@ -95,13 +100,9 @@ class Learner:
             await self.ctx.event("learner_done", version=self.trainer.version, finished=self._finished())
 
     async def _build(self) -> None:
-        from miles_async.train.trainer import MegatronTrainer  # heavy: only here
-
-        rendezvous = self.ctx.run_dir / f"rendezvous-{self.ctx.incarnation}"
-        world = self.config.learner.num_ranks
-        build = partial(MegatronTrainer, rank=self.rank, world_size=world, init_method=f"file://{rendezvous}")
         with self.ctx.waiting("the model to be built"):
-            self.trainer = await self.compute(build, self.config, self.ctx.model_path)
+            TRAIN_BACKEND.load(self.config.learner.train_backend)  # its imports belong to the main thread
+            self.trainer = await self.compute(make_backend, self.config, self.ctx.model_path, self.ranks)
         chosen = Choice()
         if self.checkpoints.is_dir():
             chosen = await choose(self.ctx, self.ledger, self.trainer, self.compute, self.checkpoints)

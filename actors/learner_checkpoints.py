@@ -16,7 +16,7 @@ from bus import Ledger
 from miles_async.train.checkpoint_choice import Choice
 
 if TYPE_CHECKING:
-    from miles_async.train.trainer import MegatronTrainer
+    from miles_async.train.backend import LearnerBackend
 
 # Of what Redis may use: what is kept for the older checkpoint and as much again for the next one stays below the share at
 # which the dealer stops (0.8).
@@ -24,7 +24,7 @@ ROOM_FOR_TWO = 0.4
 
 
 async def choose(
-    ctx: ActorContext, ledger: Ledger, trainer: MegatronTrainer, compute: ComputeThread, root: Path
+    ctx: ActorContext, ledger: Ledger, trainer: LearnerBackend, compute: ComputeThread, root: Path
 ) -> Choice:
     """Where to go on from. Raises CheckpointError: no checkpoint is of use. Collective."""
     forgotten = await ledger.forgotten()

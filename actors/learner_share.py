@@ -23,6 +23,7 @@ from miles_async.groups.limits import group_limits
 from miles_async.groups.sound import Limits, UnsoundGroup, check_group, check_groups
 from miles_async.train.batch import BatchRefused
 from miles_async.train.checked_batch import UnusableGroups
+from miles_async.train.ranks import Ranks
 
 Step = Callable[[list[Group]], Awaitable[dict[str, float]]]
 
@@ -35,11 +36,11 @@ class QuarantineError(ValueError):
 
 
 class LearnerShare:
-    """That of one rank."""
+    """The share of one rank."""
 
-    def __init__(self, ctx: ActorContext, ledger: Ledger) -> None:
+    def __init__(self, ctx: ActorContext, ledger: Ledger, ranks: Ranks) -> None:
         self._ledger, self._quarantine = ledger, Quarantine(ledger)
-        self._rank, self._world = ctx.index, ctx.config.learner.num_ranks
+        self._dp_rank, self._dp_size = ranks.dp_rank, ranks.dp_size
         self._steps = steps_of_pass(ctx.config)
         self._limits = group_limits(ctx.config, ctx.model_path)
         self._bound = ctx.config.staleness.max_lag
@@ -57,7 +58,7 @@ class LearnerShare:
         Raises QuarantineError: there are too many of those in this run.
         """
         known = await self._quarantine.of(batch.group_ids)
-        mine = share(range(len(batch.group_ids)), self._rank, self._world, self._steps)
+        mine = share(range(len(batch.group_ids)), self._dp_rank, self._dp_size, self._steps)
         keys = {batch.group_ids[place]: batch.payload_keys[place] for place in mine}
         wanted = [group_id for group_id in keys if group_id not in known]
         found = await self._ledger.payloads_or_causes([keys[group_id] for group_id in wanted])

@@ -27,6 +27,7 @@ from miles_async.rl.terms import LossTerms
 from miles_async.train.batch import MicroBatch, flatten, micro_batches
 from miles_async.train.intake import Admitted
 from miles_async.train.objective import Objective
+from miles_async.train.ranks import alone
 from miles_async.train.share import MicroShare, make_share, micro_share
 from miles_async.train.trainer import MegatronTrainer
 
@@ -130,9 +131,7 @@ def _measure(root: Path, steps: int, warm_up: int) -> dict[str, Any]:
         staleness=Staleness(max_lag=1_000_000),
     )
     groups = make_groups()
-    trainer = MegatronTrainer(
-        config, str(root / "model"), rank=0, world_size=1, init_method=f"file://{root / 'meeting'}"
-    )
+    trainer = MegatronTrainer(config, str(root / "model"), alone(f"file://{root / 'meeting'}"))
     try:
         reference = TransformersStep(root / "model", groups, config)
         ours: list[float] = []

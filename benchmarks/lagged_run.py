@@ -31,6 +31,7 @@ from miles_async.models import builtin
 from miles_async.rewards import RewardSample
 from miles_async.rewards.builtin_rewards import graded_match
 from miles_async.text.tokenizer import Tokenizer
+from miles_async.train.ranks import alone
 from miles_async.train.trainer import MegatronTrainer
 
 QUICKSTART = Path(__file__).resolve().parent.parent / "examples" / "quickstart.toml"
@@ -52,7 +53,7 @@ class LaggedRun:
         self.rows = builtin.prompt_rows(str(self.config.data.prompt_data))
         self.tokenizer, self.codec = Tokenizer(path), TextCodec(path)
         self.engine = DenseModel(read_config(path), dtype=torch.float32, device=torch.device("cpu"))
-        self.trainer = MegatronTrainer(self.config, path, rank=0, world_size=1, init_method=f"file://{root}/meeting")
+        self.trainer = MegatronTrainer(self.config, path, alone(f"file://{root}/meeting"))
         # (version, weights), oldest first: those that generation may still need
         self.history: deque[tuple[int, Weights]] = deque([(0, self.trainer.export())], maxlen=lag + 1)
 

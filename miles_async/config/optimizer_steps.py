@@ -31,12 +31,13 @@ def steps_of_batch(config: RunConfig) -> int:
     return steps_of_pass(config) * config.learner.ppo_epochs
 
 
-def share(items: Sequence[T], rank: int, world: int, steps: int) -> list[T]:
-    """What of a batch's groups, in the ledger's order, ``rank`` of ``world`` trains on: its part of each of ``steps``
+def share(items: Sequence[T], dp_rank: int, dp_size: int, steps: int) -> list[T]:
+    """What of a batch's groups, in the ledger's order, ``dp_rank`` of ``dp_size`` trains on: its part of each of ``steps``
     mini-batches, one after the other."""
-    parts = world * steps
-    mine = [len(items) * i // parts for i in range(parts + 1)]
-    return [item for step in range(steps) for item in items[mine[step * world + rank] : mine[step * world + rank + 1]]]
+    parts = dp_size * steps
+    begins = [len(items) * i // parts for i in range(parts + 1)]
+    mine = (step * dp_size + dp_rank for step in range(steps))
+    return [item for part in mine for item in items[begins[part] : begins[part + 1]]]
 
 
 def even(count: int, steps: int) -> list[int]:

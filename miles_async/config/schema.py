@@ -224,6 +224,9 @@ class Critic(Section, frozen=True):
 
 
 class Learner(Section, frozen=True):
+    train_backend: str = (
+        "megatron"  # or a dotted path to one of the user's; docs/customization.md has what it is made with
+    )
     num_ranks: PositiveInt = 1  # data-parallel
     # optimizer steps of one pass over a batch, or the samples of one such step: rollout_batch_size * n_samples_per_prompt =
     # global_batch_size * num_steps_per_rollout; None: the other key says it, and without both a pass is one step

@@ -37,6 +37,7 @@ FIXED: dict[str, str] = {
     "algorithm.use_opd": _ON_RECORD,
     "algorithm.opd_log_prob_top_k": _ON_RECORD,
     "algorithm.keep_old_actor": "checkpoints hold the weights of earlier versions with it, and only then",
+    "learner.train_backend": "the checkpoint is one of that backend",
     "learner.adam_beta1": _OPTIMIZER,
     "learner.adam_beta2": _OPTIMIZER,
     "learner.adam_eps": _OPTIMIZER,

@@ -23,6 +23,7 @@ from miles_async.train.distributed import LearnerGroups
 from miles_async.train.hf_export import save_hf
 from miles_async.train.model import gpt_model
 from miles_async.train.quiet_megatron import quiet_megatron
+from miles_async.train.ranks import alone
 
 ALONE_S = 60.0  # a group of one rank waits for nobody
 
@@ -74,7 +75,7 @@ def _weights(found: Found) -> dict[str, torch.Tensor]:
     provider = next(iter(hooks.MODEL_PROVIDER.functions(found.config)), ModelBridge)
     dtype = torch.bfloat16 if found.config.model.dtype == "bfloat16" else torch.float32
     with tempfile.TemporaryDirectory() as meeting:
-        groups = LearnerGroups(device, rank=0, world_size=1, init_method=f"file://{meeting}/alone", timeout_s=ALONE_S)
+        groups = LearnerGroups(device, alone(f"file://{meeting}/alone"), timeout_s=ALONE_S)
         try:
             with cpu_shim.cuda_means_cpu(device):
                 model_parallel_cuda_manual_seed(found.config.run.seed, force_reset_rng=True)

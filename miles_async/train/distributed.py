@@ -15,34 +15,38 @@ from collections.abc import Iterator
 import torch
 import torch.distributed as dist
 
+from miles_async.train.ranks import Ranks
+
 
 class RanksSilent(TimeoutError):
     """Other learner ranks did not arrive at a collective in time, or their process is gone."""
 
 
 class LearnerGroups:
-    """Megatron's parallel state of this process: data parallelism over all ranks. One at a time in a process."""
+    """Megatron's parallel state of this process: data parallelism over all ranks. One at a time in a process.
 
-    def __init__(self, device: torch.device, *, rank: int, world_size: int, init_method: str, timeout_s: float):
+    ``rank``, ``world_size``: of all processes; ``dp_rank``, ``dp_size``: of the data-parallel replicas (ranks.py).
+    """
+
+    def __init__(self, device: torch.device, ranks: Ranks, *, timeout_s: float) -> None:
         from megatron.core import parallel_state
 
         if dist.is_initialized():
             raise RuntimeError("this process has a torch.distributed group already; close it before the learner starts")
-        if not 0 <= rank < world_size:
-            raise ValueError(f"rank = {rank} must be in 0..{world_size - 1} (world_size = {world_size})")
-        if init_method.startswith(("file://", "tcp://127.0.0.1", "tcp://localhost")):
+        if ranks.init_method.startswith(("file://", "tcp://127.0.0.1", "tcp://localhost")):
             # All ranks are on this machine: do not let gloo resolve its host name, which containers often cannot.
             os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo")
-        self.rank, self.world_size, self.device = rank, world_size, device
+        self.rank, self.world_size, self.device = ranks.rank, ranks.world_size, device
+        self.dp_rank, self.dp_size = ranks.dp_rank, ranks.dp_size
         self._timeout_s = timeout_s
         if device.type == "cuda":
             torch.cuda.set_device(device)
         with self.waiting("the start of"):
             dist.init_process_group(
                 "nccl" if device.type == "cuda" else "gloo",
-                init_method=init_method,
-                rank=rank,
-                world_size=world_size,
+                init_method=ranks.init_method,
+                rank=ranks.rank,
+                world_size=ranks.world_size,
                 timeout=datetime.timedelta(seconds=timeout_s),
             )
             parallel_state.initialize_model_parallel(
@@ -50,34 +54,34 @@ class LearnerGroups:
             )
 
     def gather(self, values: list[float]) -> torch.Tensor:
-        """The values of every rank: [world_size, len(values)] float64 on the CPU."""
+        """The values of every data-parallel rank: [dp_size, len(values)] float64 on the CPU."""
         mine = torch.tensor(values, dtype=torch.float64)
-        if self.world_size == 1:
+        if self.dp_size == 1:
             return mine[None]
         mine = mine.to(self.device)
-        rows = [torch.empty_like(mine) for _ in range(self.world_size)]
+        rows = [torch.empty_like(mine) for _ in range(self.dp_size)]
         with self.waiting("the batch sizes of"):
             dist.all_gather(rows, mine)
         return torch.stack(rows).cpu()
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:
-        """The sum over ranks of a float64 tensor, in place."""
-        if self.world_size > 1:
+        """The sum over data-parallel ranks of a float64 tensor, in place."""
+        if self.dp_size > 1:
             with self.waiting("the metrics of"):
                 dist.all_reduce(values)
         return values
 
     def any(self, mine: bool) -> bool:
-        """Whether it is so on any rank."""
-        return mine if self.world_size == 1 else bool(self.sum(torch.tensor([float(mine)], device=self.device)) > 0)
+        """Whether it is so on any data-parallel rank."""
+        return mine if self.dp_size == 1 else bool(self.sum(torch.tensor([float(mine)], device=self.device)) > 0)
 
     def sum_on_cpu(self, values: torch.Tensor) -> torch.Tensor:
-        """The sum over ranks of a small tensor on the CPU; a new one."""
+        """The sum over data-parallel ranks of a small tensor on the CPU; a new one."""
         return self.sum(values.to(self.device, copy=True)).to(values.device)
 
     def concatenate(self, values: torch.Tensor) -> torch.Tensor:
-        """The [n] tensors of all ranks, on the CPU, one after the other; n may differ. Returns [sum of n]."""
-        if self.world_size == 1:
+        """The [n] tensors of all data-parallel ranks, on the CPU, one after the other; n may differ. Returns [sum of n]."""
+        if self.dp_size == 1:
             return values
         sizes = self.gather([float(len(values))])[:, 0].long().tolist()
         mine = torch.zeros(max(sizes), dtype=values.dtype, device=self.device)

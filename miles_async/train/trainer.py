@@ -45,6 +45,7 @@ from miles_async.train.objective import MISMATCH, MISMATCH_TOKENS, Objective, na
 from miles_async.train.policy import Policy
 from miles_async.train.provided_bridge import bridge_maker
 from miles_async.train.quiet_megatron import quiet_megatron
+from miles_async.train.ranks import Ranks
 from miles_async.train.reward_metrics import reward_metrics
 from miles_async.train.share import Share, make_share, micro_share
 
@@ -52,13 +53,13 @@ __all__ = ["LagExceeded", "MegatronTrainer"]
 
 
 class MegatronTrainer:
-    """One data-parallel rank. Builds process groups, model and optimizer, and loads the Hugging Face weights.
+    """The ``LearnerBackend`` (backend.py) of one rank. Builds process groups, model and optimizer, and loads the weights.
 
-    model_path: a Hugging Face directory. init_method: where ranks meet, "file://..." or "tcp://127.0.0.1:port".
-    Raises ModelError for an unsupported checkpoint, RanksSilent if the other ranks do not come.
+    model_path: a Hugging Face directory. Raises ModelError for an unsupported checkpoint, RanksSilent if the other ranks do
+    not come.
     """
 
-    def __init__(self, config: RunConfig, model_path: str, *, rank: int, world_size: int, init_method: str):
+    def __init__(self, config: RunConfig, model_path: str, ranks: Ranks) -> None:
         self.config = config
         self.version = 0
         self._objective = Objective(config)
@@ -68,17 +69,11 @@ class MegatronTrainer:
         self._provider = bridge_maker(config)
         # of this process; in a synchronous run it checks that the two ways to a log-prob agree
         self._first_step = config.staleness.max_lag == 0 and not self._objective.is_sft
-        self._device = _device(config.model.device, rank)
+        self._device = _device(config.model.device, ranks.rank)
         self._dtype = torch.bfloat16 if config.model.dtype == "bfloat16" else torch.float32
         quiet_megatron()
         cpu_shim.install(self._device)
-        self._groups = LearnerGroups(
-            self._device,
-            rank=rank,
-            world_size=world_size,
-            init_method=init_method,
-            timeout_s=config.learner.grad_reduce_timeout_s,
-        )
+        self._groups = LearnerGroups(self._device, ranks, timeout_s=config.learner.grad_reduce_timeout_s)
         try:
             with cpu_shim.cuda_means_cpu(self._device):
                 self._build(model_path)

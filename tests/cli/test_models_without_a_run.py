@@ -19,6 +19,7 @@ from miles_async.cli.app import app
 from miles_async.cli.load import load
 from miles_async.config.toml import dump
 from miles_async.models.builtin import make_model
+from miles_async.train.ranks import alone
 from miles_async.train.trainer import MegatronTrainer
 
 TOML = """
@@ -62,7 +63,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, t
     model = run_dir / "inputs" / "model"
     make_model("builtin:digits", model, config.run.seed)
     monkeypatch.setattr(train_support, "VOCAB", 16)
-    trainer = MegatronTrainer(config, str(model), rank=0, world_size=1, init_method=f"file://{run_dir}/meeting")
+    trainer = MegatronTrainer(config, str(model), alone(f"file://{run_dir}/meeting"))
     try:
         for seed in (0, 1):
             trainer.step(make_groups(4, 4, seed=seed))

@@ -33,6 +33,7 @@ from launching import (
 from safetensors.torch import load_file
 
 from miles_async.cli.load import load
+from miles_async.train.ranks import alone
 from miles_async.train.trainer import MegatronTrainer
 
 STEPS_BETWEEN = 6
@@ -77,7 +78,7 @@ def check_that_the_weights_are_those_of_the_recorded_batches(config_file: Path, 
     """Training on the same batches without any interruption gives the same bits as ``run_dir`` has exported."""
     config = load(config_file, check=False)
     model = str(run_dir / "inputs" / "model")
-    trainer = MegatronTrainer(config, model, rank=0, world_size=1, init_method=f"file://{run_dir}/rendezvous-test")
+    trainer = MegatronTrainer(config, model, alone(f"file://{run_dir}/rendezvous-test"))
     for _, groups in sorted(trained_groups(run_dir).items()):
         trainer.step(groups)
     expected = trainer.export()

@@ -25,6 +25,7 @@ from miles_async.models.builtin import make_model, prompt_rows
 from miles_async.rewards import RewardSample
 from miles_async.rewards.builtin_rewards import graded_match
 from miles_async.text.tokenizer import Tokenizer
+from miles_async.train.ranks import alone
 from miles_async.train.trainer import MegatronTrainer
 
 STEPS = 10
@@ -104,7 +105,7 @@ def plain_loop(
     path = str(directory / "model")
     model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
     tokenizer = Tokenizer(path)
-    trainer = MegatronTrainer(config, path, rank=0, world_size=1, init_method=f"file://{directory}/rendezvous")
+    trainer = MegatronTrainer(config, path, alone(f"file://{directory}/rendezvous"))
     batches, losses, logprobs = [], [], []
     size = config.rollout.rollout_batch_size
     for step in range(steps):

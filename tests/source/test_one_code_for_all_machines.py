@@ -18,6 +18,7 @@ from bus import Bus
 from miles_async.config.schema import Data, Engine, Model, RunConfig, Topology, Weights
 from miles_async.train import distributed
 from miles_async.train.distributed import LearnerGroups
+from miles_async.train.ranks import alone
 from miles_async.weights.group import choose_backend
 
 BASE = RunConfig(model=Model(hf_checkpoint="none"), data=Data(prompt_data="none"))
@@ -60,7 +61,7 @@ def test_the_learner_ranks_meet_over_the_backend_of_their_device_and_wait_no_lon
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
     monkeypatch.setattr(distributed.dist, "init_process_group", init)
     with pytest.raises(Asked, match=rf"{backend} for 7\.0 s"):
-        LearnerGroups(torch.device(device), rank=0, world_size=1, init_method="file:///nowhere", timeout_s=7.0)
+        LearnerGroups(torch.device(device), alone("file:///nowhere"), timeout_s=7.0)
 
 
 @pytest.mark.parametrize("kind", ["embedded", "sglang", "external"])

@@ -46,10 +46,12 @@ from miles_async.rollout.tool_parser import tool_call_parser
 from miles_async.staleness.choice import make_policy
 from miles_async.staleness.policies import StalenessState
 from miles_async.text.tokenizer import Tokenizer
+from miles_async.train.backend import make_backend
 from miles_async.train.batch import flatten
 from miles_async.train.checked_batch import checked as checked_batch
 from miles_async.train.hooks import BATCH, BEFORE_LOG_PROB, BEFORE_TRAIN_STEP
 from miles_async.train.provided_bridge import bridge_maker
+from miles_async.train.ranks import alone
 from miles_async.train.trainer import MegatronTrainer
 from miles_async.weights.export import exported
 
@@ -188,6 +190,11 @@ def provider(path: str, directory: Path) -> Outcome:
         list(bridge.hf_tensors(torch.nn.Linear(2, 2)))
 
     return ends_the_run(call)
+
+
+def backend(path: str, directory: Path) -> Outcome:
+    found = config(learner=Learner(train_backend=path))
+    return ends_the_run(lambda: make_backend(found, str(directory), alone("file://nowhere")))
 
 
 def batch(path: str, _: Path) -> Outcome:
@@ -380,6 +387,7 @@ def policy(**fields):
 """
 FLAT = """
 import dataclasses
+from miles_async.train.backend import make_backend
 from miles_async.train.batch import flatten
 def changed(groups, vocab_size, **fields):
     return dataclasses.replace(flatten(groups, vocab_size), **fields)
@@ -444,6 +452,11 @@ ROWS: dict[tuple[str, tuple[str, ...]], Row] = {
             "nan_tokens": "mask.double() * float('nan')",
             "bools": "mask",
         },
+    ),
+    ("learner.train_backend", ("config", "model_path", "ranks")): Row(
+        "run",
+        backend,
+        more={"half_of_one": "type('Half', (), {'version': 0, 'step': print, 'close': print})()"},
     ),
     ("model.model_provider", ("path", "dtype", "device")): Row(
         "run",

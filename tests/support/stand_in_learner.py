@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -69,8 +68,7 @@ def make_learner(
             **sections,
         },
     )
-    trainer_module = type("trainer", (), {"MegatronTrainer": lambda *_, **__: trainer})
-    monkeypatch.setitem(sys.modules, "miles_async.train.trainer", trainer_module)
+    monkeypatch.setattr("actors.learner.make_backend", lambda *_: trainer)
     spec = ActorSpec("learner-0", "learner", 0, "", config, run_dir, "", "", bus.run_id, 1)
     return Learner(ActorContext(spec, bus))
 

@@ -17,6 +17,7 @@ from actors.runtime.local import PRELOAD
 from bus.codec import VERSIONS, pack
 from bus.messages import Group
 from miles_async.config import optimizer_steps
+from miles_async.train.ranks import Ranks, alone
 
 DEADLINE_S = 180.0
 STEPS = 2
@@ -77,9 +78,7 @@ def train_two_ranks(rank: int, model: str, root: str) -> None:
         trainer = MegatronTrainer(
             make_config(model, **sections(sharded)),
             model,
-            rank=rank,
-            world_size=2,
-            init_method=f"file://{root}/meeting-{sharded}",
+            Ranks(rank, 2, f"file://{root}/meeting-{sharded}"),
         )
         steps = STEPS if sharded else 1
         metrics = [trainer.step(share(groups, rank, 2, steps)) for groups in batches()]
@@ -151,7 +150,7 @@ def killed_while_saving(_: int, model: str, root: str, moment: str) -> None:
     from miles_async.train import checkpoint
     from miles_async.train.trainer import MegatronTrainer
 
-    trainer = MegatronTrainer(make_config(model), model, rank=0, world_size=1, init_method=f"file://{root}/meeting")
+    trainer = MegatronTrainer(make_config(model), model, alone(f"file://{root}/meeting"))
     trainer.step(batches()[0])
     trainer.save_checkpoint(Path(root) / "checkpoints", {"position": 1})
     torch.save(trainer.export(), Path(root) / "weights.pt")

@@ -17,6 +17,7 @@ import torch
 from bus.codec import LOGPROBS, MASK, TOKENS, VERSIONS, pack
 from bus.messages import Group, Sample
 from miles_async.config.schema import Algorithm, Checkpoint, Critic, Data, Learner, Model, Rollout, RunConfig, Staleness
+from miles_async.train.ranks import alone
 
 torch.set_num_threads(1)
 
@@ -136,7 +137,7 @@ def trainers(directory: Path) -> Iterator[Build]:
         close()
         meeting = directory / f"meeting-{len(list(directory.iterdir()))}"
         config = make_config(path, **sections)
-        last.append(MegatronTrainer(config, str(path), rank=0, world_size=1, init_method=f"file://{meeting}"))
+        last.append(MegatronTrainer(config, str(path), alone(f"file://{meeting}")))
         return last[0]
 
     def close() -> None:

@@ -23,6 +23,7 @@ from miles_async.train.batch import micro_batches
 from miles_async.train.bridge import ModelError
 from miles_async.train.checkpoint import CheckpointError
 from miles_async.train.intake import admit
+from miles_async.train.ranks import Ranks
 from miles_async.train.share import micro_share
 from miles_async.train.steps import NonFiniteGradient
 from miles_async.train.trainer import MegatronTrainer
@@ -385,7 +386,7 @@ def on_two_ranks(rank: int, model: str, root: str) -> None:
         directory = Path(root) / f"sharded-{sharded}"
         config = make_config(model, **rank_sections(sharded))
         meeting = f"file://{root}/meeting-{sharded}"
-        trainer = MegatronTrainer(config, model, rank=rank, world_size=2, init_method=meeting)
+        trainer = MegatronTrainer(config, model, Ranks(rank, 2, meeting))
         metrics = [trainer.step(share(groups, rank, 2)) for groups in batches()]
         trainer.save_checkpoint(directory, {})
         weights, critic = trainer.export(), critic_weights(trainer)

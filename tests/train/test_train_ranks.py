@@ -13,6 +13,7 @@ from train_support import make_checkpoint, make_config
 
 from miles_async.train.distributed import RanksSilent
 from miles_async.train.logprobs import token_logprobs
+from miles_async.train.ranks import Ranks, alone
 from miles_async.train.trainer import MegatronTrainer
 
 
@@ -35,10 +36,10 @@ def two_ranks(model: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
 
 @pytest.mark.parametrize("sharded", [False, True], ids=["replicated", "distributed-optimizer"])
 def test_two_ranks_train_as_one(model: str, two_ranks: dict[str, Any], tmp_path: Path, sharded: bool):
-    alone = sections(sharded)
-    alone["learner"]["use_distributed_optimizer"] = False
-    config = make_config(model, **alone)
-    one = MegatronTrainer(config, model, rank=0, world_size=1, init_method=f"file://{tmp_path}/meeting")
+    of_one = sections(sharded)
+    of_one["learner"]["use_distributed_optimizer"] = False
+    config = make_config(model, **of_one)
+    one = MegatronTrainer(config, model, alone(f"file://{tmp_path}/meeting"))
     expected = [one.step(groups) for groups in batches()]
     weights = one.export()
     one.close()
@@ -59,7 +60,7 @@ def test_a_checkpoint_of_two_ranks_restores_two_ranks_exactly_and_one(
     assert [rank["resumed_alike"] for rank in seen] == [True, True]
     assert [rank["extra"] for rank in seen] == [{"sharded": sharded}] * 2
     config = make_config(model, **sections(sharded))
-    one = MegatronTrainer(config, model, rank=0, world_size=1, init_method=f"file://{tmp_path}/meeting")
+    one = MegatronTrainer(config, model, alone(f"file://{tmp_path}/meeting"))
     one.load_checkpoint(two_ranks["root"] / f"sharded-{sharded}")
     weights = one.export()
     one.close()
@@ -82,7 +83,7 @@ def test_a_killed_peer_is_named(two_ranks: dict[str, Any]):
 def test_a_peer_that_never_comes_is_named(model: str, tmp_path: Path):
     config = make_config(model, learner={"grad_reduce_timeout_s": 1.0})
     with pytest.raises(RanksSilent, match=r"learner rank 0 waited for .* learner ranks 1 .*= 1 s"):
-        MegatronTrainer(config, model, rank=0, world_size=2, init_method=f"file://{tmp_path}/meeting")
+        MegatronTrainer(config, model, Ranks(0, 2, f"file://{tmp_path}/meeting"))
 
 
 def test_a_split_vocabulary_gives_the_softmax_of_the_whole(two_ranks: dict[str, Any]):
@@ -107,7 +108,7 @@ def test_a_split_vocabulary_gives_the_softmax_of_the_whole(two_ranks: dict[str, 
 @pytest.mark.parametrize("moment", ["shards", "rename", "pointer"])
 def test_a_kill_while_saving_leaves_the_previous_checkpoint(model: str, tmp_path: Path, moment: str):
     assert spawn(killed_while_saving, model, str(tmp_path), moment, ranks=1) == [-signal.SIGKILL]
-    trainer = MegatronTrainer(make_config(model), model, rank=0, world_size=1, init_method=f"file://{tmp_path}/again")
+    trainer = MegatronTrainer(make_config(model), model, alone(f"file://{tmp_path}/again"))
     try:
         assert trainer.load_checkpoint(tmp_path / "checkpoints") == {"position": 1}
         assert trainer.version == 1
