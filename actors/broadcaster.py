@@ -26,6 +26,7 @@ from actors.learner_offers import ask_again
 from actors.runtime.context import ActorContext
 from bus import SnapshotLedger
 from bus.messages import EngineDown, EngineUp, Message, Snapshot
+from bus.waits import WaitKind
 from miles_async.config.secrets import resolve
 from miles_async.engines.client import EngineClient, EngineError
 from miles_async.router.access import is_of_run
@@ -150,8 +151,8 @@ class Broadcaster:
             wave = next_wave(self.fleet, self.config.update_waves)
             if not wave:
                 self._news.clear()
-                whom = "a snapshot of the learner" if self.fleet.newest is None or self.fleet.members else "an engine"
-                with self.ctx.waiting(whom):
+                has_use = self.fleet.newest is None or self.fleet.members
+                with self.ctx.waiting(WaitKind.SNAPSHOT if has_use else WaitKind.ENGINE):
                     await self._news.wait()
                 continue
             self.told.wave = {member.name for member in wave}
@@ -175,7 +176,7 @@ class Broadcaster:
         receivers = [await self._receiver(member) for member in wave]
         waves = [[await self._receiver(m) for m in w] for w in wave_partition(self.fleet, self.config.update_waves)]
         self.transport.form([receivers, *waves])
-        with self.ctx.waiting(f"engines {', '.join(m.name for m in wave)} to take version {snapshot.version}"):
+        with self.ctx.waiting(WaitKind.UPDATE, [m.name for m in wave], version=snapshot.version):
             report = await self.transport.push(receivers, update, probed=True)
         await self.comparison.compare([member for member in wave if member.name in report.served], snapshot, update)
         for member in wave:
@@ -200,8 +201,7 @@ class Broadcaster:
     async def _copies(self, wave: list[Member], snapshot: Snapshot) -> dict[str, Path]:
         """Where the machine of each engine has its own copy of the version; those that get none are down."""
         names = [member.name for member in wave]
-        whom = f"{self.transport.COPIED_BY} of {', '.join(names)} to have version {snapshot.version}"
-        with self.ctx.waiting(whom):
+        with self.ctx.waiting(WaitKind.COPIES, names, copied_by=self.transport.COPIED_BY, version=snapshot.version):
             copies = await self.transport.deliver(names)
         for name, why in copies.asked.items():
             await self.ctx.event("full_copy", engine=name, version=snapshot.version, cause=why)

@@ -10,14 +10,15 @@ the same run deals the same tickets.
 
 from __future__ import annotations
 
-import time
+import contextlib
 from collections.abc import Iterator
 
-from actors.runtime.context import ROOM, ActorContext
+from actors.runtime.context import ActorContext, wait_for
 from bus import Ledger
 from bus.client import Topic
 from bus.codec import TOKENS, pack
-from bus.messages import Ticket
+from bus.messages import Ticket, Wait
+from bus.waits import WaitKind
 from miles_async.data import counts, fingerprint, load_prompts, prompt_at
 from miles_async.staleness.choice import make_policy
 from miles_async.staleness.policies import StalenessState
@@ -46,12 +47,14 @@ class Dealer:
     async def run(self) -> None:
         await self._check_prompts()
         cursors: dict[Topic, str] = {"weights": "0", "batches": "0"}
-        waited_for, since = "", 0.0
-        while not self.ctx.stop.is_set():
-            whom = await self._deal()
-            if whom != waited_for:  # else it is one wait, however many reads it takes
-                waited_for, since = whom, time.time()
-            with self.ctx.waiting(whom, since):
+        with contextlib.ExitStack() as said:
+            before = ""
+            while not self.ctx.stop.is_set():
+                wait = await self._deal()
+                if wait.sentence != before:  # else it is one wait, however many looks it takes, and during them, too
+                    said.close()
+                    said.enter_context(self.ctx.saying(wait))
+                    before = wait.sentence
                 await self.ctx.bus.wait_for_news(cursors)
 
     async def _check_prompts(self) -> None:
@@ -64,18 +67,18 @@ class Dealer:
                 "this run has dealt so far: start another run, or restore data.prompt_data"
             )
 
-    async def _deal(self) -> str:
-        """Admit all that may start now; returns whom the next admission waits for."""
+    async def _deal(self) -> Wait:
+        """Admit all that may start now; returns what the next admission waits for."""
         while True:
             used, limit = await self.ctx.bus.memory()
             if limit and used > MEMORY_SHARE * limit:
-                return f"{ROOM} ({used >> 20} of {limit >> 20} MB used)"
+                return wait_for(WaitKind.ROOM_TO_DEAL, used=used >> 20, limit=limit >> 20)
             state = await self._state()
             if state is None:
-                return "an engine to serve"
+                return wait_for(WaitKind.ENGINE_TO_SERVE)
             allowed = min(self.policy.admit(state), MAX_TICKETS_AT_ONCE)
             if allowed <= 0:
-                return self._whom(state)
+                return self._awaited(state)
             tickets = list(self._tickets(self._position, allowed))
             limit = state.open_groups + allowed
             await self.ledger.admit(tickets, limit=limit, position=self._position, step=state.batched_steps)
@@ -96,10 +99,10 @@ class Dealer:
             total_steps=self.ctx.config.run.num_steps,
         )
 
-    def _whom(self, state: StalenessState) -> str:
+    def _awaited(self, state: StalenessState) -> Wait:
         if state.serving_version < state.batched_steps:
-            return f"engines to serve version {state.batched_steps} (serving {state.serving_version})"
-        return f"the learner to take step {state.batched_steps + 1}"
+            return wait_for(WaitKind.VERSION_TO_SERVE, version=state.batched_steps, serving=state.serving_version)
+        return wait_for(WaitKind.STEP, step=state.batched_steps + 1)
 
     def _tickets(self, position: int, count: int) -> Iterator[Ticket]:
         n = self.ctx.config.rollout.n_samples_per_prompt

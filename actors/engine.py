@@ -23,6 +23,7 @@ from actors.runtime.context import ActorContext
 from actors.runtime.local import log_path
 from actors.runtime.tasks import end
 from bus import VersionLedger
+from bus.waits import WaitKind
 from miles_async.config.schema import RunConfig
 from miles_async.config.secrets import resolve
 from miles_async.engines.client import EngineClient
@@ -100,7 +101,7 @@ class EngineHost:
     async def _sglang(self) -> None:
         from miles_async.engines.sglang.driver import SglangServer
 
-        with self.ctx.waiting("the sglang server to start"):
+        with self.ctx.waiting(WaitKind.SGLANG_SERVER):
             server = await SglangServer.start(
                 self.ctx.model_path,
                 log_file=log_path(self.ctx.run_dir, f"{self.ctx.name}-sglang"),
@@ -156,7 +157,7 @@ class EngineHost:
         Raises UnfitServerError: it cannot be an engine of this run; EngineError: it does not answer.
         """
         async with self._client(url) as client:
-            with self.ctx.waiting(f"the server at {url}"):
+            with self.ctx.waiting(WaitKind.SERVER, url=url):
                 await until_it_answers(client, self.config.start_timeout_s)
                 suspicious = await check_server(client, self.ctx.model_path, self.ctx.config.model.dtype)
             for line in suspicious:

@@ -32,6 +32,7 @@ from actors.runtime.tasks import end
 from bus import SnapshotLedger
 from bus.client import READ_BLOCK_MS
 from bus.messages import Snapshot
+from bus.waits import WaitKind
 from miles_async.evaluation.datasets import load_datasets
 from miles_async.evaluation.engines import EvalEngines
 from miles_async.evaluation.hooks import EVAL_FUNCTION, EVAL_LOG_FUNCTION
@@ -167,7 +168,7 @@ class Evaluator:
                 if self.all_read:
                     return
                 self.news.clear()
-                with self.ctx.waiting("the learner to publish a version that is to be evaluated"):
+                with self.ctx.waiting(WaitKind.VERSION_TO_EVALUATE):
                     await self.news.wait()
             self.making = self.waiting.popleft()
             await self._make(self.making)
@@ -199,14 +200,14 @@ class Evaluator:
 
     async def _attempt(self, point: Candidate, attempt: int, results: dict[str, Result]) -> None:
         """Fill ``results`` with what is missing in it. Raises one of AGAIN, and what functions of the user raise."""
-        whom, mark = ", ".join(self.engines.names), f"-{self.ctx.incarnation}.{attempt}"
-        with self.ctx.waiting(f"{whom} to take version {point.version}"):
+        names, mark = self.engines.names, f"-{self.ctx.incarnation}.{attempt}"
+        with self.ctx.waiting(WaitKind.EVALUATED_VERSION, names, version=point.version):
             await self.engines.load(point.version, point.path)
         for dataset in self.datasets:
             if dataset.name not in results:
                 grader = self.graders[dataset.config.reward.rm_type]
                 evaluation = Evaluation(dataset, point.version, self.engines.ask, self.tokenizer, grader, mark)
-                with self.ctx.waiting(f"{whom} to answer {dataset.name} at version {point.version}"):
+                with self.ctx.waiting(WaitKind.EVALUATION, names, dataset=dataset.name, version=point.version):
                     results[dataset.name] = await evaluation.run(self.function)
 
     # what becomes of it

@@ -27,10 +27,11 @@ from actors.learner_offers import Offers
 from actors.learner_report import LearnerReport
 from actors.learner_share import LearnerShare
 from actors.runtime.compute import ComputeThread
-from actors.runtime.context import ActorContext
+from actors.runtime.context import ActorContext, wait_for
 from bus import Ledger, LedgerError
 from bus.client import READ_BLOCK_MS
 from bus.messages import Batch, Control, Group, ReadyGroup
+from bus.waits import WaitKind
 from miles_async.evaluation.pins import pin
 from miles_async.evaluation.settings import is_due
 from miles_async.filters.apply import BufferFilter
@@ -100,7 +101,7 @@ class Learner:
             await self.ctx.event("learner_done", version=self.trainer.version, finished=self._finished())
 
     async def _build(self) -> None:
-        with self.ctx.waiting("the model to be built"):
+        with self.ctx.waiting(WaitKind.MODEL):
             TRAIN_BACKEND.load(self.config.learner.train_backend)  # its imports belong to the main thread
             self.trainer = await self.compute(make_backend, self.config, self.ctx.model_path, self.ranks)
         chosen = Choice()
@@ -142,8 +143,9 @@ class Learner:
         """The record of the next step: an earlier one (replay), or a new one decided by rank 0. None: stop here."""
         started = time.monotonic()
         step = self.trainer.version + 1
+        groups, batch = wait_for(WaitKind.GROUPS, step=step), wait_for(WaitKind.BATCH, [f"{self.role}-0"], step=step)
         try:
-            with self.ctx.waiting(f"groups for step {step}" if self.rank == 0 else f"rank 0 to batch step {step}"):
+            with self.ctx.saying(groups if self.rank == 0 else batch):
                 if (recorded := await self.ledger.recorded_batch(step)) is not None:
                     return recorded
                 return await (self._decide(step) if self.rank == 0 else self._await_record(step))
@@ -264,7 +266,7 @@ class Learner:
             "next_position": (await self.ledger.open_groups()).next_position,
             "recent": self._forget_old(version),
         }
-        with self.ctx.waiting(f"checkpoint {version} to be written"):
+        with self.ctx.waiting(WaitKind.CHECKPOINT, version=version):
             directory = await self.compute(self.trainer.save_checkpoint, self.checkpoints, extra)
         previous, self.last_saved = max(self.last_saved, 0), version
         if self.rank == 0:

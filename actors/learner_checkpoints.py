@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from actors.runtime.compute import ComputeThread
 from actors.runtime.context import ActorContext
 from bus import Ledger
+from bus.waits import WaitKind
 from miles_async.train.checkpoint_choice import Choice
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ async def choose(
 ) -> Choice:
     """Where to go on from. Raises CheckpointError: no checkpoint is of use. Collective."""
     forgotten = await ledger.forgotten()
-    with ctx.waiting(f"the checkpoints in {root} to be verified"):
+    with ctx.waiting(WaitKind.CHECKPOINTS, root=str(root)):
         choice = await compute(trainer.choose_checkpoint, root, forgotten)
     if ctx.index == 0:
         for cause in choice.damaged:

@@ -29,11 +29,11 @@ from actors.runtime.tasks import end
 from bus import Ledger
 from bus.ledger import ClaimedTicket
 from bus.messages import Group, Sample, Ticket
+from bus.waits import WaitKind
 from miles_async.filters.apply import GroupFilters
 from miles_async.groups.limits import group_limits
 from miles_async.groups.sound import check_group, received
 from miles_async.models.context_length import context_length
-from miles_async.monitor.diagnosis import REWARD
 from miles_async.rewards import Grader
 from miles_async.rollout.failures import cause_of, check_samples, lengths_of, lost
 from miles_async.rollout.first_failures import contained
@@ -90,14 +90,14 @@ class RolloutWorker:
             freed = self.requests.slots.freed
             freed.clear()
             if (free := self._free()) <= 0:
-                with self.ctx.waiting("engines to finish a sample"):
+                with self.ctx.waiting(WaitKind.SLOT):
                     news = asyncio.create_task(freed.wait())
                     await asyncio.wait({stopped, news}, return_when=asyncio.FIRST_COMPLETED)
                     news.cancel()
             elif self.in_flight:
                 await self._take(min(free, TICKETS_AT_ONCE), lease_ms)
             else:
-                with self.ctx.waiting("the dealer for a ticket"):
+                with self.ctx.waiting(WaitKind.TICKET):
                     while not await self._take(min(free, TICKETS_AT_ONCE), lease_ms) and not self._is_over():
                         pass  # one wait, however many reads it takes
             for task in [t for t in self.in_flight if t.done()]:
@@ -167,11 +167,11 @@ class RolloutWorker:
         started = time.time()
         samples: list[Sample] = []
         try:
-            with self.ctx.waiting("engines to generate"), contained():
+            with self.ctx.waiting(WaitKind.GENERATION), contained():
                 samples = await self.make(ticket, context)
             samples = check_samples(samples)
             if self.teachers is not None:
-                with self.ctx.waiting("the teacher"):
+                with self.ctx.waiting(WaitKind.TEACHER):
                     samples = await self.teachers.teach(ticket, samples)
             if self.graded:
                 samples = await self._score_all(ticket, samples)
@@ -191,15 +191,15 @@ class RolloutWorker:
 
     async def _score_all(self, ticket: Ticket, samples: list[Sample]) -> list[Sample]:
         """The samples with their rewards; those that have none are left out, on record. Raises RewardError: all of them."""
-        with self.ctx.waiting(REWARD) as wait:
-            self.grading.add(wait)
+        with self.ctx.waiting(WaitKind.REWARD) as waiting:
+            self.grading.add(waiting)
             try:
                 scored, ungraded = await score(ticket, samples, self.grader)
             finally:
-                self.grading.discard(wait)
+                self.grading.discard(waiting)
         # it answers: groups that stand in line behind this one are not kept waiting by a hang
-        for wait in self.grading:
-            wait.since = time.time()
+        for waiting in self.grading:
+            waiting.begin_again()
         for number, error in ungraded:
             about = lost(error, self.context.firsts)
             await self.ctx.event("sample_lost", group=ticket.group_id, rollout=number, **about)

@@ -19,6 +19,7 @@ import aiohttp
 from actors.runtime.context import ActorContext
 from bus.codec import VERSIONS, unpack
 from bus.messages import UNSAMPLED, Sample
+from bus.waits import WaitKind
 from miles_async.config.secrets import resolve
 from miles_async.engines.client import EngineClient, EngineError
 from miles_async.rollout.generate import own_cache
@@ -62,7 +63,7 @@ class EngineRequests:
         """
         if not self.ctx.config.rollout.generates:
             return
-        with self.ctx.waiting("the router's address"):
+        with self.ctx.waiting(WaitKind.ROUTER_ADDRESS):
             url = await self.ctx.bus.address("router", deadline_s=self.ctx.config.engine.start_timeout_s)
         self.session, self.vocab_size, self.context_length = session, vocab_size, context_length
         self.client = self._router_at(url)
@@ -95,7 +96,7 @@ class EngineRequests:
             except EngineError as error:
                 if error.status not in GONE or loop.time() >= deadline:
                     raise
-            with self.ctx.waiting("the router, or an engine behind it"):
+            with self.ctx.waiting(WaitKind.ROUTER):
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, 2.0)
                 with contextlib.suppress(TimeoutError):  # none is known at the moment

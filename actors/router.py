@@ -20,16 +20,17 @@ from typing import Any
 
 import msgspec
 
-from actors.runtime.context import ActorContext
+from actors.runtime.context import ActorContext, wait_for
 from bus import EngineState, VersionLedger, run_key
 from bus.topics import Topic
+from bus.waits import WaitKind
 from miles_async.config.schema import ConfigError
 from miles_async.config.schema import Router as RouterConfig
 from miles_async.config.secrets import resolve
 from miles_async.http.limits import answer_at_once
 from miles_async.http.refusals import Refusals
 from miles_async.http.server import HttpServer
-from miles_async.monitor.diagnosis import MOVING, engine_wait
+from miles_async.monitor.diagnosis import MOVING
 from miles_async.router.access import is_of_run
 from miles_async.router.app import RouterApp
 from miles_async.router.engine import RoutedEngine
@@ -204,19 +205,20 @@ class Router:
         with contextlib.ExitStack() as said:
             while not self.ctx.stop.is_set():
                 found = [
-                    (engine_wait(engine.name, engine.inflight), time.time() - seconds)
+                    wait_for(WaitKind.TOKEN, [engine.name], since=time.time() - seconds, requests=engine.inflight)
                     for engine, seconds in await quiet.look()
                 ]
                 engines = list(self.app.engines.values())
                 if all(engine.trouble for engine in engines):
                     down_since = down_since or time.time()
-                    troubles = [f"{engine.name}: {engine.trouble}" for engine in engines]
-                    found.append((f"an engine that is up ({'; '.join(troubles) or 'none has joined'})", down_since))
+                    troubles = "; ".join(f"{engine.name}: {engine.trouble}" for engine in engines) or "none has joined"
+                    names = [engine.name for engine in engines]
+                    found.append(wait_for(WaitKind.ENGINE_UP, names, since=down_since, troubles=troubles))
                 else:
                     down_since = None
                 said.close()  # only now: a heartbeat sent during the look still says what was found before
-                for whom, since in found:
-                    said.enter_context(self.ctx.waiting(whom, since))
+                for wait in found:
+                    said.enter_context(self.ctx.saying(wait))
                 await asyncio.sleep(QUIET_LOOK_S)
 
     def _report_death(self, engine: RoutedEngine, why: str) -> None:

@@ -21,6 +21,7 @@ from actors.runtime.local import log_path
 from actors.runtime.tasks import end
 from bus import EngineState, VersionLedger
 from bus.topics import Topic
+from bus.waits import WaitKind
 from miles_async.config.secrets import resolve
 from miles_async.engines.sglang.driver import free_port
 from miles_async.router.sglang import SglangRouterError, SglangRouterProcess
@@ -40,7 +41,7 @@ class SglangRouter:
 
     async def run(self) -> None:
         ctx, config = self.ctx, self.ctx.config
-        with ctx.waiting("sglang-router to start"):
+        with ctx.waiting(WaitKind.SGLANG_ROUTER):
             router = await SglangRouterProcess.start(
                 config.router.host,
                 config.router.port or free_port(config.router.host),

@@ -32,8 +32,10 @@ from bus.messages import (
     Snapshot,
     Ticket,
     Transition,
+    Wait,
 )
 from bus.topics import KINDS, Topic
+from bus.waits import WaitKind
 
 HASHES = ("heartbeats", "engines", "addresses")
 
@@ -49,6 +51,7 @@ SAMPLE = Sample(
 READY = ReadyGroup(
     group_id="0-999999-0", payload_key="nowhere", oldest_version=0, newest_version=0, n_tokens=1, published=1.0
 )
+WAIT = Wait(kind=WaitKind.UPDATE, since=1.0, targets=("engine-999",), about={"version": 1})
 URL = "http://127.0.0.1:9"
 # one well-formed message of each type, all of them about things that no run has
 VALID: tuple[Message, ...] = (
@@ -68,7 +71,8 @@ VALID: tuple[Message, ...] = (
     Scaled(request="nobody", refusal="nonsense"),
     Event(actor="nobody", kind="died", time=1.0, data={"cause": "x", "fatal": True}),
     Metrics(actor="nobody", step=1, time=1.0, values={"raw_reward": 1.0}),
-    Heartbeat(actor="nobody", role="learner", pid=1, time=1.0),
+    WAIT,
+    Heartbeat(actor="nobody", role="learner", pid=1, time=1.0, waits=(WAIT,)),
 )
 # well-formed, of the topic, and about nothing that the run has: refused by the actor that knows
 UNKNOWN: dict[Topic, tuple[type[Message], ...]] = {

@@ -12,6 +12,8 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
+from bus.waits import WaitKind
+
 SCHEMA_VERSION = 1
 
 MAX_NUMBER = 2**31 - 1  # of a version, a step, an incarnation: they travel as <i4, too
@@ -224,19 +226,36 @@ class Metrics(Message, tag="metrics", frozen=True):
     values: Annotated[dict[Annotated[str, Meta(min_length=1, max_length=200)], float], Meta(max_length=1000)]
 
 
+class Wait(Message, tag="wait", frozen=True):
+    """What an actor waits for, and since when. ``targets``: the actors that it is for; empty: those of its kind's roles.
+
+    ``about``: what the sentence of its kind has places for. Raises ValueError for anything else.
+    """
+
+    kind: WaitKind
+    since: Seconds
+    targets: tuple[Name, ...] = ()
+    about: dict[str, int | Text] = {}
+
+    def __post_init__(self) -> None:
+        if self.about.keys() != self.kind.fields:
+            raise ValueError(f"a wait for {self.kind} tells {sorted(self.kind.fields)}, not {sorted(self.about)}")
+
+    @property
+    def sentence(self) -> str:
+        """For people: "groups for step 5"."""
+        return self.kind.sentence.format(targets=", ".join(self.targets), **self.about)
+
+
 class Heartbeat(Message, tag="heartbeat", frozen=True):
-    """Last sign of life of an actor, and what it waits for (empty: busy)."""
+    """Last sign of life of an actor, and all that it waits for, longest first (empty: busy)."""
 
     actor: Name
     role: Name
     pid: Number
     time: Seconds
-    waits_for: Text = ""
-    waits_since: Seconds = 0.0
+    waits: Annotated[tuple[Wait, ...], Meta(max_length=100)] = ()
     refused: Annotated[int, Meta(ge=0)] = 0  # malformed messages and requests that it has refused
-    waits: Annotated[
-        tuple[tuple[Text, Seconds], ...], Meta(max_length=100)
-    ] = ()  # all that it waits for, and since when
 
 
 AnyMessage = (
@@ -256,5 +275,6 @@ AnyMessage = (
     | Scaled
     | Event
     | Metrics
+    | Wait
     | Heartbeat
 )

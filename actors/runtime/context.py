@@ -11,16 +11,19 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
+
+import msgspec
 
 from actors.runtime.plan import engine_names
 from actors.runtime.spec import ActorSpec
 from actors.runtime.tasks import end
 from bus import Bus, EngineState, Roster, connect
-from bus.messages import Control, Event, Heartbeat, Metrics
+from bus.messages import Control, Event, Heartbeat, Metrics, Wait
+from bus.waits import WaitKind
 from miles_async.http.refusals import Refusals
 
 COMMANDS = ("stop", "finish")
@@ -30,7 +33,6 @@ FATAL = (ValueError, ImportError)
 
 CONNECT_S = 60.0  # one that reads a large value back answers nothing meanwhile
 MAX_WAITS = 20  # that a heartbeat names
-ROOM = "room in Redis"  # what an actor waits for whose command was refused because there is none
 
 
 class Actor(Protocol):
@@ -45,10 +47,19 @@ class Actor(Protocol):
 
 @dataclass(eq=False)
 class Waiting:
-    """One wait under way; ``since`` (seconds since the epoch) may be moved on when whom it is for shows signs of life."""
+    """One wait under way."""
 
-    whom: str
-    since: float
+    wait: Wait
+
+    def begin_again(self) -> None:
+        """Whom it is for shows signs of life: it has lasted no longer than since now."""
+        self.wait = msgspec.structs.replace(self.wait, since=time.time())
+
+
+def wait_for(kind: WaitKind, targets: Iterable[str] = (), *, since: float | None = None, **about: int | str) -> Wait:
+    """A wait that began at ``since``, or begins now. ``targets``: the actors that it is for, where they are known;
+    ``about``: what the sentence of its kind has places for."""
+    return Wait(kind=kind, since=time.time() if since is None else since, targets=tuple(targets), about=about)
 
 
 class ActorContext:
@@ -94,32 +105,34 @@ class ActorContext:
         """Publish numbers at ``step`` (the learner's version)."""
         await self.bus.publish("metrics", Metrics(actor=self.name, step=step, time=time.time(), values=values))
 
+    def waiting(
+        self, kind: WaitKind, targets: Iterable[str] = (), **about: int | str
+    ) -> AbstractContextManager[Waiting]:
+        """While inside, the heartbeat says that this actor waits, as of :func:`wait_for`."""
+        return self.saying(wait_for(kind, targets, since=None, **about))
+
     @contextmanager
-    def waiting(self, whom: str, since: float | None = None) -> Iterator[Waiting]:
-        """While inside, the heartbeat says that this actor waits for ``whom`` (``since`` then, or now)."""
-        wait = Waiting(whom, time.time() if since is None else since)
-        self._waits.add(wait)
+    def saying(self, wait: Wait) -> Iterator[Waiting]:
+        """While inside, the heartbeat says ``wait``."""
+        waiting = Waiting(wait)
+        self._waits.add(waiting)
         try:
-            yield wait
+            yield waiting
         finally:
-            self._waits.discard(wait)
+            self._waits.discard(waiting)
 
     def heartbeat(self) -> Heartbeat:
         """Whom this actor waits for longest, and everybody else that it waits for."""
-        waits: dict[str, float] = {}
-        full = [Waiting(ROOM, trouble.since) for trouble in self.bus.redis.troubles.values()]
-        for wait in sorted([*self._waits, *full], key=lambda wait: wait.since):
-            waits.setdefault(wait.whom, wait.since)
-        found = tuple(waits.items())[:MAX_WAITS]
-        whom, since = found[0] if found else ("", 0.0)
+        full = [Wait(kind=WaitKind.ROOM, since=trouble.since) for trouble in self.bus.redis.troubles.values()]
+        waits: dict[str, Wait] = {}  # of several for the same thing the one that began first
+        for wait in sorted([waiting.wait for waiting in self._waits] + full, key=lambda wait: wait.since):
+            waits.setdefault(wait.sentence, wait)
         return Heartbeat(
             actor=self.name,
             role=self.role,
             pid=os.getpid(),
             time=time.time(),
-            waits_for=whom,
-            waits_since=since,
-            waits=found,
+            waits=tuple(waits.values())[:MAX_WAITS],
             refused=self.bus.refused.total() + self.refusals.total(),
         )
 

@@ -1,9 +1,10 @@
 """When a run stands still, and which of its actors is silent. It is told what is seen, and asked every moment.
 
 Promises: nothing moved for ``run.watchdog_s`` is said once, again after twice that time, and so on, with who waits for whom
-and the culprit; so is that it moves again; what takes long while a process starts is no stall, nor is a Redis that loads its
-data; nobody is called silent because of a Redis, or a supervisor, that was away meanwhile. No I/O with the bus: a Redis that
-hangs does not hold it up.
+and the culprit; so is that it moves again; whom an actor waits for is asked of a heartbeat of after the last move, so that
+it does not matter whose heartbeat comes first; what takes long while a process starts is no stall, nor is a Redis that loads
+its data; nobody is called silent because of a Redis, or a supervisor, that was away meanwhile. No I/O with the bus: a Redis
+that hangs does not hold it up.
 """
 
 from __future__ import annotations
@@ -21,7 +22,6 @@ from miles_async.monitor.diagnosis import (
     LONG_S,
     MOVING,
     REDIS_SILENT_S,
-    STARTS,
     STOPPED,
     Process,
     Redis,
@@ -70,12 +70,13 @@ class Watchdog:
         self._refusal = ""
         self._lives: dict[str, _Life] = {}
         self._counts: dict[str, int] = {}
-        self._waiting: set[tuple[str, str]] = set()
+        self._waiting: set[tuple[str, ...]] = set()
         self._stepped = False  # this launch has trained
         self._moved_at = self._ticked_at = clock()
         self._rests = False  # nothing has to move any more
         self._stalled_at: float | None = None  # the last move before the stall that was told
         self._tell_after_s = config.run.watchdog_s
+        self._long_s = min(LONG_S, config.run.watchdog_s / 2)
 
     # what is seen
 
@@ -101,7 +102,9 @@ class Watchdog:
             if was_away or refusal:
                 life.heard = now
         waiting = {
-            (beat.actor, beat.waits_for) for beat in sent.values() if beat.role not in ("router", *evaluation.ROLES)
+            (beat.actor, *(wait.sentence for wait in beat.waits[:1]))
+            for beat in sent.values()
+            if beat.role not in ("router", *evaluation.ROLES)
         }
         if counts != self._counts or (not self._stepped and waiting != self._waiting):  # a start has no other news
             self._moved_at = now
@@ -136,6 +139,8 @@ class Watchdog:
             return events
         if self._stalled_at is None and self._starts(now):
             self._moved_at = now
+            return events
+        if quiet < self._tell_after_s + self._long_s and self._last_words_are_old():
             return events
         sight = self.sight()
         seconds = round(quiet)
@@ -178,7 +183,7 @@ class Watchdog:
             processes=processes,
             silent={name: now - life.heard for name, life in self._lives.items()},
             redis=Redis(redis_pid, redis.state, self.redis_silent_s(), self._refusal),
-            long_s=min(LONG_S, self.config.run.watchdog_s / 2),
+            long_s=self._long_s,
         )
 
     def _starts(self, now: float) -> bool:
@@ -193,11 +198,23 @@ class Watchdog:
                 starts = life is None or now - life.since < limit
             else:
                 named = beats[name].waits if name in beats else ()
-                builds = any(whom in STARTS and time.time() - since < limit for whom, since in named)
+                builds = any(wait.kind.is_start and time.time() - wait.since < limit for wait in named)
                 starts = builds and now - life.heard < LONG_S
             if starts and self._process(pid).state not in STOPPED and self.redis_silent_s() < REDIS_SILENT_S:
                 return True
         return False
+
+    def _last_words_are_old(self) -> bool:
+        """Whether an actor that is not stopped has said nothing since it has to know whom it waits for."""
+        if self.redis_silent_s() >= REDIS_SILENT_S:
+            return False
+        settled_at = self._moved_at + self._long_s
+        old = {name: life.pid for name, life in self._lives.items() if life.heard < settled_at}
+        return any(
+            self._process(pid).state not in STOPPED | DEAD
+            for name, pid in old.items()
+            if role_of(name) not in evaluation.ROLES
+        )
 
     def _forgive(self, now: float) -> None:
         """We were away, or Redis was: what happened meanwhile is not known."""

@@ -2,37 +2,28 @@
 
 Promises: the culprit is one sentence that names an actor, or Redis, or the reward function, and for how long; the nearest
 cause wins (a Redis that is silent before a process that is stopped, that before an actor that is silent, that before what
-somebody waits for); a run in which nobody waits for long has no culprit.
+somebody waits for); a run in which nobody waits for long has no culprit. Who waits for whom is read from the types of the
+waits (``bus/waits.py``), and nothing from their sentences.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from bus.messages import Heartbeat
+from bus.messages import Heartbeat, Wait
+from bus.waits import WaitKind
 from miles_async.evaluation import settings as evaluation
 
 LONG_S = 5.0
 REDIS_SILENT_S = 3.0
 
 MOVING = "router/moving"  # the metric: how many engines gave an answer or a token since the report before
-REWARD = "the reward function"
-STARTS = ("the model to be built", "the sglang server to start")  # waits that may last for engine.start_timeout_s
 STOPPED = {"stopped": "stopped (SIGSTOP)", "tracing-stop": "stopped by a debugger"}
 DEAD = {"zombie": "a zombie: it has ended", "dead": "dead", "gone": "gone: no such process"}
 
-# Words in what an actor waits for, and the roles that they mean; the first rule that fits counts. Names come before words.
-WORDS: tuple[tuple[str, tuple[str, ...]], ...] = (
-    (r"\bto serve\b", ("broadcaster", "engine")),
-    (r"\bengines?\b", ("router", "engine")),
-    (r"\bgroups for step\b", ("rollout",)),
-    (r"\brank 0\b|\blearner\b", ("learner",)),
-    (r"\bdealer\b", ("dealer",)),
-    (r"\brouter\b", ("router",)),
-)
 # those that are at work whenever nobody says otherwise: the router tells which engine gives nothing
 SELDOM_WAIT = ("engine", "router")
 
@@ -72,35 +63,42 @@ class Sight:
 
 
 @dataclass(frozen=True)
-class Wait:
-    """``who`` has waited for ``for_whom`` (a name, or words) for ``seconds``."""
+class SeenWait:
+    """``who`` has waited for ``seconds``. ``targets``: the other actors that it waits for; none: something outside of them."""
 
     who: str
-    for_whom: str
+    wait: Wait
     seconds: float
+    targets: frozenset[str] = frozenset()
+
+    @property
+    def kind(self) -> WaitKind:
+        return self.wait.kind
+
+    @property
+    def for_whom(self) -> str:
+        return self.wait.sentence
 
     def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        return {"who": self.who, "for_whom": self.for_whom, "seconds": self.seconds}
 
 
-def engine_wait(engine: str, inflight: int) -> str:
-    """What the router says it waits for when ``engine`` has given nothing for a while."""
-    return f"{engine} ({inflight} requests in flight)"
+def redis_waits(names: Iterable[str], now: float, seconds: float) -> list[SeenWait]:
+    """Everybody's, when it does not answer."""
+    wait = Wait(kind=WaitKind.REDIS, since=now - seconds)
+    return [SeenWait(name, wait, round(seconds, 1)) for name in names]
 
 
-_ENGINE_WAIT = re.compile(r"^(\S+) \((\d+) requests in flight\)$")
-
-
-def waits(sight: Sight) -> list[Wait]:
+def waits(sight: Sight) -> list[SeenWait]:
     """Everybody's waits, longest first. Of an actor that does not run any more its last words do not count."""
     if sight.redis_is_silent:
         names = sorted({beat.actor for beat in sight.beats} | set(sight.processes))
-        return [Wait(name, "redis", round(sight.redis.silent_s, 1)) for name in names]
+        return redis_waits(names, sight.now, sight.redis.silent_s)
     found = [
-        Wait(beat.actor, whom, round(max(0.0, sight.now - since), 1))
+        SeenWait(beat.actor, wait, round(max(0.0, sight.now - wait.since), 1), _targets(sight, beat.actor, wait))
         for beat in sight.beats
         if not _stands(sight, beat.actor)
-        for whom, since in (beat.waits or (((beat.waits_for, beat.waits_since),) if beat.waits_for else ()))
+        for wait in beat.waits
     ]
     return sorted(found, key=lambda wait: (-wait.seconds, wait.who, wait.for_whom))
 
@@ -117,12 +115,12 @@ def diagnose(sight: Sight) -> str:
     all_waits = waits(sight)
     if standing := [name for name in sorted(sight.processes) if sight.processes[name].state in STOPPED | DEAD]:
         said = [f"{_named(sight, name)} is {(STOPPED | DEAD)[sight.processes[name].state]}" for name in standing]
-        return " and ".join(said) + _followers(sight, all_waits, set(standing))
+        return " and ".join(said) + _followers(all_waits, set(standing))
     if silent := [name for name in sorted(sight.silent) if sight.silent[name] >= sight.long_s]:
         said = [f"{_named(sight, name)} has been silent for {sight.silent[name]:.0f} s" for name in silent]
-        return " and ".join(said) + _followers(sight, all_waits, set(silent))
+        return " and ".join(said) + _followers(all_waits, set(silent))
     long = [wait for wait in all_waits if wait.seconds >= sight.long_s]
-    return _leaf(sight, long) or _busy(sight, long) or _circle(sight, long)
+    return _leaf(long) or _busy(sight, long) or _circle(long)
 
 
 def _of_training(sight: Sight) -> Sight:
@@ -135,44 +133,45 @@ def _of_training(sight: Sight) -> Sight:
     )
 
 
-def _leaf(sight: Sight, long: Sequence[Wait]) -> str:
+def _leaf(long: Sequence[SeenWait]) -> str:
     """What is waited for and does not wait itself, as far as an actor knows: an engine, the reward function, a disk."""
     for wait in long:
-        if match := _ENGINE_WAIT.match(wait.for_whom):
-            return f"{match[1]}: {match[2]} requests in flight, no token for {wait.seconds:.0f} s"
-        if wait.for_whom == REWARD:
+        if wait.kind is WaitKind.TOKEN:
+            engine, requests = ", ".join(wait.wait.targets), wait.wait.about["requests"]
+            return f"{engine}: {requests} requests in flight, no token for {wait.seconds:.0f} s"
+        if wait.kind is WaitKind.REWARD:
             return f"{wait.who}: the reward function has not answered for {wait.seconds:.0f} s"
     for wait in long:
-        if not targets(sight, wait):
-            followers = _followers(sight, long, {wait.who})
+        if not wait.targets:
+            followers = _followers(long, {wait.who})
             return f"{wait.who} has waited for {wait.for_whom} for {wait.seconds:.0f} s{followers}"
     return ""
 
 
-def _busy(sight: Sight, long: Sequence[Wait]) -> str:
+def _busy(sight: Sight, long: Sequence[SeenWait]) -> str:
     """An actor that is at work, as far as it knows, while others wait for it."""
     waiting = {wait.who for wait in long}
-    idle = {beat.actor for beat in sight.beats if beat.waits_for}
-    awaited = {target for wait in long for target in targets(sight, wait)}
+    idle = {beat.actor for beat in sight.beats if beat.waits}
+    awaited = {target for wait in long for target in wait.targets}
     busy = [n for n in awaited - waiting - idle if _role(sight, n) not in SELDOM_WAIT]
     if not busy:
         return ""
-    culprit = max(sorted(busy), key=lambda name: len(_who_follows(sight, long, {name})))
-    seconds = max(w.seconds for w in long if culprit in targets(sight, w))
+    culprit = max(sorted(busy), key=lambda name: len(_who_follows(long, {name})))
+    seconds = max(w.seconds for w in long if culprit in w.targets)
     said = f"{_named(sight, culprit)} is busy and has given nothing for {seconds:.0f} s"
-    return said + _followers(sight, long, {culprit})
+    return said + _followers(long, {culprit})
 
 
-def _circle(sight: Sight, long: Sequence[Wait]) -> str:
+def _circle(long: Sequence[SeenWait]) -> str:
     """Actors that wait for each other: no one of them can go on."""
-    by_actor: dict[str, Wait] = {}
+    by_actor: dict[str, SeenWait] = {}
     for wait in long:
         by_actor.setdefault(wait.who, wait)
     path: list[str] = []
     name = long[0].who if long else ""
     while name in by_actor and name not in path:
         path.append(name)
-        name = min(targets(sight, by_actor[name]), key=lambda n: (n not in by_actor, n), default="")
+        name = min(by_actor[name].targets, key=lambda n: (n not in by_actor, n), default="")
     if name not in path:
         wait = next(iter(long), None)
         return f"{wait.who} has waited for {wait.for_whom} for {wait.seconds:.0f} s" if wait else ""
@@ -181,14 +180,12 @@ def _circle(sight: Sight, long: Sequence[Wait]) -> str:
     return f"{' and '.join(sorted(ring))} wait for each other ({said})"
 
 
-def targets(sight: Sight, wait: Wait) -> set[str]:
-    """The other actors that ``wait`` is for; none: it is for something outside of them."""
+def _targets(sight: Sight, who: str, wait: Wait) -> frozenset[str]:
+    """The other actors that ``wait`` is for: those that it names, else all of its kind's roles."""
     names = {beat.actor for beat in sight.beats} | set(sight.processes)
-    found = {name for name in names if re.search(rf"(?<![\w-]){re.escape(name)}(?![\w-])", wait.for_whom)}
-    if not found:
-        roles = next((roles for words, roles in WORDS if re.search(words, wait.for_whom)), ())
-        found = {name for name in names if _role(sight, name) in roles}
-    return found - {wait.who}
+    if wait.targets:
+        return frozenset(names & set(wait.targets) - {who})
+    return frozenset(name for name in names - {who} if _role(sight, name) in wait.kind.roles)
 
 
 def _role(sight: Sight, name: str) -> str:
@@ -205,16 +202,16 @@ def _stands(sight: Sight, name: str) -> bool:
     return process is not None and process.state in STOPPED | DEAD
 
 
-def _who_follows(sight: Sight, found: Sequence[Wait], culprits: set[str]) -> list[str]:
+def _who_follows(found: Sequence[SeenWait], culprits: set[str]) -> list[str]:
     """Who waits for one of ``culprits``, or for somebody who does."""
     reached = set(culprits)
-    while more := {w.who for w in found if w.who not in reached and targets(sight, w) & reached}:
+    while more := {w.who for w in found if w.who not in reached and w.targets & reached}:
         reached |= more
     return sorted(reached - culprits)
 
 
-def _followers(sight: Sight, found: Sequence[Wait], culprits: set[str]) -> str:
-    names = _who_follows(sight, found, culprits)
+def _followers(found: Sequence[SeenWait], culprits: set[str]) -> str:
+    names = _who_follows(found, culprits)
     whom = "it" if len(culprits) == 1 else "them"
     return f"; {', '.join(names)} {'wait' if len(names) > 1 else 'waits'} for {whom}" if names else ""
 

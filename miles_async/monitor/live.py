@@ -167,7 +167,8 @@ def sparkline(values: Sequence[float], width: int = _SPARK_WIDTH) -> str:
 def doing(beat: Heartbeat, now: float) -> str:
     """``busy``, or whom the actor waits for and how long; an old heartbeat says so."""
     silent = now - beat.time
-    state = f"waits for {beat.waits_for}, {max(0.0, now - beat.waits_since):.1f} s" if beat.waits_for else "busy"
+    longest = next(iter(beat.waits), None)
+    state = f"waits for {longest.sentence}, {max(0.0, now - longest.since):.1f} s" if longest else "busy"
     return f"silent for {silent:.0f} s, then: {state}" if silent > 5 else state
 
 
@@ -184,7 +185,7 @@ def duration(seconds: float) -> str:
 
 
 def _waits(progress: Progress, now: float) -> str:
-    waiting = [f"{b.actor} {doing(b, now)}" for b in progress.heartbeats.values() if b.waits_for]
+    waiting = [f"{b.actor} {doing(b, now)}" for b in progress.heartbeats.values() if b.waits]
     return f"  [{'; '.join(sorted(waiting))}]" if waiting else ""
 
 

@@ -22,7 +22,7 @@ from bus.messages import Heartbeat
 from bus.password import without_password
 from miles_async.config import toml
 from miles_async.config.schema import ConfigError
-from miles_async.monitor.diagnosis import REDIS_SILENT_S, Redis, Sight, Wait, diagnose, waits
+from miles_async.monitor.diagnosis import REDIS_SILENT_S, Redis, Sight, diagnose, redis_waits, waits
 from miles_async.monitor.live import doing, line
 from miles_async.monitor.progress import Progress, progress_of
 from miles_async.monitor.record_lines import METRICS_FILE, read_events, read_metrics
@@ -134,8 +134,8 @@ async def _ask(run_dir: Path, supervisor: RunState, url: str) -> dict[str, Any]:
                 "role": beat.role,
                 "pid": beat.pid,
                 "silent_s": round(now - beat.time, 3),
-                "waits_for": beat.waits_for,
-                "waits_s": round(now - beat.waits_since, 3) if beat.waits_for else 0.0,
+                "waits_for": beat.waits[0].sentence if beat.waits else "",
+                "waits_s": round(now - beat.waits[0].since, 3) if beat.waits else 0.0,
                 "doing": doing(beat, now),
                 "refused": beat.refused,
             }
@@ -196,7 +196,7 @@ def _without_bus(run_dir: Path, supervisor: RunState, diagnosis: str, seconds: f
         "run_dir": str(run_dir),
         "pid": supervisor.pid,
         "redis_pid": supervisor.redis_pid,
-        "waits": graph or [Wait("every actor", "redis", round(seconds, 1)).as_dict()],
+        "waits": graph or [wait.as_dict() for wait in redis_waits(["every actor"], time.time(), seconds)],
         "diagnosis": diagnosis,
     }
 

@@ -13,7 +13,8 @@ from actors.dealer import SEED_SPACE, Dealer, PromptsChangedError, sampling_seed
 from actors.runtime.context import ActorContext
 from actors.runtime.spec import ActorSpec
 from bus import Bus, Ledger
-from bus.messages import Ticket
+from bus.messages import Ticket, Wait
+from bus.waits import WaitKind
 from miles_async.config.schema import Data, Engine, Model, Rollout, Run, RunConfig, Staleness
 from miles_async.data import Prompt
 
@@ -48,7 +49,7 @@ async def test_admission_goes_by_the_engine_that_is_furthest_behind(bus: Bus, ma
     await bus.set_engine("engine-1", "http://127.0.0.1:2", 1, 0, "updating")  # it generates under 0 until it is done
     await bus.set_engine("engine-2", "http://127.0.0.1:3", 1, -1, "starting")  # it gets no request yet
     dealer = make()
-    assert "learner to take step 1" in await dealer._deal()
+    assert (await dealer._deal()).sentence == "the learner to take step 1"
     assert (await Ledger(bus).counts())["dealt"] == 2 * BATCH  # (0 + max_lag + 1) batches
     await bus.set_engine("engine-1", "http://127.0.0.1:2", 1, 1, "serving")
     await dealer._deal()
@@ -57,8 +58,28 @@ async def test_admission_goes_by_the_engine_that_is_furthest_behind(bus: Bus, ma
 
 async def test_nothing_is_dealt_before_an_engine_serves(bus: Bus, make: Make) -> None:
     await bus.set_engine("engine-0", "http://127.0.0.1:1", 1, 0, "starting")
-    assert await make()._deal() == "an engine to serve"
+    assert (await make()._deal()).sentence == "an engine to serve"
     assert (await Ledger(bus).counts())["dealt"] == 0
+
+
+async def test_a_heartbeat_during_a_look_says_what_the_dealer_still_waits_for(
+    bus: Bus, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dealer, heartbeats = make(), []
+    look = dealer._deal
+
+    async def deal() -> Wait:
+        heartbeats.append(dealer.ctx.heartbeat())
+        if len(heartbeats) == 3:
+            dealer.ctx.stop.set()
+        return await look()
+
+    monkeypatch.setattr(dealer, "_deal", deal)
+    await dealer.run()
+    first, *others = [heartbeat.waits for heartbeat in heartbeats]
+    assert first == () and others[0] == others[1]
+    assert [wait.kind for wait in others[0]] == [WaitKind.ENGINE_TO_SERVE]
+    assert dealer.ctx.heartbeat().waits == ()
 
 
 async def test_with_a_bound_of_0_one_batch_is_open(bus: Bus, make: Make) -> None:
@@ -73,7 +94,7 @@ async def test_nothing_new_starts_while_redis_fills_up(bus: Bus, make: Make, mon
 
     await bus.set_engine("engine-0", "http://127.0.0.1:1", 1, 0, "serving")
     monkeypatch.setattr(bus, "memory", memory)
-    assert await make()._deal() == "room in Redis (81 of 100 MB used)"
+    assert (await make()._deal()).sentence == "room in Redis (81 of 100 MB used)"
     assert (await Ledger(bus).counts())["dealt"] == 0
 
 

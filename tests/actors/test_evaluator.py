@@ -11,11 +11,12 @@ from evaluations import EVAL, MINIMAL, snapshot
 
 from actors.eval_engine import EvalEngine
 from actors.evaluator import Evaluator
-from actors.runtime.context import ActorContext
+from actors.runtime.context import ActorContext, wait_for
 from actors.runtime.spec import ActorSpec
 from actors.runtime.watchdog import Watchdog
 from bus import Bus
-from bus.messages import Heartbeat, Metrics, Snapshot
+from bus.messages import Heartbeat, Metrics, Snapshot, Wait
+from bus.waits import WaitKind
 from miles_async.cli.load import parse
 from miles_async.evaluation.pins import pins_in
 from miles_async.monitor.diagnosis import Process, Sight, diagnose
@@ -105,17 +106,20 @@ def test_its_engines_are_the_configured_ones_with_their_own_flags_or_somebodys(
 # what the run's watch makes of it
 
 
-def beat(actor: str, role: str, waits_for: str = "", since: float = 0.0) -> Heartbeat:
-    waits = ((waits_for, since),) if waits_for else ()
-    return Heartbeat(actor=actor, role=role, pid=1, time=100.0, waits_for=waits_for, waits_since=since, waits=waits)
+def beat(actor: str, role: str, *waits: Wait, pid: int = 1, time: float = 100.0) -> Heartbeat:
+    return Heartbeat(actor=actor, role=role, pid=pid, time=time, waits=waits)
 
 
 @pytest.mark.parametrize("state", ["running", "stopped"])
 def test_an_evaluation_is_never_the_culprit(state: str) -> None:
     beats = [
-        beat("evaluator", "evaluator", "eval_engine-0 to answer seen at version 4", 1.0),
-        beat("learner-0", "learner", "groups for step 5", 50.0),
-        beat("rollout-0", "rollout", "the dealer for a ticket", 60.0),
+        beat(
+            "evaluator",
+            "evaluator",
+            wait_for(WaitKind.EVALUATION, ["eval_engine-0"], since=1.0, dataset="seen", version=4),
+        ),
+        beat("learner-0", "learner", wait_for(WaitKind.GROUPS, since=50.0, step=5)),
+        beat("rollout-0", "rollout", wait_for(WaitKind.TICKET, since=60.0)),
         beat("dealer", "dealer"),
     ]
     processes = {"eval_engine-0": Process(7, state), "evaluator": Process(8, state), "dealer": Process(9)}
@@ -130,8 +134,10 @@ def test_a_long_evaluation_is_no_progress_and_its_start_no_excuse() -> None:
 
     def look(now: float) -> list[tuple[str, dict[str, Any]]]:
         clock[0] = now
-        beats = [Heartbeat(actor="learner-0", role="learner", pid=1, time=now + 1, waits_for="groups for step 1")]
-        beats += [Heartbeat(actor="evaluator", role="evaluator", pid=3, time=now + 1, waits_for=f"prompt {now}")]
+        groups = wait_for(WaitKind.GROUPS, since=0.0, step=1)
+        version = wait_for(WaitKind.EVALUATED_VERSION, ["eval_engine-0"], since=now, version=round(now))
+        beats = [beat("learner-0", "learner", groups, time=now + 1)]
+        beats += [beat("evaluator", "evaluator", version, pid=3, time=now + 1)]
         dog.asked()
         dog.heard(beats, {}, "")
         dog.metrics(Metrics(actor="evaluator", step=0, time=now, values={"eval/seen": 0.5, "eval/version": 0.0}))

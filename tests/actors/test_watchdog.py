@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 
+from actors.runtime.context import wait_for
 from actors.runtime.watchdog import Watchdog
-from bus.messages import Heartbeat, Metrics
+from bus.messages import Heartbeat, Metrics, Wait
+from bus.waits import WaitKind
 from miles_async.config.schema import Data, Engine, Model, Run, RunConfig
 from miles_async.monitor.diagnosis import MOVING, Process
 
@@ -25,7 +27,7 @@ class World:
         self.states: dict[int, str] = {}
         self.quiet: set[str] = set()
         self.redis_loads = False
-        self.waits: dict[str, tuple[tuple[str, float], ...]] = {}
+        self.waits: dict[str, Wait] = {}
         self.beat_at = dict.fromkeys(self.pids, 0.0)
         self.events: list[tuple[float, str, dict[str, Any]]] = []
         self.killed: dict[str, float] = {}
@@ -62,10 +64,8 @@ class World:
         return [kind for _, kind, _ in self.events[before:]]
 
     def _beat(self, name: str) -> Heartbeat:
-        role, waits = name.split("-")[0], self.waits.get(name, ())
-        whom = waits[0][0] if waits else ""
-        at = self.beat_at[name]
-        return Heartbeat(actor=name, role=role, pid=self.pids[name], time=at, waits_for=whom, waits=waits)
+        role, waits = name.split("-")[0], tuple(wait for who, wait in self.waits.items() if who == name)
+        return Heartbeat(actor=name, role=role, pid=self.pids[name], time=self.beat_at[name], waits=waits)
 
 
 @pytest.fixture
@@ -91,6 +91,23 @@ def test_a_run_that_recovers_says_so_and_is_watched_as_before(world: World) -> N
     assert world.live(1, {"dealt": 9}) == ["moving_again"]
     assert world.live(9, {"dealt": 9}) == []
     assert world.live(1, {"dealt": 9}) == ["stalled"]
+
+
+def test_whom_an_actor_waits_for_is_asked_of_a_heartbeat_of_after_the_last_move(world: World) -> None:
+    world.states[11] = "stopped"
+    world.quiet |= {"learner-0", "dealer"}  # the one for good, the other on a machine that is busy
+    assert world.live(11) == []
+    world.quiet.remove("dealer")
+    world.waits["dealer"] = wait_for(WaitKind.STEP, step=3)
+    assert world.live(1) == ["stalled"]
+    assert world.events[-1][2]["diagnosis"] == "learner-0 (pid 11) is stopped (SIGSTOP); dealer waits for it"
+
+
+def test_an_actor_that_says_nothing_any_more_does_not_keep_a_stall_secret(world: World) -> None:
+    world.quiet.add("dealer")
+    assert world.live(14) == []
+    assert world.live(1) == ["stalled"]
+    assert world.events[-1][2]["diagnosis"].startswith("dealer (pid 12) has been silent")
 
 
 def test_only_what_really_moved_is_progress(world: World) -> None:
@@ -122,9 +139,9 @@ def test_a_redis_that_does_not_answer_is_the_culprit(world: World) -> None:
 
 def test_a_start_is_no_stall_before_its_own_time_is_over() -> None:
     world = World()
-    world.waits["learner-0"] = (("the model to be built", time.time()),)
+    world.waits["learner-0"] = wait_for(WaitKind.MODEL)
     assert world.live(45) == []
-    world.waits["learner-0"] = (("the model to be built", time.time() - 51.0),)
+    world.waits["learner-0"] = wait_for(WaitKind.MODEL, since=time.time() - 51.0)
     assert world.live(12) == ["stalled"]
 
 
@@ -144,7 +161,7 @@ def test_an_actor_that_has_not_been_heard_of_yet_starts() -> None:
 def test_before_the_first_step_what_the_actors_wait_for_counts_as_progress() -> None:
     world = World()
     world.live(9)
-    world.waits["dealer"] = (("an engine to serve", 0.0),)
+    world.waits["dealer"] = wait_for(WaitKind.ENGINE_TO_SERVE, since=0.0)
     assert world.live(9) == []
     assert world.live(2) == ["stalled"]
 

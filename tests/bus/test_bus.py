@@ -54,7 +54,7 @@ async def test_news_wakes_a_waiter_once(bus: Bus) -> None:
 
 async def test_a_heartbeat_replaces_the_one_before(bus: Bus) -> None:
     for when in (1.0, 2.0):
-        await bus.beat(Heartbeat(actor="dealer", role="dealer", pid=1, time=when, waits_for="x"))
+        await bus.beat(Heartbeat(actor="dealer", role="dealer", pid=1, time=when))
     (beat,) = await bus.heartbeats()
     assert beat.time == 2.0
 

@@ -100,11 +100,11 @@ async def test_the_heartbeat_of_an_actor_whose_command_finds_no_room_says_so(bus
     await bus.redis.config_set("maxmemory", 1)
     began = time.time()
     admission = await blocked(bus, ledger.admit([ticket(1)], limit=100, position=1))
-    beat = dealer.heartbeat()
-    assert beat.waits_for == "room in Redis" and began <= beat.waits_since <= time.time()
+    (wait,) = dealer.heartbeat().waits
+    assert wait.sentence == "room in Redis" and began <= wait.since <= time.time()
     await bus.redis.config_set("maxmemory", 0)
     await admission
-    assert dealer.heartbeat().waits_for == ""
+    assert dealer.heartbeat().waits == ()
 
 
 async def test_a_full_disk_makes_everybody_wait_and_loses_nothing(bus: Bus, server: RedisServer) -> None:

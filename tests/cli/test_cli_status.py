@@ -16,7 +16,8 @@ from typer.testing import CliRunner, Result
 from bus import Roster, connect
 from bus.codec import TOKENS, pack
 from bus.ledger import Ledger
-from bus.messages import Heartbeat, Metrics, Ticket
+from bus.messages import Heartbeat, Metrics, Ticket, Wait
+from bus.waits import WaitKind
 from miles_async.cli import app as cli
 from miles_async.cli.load import parse
 from miles_async.monitor import Monitor
@@ -66,9 +67,8 @@ async def populate(url: str) -> None:
     await ledger.admit(tickets, limit=3, position=0)
     now = time.time()
     await bus.beat(Heartbeat(actor="dealer", role="dealer", pid=1, time=now))
-    await bus.beat(
-        Heartbeat(actor="learner-0", role="learner", pid=2, time=now, waits_for="samples", waits_since=now - 7)
-    )
+    wait = Wait(kind=WaitKind.GROUPS, since=now - 7, about={"step": 7})
+    await bus.beat(Heartbeat(actor="learner-0", role="learner", pid=2, time=now, waits=(wait,)))
     await bus.set_engine("engine-0", "http://127.0.0.1:1", 1, 4, "serving")
     await bus.set_engine("engine-1", "http://127.0.0.1:2", 1, 6, "serving")
     await bus.set_roster(Roster(frozenset({"engine-0", "engine-1"}), leaving=frozenset({"engine-1"})))
@@ -87,11 +87,11 @@ def test_a_living_run_says_who_waits_for_whom_and_where_every_group_is(tmp_path:
     assert (found["engines"]["engine-0"]["version"], found["engines"]["engine-0"]["lag"]) == (4, 2)
     actors = {actor["actor"]: actor for actor in found["actors"]}
     assert actors["dealer"]["waits_for"] == ""
-    assert actors["learner-0"]["waits_for"] == "samples"
+    assert actors["learner-0"]["waits_for"] == "groups for step 7"
     assert actors["learner-0"]["waits_s"] == pytest.approx(7, abs=5)
 
     text = status(run_dir).stdout
-    assert "waits for samples" in text
+    assert "waits for groups for step 7" in text
     assert "v4 serving, 2 behind\n" in text and "v6 serving, leaving\n" in text
     assert [found["engines"][name]["leaving"] for name in ("engine-0", "engine-1")] == [False, True]
     assert "dealt 3 = waiting 3" in text

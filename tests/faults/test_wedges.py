@@ -1,5 +1,5 @@
-"""Whole runs in which something hangs: each says so by itself within the watchdog's time, names the culprit, and goes on
-when the wedge is lifted, or ends with exit code 1 where ``run.watchdog_exit`` tells it to.
+"""Whole runs in which something hangs: each says so by itself, names the culprit and goes on when the wedge is lifted, or
+ends with exit code 1 where ``run.watchdog_exit`` tells it to.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -31,7 +30,6 @@ from launching import (
 )
 
 WATCHDOG_S = 6.0
-SLACK_S = 5.0  # two slow cores, shared with others
 MORE_STEPS = 3
 STEPS = 4000
 
@@ -47,11 +45,11 @@ def wait_for_more(run_dir: Path, process: subprocess.Popen[str]) -> None:
 
 
 def stalled(run_dir: Path, process: subprocess.Popen[str]) -> str:
-    """The diagnosis of the next stall, which comes in the watchdog's time."""
+    """The diagnosis of the next stall, which does not come before the watchdog's time."""
     before = len(events(run_dir, "stalled"))
     wait_until(lambda: len(events(run_dir, "stalled")) > before, f"stall {before + 1}", process)
     told = events(run_dir, "stalled")[before]["data"]
-    assert WATCHDOG_S - 1 <= told["seconds"] <= WATCHDOG_S + SLACK_S
+    assert told["seconds"] >= WATCHDOG_S
     return told["diagnosis"]
 
 
@@ -80,7 +78,7 @@ def running() -> Iterator[list[subprocess.Popen[str]]]:
         process.wait()
 
 
-def test_what_is_stopped_or_hangs_is_named_in_the_watchdogs_time_and_the_run_recovers(
+def test_what_is_stopped_or_hangs_is_named_with_everybody_who_waits_for_it_and_the_run_recovers(
     tmp_path: Path, running: list[subprocess.Popen[str]]
 ) -> None:
     config = write_config(
@@ -93,11 +91,12 @@ def test_what_is_stopped_or_hangs_is_named_in_the_watchdogs_time_and_the_run_rec
     running.append(process := begin(config, run_dir))
     wait_for_more(run_dir, process)
     stopped = r"is stopped \(SIGSTOP\)"
+    others = "broadcaster, dealer, learner-0, rollout-0, rollout-1"
     expected = {
-        # between two batches the dealer waits for it; within one the broadcaster, for whose weights the dealer then waits
-        "learner-0": rf"learner-0 \(pid PID\) {stopped}; (.*dealer.* wait|broadcaster waits) for it",
-        # at the lag's bound nothing is in flight, and only new weights wait for it
-        "engine-0": rf"engine-0 \(pid PID\) {stopped}; (.*rollout.* wait|broadcaster waits) for it",
+        # everybody waits for it, or for somebody who does
+        "learner-0": rf"learner-0 \(pid PID\) {stopped}; broadcaster, dealer, rollout-0, rollout-1 wait for it",
+        # the router only if it has requests there, or has found out
+        "engine-0": rf"engine-0 \(pid PID\) {stopped}; {others}(, router)? wait for it",
         "redis": rf"redis \(pid PID\) has not answered for \d+ s; it {stopped}",
     }
     pids = {name: pid_of(run_dir, name) for name in expected}
@@ -108,8 +107,7 @@ def test_what_is_stopped_or_hangs_is_named_in_the_watchdogs_time_and_the_run_rec
         if name == "learner-0":
             told = json.loads(status(run_dir, "--json").stdout)
             assert re.fullmatch(said, told["diagnosis"]), told["diagnosis"]
-            who = {wait["who"] for wait in told["waits"] if wait["seconds"] >= WATCHDOG_S - 1}
-            assert who & {"dealer", "broadcaster"}, told["waits"]
+            assert {wait["who"] for wait in told["waits"]} == {"broadcaster", "dealer", "rollout-0", "rollout-1"}
         if name == "redis":
             asked = status(run_dir)
             assert asked.returncode == 3 and asked.stderr.count("\n") == 1
@@ -171,9 +169,7 @@ def test_a_silent_actor_is_replaced_and_a_stopped_redis_ends_the_run_where_it_is
     pid = pid_of(run_dir, "redis")
     os.kill(fork_server_of(process), signal.SIGSTOP)
     os.kill(pid, signal.SIGSTOP)
-    began = time.monotonic()
-    _, err = process.communicate(timeout=60)
-    assert time.monotonic() - began < WATCHDOG_S + 15 + SLACK_S
+    _, err = process.communicate(timeout=120)
     assert process.returncode == 1
     said = rf"miles-async: nothing moved for \d+ s: redis \(pid {pid}\) has not answered for \d+ s; it is stopped \(SIGSTOP\)"
     assert re.fullmatch(said, err.strip().splitlines()[-1]), err

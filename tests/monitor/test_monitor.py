@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 from monitored import close, learner_steps, started, step_metrics, train
 
-from bus.messages import Event, Heartbeat, Metrics
+from bus.messages import Event, Heartbeat, Metrics, Wait
+from bus.waits import WaitKind
 from miles_async.monitor.record import RecordWriter
 from miles_async.monitor.record_lines import RecordError, read_events, read_metrics
 
@@ -212,13 +213,14 @@ def test_waits_are_told_apart_from_work(tmp_path: Path) -> None:
 
     monitor = started(tmp_path)
     train(monitor, 1, 2, begin=100.0)
+    wait = Wait(kind=WaitKind.GROUPS, since=103.0, about={"step": 3})
     monitor.on_heartbeats(
         [
-            Heartbeat(actor="learner-0", role="learner", pid=1, time=110.0, waits_for="samples", waits_since=103.0),
+            Heartbeat(actor="learner-0", role="learner", pid=1, time=110.0, waits=(wait,)),
             Heartbeat(actor="dealer", role="dealer", pid=2, time=110.0),
         ]
     )
     text = line(monitor.progress, 110.0, stalled=True)
-    assert "learner-0 waits for samples, 7.0 s" in text
+    assert "learner-0 waits for groups for step 3, 7.0 s" in text
     assert "dealer" not in text
     monitor.finish("stopped", {})

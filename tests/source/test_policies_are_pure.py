@@ -12,6 +12,7 @@ PURE = (
     "bus/codec.py",
     "bus/messages.py",
     "bus/ready.py",
+    "bus/waits.py",
     "miles_async/config/schema.py",
     "miles_async/config/rules.py",
     "miles_async/config/effect.py",
@@ -50,7 +51,19 @@ PURE = (
 )
 # modules that can neither wait, nor ask for the time, nor reach the outside, as they are used here
 LIBRARIES = {"__future__", "collections", "dataclasses", "functools", "itertools", "math", "typing", "msgspec"}
-LIBRARIES |= {"bisect", "fnmatch", "hashlib", "ipaddress", "json", "numpy", "re", "statistics", "torch"}
+LIBRARIES |= {
+    "bisect",
+    "enum",
+    "fnmatch",
+    "hashlib",
+    "ipaddress",
+    "json",
+    "numpy",
+    "re",
+    "statistics",
+    "string",
+    "torch",
+}
 MODULES = {"urllib.parse"}  # of packages that reach outside elsewhere
 # draws from a generator of its own, whose seed it is given
 SEEDED = {"miles_async/router/policies/power_of_two.py": {"random"}}

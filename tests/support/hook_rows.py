@@ -27,6 +27,7 @@ from actors.runtime.compute import ComputeThread
 from actors.runtime.context import FATAL
 from bus.codec import LOGPROBS, MASK, TOKENS, VERSIONS, pack
 from bus.messages import Batch, ReadyGroup, Sample, Ticket
+from bus.waits import WaitKind
 from miles_async.config.schema import Checkpoint, Data, Learner, Model, Rollout, RunConfig, Staleness, Weights
 from miles_async.config.schema import Reward as RewardSection
 from miles_async.data import load_prompts
@@ -130,8 +131,8 @@ class Ctx:
         self.log = SimpleNamespace(exception=lambda *_: None, warning=lambda *_: None)
 
     @contextlib.contextmanager
-    def waiting(self, whom: str) -> Any:
-        yield SimpleNamespace(since=0.0)
+    def waiting(self, kind: WaitKind) -> Any:
+        yield SimpleNamespace(begin_again=lambda: None)
 
     async def event(self, kind: str, **data: Any) -> None:
         self.events.append((kind, data))
