@@ -23,6 +23,8 @@ from miles_async.data.source import FILES
 from miles_async.engines.sglang import flags
 from miles_async.models import builtin
 from miles_async.models.context_length import check_lengths
+from miles_async.rl import effect as algorithm_effect
+from miles_async.rl import rules as algorithm
 from miles_async.router import access
 from miles_async.weights.transports import table as transports
 
@@ -59,12 +61,13 @@ def check_all(config: RunConfig) -> None:
     """Whatever can be known to be wrong before anything starts. Raises ConfigError, one line."""
     transports.check(config)
     rules.check(config)
+    algorithm.check(config)
     flags.check(config)
     access.check(config)
     secrets.check(config)
     check_files(config)
     hook_points.check(config)
-    check_effect(config, rules_of("engine.kind", ENGINE_KEYS), transports.effects())
+    check_effect(config, algorithm_effect.RULES, rules_of("engine.kind", ENGINE_KEYS), transports.effects())
     check_learnable(config)
     check_lengths(config)
 

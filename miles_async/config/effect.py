@@ -13,19 +13,8 @@ from typing import NamedTuple
 
 import msgspec
 
-from miles_async.config.schema import (
-    CORRECTIONS,
-    WITHOUT_CRITIC,
-    ConfigError,
-    Eval,
-    RunConfig,
-    corrections,
-)
+from miles_async.config.schema import ConfigError, Eval, RunConfig
 
-# of them those that can take the reward as it is (Miles' three): the others are what they are by their baseline
-WITH_PLAIN_REWARDS = ("grpo", "gspo", "reinforce_plus_plus_baseline")
-_DISCOUNTED = ("ppo", "reinforce_plus_plus")
-_LOSSES = ("ppo_clip", "gspo", "cispo", "truncated_reinforce", "dppo")
 _GENERATE = ("single_turn", "multi_turn", "agent")
 
 
@@ -37,28 +26,16 @@ class Rule(NamedTuple):
     needs: str
 
 
-def _corrects(*names: str) -> Callable[[RunConfig], bool]:
-    def holds(config: RunConfig) -> bool:
-        named = corrections(config.algorithm)
-        return any(name in names or name not in CORRECTIONS for name in named)
-
-    return holds
-
-
-def _estimates(*names: str) -> Callable[[RunConfig], bool]:
-    return lambda config: _is_one_of(config.algorithm.advantage_estimator, names, (*WITHOUT_CRITIC, "ppo"))
-
-
 def _generates(name: str) -> Callable[[RunConfig], bool]:
     def holds(config: RunConfig) -> bool:
         rollout = config.rollout
         own = rollout.rollout_function not in ("single_turn", "per_sample", "sft")
-        return own or _is_one_of(rollout.generate_function, (name,), _GENERATE)
+        return own or is_one_of(rollout.generate_function, (name,), _GENERATE)
 
     return holds
 
 
-def _is_one_of(value: str, names: Iterable[str], built_in: Iterable[str]) -> bool:
+def is_one_of(value: str, names: Iterable[str], built_in: Iterable[str]) -> bool:
     """``value`` is one of ``names``, or a function of the user's."""
     return value in names or value not in built_in
 
@@ -136,51 +113,6 @@ RULES = (
         'algorithm.loss_aggregation = "constant"',
     ),
     Rule(
-        ("algorithm.tis_clip", "algorithm.tis_clip_low"),
-        _corrects("tis", "icepop", "span_tis"),
-        'algorithm.correction "tis", "icepop" or "span_tis"',
-    ),
-    Rule(
-        (
-            "algorithm.mis_level",
-            "algorithm.mis_mode",
-            "algorithm.mis_upper",
-            "algorithm.mis_lower",
-            "algorithm.mis_batch_normalize",
-        ),
-        _corrects("mis"),
-        'algorithm.correction "mis"',
-    ),
-    Rule(
-        ("algorithm.rs_level", "algorithm.rs_upper", "algorithm.rs_lower"), _corrects("rs"), 'algorithm.correction "rs"'
-    ),
-    Rule(("algorithm.rs_veto_threshold",), _corrects("veto", "rs"), 'algorithm.correction "veto"'),
-    Rule(("algorithm.opsm_delta",), _corrects("opsm"), 'algorithm.correction "opsm"'),
-    Rule(("algorithm.m2po_threshold",), _corrects("m2po"), 'algorithm.correction "m2po"'),
-    Rule(
-        ("algorithm.dppo_tv_threshold", "algorithm.dppo_kl_coef"),
-        lambda config: (
-            config.algorithm.policy_loss is not None and _is_one_of(config.algorithm.policy_loss, ("dppo",), _LOSSES)
-        ),
-        'algorithm.policy_loss = "dppo"',
-    ),
-    Rule(
-        ("algorithm.grpo_std_normalization",),
-        lambda config: _estimates("grpo", "gspo")(config) and not config.algorithm.disable_rewards_normalization,
-        'algorithm.advantage_estimator = "grpo" or "gspo", and their normalization',
-    ),
-    Rule(
-        ("algorithm.disable_rewards_normalization",),
-        _estimates(*WITH_PLAIN_REWARDS),
-        f"one of algorithm.advantage_estimator {', '.join(WITH_PLAIN_REWARDS)}",
-    ),
-    Rule(
-        ("algorithm.gamma",),
-        _estimates(*_DISCOUNTED),
-        'algorithm.advantage_estimator = "ppo" or "reinforce_plus_plus"',
-    ),
-    Rule(("algorithm.lambd",), _estimates("ppo"), 'algorithm.advantage_estimator = "ppo"'),
-    Rule(
         ("algorithm.advantage_estimator", "algorithm.policy_loss", "algorithm.use_opd", "algorithm.keep_old_actor"),
         lambda config: config.algorithm.loss_type != "sft_loss",
         'algorithm.loss_type = "policy_loss"',
@@ -214,7 +146,7 @@ def rules_of(choice: str, looks_at: Mapping[str, Sequence[str]]) -> list[Rule]:
     section, _, name = choice.partition(".")
 
     def chosen(*names: str) -> Callable[[RunConfig], bool]:
-        return lambda config: _is_one_of(getattr(getattr(config, section), name), names, looks_at)
+        return lambda config: is_one_of(getattr(getattr(config, section), name), names, looks_at)
 
     rules: list[Rule] = []
     for key in dict.fromkeys(key for keys in reversed([*looks_at.values()]) for key in keys):
@@ -223,9 +155,11 @@ def rules_of(choice: str, looks_at: Mapping[str, Sequence[str]]) -> list[Rule]:
     return rules
 
 
-def check_effect(config: RunConfig, engines: Iterable[Rule] = (), transports: Iterable[Rule] = ()) -> None:
-    """All of the checks; ``engines`` and ``transports`` are the rules of those rooms. Raises ConfigError."""
-    for rule in (*RULES, *engines, EVALUATION, *transports, REDIS):
+def check_effect(
+    config: RunConfig, algorithm: Iterable[Rule] = (), engines: Iterable[Rule] = (), transports: Iterable[Rule] = ()
+) -> None:
+    """All of the checks; ``algorithm``, ``engines`` and ``transports`` are the rules of those rooms. Raises ConfigError."""
+    for rule in (*RULES, *algorithm, *engines, EVALUATION, *transports, REDIS):
         if not rule.holds(config):
             for key in rule.keys:
                 _refuse_set(config, key, rule.needs)

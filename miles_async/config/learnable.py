@@ -1,15 +1,13 @@
 """A run that could not learn, or not even begin, however its keys are read.
 
-Promises: groups in which no reward can differ from its baseline, a reward without the label that it compares with, schedules
+Promises: a reward without the label that it compares with, schedules
 that contradict themselves and sampling that no engine could do are refused with one line. Pure.
 """
 
 from __future__ import annotations
 
-from miles_async.config.schema import WITHOUT_REWARD_KL, ConfigError, RunConfig
+from miles_async.config.schema import ConfigError, RunConfig
 
-# they compare a reward with the others of its group, so that a group of one has an advantage of 0
-GROUP_RELATIVE = (*WITHOUT_REWARD_KL, "reinforce_plus_plus_baseline")
 # the built-in rewards that compare with a label, those that give one number, and what the others give
 LABELLED = ("graded_match", "exact_match", "f1", "dapo", "math", "deepscaler", "gemma_math")
 _NUMBERS = (
@@ -29,7 +27,6 @@ PARTS = {"dapo": ("score", "acc")}
 def check_learnable(config: RunConfig) -> None:
     """All of the checks. Raises ConfigError."""
     check_labels(config)
-    check_groups(config)
     check_schedules(config)
     check_sampling(config)
 
@@ -70,24 +67,6 @@ def _refuse_unlabelled(key: str, value: str, rm_type: str) -> None:
     if rm_type.removeprefix("boxed_") in LABELLED:
         raise ConfigError(
             f'{key} = "{value}": the reward "{rm_type}" compares with a label; name the key of the prompts that has it'
-        )
-
-
-def check_groups(config: RunConfig) -> None:
-    """Refuse groups in which no reward differs from its baseline by construction. Raises ConfigError."""
-    algorithm, rollout = config.algorithm, config.rollout
-    if algorithm.loss_type == "sft_loss" or algorithm.use_opd or rollout.n_samples_per_prompt > 1:
-        return
-    if algorithm.advantage_estimator in GROUP_RELATIVE and not algorithm.disable_rewards_normalization:
-        raise ConfigError(
-            f'rollout.n_samples_per_prompt = 1 with algorithm.advantage_estimator = "{algorithm.advantage_estimator}" trains '
-            "nothing: each reward is compared with the others of its group; at least 2, or an estimator without groups "
-            '("ppo", "reinforce_plus_plus")'
-        )
-    if algorithm.advantage_estimator == "reinforce_plus_plus" and rollout.rollout_batch_size == 1:
-        raise ConfigError(
-            "rollout.rollout_batch_size = 1 with rollout.n_samples_per_prompt = 1 trains nothing: "
-            '"reinforce_plus_plus" compares the samples of a batch; at least 2 of them'
         )
 
 

@@ -7,18 +7,7 @@ names the keys, their values and what is allowed. Pure: what other rooms know is
 from __future__ import annotations
 
 from miles_async.config.optimizer_steps import check as check_steps
-from miles_async.config.schema import (
-    CORRECTIONS,
-    WHITENED,
-    WITHOUT_CRITIC,
-    WITHOUT_REWARD_KL,
-    Algorithm,
-    ConfigError,
-    Critic,
-    RunConfig,
-    corrections,
-    old_log_probs,
-)
+from miles_async.config.schema import ConfigError, RunConfig
 
 
 def check(config: RunConfig) -> None:
@@ -31,9 +20,6 @@ def check(config: RunConfig) -> None:
     check_steps(config)
     check_rollout(config)
     check_rewards(config)
-    check_algorithm(config)
-    check_bounds(config.algorithm)
-    check_critic(config)
     check_engine(config)
     if config.router.args and config.router.kind != "sglang":
         raise ConfigError(f'router.args = {config.router.args} are flags of router.kind = "sglang"')
@@ -132,77 +118,6 @@ def check_rewards(config: RunConfig) -> None:
         raise ConfigError('reward.rm_url: expected "http://...", "https://..." or "env:NAME"')
 
 
-def check_algorithm(config: RunConfig) -> None:
-    """Refuse combinations that would do silently something else than they say. Raises ConfigError."""
-    algorithm, lag = config.algorithm, config.staleness.max_lag
-    named = corrections(algorithm)
-    if lag > 0 and not named and algorithm.loss_type == "policy_loss" and not algorithm.keep_old_actor:
-        raise ConfigError(
-            f"algorithm.correction is missing: a run with staleness.max_lag = {lag} trains on tokens of older policies and "
-            f"has to say what it does about that: one or several of {', '.join(CORRECTIONS)}, or a path to a function "
-            '(the plain choice: "behaviour", the engine\'s log-probs as the denominator)'
-        )
-    if algorithm.keep_old_actor and algorithm.old_log_probs not in (None, "recompute"):
-        raise ConfigError(
-            f'algorithm.keep_old_actor = true is a way to recompute: algorithm.old_log_probs = "{algorithm.old_log_probs}" '
-            'has to be "recompute", or unset'
-        )
-    shown, old = f"algorithm.correction = {list(named)}", old_log_probs(algorithm)
-    if "uncorrected" in named and len(named) > 1:
-        raise ConfigError(f'{shown}: "uncorrected" goes with no other one')
-    if "behaviour" in named and old != "rollout":
-        raise ConfigError(f'{shown} is algorithm.old_log_probs = "rollout", which is set to "{old}"')
-    if len(set(named)) < len(named):
-        raise ConfigError(f"{shown}: one of them is named twice, and would count twice")
-    if old == "rollout" and (useless := set(named) & set(CORRECTIONS) - {"behaviour", "opsm", "uncorrected"}):
-        raise ConfigError(
-            f'{shown}: {sorted(useless)} would weigh every token 1, since algorithm.old_log_probs = "rollout" makes the '
-            'behaviour policy the denominator already; use "recompute" or "loglinear"'
-        )
-    if "uncorrected" in named and old == "rollout":
-        raise ConfigError(f'{shown} ignores the behaviour policy, algorithm.old_log_probs = "rollout" does not')
-    if algorithm.use_opd and not config.rollout.opd_teacher_urls:
-        raise ConfigError(
-            'algorithm.use_opd = true needs a teacher: rollout.opd_teacher_urls = {default = "http://..."}'
-        )
-    if algorithm.loss_type == "sft_loss" and config.rollout.rollout_function == "single_turn":
-        raise ConfigError(
-            'algorithm.loss_type = "sft_loss" needs rollout.rollout_function = "sft" (or one of the user): what is '
-            "generated has no likelihood to raise"
-        )
-    if algorithm.kl_coef > 0 and algorithm.kl_loss_coef > 0:
-        raise ConfigError(
-            f"algorithm.kl_coef = {algorithm.kl_coef} and algorithm.kl_loss_coef = {algorithm.kl_loss_coef}: "
-            "one of them has to be 0, KL belongs in one place"
-        )
-    if algorithm.kl_coef > 0 and algorithm.advantage_estimator in WITHOUT_REWARD_KL:
-        raise ConfigError(
-            f"algorithm.kl_coef = {algorithm.kl_coef} has no effect with advantage_estimator = "
-            f'"{algorithm.advantage_estimator}", which has one reward for a whole sample: use use_kl_loss and kl_loss_coef'
-        )
-    if algorithm.kl_loss_coef > 0 and not algorithm.use_kl_loss:
-        raise ConfigError(f"algorithm.kl_loss_coef = {algorithm.kl_loss_coef} needs algorithm.use_kl_loss = true")
-    if algorithm.advantage_estimator in WHITENED and algorithm.normalize_advantages is False:
-        raise ConfigError(
-            f'algorithm.advantage_estimator = "{algorithm.advantage_estimator}" needs normalize_advantages = true'
-        )
-
-
-def check_critic(config: RunConfig) -> None:
-    """Refuse a critic's keys where there is none, and one that leaves the policy no step. Raises ConfigError."""
-    critic, estimator = config.critic, config.algorithm.advantage_estimator
-    sft = config.algorithm.loss_type == "sft_loss"
-    if critic != Critic() and (sft or estimator in WITHOUT_CRITIC):
-        key = next(k for k in critic.__struct_fields__ if getattr(critic, k) != getattr(Critic(), k))
-        why = 'algorithm.loss_type = "sft_loss"' if sft else f'algorithm.advantage_estimator = "{estimator}"'
-        raise ConfigError(f'critic.{key} = {getattr(critic, key)} has no effect: {why} has no critic, "ppo" has one')
-    if critic.num_critic_only_steps >= config.run.num_steps:
-        raise ConfigError(
-            f"critic.num_critic_only_steps = {critic.num_critic_only_steps} leaves the policy none of run.num_steps = "
-            f"{config.run.num_steps}"
-        )
-
-
 # what a dataset cannot be called: eval/NAME is the name of a metric
 EVAL_METRICS = ("version", "lag_steps", "duration_seconds")
 
@@ -228,22 +143,3 @@ def check_eval(config: RunConfig) -> None:
         raise ConfigError('eval.urls is empty: with engine.kind = "external" the run has no engine to evaluate on')
     if shared := {url.rstrip("/") for url in section.urls} & {url.rstrip("/") for url in config.engine.urls}:
         raise ConfigError(f"eval.urls: {min(shared)} is in engine.urls too, so that training requests would reach it")
-
-
-def check_bounds(algorithm: Algorithm) -> None:
-    """Refuse bounds that leave nothing between them, and keys that nobody would look at. Raises ConfigError."""
-    for name, lower, upper in (
-        ("tis_clip", algorithm.tis_clip_low, algorithm.tis_clip),
-        ("mis_upper", algorithm.mis_lower, algorithm.mis_upper),
-        ("rs_upper", algorithm.rs_lower, algorithm.rs_upper),
-    ):
-        low = 1 / upper if lower is None else lower
-        if low > upper:
-            raise ConfigError(f"algorithm.{name} = {upper} is below its lower bound {low:g}: nothing lies between them")
-    if algorithm.use_unbiased_kl and not algorithm.use_kl_loss:
-        raise ConfigError("algorithm.use_unbiased_kl = true has no effect without algorithm.use_kl_loss = true")
-    if algorithm.eps_clip_c is not None and algorithm.policy_loss in ("cispo", "truncated_reinforce", "dppo"):
-        raise ConfigError(
-            f"algorithm.eps_clip_c = {algorithm.eps_clip_c} has no effect with policy_loss = "
-            f'"{algorithm.policy_loss}": dual clip is of ppo_clip and gspo'
-        )

@@ -425,10 +425,6 @@ class ConfigError(ValueError):
 
 
 # what a run may say about tokens of another policy; those that weigh tokens need a denominator of the learner's own
-CORRECTIONS = ("behaviour", "uncorrected", "tis", "icepop", "mis", "rs", "veto", "opsm", "m2po", "span_tis")
-WHITENED = ("reinforce_plus_plus", "reinforce_plus_plus_baseline")
-WITHOUT_REWARD_KL = ("grpo", "gspo", "dr_grpo", "rloo")
-WITHOUT_CRITIC = WHITENED + WITHOUT_REWARD_KL
 
 
 def corrections(algorithm: Algorithm) -> tuple[str, ...]:

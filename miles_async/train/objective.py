@@ -13,8 +13,9 @@ from dataclasses import replace
 import torch
 
 from miles_async.config.optimizer_steps import steps_of_batch
-from miles_async.config.schema import WHITENED, RunConfig, old_log_probs
+from miles_async.config.schema import RunConfig, old_log_probs
 from miles_async.rl import advantages, kl, losses, opd
+from miles_async.rl.builtin.table import ESTIMATORS
 from miles_async.rl.checked import checked
 from miles_async.rl.corrections import loglinear_old
 from miles_async.rl.hooks import CORRECTION, ESTIMATOR, POLICY_LOSS, REDUCER
@@ -64,9 +65,9 @@ class Objective:
         several = steps_of_batch(config) > 1 and not self.is_sft
         # a forward pass of its own before the batch; else `old` is taken from the only step's own pass, which is the same
         self.needs_pass = (early or several or algorithm.keep_old_actor) and self.old_mode != "rollout"
-        self.whitens = algorithm.normalize_advantages or (
-            algorithm.normalize_advantages is None and algorithm.advantage_estimator in WHITENED
-        )
+        named = ESTIMATORS.get(algorithm.advantage_estimator)
+        whitens = algorithm.normalize_advantages
+        self.whitens = whitens if whitens is not None else named is not None and named.whitens
         self.names = sorted(self._try_out())
 
     # before the step, for a rank's whole share

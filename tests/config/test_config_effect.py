@@ -7,8 +7,9 @@ import pytest
 
 from miles_async.cli.load import parse
 from miles_async.config.effect import RULES
-from miles_async.config.learnable import GROUP_RELATIVE
 from miles_async.config.schema import ConfigError, RunConfig
+from miles_async.rl import effect as algorithm
+from miles_async.rl.builtin.table import ESTIMATORS
 
 MINIMAL = (
     '[model]\nhf_checkpoint = "builtin:digits"\n[data]\nprompt_data = "builtin:repeat"\n'
@@ -87,7 +88,7 @@ def test_what_a_function_of_the_users_may_look_at_is_not_refused(tmp_path) -> No
         parse(MINIMAL, [override, key], base=tmp_path)
 
 
-@pytest.mark.parametrize("estimator", GROUP_RELATIVE)
+@pytest.mark.parametrize("estimator", [name for name, entry in ESTIMATORS.items() if entry.compares_in_group])
 def test_a_group_of_one_is_refused_where_rewards_are_compared_within_a_group(estimator: str) -> None:
     message = refusal("rollout.n_samples_per_prompt=1", f"algorithm.advantage_estimator={estimator}")
     assert message.startswith("rollout.n_samples_per_prompt = 1") and f'"{estimator}"' in message
@@ -156,7 +157,7 @@ def test_a_part_that_a_built_in_reward_does_not_have_is_refused() -> None:
 
 def test_every_rule_names_keys_that_exist() -> None:
     sections = {field.name: field.type for field in msgspec.structs.fields(RunConfig)}
-    for rule in RULES:
+    for rule in (*RULES, *algorithm.RULES):
         for key in rule.keys:
             section, _, name = key.partition(".")
             assert name in sections[section].__struct_fields__, key

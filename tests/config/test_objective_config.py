@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 from rl_step import config
 
-from miles_async.config.schema import CORRECTIONS, ConfigError, old_log_probs
+from miles_async.config.schema import ConfigError, old_log_probs
+from miles_async.rl.builtin.table import CORRECTIONS
 
 
 def refusal(**algorithm: Any) -> str:
@@ -24,7 +25,7 @@ def test_a_run_with_lag_has_to_name_its_correction_and_is_told_which_there_are(m
     message = refusal(max_lag=max_lag, correction=correction)
     assert message.startswith("algorithm.correction is missing") and f"staleness.max_lag = {max_lag}" in message
     listed = message.partition(": one or several of ")[2].partition(", or a path")[0].split(", ")
-    assert tuple(listed) == CORRECTIONS
+    assert tuple(listed) == tuple(CORRECTIONS)
     assert config(max_lag=0, correction=correction).algorithm.correction == correction
 
 

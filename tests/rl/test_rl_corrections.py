@@ -11,8 +11,10 @@ import pytest
 import torch
 from rl_step import VERSION, on_ranks
 
-from miles_async.config.schema import CORRECTIONS, Algorithm
-from miles_async.rl import corrections, weighting
+from miles_async.config.schema import Algorithm
+from miles_async.rl import corrections
+from miles_async.rl.builtin import corrections as built_in
+from miles_async.rl.builtin.table import CORRECTIONS
 from miles_async.rl.terms import Correction, LossTerms, wants_whole_batch
 
 NAN, INF = float("nan"), float("inf")
@@ -278,9 +280,7 @@ def test_the_metrics_of_rejection_and_veto_say_who_left_which_bound():
     }
 
 
-FUNCTIONS = {
-    name: getattr(weighting, "nothing" if name in ("behaviour", "uncorrected") else name) for name in CORRECTIONS
-}
+FUNCTIONS = {name: getattr(built_in, entry.function) for name, entry in CORRECTIONS.items()}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from rl_reference import advantages, mean_weights, token_weights
 from rl_step import VERSION, Row, close, config, on_policy, random_rows, step
 
-from miles_async.config.schema import CORRECTIONS, RunConfig
+from miles_async.config.schema import RunConfig
 from miles_async.rl.advantages import grpo, rloo, whiten
+from miles_async.rl.builtin.table import CORRECTIONS
 from miles_async.rl.kl import KlType
 from miles_async.rl.terms import LossTerms
 from miles_async.train.objective import Objective

@@ -7,7 +7,7 @@ import torch
 from rl_step import config
 
 from miles_async.config.schema import RunConfig
-from miles_async.rl import reducers
+from miles_async.rl.builtin import reducers
 from miles_async.rl.reduce import Totals, constant, sample_mean, token_mean, weighted_sum
 from miles_async.rl.segments import Compressed, masked_mean, masked_sum, n_segments, segment_sum
 

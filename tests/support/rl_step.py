@@ -18,6 +18,7 @@ import torch
 
 from miles_async.config import rules
 from miles_async.config.schema import Algorithm, Data, Learner, Model, Rollout, RunConfig, Staleness
+from miles_async.rl import rules as algorithm_rules
 from miles_async.rl.reduce import Totals
 from miles_async.rl.terms import LossTerms
 from miles_async.train.batch import Sequences, TrainBatch, micro_batches
@@ -75,6 +76,7 @@ def config(*, max_lag: int = 3, **algorithm: Any) -> RunConfig:
         algorithm=Algorithm(**algorithm),
     )
     rules.check(found)
+    algorithm_rules.check(found)
     return found
 
 

@@ -12,7 +12,8 @@ import pytest
 from rl_reference import Reference, advantages, correction_weights, mean_weights, old, step_mean
 from rl_step import Row, config, near, random_rows, step
 
-from miles_async.config.schema import CORRECTIONS, ConfigError, RunConfig, old_log_probs
+from miles_async.config.schema import ConfigError, RunConfig, old_log_probs
+from miles_async.rl.builtin.table import CORRECTIONS
 
 POLICY_LOSSES = ("ppo_clip", "gspo", "cispo", "truncated_reinforce", "dppo")
 AGGREGATIONS = ("token", "sample", "constant")
@@ -101,7 +102,7 @@ def test_every_level_and_mode_of_mis_and_rejection_is_the_loops(level: str, mode
 
 
 @pytest.mark.parametrize("mode", ["recompute", "loglinear"])
-@pytest.mark.parametrize("name", CORRECTIONS[2:])
+@pytest.mark.parametrize("name", [*CORRECTIONS][2:])
 def test_the_rows_have_tokens_that_each_bound_holds_and_others(name: str, mode: str):
     cfg = config(correction=name, **BOUNDS).algorithm
     weights = correction_weights(name, ROWS, mode, advantages(ROWS, cfg), cfg)

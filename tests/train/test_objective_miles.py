@@ -14,7 +14,7 @@ from rl_reference import correction_weights, old, step_mean
 from rl_step import VERSION, Row, config, random_rows, step
 
 from miles_async.config.schema import Algorithm, RunConfig
-from miles_async.rl import weighting
+from miles_async.rl.builtin import corrections as built_in
 from miles_async.rl.losses import ess_ratio
 from miles_async.rl.terms import LossTerms
 
@@ -136,7 +136,7 @@ def weights(algorithm: Algorithm, logs: list[float], samples: list[int]) -> list
     ones, zeros = torch.ones(len(logs)), torch.zeros(len(logs), dtype=torch.float64)
     mask = torch.tensor([float(not math.isnan(x)) for x in logs])
     terms = LossTerms(old_logprobs, old_logprobs, zeros, ones, index, torch.full_like(index, VERSION), VERSION, mask)
-    found = weighting.mis(terms, algorithm)
+    found = built_in.mis(terms, algorithm)
     return (found.weights if found.keep is None else found.weights * found.keep).tolist()
 
 

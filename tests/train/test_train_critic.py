@@ -16,8 +16,8 @@ from train_support import Build, make_checkpoint, make_config, make_groups, trai
 
 from bus.codec import LOGPROBS, MASK, TOKENS, VERSIONS, pack, unpack
 from bus.messages import Group
-from miles_async.config import rules
 from miles_async.config.schema import ConfigError, Run
+from miles_async.rl import rules
 from miles_async.train import critic as critic_module
 from miles_async.train.batch import micro_batches
 from miles_async.train.bridge import ModelError

@@ -14,8 +14,8 @@ from train_support import Build, make_checkpoint, make_config, make_groups, trai
 
 from bus.codec import MASK, TOKENS, VERSIONS, pack, unpack
 from bus.messages import Group
-from miles_async.config.rules import check_algorithm
 from miles_async.config.schema import ConfigError
+from miles_async.rl.rules import check_algorithm
 from miles_async.train.batch import BatchError
 from miles_async.train.intake import admit
 
