@@ -191,12 +191,17 @@ class Broadcaster:
         if not wave:
             return None, wave
         asked = wave if self.transport.ASKS_FIRST else []
-        receivers = [await self._receiver(member) for member in asked]
-        update, silent = await asyncio.gather(self._load(snapshot), probe(receivers, self.config))
+        update, silent = await asyncio.gather(self._load(snapshot), self._silent(asked))
         for member in wave:
             if member.name in silent:
                 await self.told.down(member, silent[member.name])
         return update, [member for member in wave if member.name not in silent]
+
+    async def _silent(self, wave: list[Member]) -> dict[str, str]:
+        """Which engines of ``wave`` do not answer, and why."""
+        receivers = [await self._receiver(member) for member in wave]
+        with self.ctx.waiting(WaitKind.ANSWER, [member.name for member in wave]):
+            return await probe(receivers, self.config)
 
     async def _copies(self, wave: list[Member], snapshot: Snapshot) -> dict[str, Path]:
         """Where the machine of each engine has its own copy of the version; those that get none are down."""

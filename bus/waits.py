@@ -63,6 +63,7 @@ class WaitKind(StrEnum):
     # the broadcaster
     ENGINE = "engine", "an engine", ("engine",)
     SNAPSHOT = "snapshot", "a snapshot of the learner", ("learner",)
+    ANSWER = "answer", "engines {targets} to answer", ("engine",)
     COPIES = "copies", "{copied_by} of {targets} to have version {version}", ("engine",)
     UPDATE = "update", "engines {targets} to take version {version}", ("engine",)
 
