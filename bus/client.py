@@ -227,11 +227,6 @@ class Bus:
                 junk[name] = url
         await self._take_out("addresses", junk)
 
-    async def set_engine(self, engine: str, url: str, incarnation: int, version: int, state: str) -> None:
-        """Write a line whatever it was: actors change it through ``bus.version_ledger``."""
-        line = EngineState(url, incarnation, version, state)  # type: ignore[arg-type]
-        await self._always(keys=[self.key("engines")], args=["HSET", engine, msgspec.msgpack.encode(line)])
-
     async def engines(self, known: Collection[str] | None = None) -> dict[str, EngineState]:
         """Of the engines ``known`` (None: all); any other's is refused."""
         return await self._lines(await self.redis.hgetall(self.key("engines")), known)

@@ -91,11 +91,6 @@ def prompt_rows(name: str) -> list[dict[str, Any]]:
     ]
 
 
-def make_prompts(name: str, path: Path) -> None:
-    """Write a built-in prompt set as JSONL. Raises KeyError for an unknown name."""
-    Path(path).write_text("".join(json.dumps(row) + "\n" for row in prompt_rows(name)), encoding="utf-8")
-
-
 def make_model(name: str, directory: Path, seed: int) -> None:
     """Write the checkpoint ``name``, random float32 weights drawn from ``seed``, into ``directory`` (made if absent).
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Literal
 
 from miles_async.http.client import Upstream
@@ -26,7 +25,6 @@ class RoutedEngine:
         self.dead = ""  # why it is given up
         self.suspected = ""  # what it does wrong, while it is out for that
         self.updating = self.draining = False
-        self.gone = asyncio.Event()  # removed from the router
         self.inflight = 0
         self.answered = 0
         self.moved_at = 0.0  # when it last gave something: some of an answer, or a token

@@ -105,7 +105,6 @@ class RouterFleet:
         if engine is not None:
             self._open.discard(engine)
             engine.upstream.close()
-            engine.gone.set()
 
     def drain(self, name: str) -> None:
         """No new requests for an engine; it is removed when those it has are answered. Unknown ones are ignored."""
@@ -115,17 +114,6 @@ class RouterFleet:
             self._settle(engine)
             if not engine.inflight:
                 self.remove(name)
-
-    async def drained(self, name: str, within_s: float) -> bool:
-        """Wait until an engine is removed. False: after ``within_s`` seconds it still has requests in flight."""
-        engine = self.engines.get(name)
-        if engine is not None:
-            try:
-                async with asyncio.timeout(within_s):
-                    await engine.gone.wait()
-            except TimeoutError:
-                return False
-        return True
 
     # health
 

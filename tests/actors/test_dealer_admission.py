@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from engine_lines import set_engine
 
 from actors import dealer as module
 from actors.dealer import SEED_SPACE, Dealer, PromptsChangedError, sampling_seed
@@ -45,19 +46,19 @@ def make(bus: Bus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
 
 
 async def test_admission_goes_by_the_engine_that_is_furthest_behind(bus: Bus, make: Make) -> None:
-    await bus.set_engine("engine-0", "http://127.0.0.1:1", 1, 3, "serving")
-    await bus.set_engine("engine-1", "http://127.0.0.1:2", 1, 0, "updating")  # it generates under 0 until it is done
-    await bus.set_engine("engine-2", "http://127.0.0.1:3", 1, -1, "starting")  # it gets no request yet
+    await set_engine(bus, "engine-0", "http://127.0.0.1:1", 1, 3, "serving")
+    await set_engine(bus, "engine-1", "http://127.0.0.1:2", 1, 0, "updating")  # it generates under 0 until it is done
+    await set_engine(bus, "engine-2", "http://127.0.0.1:3", 1, -1, "starting")  # it gets no request yet
     dealer = make()
     assert (await dealer._deal()).sentence == "the learner to take step 1"
     assert (await Ledger(bus).counts())["dealt"] == 2 * BATCH  # (0 + max_lag + 1) batches
-    await bus.set_engine("engine-1", "http://127.0.0.1:2", 1, 1, "serving")
+    await set_engine(bus, "engine-1", "http://127.0.0.1:2", 1, 1, "serving")
     await dealer._deal()
     assert (await Ledger(bus).counts())["dealt"] == 3 * BATCH
 
 
 async def test_nothing_is_dealt_before_an_engine_serves(bus: Bus, make: Make) -> None:
-    await bus.set_engine("engine-0", "http://127.0.0.1:1", 1, 0, "starting")
+    await set_engine(bus, "engine-0", "http://127.0.0.1:1", 1, 0, "starting")
     assert (await make()._deal()).sentence == "an engine to serve"
     assert (await Ledger(bus).counts())["dealt"] == 0
 
@@ -83,7 +84,7 @@ async def test_a_heartbeat_during_a_look_says_what_the_dealer_still_waits_for(
 
 
 async def test_with_a_bound_of_0_one_batch_is_open(bus: Bus, make: Make) -> None:
-    await bus.set_engine("engine-0", "http://127.0.0.1:1", 1, 0, "serving")
+    await set_engine(bus, "engine-0", "http://127.0.0.1:1", 1, 0, "serving")
     await make(max_lag=0)._deal()
     assert len((await Ledger(bus).open_groups()).order) == BATCH
 
@@ -92,14 +93,14 @@ async def test_nothing_new_starts_while_redis_fills_up(bus: Bus, make: Make, mon
     async def memory() -> tuple[int, int]:
         return 81 << 20, 100 << 20
 
-    await bus.set_engine("engine-0", "http://127.0.0.1:1", 1, 0, "serving")
+    await set_engine(bus, "engine-0", "http://127.0.0.1:1", 1, 0, "serving")
     monkeypatch.setattr(bus, "memory", memory)
     assert (await make()._deal()).sentence == "room in Redis (81 of 100 MB used)"
     assert (await Ledger(bus).counts())["dealt"] == 0
 
 
 async def test_a_dealer_that_starts_again_goes_on_where_the_ledger_is(bus: Bus, make: Make) -> None:
-    await bus.set_engine("engine-0", "http://127.0.0.1:1", 1, 0, "serving")
+    await set_engine(bus, "engine-0", "http://127.0.0.1:1", 1, 0, "serving")
     await make(max_lag=0)._deal()
     await make(max_lag=1)._deal()
     ledger = Ledger(bus)
@@ -128,7 +129,7 @@ def test_no_two_samples_of_a_run_share_a_seed() -> None:
 
 
 async def test_a_dealer_refuses_other_prompts_before_it_deals(bus: Bus, make: Make) -> None:
-    await bus.set_engine("engine-0", "http://127.0.0.1:1", 1, 0, "serving")
+    await set_engine(bus, "engine-0", "http://127.0.0.1:1", 1, 0, "serving")
     await make()._check_prompts()
     dealer = make(first=2)
     dealer.ctx.stop.set()  # should it go on after all

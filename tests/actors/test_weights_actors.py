@@ -14,6 +14,7 @@ import msgspec
 import pytest
 from announcing import announce
 from embedded_engines import EngineProcess, engines, snapshot_of
+from engine_lines import set_engine
 
 from actors.broadcaster import Broadcaster
 from actors.engine import EngineHost
@@ -331,8 +332,8 @@ async def test_requests_through_the_router_all_get_answers_while_engines_are_upd
 async def test_the_router_of_a_later_time_learns_from_the_ledger_who_serves(
     stage: Stage, pair: list[EngineProcess]
 ) -> None:
-    await stage.bus.set_engine("engine-0", pair[0].url, 1, 7, "serving")
-    await stage.bus.set_engine("engine-1", pair[1].url, 1, 7, "down")
+    await set_engine(stage.bus, "engine-0", pair[0].url, 1, 7, "serving")
+    await set_engine(stage.bus, "engine-1", pair[1].url, 1, 7, "down")
     async with stage.running(Router), aiohttp.ClientSession() as session:
         url = await stage.bus.address("router", deadline_s=10)
         await EngineClient(url, session).generate(body(1))

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from engine_lines import set_engine
 
 from bus import Bus, NoRedisError, connect
 from bus.messages import Control, Event, Heartbeat, Metrics, Snapshot
@@ -63,7 +64,7 @@ async def test_a_new_launch_hears_nothing_of_the_processes_before_it(bus: Bus) -
     await bus.publish("weights", Snapshot(version=7, incarnation=1, path="gone"))
     await bus.publish("control", Control(command="stop"))
     await bus.set_address("router", "http://gone")
-    await bus.set_engine("engine-0", "http://gone", 1, 7, "serving")
+    await set_engine(bus, "engine-0", "http://gone", 1, 7, "serving")
     await bus.forget_processes()
     assert await bus.read("weights", Snapshot, "0") == ([], "0")
     assert await bus.read("control", Control, "0") == ([], "0")

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from engine_lines import set_engine
 from typer.testing import CliRunner, Result
 
 from bus import Roster, connect
@@ -69,8 +70,8 @@ async def populate(url: str) -> None:
     await bus.beat(Heartbeat(actor="dealer", role="dealer", pid=1, time=now))
     wait = Wait(kind=WaitKind.GROUPS, since=now - 7, about={"step": 7})
     await bus.beat(Heartbeat(actor="learner-0", role="learner", pid=2, time=now, waits=(wait,)))
-    await bus.set_engine("engine-0", "http://127.0.0.1:1", 1, 4, "serving")
-    await bus.set_engine("engine-1", "http://127.0.0.1:2", 1, 6, "serving")
+    await set_engine(bus, "engine-0", "http://127.0.0.1:1", 1, 4, "serving")
+    await set_engine(bus, "engine-1", "http://127.0.0.1:2", 1, 6, "serving")
     await bus.set_roster(Roster(frozenset({"engine-0", "engine-1"}), leaving=frozenset({"engine-1"})))
     await bus.close()
 

@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
+from engine_lines import set_engine
 
 from actors.dealer import Dealer, PromptsChangedError
 from actors.runtime.context import ActorContext
@@ -211,7 +212,7 @@ def dealer(bus: Bus, tmp_path: Path, digits_model: Path) -> Callable[..., Dealer
 
 
 async def test_a_dealer_that_starts_again_goes_on_in_every_source(bus: Bus, dealer: Callable[..., Dealer]) -> None:
-    await bus.set_engine("engine-0", "http://127.0.0.1:1", 1, 0, "serving")
+    await set_engine(bus, "engine-0", "http://127.0.0.1:1", 1, 0, "serving")
     weights = [0.6, 0.4]
     for max_lag in (0, 1, 4):  # each time another dealer, which may deal further
         again = dealer(weights, max_lag)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
@@ -60,14 +59,14 @@ def test_a_token_is_a_character_and_padding_stays_visible(tmp_path: Path) -> Non
 @pytest.mark.parametrize(("name", "count"), [("builtin:repeat", 60), ("builtin:repeat9", 90)])
 def test_the_repeat_prompts_are_distinct_and_known_to_the_tokenizer(tmp_path: Path, name: str, count: int) -> None:
     builtin.make_model("builtin:digits", tmp_path, seed=0)
-    builtin.make_prompts(name, tmp_path / "prompts.jsonl")
     config = RunConfig(model=Model(hf_checkpoint="builtin:digits"), data=Data(prompt_data=name))
     prompts = load_prompts(config, Tokenizer(tmp_path))
     assert len({prompt.text for prompt in prompts}) == len(prompts) == count
     assert all(len(prompt.tokens) == 4 and prompt.tokens.min() >= 2 for prompt in prompts)
     assert all(prompt.label == prompt.text[0] * int(prompt.text[2]) for prompt in prompts)
-    rows = [json.loads(line) for line in (tmp_path / "prompts.jsonl").read_text().splitlines()]
-    assert [(row["input"], row["label"]) for row in rows] == [(prompt.text, prompt.label) for prompt in prompts]
+    assert [(row["input"], row["label"]) for row in builtin.prompt_rows(name)] == [
+        (prompt.text, prompt.label) for prompt in prompts
+    ]
 
 
 def test_words_holds_any_english_prompt(tmp_path: Path) -> None:

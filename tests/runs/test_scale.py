@@ -17,6 +17,7 @@ import aiohttp
 import psutil
 import pytest
 from aiohttp import web
+from engine_lines import set_engine
 from launching import TINY, begin, events, left_behind, metrics, summary, wait_for_step, wait_until, write_config
 from typer.testing import CliRunner
 
@@ -122,8 +123,8 @@ async def test_an_engine_that_was_added_is_known_at_once_and_any_other_is_still_
     await bus.set_roster(Roster(frozenset({"engine-0", "engine-1", "engine-2"}), frozenset({"engine-1"})))
     assert await ctx.has_engine("engine-2") and not await ctx.has_engine("engine-3")
     assert await ctx.engine_leaves("engine-1") and not await ctx.engine_leaves("engine-2")
-    await bus.set_engine("engine-2", "http://127.0.0.1:1", 1, 0, "serving")
-    await bus.set_engine("engine-3", "http://127.0.0.1:1", 1, 0, "serving")
+    await set_engine(bus, "engine-2", "http://127.0.0.1:1", 1, 0, "serving")
+    await set_engine(bus, "engine-3", "http://127.0.0.1:1", 1, 0, "serving")
     assert set(await ctx.engine_states()) == {"engine-2"} and bus.refused["engines"] == 1
     await bus.redis.set(bus.key("roster"), b"\xc1junk")
     assert await ctx.has_engine("engine-2") and not await ctx.has_engine("engine-9")  # it goes on with what it knows
@@ -163,7 +164,7 @@ async def test_an_engine_that_leaves_answers_what_it_has_and_gets_nothing_new(bu
     names = ("engine-0", "engine-1")
     async with asyncio.timeout(30), SlowEngine().running() as one, SlowEngine().running() as two:
         for name, engine in zip(names, (one, two), strict=True):
-            await bus.set_engine(name, engine.url, 1, 0, "serving")
+            await set_engine(bus, name, engine.url, 1, 0, "serving")
         router = asyncio.create_task(Router(ctx).run())
         url = await bus.address("router", deadline_s=10)
         async with aiohttp.ClientSession() as session:
