@@ -29,7 +29,7 @@ from bus.messages import EngineDown, EngineUp, Message, Snapshot
 from bus.waits import WaitKind
 from miles_async.config.secrets import resolve
 from miles_async.engines.client import EngineClient, EngineError
-from miles_async.router.access import is_of_run
+from miles_async.router.addresses import is_of_run
 from miles_async.weights.fleet import Fleet, Member, key, next_wave, wave_partition
 from miles_async.weights.push import probe
 from miles_async.weights.snapshot import SnapshotError, has_weights

@@ -30,15 +30,20 @@ from miles_async.config.secrets import resolve
 from miles_async.http.limits import answer_at_once
 from miles_async.http.refusals import Refusals
 from miles_async.http.server import HttpServer
+<<<<<<< HEAD
 from miles_async.monitor.diagnosis import MOVING
 from miles_async.router.access import is_of_run
+=======
+from miles_async.monitor.diagnosis import MOVING, engine_wait
+from miles_async.router.addresses import is_of_run
+>>>>>>> ed9b11c (The router's pages are in one table, only listed paths are forwarded, /v1/loads is asked by one poller and read in one place)
 from miles_async.router.app import RouterApp
 from miles_async.router.engine import RoutedEngine
-from miles_async.router.health import HealthChecker
-from miles_async.router.looks import EngineLooks
+from miles_async.router.observe.health import HealthChecker
+from miles_async.router.observe.looks import EngineLooks
+from miles_async.router.observe.quiet import QuietEngines
+from miles_async.router.observe.suspects import Suspects, Verdict
 from miles_async.router.policies.choice import make_policy
-from miles_async.router.quiet import QuietEngines
-from miles_async.router.suspects import Suspects, Verdict
 from miles_async.weights.place import weight_roots
 
 REPORT_INTERVAL_S = 1.0
@@ -102,7 +107,7 @@ class Router:
             self._publish_deaths(),
             self._name_the_quiet(),
             health.run(ctx.stop),
-            EngineLooks(self.app, suspects, self._found).run(ctx.stop),
+            EngineLooks(self.app, self.app.loads, suspects, self._found).run(ctx.stop),
             self._record_verdicts(),
         )
         try:
@@ -200,7 +205,7 @@ class Router:
     async def _name_the_quiet(self) -> None:
         """The heartbeat says that this router waits for the engines that give nothing for what they have in flight, or
         for one that is up."""
-        quiet = QuietEngines(self.app)
+        quiet = QuietEngines(self.app, self.app.loads)
         down_since: float | None = None
         with contextlib.ExitStack() as said:
             while not self.ctx.stop.is_set():

@@ -25,7 +25,7 @@ from miles_async.models import builtin
 from miles_async.models.context_length import check_lengths
 from miles_async.rl import effect as algorithm_effect
 from miles_async.rl import rules as algorithm
-from miles_async.router import access
+from miles_async.router import addresses
 from miles_async.weights.transports import table as transports
 
 ENGINE_KEYS = {"embedded": (), "sglang": ("engine.args", "eval.engine_args"), "external": ("engine.urls",)}
@@ -63,7 +63,7 @@ def check_all(config: RunConfig) -> None:
     rules.check(config)
     algorithm.check(config)
     flags.check(config)
-    access.check(config)
+    addresses.check(config)
     secrets.check(config)
     check_files(config)
     hook_points.check(config)

@@ -18,7 +18,7 @@ from bus import Bus
 from miles_async.config.schema import RunConfig
 from miles_async.config.secrets import resolve
 from miles_async.engines.client import EngineClient, EngineError
-from miles_async.router.access import is_of_run
+from miles_async.router.addresses import is_of_run
 from miles_async.weights.push import push
 from miles_async.weights.transports.disk import load_from_disk
 from miles_async.weights.update import Receiver, Update

@@ -1,137 +1,95 @@
-"""Who may ask the router what: every path is open, a client's, or control; one that is not named here is control.
+"""Who may ask the router what, and who answers it: the table of the router's own pages and of the paths that are forwarded.
 
-Promises: pure; what changes engines, their weights, their requests or who they are needs the key for control, and so does what
-shows how an engine was started (SGLang's ``/server_info`` holds its key); engines are added by hand only at the addresses of
-``router.allowed_engines``; the run's own engines are where its configuration lets them be.
+Promises: pure; a path that is in neither part of the table is no engine's to answer; what changes engines, their weights,
+their requests or who they are needs the key for control, and so does what shows how an engine was started (SGLang's
+``/server_info`` holds its key); whatever the table does not call a client's is control.
 """
 
 from __future__ import annotations
 
-import ipaddress
-from collections.abc import Iterable
-from fnmatch import fnmatchcase
-from typing import Literal
-from urllib.parse import urlsplit
-
-import msgspec
-
-from miles_async.config.loopback import is_loopback
-from miles_async.config.schema import ConfigError, Engine, RunConfig
+from typing import Literal, NamedTuple
 
 Access = Literal["open", "client", "control"]
+# the router itself, one engine, all of them, or nobody
+Answerer = Literal["router", "one", "every", "nobody"]
 
-# the router's own pages, as its application names them
-OWN: dict[tuple[str, str], Access] = {
-    ("GET", "/health"): "open",
-    ("GET", "/workers"): "client",
-    ("GET", "/workers/{name:path}"): "client",
-    ("GET", "/list_workers"): "client",
-    ("GET", "/loads"): "client",
-    ("GET", "/metrics"): "client",
-    ("GET", "/openapi.json"): "client",
-    ("POST", "/workers"): "control",
-    ("DELETE", "/workers/{name:path}"): "control",
-    ("POST", "/add_worker"): "control",
-    ("POST", "/remove_worker"): "control",
-}
-# what is passed on to engines for whoever may generate: it changes nothing that outlives the request
+# forwarded for whoever may generate: it changes nothing that outlives the request
 CLIENTS: frozenset[tuple[str, str]] = frozenset(
     {
         *((method, "/generate") for method in ("POST", "PUT")),
         *(("POST", f"/v1/{name}") for name in ("completions", "chat/completions", "embeddings", "score", "responses")),
         *(("POST", path) for path in ("/tokenize", "/detokenize", "/v1/tokenize", "/v1/detokenize")),
         *(("GET", path) for path in ("/v1/models", "/model_info", "/get_model_info", "/health_generate")),
-        ("POST", "/abort_request"),  # of one request: all of them are for who controls (one_request)
+        ("POST", "/abort_request"),  # of one request: all of them are for who controls (router/keys.py)
     }
 )
+# forwarded for who controls, by any method that is forwarded; what ends in a slash with all that is below it
+_CONTROL = """
+    /ready /ping /server_info /get_server_info /get_load /v1/loads
+    /classify /encode /invocations /parse_function_call /separate_reasoning /v1/audio/transcriptions /v1/classify
+    /v1/decisions /v1/messages /v1/messages/count_tokens /v1/models/ /v1/rerank /v1/responses/ /v1/systemone
+    /flush_cache /pause_generation /continue_generation /open_session /close_session
+    /begin_weight_update /end_weight_update /init_weights_update_group /destroy_weights_update_group
+    /update_weights_from_distributed /update_weights_from_disk /update_weights_from_ipc /update_weights_from_tensor
+    /update_weight_version /get_weights_by_name /weights_checker /release_memory_occupation /resume_memory_occupation
+    /init_weights_send_group_for_remote_instance /send_weights_to_remote_instance
+    /get_remote_instance_transfer_engine_info /remote_instance_transfer_engine_info
+    /load_lora_adapter /load_lora_adapter_from_tensors /unload_lora_adapter
+    /add_external_corpus /remove_external_corpus /list_external_corpora
+    /hicache/storage-backend /hicache/storage-backend/clear /get_hicache_l3_cache_layout /pd_role_switch
+    /set_internal_state /configure_logging /set_trace_level /slow_down /freeze_gc /dumper/ /start_profile /stop_profile
+    /start_expert_distribution_record /stop_expert_distribution_record /dump_expert_distribution_record
+"""
+CONTROL = frozenset(_CONTROL.split())
+# of these all engines are asked: what must reach the engine that has the request, or all of them
+EVERY_ENGINE = frozenset(("/abort_request", "/flush_cache", "/pause_generation", "/continue_generation"))
+_FORWARDED = {path for _, path in CLIENTS} | CONTROL
 
 
-class _Abort(msgspec.Struct):
-    rid: str = ""
-    abort_all: bool = False
+class Route(NamedTuple):
+    """What a request has to bring, and who answers it."""
+
+    needs: Access
+    by: Answerer
 
 
-def is_own(path: str) -> bool:
-    """Whether a path is a page of the router, and not passed on to engines."""
-    return path.startswith("/workers/") or any(path == known for _, known in OWN)
+class Routes:
+    """The table of one router. The forwarded paths are in it; pages of its own come by :meth:`add`."""
+
+    def __init__(self) -> None:
+        self.own: dict[tuple[str, str], Access] = {}
+        self._routes = {one: Route("client", "every" if one[1] in EVERY_ENGINE else "one") for one in CLIENTS}
+
+    def add(self, method: str, path: str, needs: Access) -> None:
+        """A page of the router, its path as FastAPI takes it. Raises ValueError: that path is forwarded."""
+        if _forwarded(_fixed(path)):
+            raise ValueError(f"{path} is forwarded to engines, and cannot be a page of the router as well")
+        self.own[method, path] = self.own.get((method, path), needs)
+
+    def find(self, method: str, path: str) -> Route:
+        """What the table says of a request."""
+        route = self._routes.get((method, path))
+        return self._look_up(method, path) if route is None else route
+
+    def _look_up(self, method: str, path: str) -> Route:
+        found = [(how, known) for how, known in self.own if path == known or _below(path, known)]
+        if found:
+            exact = [known for how, known in found if how == method and known == path]
+            fitting = exact or [known for how, known in found if how == method]
+            return Route(self.own[method, fitting[0]] if fitting else "control", "router")
+        if not _forwarded(path):
+            return Route("control", "nobody")
+        return Route("control", "every" if path in EVERY_ENGINE else "one")
 
 
-def access(method: str, path: str) -> Access:
-    """What a request has to bring: nothing, the key of clients, or that for control."""
-    template = "/workers/{name:path}" if path.startswith("/workers/") else path
-    if (method, path) in CLIENTS:
-        return "client"
-    return OWN.get((method, template), "control")
+def _fixed(path: str) -> str:
+    """What of a page's path is the same for all that it stands for."""
+    return path.partition("{")[0]
 
 
-def one_request(body: bytes) -> bytes | None:
-    """The body of an ``/abort_request`` that ends one request, as an engine may get it; None: it is none, or ends all."""
-    try:
-        asked = msgspec.json.decode(body, type=_Abort)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return None
-    return None if asked.abort_all or not asked.rid else msgspec.json.encode(asked)
+def _below(path: str, page: str) -> bool:
+    return "{" in page and path.startswith(_fixed(page))
 
 
-def host_and_port(url: str) -> tuple[str, int] | None:
-    """Of an engine's ``http://host:port``; None: it is no such URL."""
-    try:
-        parts = urlsplit(url)
-        port = parts.port or 80
-    except ValueError:
-        return None
-    if parts.scheme != "http" or not parts.hostname or parts.username or parts.password:
-        return None
-    return parts.hostname, port
-
-
-def is_allowed(url: str, patterns: Iterable[str]) -> bool:
-    """Whether one of ``router.allowed_engines`` names the address: ``HOST:PORT``, each exactly or ``*`` (in a host for one
-    part between dots), or ``NETWORK/BITS:PORT``."""
-    where = host_and_port(url)
-    return where is not None and any(_fits(*where, pattern) for pattern in patterns)
-
-
-def _fits(host: str, port: int, pattern: str) -> bool:
-    wanted, _, wanted_port = pattern.rpartition(":")
-    wanted = wanted.strip("[]")
-    if wanted_port not in ("*", str(port)):
-        return False
-    if "/" in wanted:
-        try:
-            return ipaddress.ip_address(host) in ipaddress.ip_network(wanted.replace("]", ""), strict=False)
-        except ValueError:
-            return False
-    parts, wanted_parts = host.lower().split("."), wanted.lower().split(".")
-    return len(parts) == len(wanted_parts) and all(map(fnmatchcase, parts, wanted_parts))
-
-
-def check(config: RunConfig) -> None:
-    """Refuse patterns of ``router.allowed_engines`` that can name nothing. Raises ConfigError."""
-    for pattern in config.router.allowed_engines:
-        if not is_pattern(pattern):
-            raise ConfigError(
-                f'router.allowed_engines: "{pattern}" is no address: expected "HOST:PORT", where "*" is any port and '
-                'any part of a host, or "NETWORK/BITS:PORT"'
-            )
-
-
-def is_pattern(pattern: str) -> bool:
-    """Whether it can name anything."""
-    host, _, port = pattern.rpartition(":")
-    if "/" in host:
-        try:
-            ipaddress.ip_network(host.strip("[]").replace("]", ""), strict=False)
-        except ValueError:
-            return False
-    return bool(host) and (port == "*" or (port.isdecimal() and 0 < int(port) < 65536))
-
-
-def is_of_run(url: str, engine: Engine, urls: Iterable[str] = ()) -> bool:
-    """Whether an engine of the run can be there: one that the run starts is on this machine, somebody's is one of
-    ``engine.urls`` (or of ``urls``, where those are given). Only there does its key go."""
-    named = list(urls) or (engine.urls if engine.kind == "external" else [])
-    if named:
-        return url.rstrip("/") in {one.rstrip("/") for one in named}
-    where = host_and_port(url)
-    return where is not None and is_loopback(where[0])
+def _forwarded(path: str) -> bool:
+    return path in _FORWARDED or any(path.startswith(known) for known in CONTROL if known.endswith("/"))

@@ -1,9 +1,9 @@
 """The router's web application: requests in, the answers of the engine that the policy chooses out.
 
 Promises: what is refused (no key, too long, too many, no such page) is counted by status and logged; the router's keys never
-reach an engine, which gets its own; what changes engines needs the key for control (``router/access.py`` says what that is).
+reach an engine, which gets its own; what changes engines needs the key for control (``router/access.py`` has the table).
 
-    POST /generate, /v1/...          raw bytes to one engine, router/forward.py     pages of its own: router/admin.py
+    POST /generate, /v1/...          raw bytes to one engine, router/forward.py     pages of its own: router/pages/
     POST /abort_request, ...         to all engines, router/broadcast.py
 """
 
@@ -18,21 +18,20 @@ from pathlib import Path
 from miles_async.http.asgi import Receive, Scope, Send
 from miles_async.http.limits import BodyTooLongError, bounded, read_body, say, send_whole
 from miles_async.http.refusals import Refusals
-from miles_async.router.access import Access, access, is_own
-from miles_async.router.admin import admin_app
+from miles_async.router.access import Access, Route
 from miles_async.router.broadcast import ask_every_engine
 from miles_async.router.engine import RoutedEngine
 from miles_async.router.fleet import RouterFleet
 from miles_async.router.forward import Forwarder
 from miles_async.router.head import Head, read_head
 from miles_async.router.keys import WEIGHTS, RouterKeys
+from miles_async.router.observe.loads import LoadPoller
+from miles_async.router.pages.own import own_pages
 from miles_async.router.passage import Passage
 from miles_async.router.policies.least_inflight import LeastInflight
 from miles_async.router.policies.policy import RoutingPolicy
 from miles_async.router.policies.versions import DemandError
 
-# what must reach the engine that has the request, or all of them
-EVERY_ENGINE = ("/abort_request", "/flush_cache", "/pause_generation", "/continue_generation")
 RETRY_AFTER_S = 1  # what a 429 asks for
 
 
@@ -84,7 +83,8 @@ class RouterApp(RouterFleet):
         self.allowed_engines, self.weight_roots = tuple(allowed_engines), tuple(weight_roots)
         self.keys = RouterKeys(api_key, admin_key, own_key)
         self.forwarder = Forwarder(self, max_retries)
-        self._admin = admin_app(self)
+        self.loads = LoadPoller(self)
+        self.pages = own_pages(self, self.loads)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -92,25 +92,28 @@ class RouterApp(RouterFleet):
         refused = self.refusals.watching(scope, send)
         receive = bounded(scope, receive, self.max_body_bytes)
         method, path = scope["method"], scope["path"]
-        needs, may = access(method, path), self.keys.may(scope)
+        route, may = self.pages.routes.find(method, path), self.keys.may(scope)
         try:
-            if needs != "open" and may is None:
+            if route.needs != "open" and may is None:
                 await say(refused, 401, "the router asks for its key: Authorization: Bearer KEY")
-            elif needs == "control" and may != "control":
+            elif route.needs == "control" and may != "control":
                 await say(refused, 403, f"{method} {path} is control: {self.keys.what_controls()}")
-            elif is_own(path):
-                await self._admin(scope, receive, refused)
+            elif route.by == "router":
+                await self.pages.app(scope, receive, refused)
+            elif route.by == "nobody":
+                await say(refused, 404, f"{path} is no page of the router, and is not passed on to engines")
             elif method not in ("GET", "POST", "PUT"):
                 await say(refused, 405, f"{method} is not passed on to engines")
-            elif path in EVERY_ENGINE or path in WEIGHTS:  # also where no more requests are taken: an abort makes room
-                await self._control(may, scope, receive, refused)
+            elif route.by == "every" or path in WEIGHTS:  # also where no more requests are taken: an abort makes room
+                await self._control(route, may, scope, receive, refused)
             elif self.max_concurrency is not None and self.concurrency >= self.max_concurrency:
                 await _too_many(refused, self.max_concurrency)
             else:
                 head = read_head(scope)
                 self.concurrency += 1
                 try:
-                    await self._forward(head, scope, receive, send)
+                    if (body := await read_body(receive)) is not None:
+                        await self._forward(route, head, body, scope, send)
                 finally:
                     self.concurrency -= 1
         except DemandError as error:
@@ -118,7 +121,7 @@ class RouterApp(RouterFleet):
         except BodyTooLongError as error:
             await say(refused, 413, str(error), close=True)
 
-    async def _control(self, may: Access | None, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _control(self, route: Route, may: Access | None, scope: Scope, receive: Receive, send: Send) -> None:
         """What goes to all engines, and where weights come from: looked at before it is passed on."""
         head, body = read_head(scope), await read_body(receive)
         if body is None:
@@ -127,16 +130,13 @@ class RouterApp(RouterFleet):
             body = self.keys.checked(scope["path"], body, may, self.weight_roots)
         except PermissionError as error:
             return await say(send, 403, str(error))
-        await self._forward(head, scope, receive, send, body)
+        await self._forward(route, head, body, scope, send)
 
-    async def _forward(self, head: Head, scope: Scope, receive: Receive, send: Send, body: bytes | None = None) -> None:
-        body = await read_body(receive) if body is None else body
-        if body is None:
-            return
+    async def _forward(self, route: Route, head: Head, body: bytes, scope: Scope, send: Send) -> None:
         passage: Passage | None = None
         try:
             async with asyncio.timeout(self.request_timeout_s):
-                if scope["path"] in EVERY_ENGINE:
+                if route.by == "every":
                     await ask_every_engine(self, head, body, send)
                 else:
                     passage = Passage(scope, send)
@@ -144,8 +144,7 @@ class RouterApp(RouterFleet):
         except TimeoutError:
             if passage is not None and passage.begun:
                 raise
-            path = head.target.partition(b"?")[0].decode(errors="replace")
-            await say(send, 504, f"no answer to {path} within {self.request_timeout_s:g} s")
+            await say(send, 504, f"no answer to {scope['path']} within {self.request_timeout_s:g} s")
 
 
 async def _too_many(send: Send, limit: int) -> None:

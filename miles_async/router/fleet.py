@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection
 
 from miles_async.http.client import Upstream
 from miles_async.http.refusals import Refusals
-from miles_async.router.access import is_allowed
+from miles_async.router.addresses import is_allowed
 from miles_async.router.engine import RoutedEngine
 from miles_async.router.policies.breaker import Breaker
 from miles_async.router.policies.policy import RoutingPolicy

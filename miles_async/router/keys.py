@@ -10,11 +10,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
+
 from miles_async.config.loopback import is_loopback
 from miles_async.engines.weight_paths import is_place
 from miles_async.http.asgi import Scope
 from miles_async.http.limits import has_key
-from miles_async.router.access import Access, one_request
+from miles_async.router.access import Access
 
 WEIGHTS = ("/update_weights_from_disk",)  # whose body names a directory
 
@@ -54,3 +56,17 @@ class RouterKeys:
 def _is_from_here(scope: Scope) -> bool:
     client = scope.get("client")
     return client is not None and is_loopback(client[0])
+
+
+class _Abort(msgspec.Struct):
+    rid: str = ""
+    abort_all: bool = False
+
+
+def one_request(body: bytes) -> bytes | None:
+    """The body of an ``/abort_request`` that ends one request, as an engine may get it; None: it is none, or ends all."""
+    try:
+        asked = msgspec.json.decode(body, type=_Abort)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+    return None if asked.abort_all or not asked.rid else msgspec.json.encode(asked)

@@ -20,7 +20,7 @@ from bus.codec import MASK, TOKENS, pack, unpack
 from bus.messages import Event, Group, Metrics, Ticket, Transition
 from miles_async.config.schema import Data, Model, Reward, Rollout, RunConfig
 from miles_async.engines.client import EngineClient
-from miles_async.router.loads import load_of
+from miles_async.engines.loads import read_report
 from miles_async.text.tokenizer import Tokenizer
 
 DEADLINE_S = 60.0
@@ -247,9 +247,9 @@ async def test_samples_called_back_under_pressure_leave_the_engine_and_their_gro
 
         async def waiting() -> int:
             async with session.get(engine.url + "/v1/loads") as response:
-                load = load_of("e", await response.json())
-                assert load is not None
-                return load.waiting
+                report = read_report(await response.json())
+                assert report is not None and report.waiting is not None
+                return report.waiting
 
         client = EngineClient(engine.url, session)
         await client.pause("in_place")  # whatever is asked for stays in flight

@@ -368,7 +368,7 @@ def test_the_tail_of_a_group_is_what_is_left_of_its_time_when_half_of_its_sample
 async def test_the_router_says_how_busy_its_engines_are_and_leaves_out_those_that_do_not(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("miles_async.router.loads.ASK_TIMEOUT_S", 0.3)
+    monkeypatch.setattr("miles_async.router.observe.loads.ASK_TIMEOUT_S", 0.3)
     rank = {"num_running_reqs": 3, "num_waiting_reqs": 1, "token_usage": 0.5}
 
     def engine(name: str, says: bytes | None) -> FakeEngine:

@@ -1,7 +1,7 @@
 """Who holds one key opens what that key is for and nothing else: every key at every endpoint of every server of a run.
 
-The endpoints are those that the applications have (and, for what the router passes on, the engines'): one that is added has to
-be classified in ``miles_async/router/access.py`` before these tests pass.
+The endpoints are those that the applications have (and, for what the router passes on, the engines'). One of an engine that is
+in no list of ``miles_async/router/access.py`` is not passed on.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import aiohttp
 import msgspec
 import pytest
 from fake_engines import FakeEngine, Receive, Send, respond, served
-from fastapi import FastAPI
+from fastapi import FastAPI, Response
 from fastapi.routing import APIRoute
 
 from bus import Bus, run_key
@@ -30,9 +30,11 @@ from miles_async.engines.embedded.app import EngineApp, build_admin
 from miles_async.engines.weight_paths import inside
 from miles_async.http.refusals import Refusals
 from miles_async.rollout.sessions.server import SessionServer
-from miles_async.router import access as router_access
-from miles_async.router.access import CLIENTS, OWN, access, is_allowed, is_of_run, is_pattern, one_request
+from miles_async.router import addresses
+from miles_async.router.access import CLIENTS, Access, Routes
+from miles_async.router.addresses import is_allowed, is_of_run, is_pattern
 from miles_async.router.app import RouterApp
+from miles_async.router.keys import one_request
 
 KEYS = {"none": "", "router": "of-clients", "admin": "of-control", "engine": "of-engines", "wrong": "of-nobody"}
 METHODS = ("GET", "POST", "PUT", "DELETE", "PATCH")
@@ -107,13 +109,15 @@ async def test_every_endpoint_of_the_router_opens_to_the_key_that_it_is_for_and_
     router: tuple[RouterApp, str, FakeEngine],
 ) -> None:
     app, url, engine = router
-    assert set(routes(app._admin)) == OWN.keys(), "classify the router's new pages in router_access.OWN"
+    own = app.pages.routes.own
+    assert set(routes(app.pages.app)) == own.keys()
     engines = {*engine_routes(), *sglang_routes(), ("POST", "/of-a-later-version"), ("GET", "/")}
-    for method, path in sorted({*OWN, *CLIENTS, *engines, *((m, p) for m in METHODS for _, p in OWN)}):
+    for method, path in sorted({*own, *CLIENTS, *engines, *((m, p) for m in METHODS for _, p in own)}):
         if (method, path) == ("DELETE", "/workers/{name:path}"):
             continue  # below: it takes the engine away
         path = path.replace("{name:path}", "e")
-        needs, before = access(method, path), len(engine.seen)
+        needs, by = app.pages.routes.find(method, path)
+        engine.seen.clear()
         body = b'{"rid": "one"}' if path == "/abort_request" else b"{}"
         found = await statuses(url, method, path, body)
         passed = {key for key, status in found.items() if status not in (401, 403)}
@@ -123,13 +127,55 @@ async def test_every_endpoint_of_the_router_opens_to_the_key_that_it_is_for_and_
             assert passed == may, (method, path, found)
         for key in set(KEYS) - may:
             assert found[key] == (403 if key == "router" else 401), (method, path, key)
-        assert len(engine.seen) - before <= len(may), (method, path)
+        passed_on = [target for target, _ in engine.seen if target.split()[1] == path]
+        assert len(passed_on) <= (0 if by in ("router", "nobody") else len(may)), (method, path)
     assert list(app.engines) == ["e"]
     assert set(engine.brought) == {b"Bearer of-engines"}  # type: ignore[attr-defined]
     async with aiohttp.ClientSession() as session:
         for key in ("none", "engine", "wrong", "router"):
             async with session.delete(url + "/workers/e?now=true", headers=headers(key)) as answer:
                 assert answer.status in (401, 403) and "e" in app.engines
+
+
+def test_every_endpoint_of_an_engine_is_passed_on_and_nothing_else() -> None:
+    known = {path.partition("{")[0] for _, path in {*engine_routes(), *sglang_routes()} if path != "/"}
+    assert len(known) > 20
+    answering = {path: Routes().find("POST", path).by for path in known}
+    assert {path for path, by in answering.items() if by == "nobody"} <= {"/health"}
+    assert Routes().find("POST", "/of-a-later-version").by == "nobody" == Routes().find("GET", "/").by
+
+
+@pytest.mark.parametrize("needs", ["client", "control"])
+async def test_a_page_that_is_added_is_never_passed_on_is_documented_and_asks_for_its_key(
+    router: tuple[RouterApp, str, FakeEngine], needs: Access
+) -> None:
+    app, url, engine = router
+
+    @app.pages.page("GET", "/new", needs)
+    async def new() -> Response:
+        return Response(b"of the router")
+
+    for method in METHODS:
+        for path in ("/new", "/new?x=1"):
+            found = await statuses(url, method, path)
+            of_router = 403 if needs == "control" or method != "GET" else 200
+            of_admin = 200 if method == "GET" else 405
+            assert found == {"none": 401, "router": of_router, "admin": of_admin, "engine": 401, "wrong": 401}
+    async with (
+        aiohttp.ClientSession(headers=headers("router")) as session,
+        session.get(url + "/openapi.json") as answer,
+    ):
+        assert list((await answer.json())["paths"]["/new"]) == ["get"]
+    assert not engine.seen
+    assert await statuses(url, "GET", "/newer") == {
+        "none": 401,
+        "router": 403,
+        "admin": 404,
+        "engine": 401,
+        "wrong": 401,
+    }
+    with pytest.raises(ValueError, match="forwarded"):
+        app.pages.page("GET", "/generate", needs)
 
 
 def test_what_changes_engines_or_shows_how_they_were_started_is_control() -> None:
@@ -143,8 +189,9 @@ def test_what_changes_engines_or_shows_how_they_were_started_is_control() -> Non
         ("GET", "/dump"),
     }
     assert len(changing) > 14
-    assert {access(*one) for one in changing} == {"control"}
-    assert {access("POST", path) for path in ("/generate/", "//generate", "/Generate", "/v1/../flush_cache")} == {
+    find = Routes().find
+    assert {find(*one).needs for one in changing} == {"control"}
+    assert {find("POST", path).needs for path in ("/generate/", "//generate", "/Generate", "/v1/../flush_cache")} == {
         "control"
     }
 
@@ -331,4 +378,4 @@ def test_keys_that_protect_nothing_are_refused_before_the_start() -> None:
     with pytest.raises(ConfigError, match=r'router\.admin_key needs router\.kind = "builtin"'):
         check_router_access(config(kind="sglang", admin_key="b"))
     with pytest.raises(ConfigError, match=r'router\.allowed_engines: "gpu-7" is no address: expected "HOST:PORT"'):
-        router_access.check(msgspec.structs.replace(config(), router=RouterConfig(allowed_engines=["gpu-7"])))
+        addresses.check(msgspec.structs.replace(config(), router=RouterConfig(allowed_engines=["gpu-7"])))

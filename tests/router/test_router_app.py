@@ -22,7 +22,7 @@ from fake_engines import (
 
 from miles_async.router.app import RouterApp
 from miles_async.router.engine import RoutedEngine
-from miles_async.router.health import HealthChecker
+from miles_async.router.observe.health import HealthChecker
 
 pytestmark = pytest.mark.usefixtures("with_and_without_connections")
 

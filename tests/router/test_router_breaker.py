@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from fake_engines import FakeEngine, Receive, Send, ask, fleet, free_port, respond, wait_for_disconnect
 
-from miles_async.router.health import HealthChecker
+from miles_async.router.observe.health import HealthChecker
 
 pytestmark = pytest.mark.usefixtures("with_and_without_connections")
 

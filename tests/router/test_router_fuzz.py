@@ -20,7 +20,7 @@ from schemathesis import Case, GenerationMode
 from schemathesis.specs.openapi import checks
 
 from miles_async.router.app import RouterApp
-from miles_async.router.openapi import PASSED_ON
+from miles_async.router.pages.openapi import PASSED_ON
 
 EXAMPLES = 10  # of each operation, half of them malformed
 KEY = "fuzzed"

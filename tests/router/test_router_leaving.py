@@ -13,7 +13,7 @@ from fake_engines import FakeEngine, Held, Receive, Send, arrive, ask, fleet, se
 
 from miles_async.engines.embedded.server import serve
 from miles_async.router.app import RouterApp
-from miles_async.router.health import HealthChecker
+from miles_async.router.observe.health import HealthChecker
 
 pytestmark = pytest.mark.usefixtures("with_and_without_connections")
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from fake_engines import FakeEngine, Receive, Send, fleet, respond
 
-from miles_async.router.quiet import ASK_AFTER_S, QUIET_S, QuietEngines
+from miles_async.router.observe.quiet import ASK_AFTER_S, QUIET_S, QuietEngines
 
 LOOK_S = 1.0
 
@@ -37,7 +37,7 @@ async def test_only_an_engine_whose_tokens_stand_still_between_two_looks_is_quie
 ) -> None:
     now, engine = 100.0, Generating(rate)
     async with fleet(engine, clock=lambda: now) as (app, url, _, session):
-        quiets = QuietEngines(app)
+        quiets = QuietEngines(app, app.loads)
         asking = asyncio.create_task(session.post(url + "/generate", data=b"{}"))
         async with asyncio.timeout(10):
             await engine.arrived.acquire()
@@ -55,7 +55,7 @@ async def test_only_an_engine_whose_tokens_stand_still_between_two_looks_is_quie
 async def test_an_engine_is_not_quiet_at_the_first_look_that_asks_it_nor_asked_while_it_gives_answers() -> None:
     now, engine = 100.0, Generating(rate=5)
     async with fleet(engine, clock=lambda: now) as (app, url, _, session):
-        quiets = QuietEngines(app)
+        quiets = QuietEngines(app, app.loads)
         asking = asyncio.create_task(session.post(url + "/generate", data=b"{}"))
         async with asyncio.timeout(10):
             await engine.arrived.acquire()

@@ -24,8 +24,8 @@ from benchmarks.synthetic.batch import Latency
 from benchmarks.synthetic_engine import LIE, Misbehaviour, SyntheticEngine
 from miles_async.router.app import RouterApp
 from miles_async.router.engine import RoutedEngine
-from miles_async.router.looks import EngineLooks
-from miles_async.router.suspects import FORGIVEN_S, LYING_LOOKS, Observation, Probe, Suspects, Verdict
+from miles_async.router.observe.looks import EngineLooks
+from miles_async.router.observe.suspects import FORGIVEN_S, LYING_LOOKS, Observation, Probe, Suspects, Verdict
 
 LOOKS, HUNG_S = 5, 30.0
 WELL = Probe("", 16, 0.1)
@@ -228,7 +228,7 @@ async def fleet(
     app, found, stop = RouterApp(wait_s=5.0, admin_key=ADMIN_KEY), Found(), asyncio.Event()
     judge = Suspects(interval_s=INTERVAL_S, slow_share=0.2, slow_looks=SLOW_LOOKS, hung_s=REAL_HUNG_S)
     engines = [SyntheticEngine(f"e{i}", latency=Latency(0.002, 0.0, 0.0)) for i in range(count)]
-    looks = asyncio.create_task(EngineLooks(app, judge, found).run(stop))
+    looks = asyncio.create_task(EngineLooks(app, app.loads, judge, found).run(stop))
     try:
         for engine in engines:
             await engine.start()

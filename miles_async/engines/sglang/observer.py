@@ -12,6 +12,7 @@ from collections.abc import Awaitable
 from typing import Any
 
 from miles_async.engines.client import EngineClient, EngineError
+from miles_async.engines.loads import read_report
 from miles_async.engines.sglang.health import Health, Look, judge
 
 HTTP_TIMEOUT_S = 5.0
@@ -55,11 +56,10 @@ class Observer:
     async def _grew(self) -> bool:
         """Whether it generated something since the look before, as far as its load counters say."""
         try:
-            answer = await self._client.loads(HTTP_TIMEOUT_S)
-            loads = [load for load in answer["loads"] if load["num_running_reqs"] > 0]
-        except (EngineError, KeyError, TypeError):
+            report = read_report(await self._client.loads(HTTP_TIMEOUT_S))
+        except EngineError:
             return False
-        counts = [(load.get("num_used_tokens"), load.get("num_generated_tokens")) for load in loads]
+        counts = [(rank.used, rank.generated) for rank in report.ranks if rank.running] if report is not None else []
         before, self._generated = self._generated, counts
         return bool(counts) and bool(before) and counts != before
 

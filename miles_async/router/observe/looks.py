@@ -1,4 +1,4 @@
-"""Looks at what the engines of a router do, has ``router/suspects.py`` judge it, and takes out and lets back accordingly.
+"""Looks at what the engines of a router do, has ``suspects.py`` judge it, and takes out and lets back accordingly.
 
 Promises: an engine that is up is asked for its load and its version each ``interval_s``, over the router's own connections; one
 that is out is sent a small request instead of the clients'; a look waits for nobody longer than ``ASK_TIMEOUT_S``; what an
@@ -11,24 +11,28 @@ import asyncio
 import itertools
 import json
 from collections.abc import Callable
-from typing import Any
 
 from miles_async.http.client_connection import UpstreamError
-from miles_async.router.app import RouterApp
 from miles_async.router.engine import RoutedEngine
-from miles_async.router.suspects import Observation, Probe, Suspects, Verdict
+from miles_async.router.fleet import RouterFleet
+from miles_async.router.observe.loads import LoadPoller
+from miles_async.router.observe.suspects import Observation, Probe, Suspects, Verdict
 
 ASK_TIMEOUT_S = 2.0
 PROBE_TOKENS = 16
-# whichever of them moves, the engine is at work; only the first one counts
-COUNTERS = ("num_generated_tokens", "num_used_tokens")
 
 
 class EngineLooks:
-    """Of one router. ``found`` hears of every verdict, after it was acted upon."""
+    """Looks at the engines of one router. ``found`` hears of every verdict, after it was acted upon."""
 
-    def __init__(self, app: RouterApp, suspects: Suspects, found: Callable[[RoutedEngine, Verdict], None]) -> None:
-        self._app, self._suspects, self._found = app, suspects, found
+    def __init__(
+        self,
+        app: RouterFleet,
+        loads: LoadPoller,
+        suspects: Suspects,
+        found: Callable[[RoutedEngine, Verdict], None],
+    ) -> None:
+        self._app, self._loads, self._suspects, self._found = app, loads, suspects, found
         # what each engine counted, and when that was seen to change
         self._counts: dict[RoutedEngine, tuple[tuple[int, ...], float]] = {}
         self._numbers = itertools.count()
@@ -73,36 +77,35 @@ class EngineLooks:
         announced = str(engine.version) if engine.version >= 0 else None
         out = self._suspects.is_out(engine.name)
         version, load, probe = await asyncio.gather(
-            self._ask(engine, b"/model_info", _version_of),
-            self._ask(engine, b"/v1/loads", _load_of) if engine.inflight and not out else _nothing(),
+            self._version(engine),
+            self._loads.load(engine) if engine.inflight and not out else _nothing(),
             self._probe(engine) if out else _nothing(),
         )
-        counts, running, tokens, throughput = load or ((), None, None, None)
         now = self._app.clock()
         before, moved_at = self._counts.get(engine, ((), 0.0))
-        if counts and counts != before:
-            self._counts[engine], moved_at = (counts, now), now
+        if load is not None and load.running is not None and load.progress != before:
+            self._counts[engine], moved_at = (load.progress, now), now
         return Observation(
             engine.name,
             excused=engine.updating or self._app.paused,
             inflight=engine.inflight,
             quiet_s=min(engine.quiet_seconds(now), now - moved_at),
-            running=running,
-            tokens=tokens,
-            throughput=throughput,
+            running=load and load.running,
+            tokens=load and load.generated,
+            throughput=load and load.throughput,
             announced=announced if engine.version >= 0 and announced == str(engine.version) else None,
             reported=version,
             probe=probe,
         )
 
-    async def _ask(self, engine: RoutedEngine, path: bytes, read: Callable[[Any], Any]) -> Any:
-        """What ``read`` finds in the JSON of the answer. None: there is no answer, or nothing is found."""
+    async def _version(self, engine: RoutedEngine) -> str | None:
+        """The weight version that it says it serves. None: it does not say."""
         try:
-            status, content = await engine.upstream.get(path, ASK_TIMEOUT_S)
-            return read(json.loads(content)) if status == 200 else None
+            status, content = await engine.upstream.get(b"/model_info", ASK_TIMEOUT_S)
+            return str(json.loads(content)["weight_version"]) if status == 200 else None
         except UpstreamError as error:
             if error.garbage:
-                self._garbage(engine, f"GET {path.decode()}: {error}")
+                self._garbage(engine, f"GET /model_info: {error}")
             return None
         except (TimeoutError, LookupError, TypeError, ValueError, RecursionError):
             return None
@@ -133,18 +136,3 @@ class EngineLooks:
 
 async def _nothing() -> None:
     return None
-
-
-def _version_of(info: Any) -> str:
-    return str(info["weight_version"])
-
-
-def _load_of(loads: Any) -> tuple[tuple[int, ...], int, int | None, float | None]:
-    """(the counters that move while it works, running requests, tokens generated, tokens a second), over all its ranks."""
-    ranks = loads["loads"]
-    counts = tuple(sum(int(rank.get(name, 0)) for rank in ranks) for name in COUNTERS)
-    running = sum(int(rank["num_running_reqs"]) for rank in ranks)
-    counted = all(COUNTERS[0] in rank for rank in ranks)
-    said = all("gen_throughput" in rank for rank in ranks)
-    throughput = sum(float(rank["gen_throughput"]) for rank in ranks) if said else None
-    return counts, running, counts[0] if counted else None, throughput

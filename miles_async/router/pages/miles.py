@@ -7,29 +7,29 @@ body that is no JSON object is a 400; an address that ``router.allowed_engines``
 from __future__ import annotations
 
 import msgspec
-from fastapi import FastAPI, Request, Response
+from fastapi import Request, Response
 
 from miles_async.http.limits import BodyTooLongError
 from miles_async.router.fleet import NotAllowedError, RouterFleet
-from miles_async.router.pages import MilesError, MilesUrls, MilesWorkers, WorkerUrl, body_of
+from miles_async.router.pages.table import PageTable, answer
+from miles_async.router.pages.types import MilesError, MilesUrls, MilesWorkers, WorkerUrl
 
-_BODY = {"requestBody": {"required": False, "content": body_of(WorkerUrl)}}
-_ANSWERS: dict[int | str, dict[str, object]] = {
-    200: {"description": "requests in flight by URL", "content": body_of(MilesWorkers)},
-    400: {"description": "no URL of an engine", "content": body_of(MilesError)},
-    403: {"description": "no engine may be added there, or not by this key"},
-    409: {"description": "a worker with this URL drains", "content": body_of(MilesError)},
-    413: {"description": "the body is too long"},
+_ANSWERS: dict[int, tuple[str, type[msgspec.Struct] | None]] = {
+    200: ("requests in flight by URL", MilesWorkers),
+    400: ("no URL of an engine", MilesError),
+    403: ("no engine may be added there, or not by this key", None),
+    409: ("a worker with this URL drains", MilesError),
+    413: ("the body is too long", None),
 }
 
 
-def add_miles_pages(app: FastAPI, router: RouterFleet) -> None:
+def add_miles_pages(table: PageTable, router: RouterFleet) -> None:
     """``POST /add_worker``, ``POST /remove_worker`` and ``GET /list_workers``."""
 
     def workers() -> Response:
-        return page(MilesWorkers("success", {engine.url: engine.inflight for engine in router.engines.values()}))
+        return answer(MilesWorkers("success", {engine.url: engine.inflight for engine in router.engines.values()}))
 
-    @app.post("/add_worker", openapi_extra=_BODY, responses=_ANSWERS)
+    @table.page("POST", "/add_worker", "control", takes=WorkerUrl, needs_body=False, gives=_ANSWERS)
     async def add_worker(request: Request, url: str | None = None, worker_url: str | None = None) -> Response:
         try:
             given = await _url(request, url or worker_url)
@@ -37,38 +37,33 @@ def add_miles_pages(app: FastAPI, router: RouterFleet) -> None:
             if known is None:
                 router.add_by_hand(given.rstrip("/").removeprefix("http://"), given)
             elif known.draining:
-                return page(MilesError(f"{known.url} drains: DELETE /workers/{known.name}?now=true removes it"), 409)
+                return answer(MilesError(f"{known.url} drains: DELETE /workers/{known.name}?now=true removes it"), 409)
             else:  # it lives, whatever was thought of it
                 router.add(known.name, known.url, known.version, known.incarnation)
         except BodyTooLongError:
             raise
         except NotAllowedError as error:
-            return page(MilesError(str(error)), error.status)
+            return answer(MilesError(str(error)), error.status)
         except (ValueError, RecursionError) as error:
-            return page(MilesError(str(error)), 400)
+            return answer(MilesError(str(error)), 400)
         return workers()
 
-    @app.post("/remove_worker", openapi_extra=_BODY, responses=_ANSWERS)
+    @table.page("POST", "/remove_worker", "control", takes=WorkerUrl, needs_body=False, gives=_ANSWERS)
     async def remove_worker(request: Request, url: str | None = None, worker_url: str | None = None) -> Response:
         try:
             given = await _url(request, url or worker_url)
         except BodyTooLongError:
             raise
         except (ValueError, RecursionError) as error:
-            return page(MilesError(str(error)), 400)
+            return answer(MilesError(str(error)), 400)
         for engine in list(router.engines.values()):
             if engine.url == given.rstrip("/"):
                 router.drain(engine.name)
         return workers()
 
-    @app.get("/list_workers", responses={200: {"description": "all workers", "content": body_of(MilesUrls)}})
+    @table.page("GET", "/list_workers", "client", gives={200: ("all workers", MilesUrls)})
     async def list_workers() -> Response:
-        return page(MilesUrls([engine.url for engine in router.engines.values()]))
-
-
-def page(answer: msgspec.Struct, status: int = 200) -> Response:
-    """A JSON answer."""
-    return Response(msgspec.json.encode(answer), status, media_type="application/json")
+        return answer(MilesUrls([engine.url for engine in router.engines.values()]))
 
 
 async def _url(request: Request, in_query: str | None) -> str:

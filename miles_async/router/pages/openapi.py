@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastapi import FastAPI
+import msgspec
 from fastapi.openapi.utils import get_openapi
 
-from miles_async.router.pages import schemas
+from miles_async.router.pages.table import PageTable
 
-# what is documented of the paths that are passed on; all others are passed on, too
+# what is documented of the paths that are passed on; router/access.py has them all
 PASSED_ON = ("/generate", "/v1/completions", "/v1/chat/completions", "/v1/embeddings")
 _ERROR = {
     "type": "object",
@@ -18,16 +18,22 @@ _ERROR = {
 }
 
 
-def document(app: FastAPI) -> dict[str, Any]:
-    """The document of ``app``'s pages and of the requests that are passed on to engines."""
+def document(table: PageTable) -> dict[str, Any]:
+    """The document of the router's own pages and of the requests that are passed on to engines."""
+    app = table.app
     made = get_openapi(title=app.title, version=app.version, routes=app.routes)
     components = made.setdefault("components", {})
-    components["schemas"] = {**components.get("schemas", {}), **schemas(), "Error": _ERROR}
+    components["schemas"] = {**components.get("schemas", {}), **_schemas(table), "Error": _ERROR}
     components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
     made["security"] = [{"key": []}, {}]  # the key is asked for where router.api_key is set
     for path in PASSED_ON:
         made["paths"][path] = {"post": _passed_on(path)}
     return made
+
+
+def _schemas(table: PageTable) -> dict[str, Any]:
+    """Those of the bodies of all pages, by name, as ``components.schemas``."""
+    return msgspec.json.schema_components(table.types, ref_template="#/components/schemas/{name}")[1]
 
 
 def _header(name: str, description: str, schema: dict[str, Any]) -> dict[str, Any]:

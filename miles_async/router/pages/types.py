@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import msgspec
 from msgspec import Meta
@@ -96,18 +96,3 @@ class Detail(msgspec.Struct):
 
 class MilesError(msgspec.Struct):
     error: str
-
-
-PAGES = (
-    NewWorker, WorkerUrl, WorkerView, WorkerList, Leaving, MilesWorkers, MilesUrls, FleetLoad, Detail, MilesError,
-)  # fmt: skip
-
-
-def body_of(page: type) -> dict[str, Any]:
-    """The ``content`` of a request or answer in an OpenAPI document."""
-    return {"application/json": {"schema": {"$ref": f"#/components/schemas/{page.__name__}"}}}
-
-
-def schemas() -> dict[str, Any]:
-    """Of all pages, by name, as ``components.schemas`` of an OpenAPI document."""
-    return msgspec.json.schema_components(PAGES, ref_template="#/components/schemas/{name}")[1]
