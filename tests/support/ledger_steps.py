@@ -1,9 +1,9 @@
-"""Groups without content, dealt and made ready in a ledger."""
+"""Groups without content, dealt and made ready in a ledger; and what its record says of them."""
 
 from __future__ import annotations
 
-from bus import Ledger
-from bus.messages import Group, ReadyGroup, Ticket
+from bus import Bus, Ledger
+from bus.messages import Group, ReadyGroup, Ticket, Transition
 
 
 def ticket(position: int) -> Ticket:
@@ -25,3 +25,8 @@ async def make_ready(ledger: Ledger, n: int, lease: str = "w/1") -> list[ReadyGr
         assert await ledger.publish(group(claimed.ticket.group_id), lease, 0.0)
     ready, _ = await ledger.ready_groups("0", block_ms=0)
     return ready[len(before) :]
+
+
+async def transitions(bus: Bus) -> list[Transition]:
+    found, _ = await bus.read("events", Transition, "0")
+    return found
