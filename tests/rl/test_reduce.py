@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from by_hand import INF, NAN
 from rl_step import config
 
 from miles_async.config.schema import RunConfig
@@ -11,7 +12,6 @@ from miles_async.rl.builtin import reducers
 from miles_async.rl.reduce import Totals, constant, sample_mean, token_mean, weighted_sum
 from miles_async.rl.segments import Compressed, masked_mean, masked_sum, n_segments, segment_sum
 
-NAN, INF = float("nan"), float("inf")
 # Four samples of three rollouts: the first two are branches of one; the last is masked out.
 MASK = torch.tensor([1, 1, 0, 1, 0, 1, 1, 1, 0, 0])
 SAMPLE = torch.tensor([0, 0, 0, 1, 1, 2, 2, 2, 3, 3])

@@ -7,15 +7,12 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from by_hand import f64
 
 from miles_async.rl import losses
 from miles_async.rl.losses import PolicyLoss, ess_ratio, sft, value_loss
 
 EPS = {"eps_clip": 0.2, "eps_clip_high": 0.3}
-
-
-def f64(*values: float) -> torch.Tensor:
-    return torch.tensor(values, dtype=torch.float64)
 
 
 def by_token(name: str, lp: torch.Tensor, old: torch.Tensor, a: torch.Tensor, **more: float) -> PolicyLoss:

@@ -7,16 +7,11 @@ import statistics
 
 import pytest
 import torch
+from by_hand import INF, NAN, f64
 from rl_step import on_ranks
 
 from miles_async.rl import advantages
 from miles_async.rl.advantages import distil, gae, grpo, reinforce_plus_plus, reinforce_plus_plus_baseline, rloo, whiten
-
-NAN, INF = float("nan"), float("inf")
-
-
-def f64(*values: float) -> torch.Tensor:
-    return torch.tensor(values, dtype=torch.float64)
 
 
 def i64(*values: int) -> torch.Tensor:
