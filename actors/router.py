@@ -30,13 +30,8 @@ from miles_async.config.secrets import resolve
 from miles_async.http.limits import answer_at_once
 from miles_async.http.refusals import Refusals
 from miles_async.http.server import HttpServer
-<<<<<<< HEAD
 from miles_async.monitor.diagnosis import MOVING
-from miles_async.router.access import is_of_run
-=======
-from miles_async.monitor.diagnosis import MOVING, engine_wait
 from miles_async.router.addresses import is_of_run
->>>>>>> ed9b11c (The router's pages are in one table, only listed paths are forwarded, /v1/loads is asked by one poller and read in one place)
 from miles_async.router.app import RouterApp
 from miles_async.router.engine import RoutedEngine
 from miles_async.router.observe.health import HealthChecker
