@@ -4,6 +4,7 @@
 # make test-faults  small runs with random processes killed at random moments (FAULT_RUNS, FAULT_SEED)
 # make mutants      plants a bug for each line that upholds an invariant; a test has to catch each (minutes)
 # make lint         ruff, pyright, the direction of imports
+# make docs         writes the pages of docs/ that are made from the code
 # make clean        forget the environment and what tools left; runs/ stays
 #
 # PYTHON=python3.12 picks the interpreter, VENV=.venv-312 the environment's place.
@@ -15,7 +16,7 @@ BIN    := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 unexport PYTHONDONTWRITEBYTECODE  # each of a run's processes would compile all of it again
 
-.PHONY: quickstart test test-sglang test-faults mutants lint clean
+.PHONY: quickstart test test-sglang test-faults mutants lint docs clean
 
 quickstart: $(VENV)/.quickstart-installed
 	$(BIN)/miles-async launch examples/quickstart.toml
@@ -37,6 +38,9 @@ lint: $(VENV)/.test-installed
 	$(BIN)/ruff format --check
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports
+
+docs: $(VENV)/.quickstart-installed
+	$(BIN)/python -m docs.generated
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache

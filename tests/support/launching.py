@@ -21,8 +21,14 @@ from benchmarks.growing_record import GrowingRecord
 from bus.codec import VERSIONS, unpack
 from bus.messages import Group
 from miles_async.cli.load import load
+from miles_async.config import toml
+from miles_async.config.schema import corrections
 from miles_async.data import load_prompts, prompt_at
+from miles_async.monitor.diagnosis import role_of
+from miles_async.monitor.metrics.table import declared
+from miles_async.monitor.record_lines import METRICS_FILE, read_metrics
 from miles_async.monitor.status import status
+from miles_async.runs.launches import CONFIG_FILE
 from miles_async.runs.state import read
 from miles_async.text.tokenizer import Tokenizer
 
@@ -82,10 +88,24 @@ def launch(
         except BaseException:
             process.kill()
             raise
+    assert undeclared(run_dir) == set()
     return subprocess.CompletedProcess(asked, process.returncode, out, err)
 
 
+def undeclared(run_dir: Path) -> set[tuple[str, str]]:
+    """Actors and names of metrics in the record that no table declares. Functions of a user may name theirs as they like."""
+    if not (run_dir / CONFIG_FILE).exists() or not (run_dir / METRICS_FILE).exists():
+        return set()
+    config = toml.read(run_dir / CONFIG_FILE)
+    paths = [config.learner.log_function, config.algorithm.policy_loss, *corrections(config.algorithm)]
+    free = {"learner"} if any("." in (path or "") for path in paths) else set()
+    free |= {"evaluator"} if config.eval.eval_function else set()
+    lines = (line for line in read_metrics(run_dir) if role_of(line.actor) not in free)
+    return {(line.actor, name) for line in lines for name in line.values if not declared(name, role_of(line.actor))}
+
+
 def summary(run_dir: Path) -> dict[str, Any]:
+    assert undeclared(run_dir) == set()
     return json.loads((run_dir / "summary.json").read_text())
 
 
