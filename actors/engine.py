@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import aiohttp
 
 from actors.runtime.context import ActorContext
-from actors.runtime.local import log_path
+from actors.runtime.logs import log_path
 from actors.runtime.tasks import end
 from bus import VersionLedger
 from bus.waits import WaitKind

@@ -44,7 +44,7 @@ from miles_async.train.ranks import Ranks
 from miles_async.train.target_reward import REWARD_WINDOW, reached
 from miles_async.weights.export import exported
 from miles_async.weights.place import pins_kept
-from miles_async.weights.snapshot import SnapshotError, choose_root, write_where_there_is_room
+from miles_async.weights.snapshot import SnapshotError, write_where_there_is_room
 
 # A checkpoint names the groups of the steps since the one before it, and of so many seconds: more than an append-only
 # file flushed every second can lose.
@@ -65,8 +65,8 @@ class Learner:
         self.ledger, self.offers = Ledger(ctx.bus), Offers(ctx)
         self.policy = make_policy(ctx.config)
         self.buffer_filter = BufferFilter(ctx.config)
-        rendezvous = ctx.run_dir / f"rendezvous-{ctx.incarnation}"
-        self.ranks = Ranks(ctx.index, ctx.config.learner.num_ranks, init_method=f"file://{rendezvous}")
+        meeting = ctx.spec.site.rendezvous(ctx.run_dir, ctx.incarnation)
+        self.ranks = Ranks(ctx.index, ctx.config.learner.num_ranks, init_method=meeting)
         self.rank, self.share = ctx.index, LearnerShare(ctx, self.ledger, self.ranks)
         self.max_lag = ctx.config.staleness.max_lag  # of the batch that is being trained
         self.checkpoints = ctx.run_dir / "checkpoints"
@@ -241,7 +241,7 @@ class Learner:
         if self.rank != 0:
             return None
         tensors = exported(self.config, tensors)
-        root = choose_root(self.config, self.ctx.run_dir, sum(t.nbytes for t in tensors.values()))
+        root = self.ctx.spec.site.snapshot_root(self.config, self.ctx.run_dir, sum(t.nbytes for t in tensors.values()))
         who = (version, self.ctx.incarnation)
         path = write_where_there_is_room(root, self.ctx.run_dir, *who, tensors, self.ctx.model_path)
         if is_due(self.config.eval, version):

@@ -82,7 +82,8 @@ class Router:
         ctx, config = self.ctx, self.ctx.config.router
         self.app.keys.own = await run_key(ctx.bus)
         listener = bind(config)
-        host, port = listener.getsockname()[:2]
+        bound, port = listener.getsockname()[:2]
+        host = ctx.spec.site.announced(bound)
         self._url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
         health = HealthChecker(
             self.app,

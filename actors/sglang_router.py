@@ -17,7 +17,7 @@ import contextlib
 import aiohttp
 
 from actors.runtime.context import ActorContext
-from actors.runtime.local import log_path
+from actors.runtime.logs import log_path
 from actors.runtime.tasks import end
 from bus import EngineState, VersionLedger
 from bus.topics import Topic

@@ -72,7 +72,7 @@ VALID: tuple[Message, ...] = (
     Event(actor="nobody", kind="died", time=1.0, data={"cause": "x", "fatal": True}),
     Metrics(actor="nobody", step=1, time=1.0, values={"raw_reward": 1.0}),
     WAIT,
-    Heartbeat(actor="nobody", role="learner", pid=1, time=1.0, waits=(WAIT,)),
+    Heartbeat(actor="nobody", role="learner", incarnation=1, where="pid 1", time=1.0, waits=(WAIT,)),
 )
 # well-formed, of the topic, and about nothing that the run has: refused by the actor that knows
 UNKNOWN: dict[Topic, tuple[type[Message], ...]] = {

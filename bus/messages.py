@@ -23,6 +23,9 @@ Version = Annotated[int, Meta(ge=-1, le=MAX_NUMBER)]  # -1: weights that are nob
 Seconds = Annotated[float, Meta(ge=0, le=1e11)]  # since the epoch; NaN is refused, too
 Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.:-]{0,99}\Z")]  # of an actor or an engine
 Url = Annotated[str, Meta(pattern=r"^http://[A-Za-z0-9_.:\[\]-]{1,255}(/[A-Za-z0-9_.~/-]{0,255})?\Z")]
+Place = Annotated[
+    str, Meta(pattern=r"^([a-z]{1,20} [A-Za-z0-9_.:@/-]{1,200})?\Z")
+]  # where an actor runs: a kind, and which
 Text = Annotated[str, Meta(max_length=10_000)]  # for people to read
 
 MAX_MEMBERS = 1024  # engines, or rollout workers, of a run
@@ -252,9 +255,10 @@ class Heartbeat(Message, tag="heartbeat", frozen=True):
 
     actor: Name
     role: Name
-    pid: Number
+    incarnation: Number
     time: Seconds
     waits: Annotated[tuple[Wait, ...], Meta(max_length=100)] = ()
+    where: Place = ""
     refused: Annotated[int, Meta(ge=0)] = 0  # malformed messages and requests that it has refused
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -65,8 +64,9 @@ def wait_for(kind: WaitKind, targets: Iterable[str] = (), *, since: float | None
 class ActorContext:
     """The surroundings of one actor. Make it with :func:`open_context`."""
 
-    def __init__(self, spec: ActorSpec, bus: Bus) -> None:
-        self.spec = spec
+    def __init__(self, spec: ActorSpec, bus: Bus, where: str = "") -> None:
+        """``where``: the place it runs in, as its placement names it."""
+        self.spec, self.where = spec, where
         self.bus = bus
         self.name, self.role, self.index = spec.name, spec.role, spec.index
         self.config, self.run_dir, self.model_path = spec.config, spec.run_dir, spec.model_path
@@ -130,7 +130,8 @@ class ActorContext:
         return Heartbeat(
             actor=self.name,
             role=self.role,
-            pid=os.getpid(),
+            incarnation=self.incarnation,
+            where=self.where,
             time=time.time(),
             waits=tuple(waits.values())[:MAX_WAITS],
             refused=self.bus.refused.total() + self.refusals.total(),
@@ -165,10 +166,13 @@ class ActorContext:
         return not control.roles or self.role in control.roles
 
 
-async def run_actor(spec: ActorSpec, make: Callable[[ActorContext], Actor]) -> None:
-    """Connect, make the actor, and run it to its end beside its heartbeat. Raises what the actor or its bus raises."""
+async def run_actor(spec: ActorSpec, make: Callable[[ActorContext], Actor], where: str = "") -> None:
+    """Connect, make the actor, and run it to its end beside its heartbeat, which says ``where`` that is.
+
+    Raises what the actor or its bus raises.
+    """
     bus = await connect(spec.bus_url, spec.run_id, deadline_s=CONNECT_S)
-    ctx = ActorContext(spec, bus)
+    ctx = ActorContext(spec, bus, where)
     asyncio.get_running_loop().add_signal_handler(15, ctx.stop.set)
 
     async def live() -> None:

@@ -9,7 +9,6 @@ tickets wait again, an engine gets no more requests); who was asked to leave is 
 from __future__ import annotations
 
 import asyncio
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -17,8 +16,7 @@ from dataclasses import replace
 
 from redis.exceptions import RedisError
 
-from actors.runtime import fork_server
-from actors.runtime.local import LocalRuntime
+from actors.runtime.placement.base import Ending, Placement
 from actors.runtime.plan import STOP_STAGES
 from actors.runtime.restarts import RestartBudget
 from actors.runtime.spec import ActorSpec
@@ -36,25 +34,25 @@ class Crew:
     """The actors of one launch. ``next_incarnation`` gives a number that no process of this run has had."""
 
     def __init__(
-        self, runtime: LocalRuntime, config: RunConfig, bus: Bus, ledger: Ledger, next_incarnation: Callable[[], int]
+        self, placement: Placement, config: RunConfig, bus: Bus, ledger: Ledger, next_incarnation: Callable[[], int]
     ) -> None:
-        self.runtime, self.config, self.bus, self.ledger = runtime, config, bus, ledger
+        self.placement, self.config, self.bus, self.ledger = placement, config, bus, ledger
         self._next_incarnation = next_incarnation
         self._budget = RestartBudget(config.run)
         self._specs: dict[str, ActorSpec] = {}
-        self._ends: dict[asyncio.Task[int], str] = {}
+        self._ends: dict[asyncio.Task[Ending], str] = {}
         self._leaving: dict[str, asyncio.Event] = {}  # set when its process has ended
         self._replacements: set[asyncio.Task[None]] = set()
         self._changed = asyncio.Event()
 
     def start(self, spec: ActorSpec) -> None:
-        self.runtime.start(spec)
+        self.placement.start(spec)
         self._specs[spec.name] = spec
-        self._ends[asyncio.create_task(self.runtime.ended(spec.name))] = spec.name
+        self._ends[asyncio.create_task(self.placement.ended(spec.id))] = spec.name
         self._changed.set()
 
     def running(self, roles: Iterable[str] = ()) -> list[str]:
-        names = [name for name in self.runtime.running() if name in self._specs]
+        names = [actor.name for actor in self.placement.running() if actor.name in self._specs]
         return [name for name in names if not roles or self._specs[name].role in roles]
 
     def members(self, role: str) -> list[ActorSpec]:
@@ -76,8 +74,12 @@ class Crew:
         await self._free(spec)
         del self._specs[spec.name], self._leaving[spec.name]
 
-    async def next_end(self) -> tuple[ActorSpec, int]:
-        """Wait for the end of a process that was to stay; returns who, and the exit code."""
+    def terminate(self, spec: ActorSpec, *, by_force: bool) -> None:
+        """Tell its process to stop, or end it."""
+        self.placement.terminate(spec.id, by_force=by_force)
+
+    async def next_end(self) -> tuple[ActorSpec, Ending]:
+        """Wait for the end of a process that was to stay; returns who, and how."""
         while True:
             for task in [task for task in self._ends if task.done()]:
                 name = self._ends.pop(task)
@@ -113,7 +115,7 @@ class Crew:
         specs = [spec for spec in self._specs.values() if spec.role == "learner"]
         tasks = [task for task, name in self._ends.items() if self._specs[name].role == "learner"]
         for spec in specs:
-            self.runtime.terminate(spec.name, signal.SIGKILL)
+            self.placement.terminate(spec.id, by_force=True)
         for task in tasks:
             await task
             self._ends.pop(task, None)
@@ -122,7 +124,7 @@ class Crew:
     async def _free(self, spec: ActorSpec) -> None:
         """What the dead held. All of it would also be noticed without us, later."""
         if spec.role == "rollout":
-            await self.ledger.release(f"{spec.name}/{spec.incarnation}", "the worker died")
+            await self.ledger.release(str(spec.id), "the worker died")
         elif spec.role == "engine":
             await VersionLedger(self.bus).down(spec.name, "its process ended", spec.incarnation)
 
@@ -149,7 +151,7 @@ class Crew:
 
     async def stop(self, *, orderly: bool) -> None:
         """Stage by stage, so that nothing that somebody still needs is gone; who does not stop in time is killed."""
-        fork_server.go_on()  # else nobody's end is seen
+        self.placement.go_on()  # else nobody's end is seen
         await end(self._replacements)
         deadline = asyncio.get_running_loop().time() + self.config.run.stop_timeout_s
         everybody = tuple({spec.role for spec in self._specs.values()})
@@ -161,5 +163,5 @@ class Crew:
                 await asyncio.wait(waiting, timeout=left if orderly else min(left, KILL_WAIT_S))
         for name in self.running() if orderly else ():
             print(f"{name} did not stop in time: killed", file=sys.stderr)
-        self.runtime.end()
+        self.placement.end()
         await end(self._ends)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import psutil
 
+from actors.runtime.site import MEETINGS
 from bus.server import remove_socket
 from miles_async.config.schema import RunConfig
 from miles_async.data import bytes_to_read, load_prompts
@@ -97,7 +98,7 @@ class RunHome:
 
     def _sweep(self, earlier: RunState | None) -> None:
         """Remove what only processes that are gone had a use for: where ranks met, and the socket of a killed Redis."""
-        for rendezvous in self.path.glob("rendezvous-*"):
+        for rendezvous in self.path.glob(f"{MEETINGS}*"):
             rendezvous.unlink(missing_ok=True)
         if earlier is not None:
             remove_socket(earlier.bus_url)

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import signal
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
@@ -138,9 +137,9 @@ class Scaler:
                 why = f"it leaves, and was not done within run.drain_timeout_s = {limit:g}"
                 # in whichever life it is by now; the router gives its requests to others
                 await _surely(lambda: VersionLedger(self.bus).down(spec.name, why))
-            for signum in (signal.SIGTERM, signal.SIGKILL):
+            for by_force in (False, True):
                 if not ended.done():
-                    self.crew.runtime.terminate(spec.name, signum)
+                    self.crew.terminate(spec, by_force=by_force)
                     await asyncio.wait({ended}, timeout=self.config.run.stop_timeout_s)
             await _surely(lambda: self.bus.forget(spec.name))
             await _surely(lambda: self.crew.forget(spec))

@@ -1,11 +1,23 @@
-"""What a process needs to become an actor."""
+"""What a process needs to become an actor, and how an actor is addressed."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
 
+from actors.runtime.site import ONE_MACHINE, Site
 from miles_async.config.schema import RunConfig
+
+
+@dataclass(frozen=True)
+class ActorId:
+    """One life of an actor: no two of a run have the same name and incarnation."""
+
+    name: str
+    incarnation: int
+
+    def __str__(self) -> str:
+        return f"{self.name}/{self.incarnation}"
 
 
 @dataclass(frozen=True)
@@ -21,4 +33,9 @@ class ActorSpec:
     model_path: str
     bus_url: str
     run_id: str
-    incarnation: int  # of the whole run: 1 for the first launch, +1 for each resume
+    incarnation: int  # a number of the whole run's: 1 for the first launch, a greater one for each resume and restart
+    site: Site = ONE_MACHINE  # the placement brings its own
+
+    @property
+    def id(self) -> ActorId:
+        return ActorId(self.name, self.incarnation)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import os
 import signal
 import time
@@ -22,8 +21,9 @@ import uvloop
 from actors.runtime.crew import Crew
 from actors.runtime.full_disk import RESTART_S, died_of_it, keep_written
 from actors.runtime.home import RunHome, check_prompts, make_inputs
-from actors.runtime.local import LocalRuntime, log_path
+from actors.runtime.logs import log_beside_the_actors, log_path
 from actors.runtime.memory import SnapshotRoom
+from actors.runtime.placement.base import Ending, Placement
 from actors.runtime.plan import specs
 from actors.runtime.restarts import RestartBudget
 from actors.runtime.scaler import Scaler
@@ -40,7 +40,6 @@ from miles_async.engines.external import refuse_absent
 from miles_async.evaluation import settings as evaluation
 from miles_async.models.builtin import is_builtin
 from miles_async.monitor.monitor import Monitor
-from miles_async.monitor.outlet import Outlet
 from miles_async.monitor.status import REDIS_DIR
 from miles_async.resume.begin import Beginning, begin
 
@@ -50,11 +49,11 @@ PRIVATE = 0o077  # a umask: what a run writes is for its owner's eyes
 
 
 class Supervisor:
-    """One launch of the run in ``run_dir``."""
+    """One launch of the run in ``run_dir``, whose actors run where ``placement`` puts them."""
 
-    def __init__(self, config: RunConfig, run_dir: Path, monitor: Monitor) -> None:
+    def __init__(self, config: RunConfig, run_dir: Path, monitor: Monitor, placement: Placement) -> None:
         self.config, self.home, self.monitor = config, RunHome(run_dir), monitor
-        self.runtime = LocalRuntime()
+        self.placement = placement
         self.server = RedisServer(run_dir / REDIS_DIR, config.bus.appendfsync, maxmemory_mb=config.bus.maxmemory_mb)
         self.beginning = Beginning()
         self.room = SnapshotRoom(config, run_dir)
@@ -80,8 +79,8 @@ class Supervisor:
                 self.monitor.recall(self.home.path, self.beginning.over)
                 return OK
             await refuse_absent(self.config)
-            _log_beside_the_actors(log_path(self.home.path, "supervisor"))
-            self.runtime.warm_up()
+            log_beside_the_actors(log_path(self.home.path, "supervisor"))
+            self.placement.warm_up()
             url = resolve("bus.url", self.config.bus.url) or await self._start_redis()
             self.home.announce(url, self.server.pid)
             bus = await connect(url, self.home.state.run_id, tell=self.monitor.say)
@@ -91,7 +90,7 @@ class Supervisor:
                 with contextlib.suppress(TimeoutError):
                     await within(BUS_CLOSE_S, bus.close(), "the bus")
         finally:
-            self.runtime.close()
+            self.placement.close()
             self.server.stop()
             self.home.leave()
 
@@ -108,8 +107,8 @@ class Supervisor:
         self.monitor.start(self.config, self.home.path, resumed)
         for kind, data in self.beginning.events:
             self.monitor.on_event(Event(actor="supervisor", kind=kind, time=time.time(), data=data))
-        watch = Watch(bus, ledger, self.monitor, self.config, self.runtime, self.server)
-        crew = Crew(self.runtime, self.config, bus, ledger, self.home.next_incarnation)
+        watch = Watch(bus, ledger, self.monitor, self.config, self.placement, self.server)
+        crew = Crew(self.placement, self.config, bus, ledger, self.home.next_incarnation)
         scaler = Scaler(bus, crew, watch, self.config, self.home.next_incarnation)
         guard = asyncio.create_task(self._guard_redis(watch))
         keeper = asyncio.create_task(keep_written(self.home, watch))
@@ -138,8 +137,8 @@ class Supervisor:
 
     def _interrupt(self) -> None:
         if self.interrupted.is_set():  # the second Ctrl-C
-            for name in self.runtime.running():
-                self.runtime.terminate(name, signal.SIGKILL)
+            for actor in self.placement.running():
+                self.placement.terminate(actor, by_force=True)
         self.interrupted.set()
 
     def _make_inputs(self) -> None:
@@ -186,12 +185,12 @@ class Supervisor:
 
         It takes as long as Redis is away: the rest goes on to be watched meanwhile.
         """
-        spec, code = await crew.next_end()
-        if spec.role == "learner" and code == 0:
+        spec, ending = await crew.next_end()
+        if spec.role == "learner" and ending.in_order:
             return None if crew.running(("learner",)) else await self._finish_evaluation(crew, watch)
-        if spec.role == "evaluator" and code == 0 and self.trained.is_set():
+        if spec.role == "evaluator" and ending.in_order and self.trained.is_set():
             return "finished", ""
-        cause = await self._replace(spec, code, crew, watch)
+        cause = await self._replace(spec, ending, crew, watch)
         if cause is None or spec.role not in evaluation.ROLES:
             return None if cause is None else ("failed", cause)
         watch.tell("evaluation_given_up", actor=spec.name, cause=cause)  # no reason to end a training
@@ -213,9 +212,9 @@ class Supervisor:
         await asyncio.sleep(limit)
         watch.tell("evaluation_too_late", cause=f"not done eval.final_timeout_s = {limit:g} after the last step")
 
-    async def _replace(self, spec: ActorSpec, code: int, crew: Crew, watch: Watch) -> str | None:
+    async def _replace(self, spec: ActorSpec, ending: Ending, crew: Crew, watch: Watch) -> str | None:
         """Replace who died; the cause of the run's failure if that is pointless or too often."""
-        cause, fatal = await watch.cause_of_death(spec.name, code)
+        cause, fatal = await watch.cause_of_death(spec.name, ending)
         if fatal:
             return cause
         full = died_of_it(cause, self.home.path)
@@ -249,16 +248,3 @@ class Supervisor:
             except NoRedisError as error:
                 return f"redis: {error}"
             watch.tell("restarted", actor="redis", cause=f"it ended with {code}")
-
-
-def _log_beside_the_actors(path: Path) -> None:
-    """What this process refuses on the bus is in a log of its own, not on the terminal."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    log = logging.getLogger("bus")
-    for handler in list(log.handlers):
-        log.removeHandler(handler)
-        handler.close()
-    handler = logging.StreamHandler(Outlet(path.open("a", buffering=1)))  # a full disk costs the line
-    handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s %(message)s"))
-    log.addHandler(handler)
-    log.propagate = False

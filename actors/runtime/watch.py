@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import signal
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -17,8 +16,7 @@ from typing import Any
 import msgspec
 import redis.exceptions
 
-from actors.runtime import fork_server
-from actors.runtime.local import LocalRuntime, how_it_ended
+from actors.runtime.placement.base import Ending, Placement
 from actors.runtime.plan import actor_names, engine_names
 from actors.runtime.spec import ActorSpec
 from actors.runtime.tasks import end
@@ -51,17 +49,17 @@ class Watch:
         ledger: Ledger,
         monitor: Monitor,
         config: RunConfig,
-        runtime: LocalRuntime,
+        placement: Placement,
         server: RedisServer,
     ) -> None:
         """``server``: of our own, where we have one."""
-        self.bus, self.ledger, self.monitor, self.config, self.runtime = bus, ledger, monitor, config, runtime
+        self.bus, self.ledger, self.monitor, self.config, self.placement = bus, ledger, monitor, config, placement
         self.dog = Watchdog(
             config,
-            runtime.pids,
+            placement.running,
+            placement.look,
             lambda: server.pid,
             redis_loads=lambda: self._redis_loads(server),
-            fork_server=fork_server.pid,
         )
         self._refused: dict[str, float] = {}
         self._actors, self._engines = set(actor_names(config)), set(engine_names(config))
@@ -91,10 +89,10 @@ class Watch:
         """Wait for a reason to end the run."""
         return await asyncio.shield(self._trouble)
 
-    async def cause_of_death(self, name: str, code: int) -> tuple[str, bool]:
-        """Why ``name`` ended with ``code`` (what it said itself, or the signal), and whether a restart is pointless."""
+    async def cause_of_death(self, name: str, ending: Ending) -> tuple[str, bool]:
+        """Why ``name`` ended (what it said itself, or how it was), and whether a restart is pointless."""
         await self._read_events(block_ms=0)
-        cause, fatal = self._deaths.pop(name, (how_it_ended(code), False))
+        cause, fatal = self._deaths.pop(name, (ending.how, False))
         return f"{name}: {cause}", fatal
 
     def tell(self, kind: str, **data: Any) -> None:
@@ -218,8 +216,8 @@ class Watch:
 
     async def _look_once(self) -> None:
         self.dog.asked()
-        pids = self.runtime.pids()
-        heartbeats = [beat for beat in await self.bus.heartbeats(self._actors) if beat.actor in pids]
+        running = {actor.name for actor in self.placement.running()}
+        heartbeats = [beat for beat in await self.bus.heartbeats(self._actors) if beat.actor in running]
         self.counts, engines = await self.ledger.counts(), await self.bus.engines(self._engines)
         await self.bus.check_addresses(self._actors)
         self.dog.heard(heartbeats, self.counts, await refusal(self.bus))
@@ -244,9 +242,11 @@ class Watch:
                 self.tell(kind, **data)
             if self.dog.verdict and not self._trouble.done():
                 self._trouble.set_result(self.dog.verdict)
-            for name, seconds in self.dog.overdue().items():
-                self._deaths[name] = (f"silent for {seconds:.0f} s", False)
-                self.runtime.terminate(name, signal.SIGKILL)
+            overdue = self.dog.overdue()
+            for actor in self.placement.running() if overdue else ():
+                if actor.name in overdue:
+                    self._deaths[actor.name] = (f"silent for {overdue[actor.name]:.0f} s", False)
+                    self.placement.terminate(actor, by_force=True)
 
     def _check_drops(self, verdict: str) -> None:
         if verdict and not self._trouble.done():

@@ -10,10 +10,11 @@ that hangs does not hold it up.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from actors.runtime.spec import ActorId
 from bus.messages import Heartbeat, Metrics
 from miles_async.config.schema import RunConfig
 from miles_async.evaluation import settings as evaluation
@@ -32,38 +33,37 @@ from miles_async.monitor.diagnosis import (
 )
 from miles_async.monitor.sight import process_of
 
-FORK_SERVER = "the fork server"
 AWAY_S = 3.0  # a supervisor that was not asked for so long was stopped itself: it has seen nothing
 
 
 @dataclass
 class _Life:
-    """Of one process of an actor: when it was seen first, and when it was heard of last."""
+    """Of one life of an actor: when it was seen first, and when it was heard of last."""
 
-    pid: int
+    actor: ActorId
     since: float
     heard: float
     last: float = 0.0  # the time in its last heartbeat; 0: it has not sent one
 
 
 class Watchdog:
-    """``pids`` gives the running actors, ``redis_pid`` a server of our own; ``redis_loads``: it reads its data back, and gets
-    on; ``fork_server``: the pid of who tells how actors end. Times are those of ``clock``, in seconds."""
+    """``running`` gives the actors that have not ended, ``look`` what is seen of them; ``redis_pid`` a server of our own;
+    ``redis_loads``: it reads its data back, and gets on. Times are those of ``clock``, in seconds."""
 
     def __init__(
         self,
         config: RunConfig,
-        pids: Callable[[], Mapping[str, int]],
+        running: Callable[[], Iterable[ActorId]],
+        look: Callable[[], Mapping[str, Process]],
         redis_pid: Callable[[], int | None],
         *,
         redis_loads: Callable[[], bool] = lambda: False,
-        fork_server: Callable[[], int | None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
         process: Callable[[int], Process] = process_of,
     ) -> None:
         self.config, self.clock = config, clock
-        self._pids, self._redis_pid, self._process = pids, redis_pid, process
-        self._redis_loads, self._fork_server = redis_loads, fork_server
+        self._running, self._look = running, look
+        self._redis_pid, self._process, self._redis_loads = redis_pid, process, redis_loads
         self.verdict = ""  # why the run has to end, with run.watchdog_exit
         self._asked_at: float | None = None  # since when Redis owes an answer
         self._beats: Sequence[Heartbeat] = ()
@@ -87,16 +87,16 @@ class Watchdog:
 
     def heard(self, beats: Sequence[Heartbeat], counts: Mapping[str, int], refusal: str) -> None:
         """And answered. ``refusal``: why it takes nothing new."""
-        now, pids = self.clock(), self._pids()
+        now, running = self.clock(), {actor.name: actor for actor in self._running()}
         was_away = self.redis_silent_s() >= REDIS_SILENT_S
         self._asked_at, self._refusal, self._beats = None, refusal, beats
-        sent = {beat.actor: beat for beat in beats if pids.get(beat.actor) == beat.pid}
-        for name in self._lives.keys() - pids.keys():
+        sent = {beat.actor: beat for beat in beats if running.get(beat.actor) == ActorId(beat.actor, beat.incarnation)}
+        for name in self._lives.keys() - running.keys():
             del self._lives[name]
-        for name, pid in pids.items():
+        for name, actor in running.items():
             life = self._lives.get(name)
-            if life is None or life.pid != pid:
-                life = self._lives[name] = _Life(pid, now, now)
+            if life is None or life.actor != actor:
+                life = self._lives[name] = _Life(actor, now, now)
             if name in sent and sent[name].time != life.last:
                 life.heard, life.last = now, sent[name].time
             if was_away or refusal:
@@ -162,7 +162,7 @@ class Watchdog:
         for name, life in list(self._lives.items()):
             silent = now - life.heard
             # a process that loads a model in its event loop cannot answer, unless it is stopped
-            if silent >= limit and (now - life.since > start_s or self._process(life.pid).state in STOPPED):
+            if silent >= limit and (now - life.since > start_s or self._is_stopped(name)):
                 found[name] = silent
                 life.heard = now
         return found
@@ -172,15 +172,12 @@ class Watchdog:
 
     def sight(self) -> Sight:
         """What the diagnosis looks at, now."""
-        now, redis_pid, fork_pid = self.clock(), self._redis_pid(), self._fork_server()
-        processes = {name: self._process(pid) for name, pid in self._pids().items()}
-        if fork_pid and any(process.state in DEAD for process in processes.values()):
-            processes[FORK_SERVER] = self._process(fork_pid)  # it should have told of that end
-        redis = self._process(redis_pid) if redis_pid else Process(0)
+        now, redis_pid = self.clock(), self._redis_pid()
+        redis = self._process(redis_pid) if redis_pid else Process()
         return Sight(
             now=time.time(),
             beats=self._beats,
-            processes=processes,
+            processes=self._look(),
             silent={name: now - life.heard for name, life in self._lives.items()},
             redis=Redis(redis_pid, redis.state, self.redis_silent_s(), self._refusal),
             long_s=self._long_s,
@@ -190,7 +187,7 @@ class Watchdog:
         """Somebody has not been heard of yet, or builds a model, within ``engine.start_timeout_s``; and is not stopped."""
         limit = self.config.engine.start_timeout_s
         beats = {beat.actor: beat for beat in self._beats}
-        for name, pid in self._pids().items():
+        for name in [actor.name for actor in self._running()]:
             if role_of(name) in evaluation.ROLES:
                 continue
             life = self._lives.get(name)
@@ -200,7 +197,7 @@ class Watchdog:
                 named = beats[name].waits if name in beats else ()
                 builds = any(wait.kind.is_start and time.time() - wait.since < limit for wait in named)
                 starts = builds and now - life.heard < LONG_S
-            if starts and self._process(pid).state not in STOPPED and self.redis_silent_s() < REDIS_SILENT_S:
+            if starts and not self._is_stopped(name) and self.redis_silent_s() < REDIS_SILENT_S:
                 return True
         return False
 
@@ -209,12 +206,13 @@ class Watchdog:
         if self.redis_silent_s() >= REDIS_SILENT_S:
             return False
         settled_at = self._moved_at + self._long_s
-        old = {name: life.pid for name, life in self._lives.items() if life.heard < settled_at}
-        return any(
-            self._process(pid).state not in STOPPED | DEAD
-            for name, pid in old.items()
-            if role_of(name) not in evaluation.ROLES
-        )
+        old = [name for name, life in self._lives.items() if life.heard < settled_at]
+        awaited = [name for name in old if role_of(name) not in evaluation.ROLES]
+        seen = self._look() if awaited else {}
+        return any(name in seen and seen[name].state not in STOPPED | DEAD for name in awaited)
+
+    def _is_stopped(self, name: str) -> bool:
+        return self._look().get(name, Process()).state in STOPPED
 
     def _forgive(self, now: float) -> None:
         """We were away, or Redis was: what happened meanwhile is not known."""

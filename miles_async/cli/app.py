@@ -20,7 +20,9 @@ from miles_async.cli.errors import FAILED, INTERRUPTED, OK, clear_errors, say
 if TYPE_CHECKING:
     from miles_async.config.schema import RunConfig
 
-SUPERVISOR = "actors.runtime.supervisor.Supervisor"  # by name: nothing of miles_async imports an actor
+# by name: nothing of miles_async imports an actor
+SUPERVISOR = "actors.runtime.supervisor.Supervisor"
+PLACEMENT = "actors.runtime.placement.local.LocalPlacement"
 
 app = typer.Typer(
     name="miles-async",
@@ -202,7 +204,7 @@ def _run(config: RunConfig, directory: Path, as_json: bool) -> int:
     from miles_async.monitor.summary import describe
 
     monitor = Monitor(stream=sys.stderr if as_json else sys.stdout)
-    code = int(resolve(SUPERVISOR)(config, directory, monitor).run())
+    code = int(resolve(SUPERVISOR)(config, directory, monitor, resolve(PLACEMENT)()).run())
     summary = monitor.summary
     if summary is not None:
         say(summary, f"{describe(summary)}\nfiles    {directory}", as_json)

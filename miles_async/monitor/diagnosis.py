@@ -30,9 +30,10 @@ SELDOM_WAIT = ("engine", "router")
 
 @dataclass(frozen=True)
 class Process:
-    """What the operating system says of a process. ``state``: as psutil has it ("running", "stopped", ...), or "gone"."""
+    """What is seen of an actor. ``where``: the place that it runs in, for people ("pid 123"). ``state``: as psutil has that of
+    a process ("running", "stopped", ...), or "gone"."""
 
-    pid: int
+    where: str = ""
     state: str = "running"
 
 
@@ -218,7 +219,7 @@ def _followers(found: Sequence[SeenWait], culprits: set[str]) -> str:
 
 def _named(sight: Sight, name: str) -> str:
     process = sight.processes.get(name)
-    return f"{name} (pid {process.pid})" if process else name
+    return f"{name} ({process.where})" if process and process.where else name
 
 
 def _redis(redis: Redis) -> str:

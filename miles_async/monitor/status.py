@@ -26,7 +26,7 @@ from miles_async.monitor.diagnosis import REDIS_SILENT_S, Redis, Sight, diagnose
 from miles_async.monitor.live import doing, line
 from miles_async.monitor.progress import Progress, progress_of
 from miles_async.monitor.record_lines import METRICS_FILE, read_events, read_metrics
-from miles_async.monitor.sight import process_of, refusal
+from miles_async.monitor.sight import as_json, look, process_of, refusal, shown
 from miles_async.monitor.summary import (
     SUMMARY_FILE,
     describe,
@@ -87,7 +87,7 @@ def show(found: Mapping[str, Any], now: float) -> str:
         lines.append(f"engine   {name:<14} v{e['version']} {e['state']}{behind}{leaving}")
     for actor in found["actors"]:
         refused = f", refused {actor['refused']} malformed messages and requests" if actor["refused"] else ""
-        lines.append(f"actor    {actor['actor']:<14} pid {actor['pid']:<8} {actor['doing']}{refused}")
+        lines.append(f"actor    {actor['actor']:<14} {shown(actor):<12} {actor['doing']}{refused}")
     if found["redis_pid"]:
         lines.append(f"bus      {'redis':<14} pid {found['redis_pid']}")
     lines += _show_waits(found)
@@ -132,7 +132,7 @@ async def _ask(run_dir: Path, supervisor: RunState, url: str) -> dict[str, Any]:
             {
                 "actor": beat.actor,
                 "role": beat.role,
-                "pid": beat.pid,
+                **as_json(beat.where),
                 "silent_s": round(now - beat.time, 3),
                 "waits_for": beat.waits[0].sentence if beat.waits else "",
                 "waits_s": round(now - beat.waits[0].since, 3) if beat.waits else 0.0,
@@ -173,9 +173,9 @@ def _sight(supervisor: RunState, beats: list[Heartbeat], refused: str, now: floa
     return Sight(
         now=now,
         beats=beats,
-        processes={beat.actor: process_of(beat.pid) for beat in beats},
+        processes={beat.actor: look(beat.where) for beat in beats},
         silent={beat.actor: now - beat.time for beat in beats},
-        redis=Redis(redis.pid, redis.state, refusal=refused) if redis else Redis(refusal=refused),
+        redis=Redis(supervisor.redis_pid, redis.state, refusal=refused) if redis else Redis(refusal=refused),
     )
 
 

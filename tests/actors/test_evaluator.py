@@ -12,7 +12,7 @@ from evaluations import EVAL, MINIMAL, snapshot
 from actors.eval_engine import EvalEngine
 from actors.evaluator import Evaluator
 from actors.runtime.context import ActorContext, wait_for
-from actors.runtime.spec import ActorSpec
+from actors.runtime.spec import ActorId, ActorSpec
 from actors.runtime.watchdog import Watchdog
 from bus import Bus
 from bus.messages import Heartbeat, Metrics, Snapshot, Wait
@@ -106,8 +106,8 @@ def test_its_engines_are_the_configured_ones_with_their_own_flags_or_somebodys(
 # what the run's watch makes of it
 
 
-def beat(actor: str, role: str, *waits: Wait, pid: int = 1, time: float = 100.0) -> Heartbeat:
-    return Heartbeat(actor=actor, role=role, pid=pid, time=time, waits=waits)
+def beat(actor: str, role: str, *waits: Wait, time: float = 100.0) -> Heartbeat:
+    return Heartbeat(actor=actor, role=role, incarnation=1, time=time, waits=waits)
 
 
 @pytest.mark.parametrize("state", ["running", "stopped"])
@@ -122,22 +122,26 @@ def test_an_evaluation_is_never_the_culprit(state: str) -> None:
         beat("rollout-0", "rollout", wait_for(WaitKind.TICKET, since=60.0)),
         beat("dealer", "dealer"),
     ]
-    processes = {"eval_engine-0": Process(7, state), "evaluator": Process(8, state), "dealer": Process(9)}
+    processes = {
+        "eval_engine-0": Process("pid 7", state),
+        "evaluator": Process("pid 8", state),
+        "dealer": Process("pid 9"),
+    }
     found = diagnose(Sight(100.0, beats, processes, {"eval_engine-0": 90.0}))
     assert found.startswith("dealer (pid 9) is busy")
 
 
 def test_a_long_evaluation_is_no_progress_and_its_start_no_excuse() -> None:
-    clock, pids = [0.0], {"learner-0": 1, "eval_engine-0": 2, "evaluator": 3}
+    clock, running = [0.0], [ActorId(name, 1) for name in ("learner-0", "eval_engine-0", "evaluator")]
     config = parse(MINIMAL + EVAL, ["run.watchdog_s=10"])
-    dog = Watchdog(config, lambda: pids, lambda: None, clock=lambda: clock[0], process=Process)
+    dog = Watchdog(config, lambda: running, dict, lambda: None, clock=lambda: clock[0])
 
     def look(now: float) -> list[tuple[str, dict[str, Any]]]:
         clock[0] = now
         groups = wait_for(WaitKind.GROUPS, since=0.0, step=1)
         version = wait_for(WaitKind.EVALUATED_VERSION, ["eval_engine-0"], since=now, version=round(now))
         beats = [beat("learner-0", "learner", groups, time=now + 1)]
-        beats += [beat("evaluator", "evaluator", version, pid=3, time=now + 1)]
+        beats += [beat("evaluator", "evaluator", version, time=now + 1)]
         dog.asked()
         dog.heard(beats, {}, "")
         dog.metrics(Metrics(actor="evaluator", step=0, time=now, values={"eval/seen": 0.5, "eval/version": 0.0}))
@@ -152,7 +156,7 @@ def test_a_long_evaluation_is_no_progress_and_its_start_no_excuse() -> None:
 def test_when_the_training_is_over_nothing_has_to_move() -> None:
     clock = [0.0]
     config = parse(MINIMAL + EVAL, ["run.watchdog_s=1", "run.watchdog_exit=true"])
-    dog = Watchdog(config, dict, lambda: None, clock=lambda: clock[0], process=Process)
+    dog = Watchdog(config, list, dict, lambda: None, clock=lambda: clock[0])
     dog.rest()
     for clock[0] in range(100):
         assert not dog.tick()

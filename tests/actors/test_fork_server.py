@@ -14,53 +14,72 @@ from typing import Any
 import psutil
 import pytest
 
-from actors.runtime import fork_server, local
-from actors.runtime.local import LocalRuntime
+from actors.runtime.placement import fork_server, local
+from actors.runtime.placement.local import LocalPlacement
+from actors.runtime.spec import ActorId, ActorSpec
+from miles_async.monitor.diagnosis import Process
+from miles_async.monitor.sight import process_of
 
 
 @pytest.fixture
-def runtime(monkeypatch: pytest.MonkeyPatch) -> Any:
+def placement(monkeypatch: pytest.MonkeyPatch) -> Any:
     """One whose actors sleep, and whose fork server has nothing to import."""
     fork_server.end()  # of another test
     monkeypatch.setattr(local, "PRELOAD", ["time"])
-    runtime = LocalRuntime()
-    yield runtime
-    runtime.close()
+    placement = LocalPlacement()
+    yield placement
+    placement.close()
 
 
-def sleeper(runtime: LocalRuntime, name: str) -> int:
-    runtime._processes[name] = process = runtime._context.Process(target=time.sleep, args=(1000,), name=name)
+def sleeper(placement: LocalPlacement, name: str) -> int:
+    placement._processes[ActorId(name, 1)] = process = placement._context.Process(
+        target=time.sleep, args=(1000,), name=name
+    )
     process.start()
     assert process.pid is not None
     return process.pid
 
 
-def test_a_stopped_fork_server_does_not_hold_up_the_end_of_a_run(runtime: LocalRuntime) -> None:
-    sleeper(runtime, "actor")
-    os.kill(sleeper(runtime, "stopped too"), signal.SIGSTOP)
+def test_a_stopped_fork_server_does_not_hold_up_the_end_of_a_run(placement: LocalPlacement) -> None:
+    sleeper(placement, "actor")
+    os.kill(sleeper(placement, "stopped too"), signal.SIGSTOP)
     forks = fork_server.pid()
     assert forks is not None
     os.kill(forks, signal.SIGSTOP)
-    runtime.end()
-    assert [process.exitcode for process in runtime._processes.values()] == [-signal.SIGKILL, -signal.SIGKILL]
+    placement.end()
+    assert [process.exitcode for process in placement._processes.values()] == [-signal.SIGKILL, -signal.SIGKILL]
 
 
-def test_an_actor_that_ended_with_the_fork_server_says_so(runtime: LocalRuntime) -> None:
-    actor, forks = sleeper(runtime, "actor"), fork_server.pid()
+def test_an_actor_that_ended_with_the_fork_server_says_so(placement: LocalPlacement) -> None:
+    actor, forks = sleeper(placement, "actor"), fork_server.pid()
     assert forks is not None
     os.kill(forks, signal.SIGKILL)
-    (process,) = runtime._processes.values()
+    (process,) = placement._processes.values()
     process.join(10.0)
     os.kill(actor, signal.SIGKILL)  # this one was not told to die with its parent
     assert process.exitcode is not None
-    assert local.how_it_ended(process.exitcode) == "the fork server ended, and it with that"
-    assert local.how_it_ended(-9) == "killed by signal 9" and local.how_it_ended(1) == "exit code 1"
+    assert local.ending(process.exitcode).how == "the fork server ended, and it with that"
+    assert local.ending(-9).how == "killed by signal 9" and local.ending(1).how == "exit code 1"
+
+
+def test_a_stopped_fork_server_is_seen_where_it_hides_that_an_actor_has_ended(placement: LocalPlacement) -> None:
+    ended, forks = sleeper(placement, "ended"), fork_server.pid()
+    lives = sleeper(placement, "lives")
+    assert forks is not None
+    assert placement.look() == {"ended": process_of(ended), "lives": process_of(lives)}
+    os.kill(forks, signal.SIGSTOP)
+    os.kill(ended, signal.SIGKILL)
+    while process_of(ended).state != "zombie":
+        time.sleep(0.01)
+    seen = placement.look()
+    assert seen["ended"] == Process(f"pid {ended}", "zombie") and seen["lives"].state != "zombie"
+    assert seen["the fork server"] == Process(f"pid {forks}", "stopped")
 
 
 def test_a_fork_server_that_was_stopped_starts_who_is_to_start(
-    runtime: LocalRuntime, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    placement: LocalPlacement, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sleeper(runtime, "first")
+    sleeper(placement, "first")
     forks = fork_server.pid()
     assert forks is not None
     os.kill(forks, signal.SIGSTOP)
@@ -69,22 +88,22 @@ def test_a_fork_server_that_was_stopped_starts_who_is_to_start(
     def start(process: Any) -> None:
         begun.append(psutil.Process(forks).status())
 
-    monkeypatch.setattr(runtime._context.Process, "start", start)
-    runtime.start(local.ActorSpec("a", "a", 0, "", Any, tmp_path, "", "", "", 1))  # type: ignore[arg-type]
+    monkeypatch.setattr(placement._context.Process, "start", start)
+    placement.start(ActorSpec("a", "a", 0, "", Any, tmp_path, "", "", "", 1))  # type: ignore[arg-type]
     assert begun and begun[0] != psutil.STATUS_STOPPED
 
 
 @pytest.mark.parametrize("stopped", [False, True])
-def test_the_fork_server_ends_with_the_launch(runtime: LocalRuntime, stopped: bool) -> None:
-    pid, forks = sleeper(runtime, "actor"), fork_server.pid()
+def test_the_fork_server_ends_with_the_launch(placement: LocalPlacement, stopped: bool) -> None:
+    pid, forks = sleeper(placement, "actor"), fork_server.pid()
     assert forks is not None
     if stopped:
         os.kill(forks, signal.SIGSTOP)
-    runtime.end()
-    runtime.close()
+    placement.end()
+    placement.close()
     assert not psutil.pid_exists(forks) and not psutil.pid_exists(pid)
-    runtime.close()
-    sleeper(runtime, "of another launch in this process")
+    placement.close()
+    sleeper(placement, "of another launch in this process")
     assert fork_server.pid() != forks
 
 
@@ -97,25 +116,25 @@ time.sleep(1.0)
 LAUNCH = """
 import os, signal, sys, time
 from pathlib import Path
-from actors.runtime import fork_server, local
+from actors.runtime.placement import fork_server, local
 
 signum, begun = int(sys.argv[1]), Path(sys.argv[2])
 heard = []
 signal.signal(signum, lambda *_: heard.append(signum))
 local.PRELOAD = ["preloaded"]
-runtime = local.LocalRuntime()
-runtime.warm_up()
+placement = local.LocalPlacement()
+placement.warm_up()
 if sys.argv[3] == "imports":
     while not begun.exists():
         time.sleep(0.01)
 os.killpg(0, signum)
-actor = runtime._context.Process(target=time.sleep, args=(1000,))
+actor = placement._context.Process(target=time.sleep, args=(1000,))
 actor.start()
 os.killpg(0, signum)
 os.kill(actor.pid, signal.SIGKILL)
 actor.join()
 print(len(heard), actor.exitcode)
-runtime.close()
+placement.close()
 """
 
 
@@ -147,8 +166,8 @@ def _signals_of_an_actor() -> None:
     os._exit(0 if not blocked and ignored == {signal.SIGINT, signal.SIGHUP} else 1)
 
 
-def test_an_actor_hears_of_the_signals_of_its_group_sigterm_only(runtime: LocalRuntime) -> None:
-    process = runtime._context.Process(target=_signals_of_an_actor)
+def test_an_actor_hears_of_the_signals_of_its_group_sigterm_only(placement: LocalPlacement) -> None:
+    process = placement._context.Process(target=_signals_of_an_actor)
     process.start()
     process.join(30.0)
     assert process.exitcode == 0

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from actors.runtime.context import wait_for
+from actors.runtime.spec import ActorId
 from actors.runtime.watchdog import Watchdog
 from bus.messages import Heartbeat, Metrics, Wait
 from bus.waits import WaitKind
@@ -39,13 +40,19 @@ class World:
         )
         self.dog = Watchdog(
             config,
-            lambda: self.pids,
+            lambda: [ActorId(name, 1) for name in self.pids],
+            self.look,
             lambda: 77,
             clock=lambda: self.now,
-            process=lambda pid: Process(pid, self.states.get(pid, "running")),
+            process=self.process,
             redis_loads=lambda: self.redis_loads,
-            fork_server=lambda: 99,
         )
+
+    def process(self, pid: int) -> Process:
+        return Process(f"pid {pid}", self.states.get(pid, "running"))
+
+    def look(self) -> dict[str, Process]:
+        return {name: self.process(pid) for name, pid in self.pids.items()}
 
     def live(
         self, seconds: float, counts: dict[str, int] = COUNTS, *, redis: bool = True, refusal: str = ""
@@ -65,7 +72,7 @@ class World:
 
     def _beat(self, name: str) -> Heartbeat:
         role, waits = name.split("-")[0], tuple(wait for who, wait in self.waits.items() if who == name)
-        return Heartbeat(actor=name, role=role, pid=self.pids[name], time=self.beat_at[name], waits=waits)
+        return Heartbeat(actor=name, role=role, incarnation=1, time=self.beat_at[name], waits=waits)
 
 
 @pytest.fixture
@@ -150,7 +157,6 @@ def test_an_actor_that_has_not_been_heard_of_yet_starts() -> None:
     world.pids["engine-0"] = 13
     world.beat_at["engine-0"] = 0.0
     world.quiet.add("engine-0")
-    world.dog._pids = lambda: world.pids
     beats = world._beat
     world._beat = lambda name: beats("dealer" if name == "engine-0" else name)  # it sends none
     assert world.live(45) == []
@@ -209,12 +215,3 @@ def test_a_redis_that_loads_its_data_is_no_stall_and_makes_nobody_silent(world: 
     world.redis_loads = False
     assert world.live(9, redis=False) == [] and not world.killed
     assert world.live(1, redis=False) == ["stalled"]
-
-
-def test_a_stopped_fork_server_is_named_where_it_hides_that_an_actor_has_ended(world: World) -> None:
-    world.states[99] = "stopped"
-    world.states[11] = "zombie"
-    assert world.live(10) == ["stalled"]
-    diagnosis = world.events[-1][2]["diagnosis"]
-    assert "learner-0 (pid 11) is a zombie" in diagnosis
-    assert "the fork server (pid 99) is stopped (SIGSTOP)" in diagnosis

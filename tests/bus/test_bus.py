@@ -55,7 +55,7 @@ async def test_news_wakes_a_waiter_once(bus: Bus) -> None:
 
 async def test_a_heartbeat_replaces_the_one_before(bus: Bus) -> None:
     for when in (1.0, 2.0):
-        await bus.beat(Heartbeat(actor="dealer", role="dealer", pid=1, time=when))
+        await bus.beat(Heartbeat(actor="dealer", role="dealer", incarnation=1, time=when))
     (beat,) = await bus.heartbeats()
     assert beat.time == 2.0
 

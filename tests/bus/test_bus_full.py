@@ -75,7 +75,7 @@ async def test_a_full_memory_stops_admission_and_lets_go_on_whatever_frees_memor
     # all of these are small, or free memory in the end
     await bus.publish("events", Event(actor="a", kind="b", time=0.0))
     await bus.publish("metrics", Metrics(actor="a", step=0, time=0.0, values={}))
-    await bus.beat(Heartbeat(actor="a", role="a", pid=1, time=0.0))
+    await bus.beat(Heartbeat(actor="a", role="a", incarnation=1, time=0.0))
     await ledger.batch(1, ready)
     assert await ledger.commit(1) == 2
     assert await ledger.fail(in_flight[1].ticket.group_id, "w/1", "reward_error") == "again"

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
+from actors.runtime.placement.base import Placement
 from bus.errors import NoRedisError
 from miles_async.cli import app as cli
 from miles_async.cli.load import load, parse
@@ -62,7 +63,7 @@ class StandInSupervisor:
 
     outcome: Any = 0
 
-    def __init__(self, config: RunConfig, run_dir: Path, monitor: Monitor) -> None:
+    def __init__(self, config: RunConfig, run_dir: Path, monitor: Monitor, placement: Placement) -> None:
         self.config, self.run_dir, self.monitor = config, run_dir, monitor
 
     def run(self) -> int:

@@ -67,9 +67,9 @@ async def populate(url: str) -> None:
     tickets = [Ticket(group_id=f"0-{i}-0", prompt_tokens=pack([3], TOKENS), sampling_seed=i) for i in range(3)]
     await ledger.admit(tickets, limit=3, position=0)
     now = time.time()
-    await bus.beat(Heartbeat(actor="dealer", role="dealer", pid=1, time=now))
+    await bus.beat(Heartbeat(actor="dealer", role="dealer", incarnation=1, where="pid 1", time=now))
     wait = Wait(kind=WaitKind.GROUPS, since=now - 7, about={"step": 7})
-    await bus.beat(Heartbeat(actor="learner-0", role="learner", pid=2, time=now, waits=(wait,)))
+    await bus.beat(Heartbeat(actor="learner-0", role="learner", incarnation=1, where="pid 2", time=now, waits=(wait,)))
     await set_engine(bus, "engine-0", "http://127.0.0.1:1", 1, 4, "serving")
     await set_engine(bus, "engine-1", "http://127.0.0.1:2", 1, 6, "serving")
     await bus.set_roster(Roster(frozenset({"engine-0", "engine-1"}), leaving=frozenset({"engine-1"})))

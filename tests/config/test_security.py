@@ -217,4 +217,6 @@ def test_nothing_from_the_bus_or_http_is_unpickled_or_evaluated() -> None:
         assert not calls(path) & {"eval", "exec", "torch.load", "torch.distributed.broadcast_object_list"}, path
         # what a process is started with goes through a pipe of its parent's, not over the bus
         if "multiprocessing" in imports(path):
-            assert path.parent == ROOT / "actors" / "runtime" and path.stem in ("local", "fork_server"), path
+            assert path.parent == ROOT / "actors" / "runtime" / "placement" and path.stem in ("local", "fork_server"), (
+                path
+            )

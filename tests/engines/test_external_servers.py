@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from actor_contexts import worker
 
+from actors.runtime.placement.local import LocalPlacement
 from actors.runtime.supervisor import Supervisor
 from bus import Bus
 from bus.codec import LOGPROBS, MASK, TOKENS, pack, unpack
@@ -91,7 +92,7 @@ def test_a_launch_whose_engine_is_not_there_starts_nothing(
     mask = os.umask(0o022)
     try:
         with pytest.raises(ConfigError, match=r"nobody listens at engine\.urls"):
-            Supervisor(config(free_port, free_port), tmp_path / "run", Monitor()).run()
+            Supervisor(config(free_port, free_port), tmp_path / "run", Monitor(), LocalPlacement()).run()
     finally:
         os.umask(mask)
     assert not (tmp_path / "run" / "redis").exists() and not (tmp_path / "run" / "events.jsonl").exists()

@@ -23,9 +23,9 @@ import torch
 from launching import TINY, begin, events, left_behind, summary, wait_for_step, wait_until, write_config
 from monitored import config
 
-from actors.runtime import supervisor
 from actors.runtime.full_disk import died_of_it
 from actors.runtime.home import RunHome
+from actors.runtime.logs import log_beside_the_actors
 from bus.messages import Metrics, Transition
 from miles_async.disk import room as disk_room
 from miles_async.monitor import Monitor, record
@@ -141,7 +141,7 @@ def test_the_supervisor_goes_on_without_its_file_and_no_number_is_given_twice(tm
 
 
 def test_a_line_that_the_disk_does_not_take_costs_no_traceback(capfd: pytest.CaptureFixture[str]) -> None:
-    supervisor._log_beside_the_actors(Path("/dev/full"))
+    log_beside_the_actors(Path("/dev/full"))
     logging.getLogger("bus").warning("refused")
     logging.getLogger("bus").handlers.clear()
     assert capfd.readouterr() == ("", "")

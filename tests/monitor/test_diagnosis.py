@@ -47,10 +47,10 @@ def sight(
     redis: Redis = OURS,
 ) -> Sight:
     beats = [
-        Heartbeat(actor=name, role=role, pid=1, time=NOW, waits=tuple((waiting or {}).get(name, ())))
+        Heartbeat(actor=name, role=role, incarnation=1, time=NOW, waits=tuple((waiting or {}).get(name, ())))
         for name, role in ROLES.items()
     ]
-    processes = {name: Process(pid, (states or {}).get(name, "running")) for name, pid in PIDS.items()}
+    processes = {name: Process(f"pid {pid}", (states or {}).get(name, "running")) for name, pid in PIDS.items()}
     return Sight(NOW, beats, processes, silent or {}, redis)
 
 

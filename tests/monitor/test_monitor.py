@@ -216,8 +216,8 @@ def test_waits_are_told_apart_from_work(tmp_path: Path) -> None:
     wait = Wait(kind=WaitKind.GROUPS, since=103.0, about={"step": 3})
     monitor.on_heartbeats(
         [
-            Heartbeat(actor="learner-0", role="learner", pid=1, time=110.0, waits=(wait,)),
-            Heartbeat(actor="dealer", role="dealer", pid=2, time=110.0),
+            Heartbeat(actor="learner-0", role="learner", incarnation=1, time=110.0, waits=(wait,)),
+            Heartbeat(actor="dealer", role="dealer", incarnation=1, time=110.0),
         ]
     )
     text = line(monitor.progress, 110.0, stalled=True)

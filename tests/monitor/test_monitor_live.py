@@ -50,7 +50,7 @@ def test_on_a_terminal_the_panel_shows_the_run(progress: Progress) -> None:
     progress.engine_versions = {"engine-0": 5, "engine-1": 4}
     progress.ledger = {"dealt": 9, "trained": 9}
     now = time.time()
-    progress.heartbeats = {"dealer": Heartbeat(actor="dealer", role="dealer", pid=1, time=now)}
+    progress.heartbeats = {"dealer": Heartbeat(actor="dealer", role="dealer", incarnation=1, time=now)}
     stream = Terminal()
     view = LiveView(progress, "runs/x", "auto", stream)
     view.start()
@@ -75,7 +75,7 @@ def test_a_run_without_a_step_says_that_it_starts(progress: Progress) -> None:
 
 
 def test_a_silent_actor_is_not_called_busy() -> None:
-    beat = Heartbeat(actor="rollout-0", role="rollout", pid=1, time=100.0)
+    beat = Heartbeat(actor="rollout-0", role="rollout", incarnation=1, time=100.0)
     assert doing(beat, 101.0) == "busy"
     assert doing(beat, 130.0).startswith("silent for 30 s")
 

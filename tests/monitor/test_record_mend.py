@@ -12,7 +12,8 @@ import msgspec
 import pytest
 from monitored import close, config, learner_steps, started, step_metrics, train
 
-from actors.runtime.local import LocalRuntime
+from actors.runtime.placement.base import Ending
+from actors.runtime.placement.local import LocalPlacement
 from actors.runtime.watch import Watch
 from bus import Ledger, connect
 from bus.messages import Event, Metrics, ReadyGroup, Transition
@@ -127,12 +128,13 @@ def test_an_entry_is_taken_in_once_also_where_a_cause_of_death_is_asked_for(redi
         await ledger.prepare()
         monitor = Monitor(stream=io.StringIO())
         monitor.start(run, tmp_path, False)
-        watch = Watch(bus, ledger, monitor, run, LocalRuntime(), RedisServer(tmp_path / "redis"))
+        watch = Watch(bus, ledger, monitor, run, LocalPlacement(), RedisServer(tmp_path / "redis"))
+        ended = Ending(False, "exit code 1")
         for number in range(30):
-            asked = [asyncio.create_task(watch.cause_of_death("learner-0", 1)) for _ in range(3)]
+            asked = [asyncio.create_task(watch.cause_of_death("learner-0", ended)) for _ in range(3)]
             await bus.publish("events", Event(actor="learner-0", kind="died", time=1.0, data={"n": number}))
             await bus.publish("events", Transition(kind="released", group_ids=(f"0-{number}-0",)))
-            asked.append(asyncio.create_task(watch.cause_of_death("learner-0", 1)))
+            asked.append(asyncio.create_task(watch.cause_of_death("learner-0", ended)))
             await asyncio.gather(*asked)
         await watch.close(bus_answers=True)
         monitor.finish("stopped", {})

@@ -12,6 +12,7 @@ import msgspec
 import pytest
 
 from actors.runtime.home import RunHome
+from actors.runtime.placement.local import LocalPlacement
 from actors.runtime.supervisor import OK, Supervisor
 from miles_async.cli.again import command
 from miles_async.cli.load import parse
@@ -216,11 +217,13 @@ def test_a_launch_that_is_refused_or_over_leaves_the_run_as_it_was(tmp_path: Pat
     home.leave()
     run_dir = trained(earlier(tmp_path, run__num_steps=4), 4)
     monitor = Monitor(stream=io.StringIO())
-    assert Supervisor(config(run__num_steps=4), run_dir, monitor).run() == OK
+    assert Supervisor(config(run__num_steps=4), run_dir, monitor, LocalPlacement()).run() == OK
     assert monitor.summary is not None and monitor.summary["steps"] == 4 and "is finished" in monitor.note
     before = content(run_dir)
     with pytest.raises(ConfigError, match=r"run\.seed"):
-        Supervisor(config(run__num_steps=4, run__seed=9), run_dir, Monitor(stream=io.StringIO())).run()
+        Supervisor(
+            config(run__num_steps=4, run__seed=9), run_dir, Monitor(stream=io.StringIO()), LocalPlacement()
+        ).run()
     after = content(run_dir)
     assert {path.name for path in after if after[path] != before.get(path)} == {"supervisor.json"}
 

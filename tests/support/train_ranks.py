@@ -13,7 +13,7 @@ import msgspec
 import torch
 from train_support import make_config, make_groups
 
-from actors.runtime.local import PRELOAD
+from actors.runtime.placement.local import PRELOAD
 from bus.codec import VERSIONS, pack
 from bus.messages import Group
 from miles_async.config import optimizer_steps

@@ -30,10 +30,11 @@ _ORDER_BYTES = 1 << 17
 _NEEDED = (
     "miles_async.cli.app",
     "actors.runtime.supervisor",
+    "actors.runtime.placement.local",
     "multiprocessing.forkserver",
     "multiprocessing.popen_forkserver",
 )
-_PRELOAD = "actors.runtime.preload"
+_PRELOAD = "actors.runtime.placement.preload"
 # what Popen.__init__ of CPython 3.11 and 3.12 (Lib/subprocess.py) hands over besides the arguments, in its order
 _HANDED = (
     *("executable", "preexec_fn", "close_fds", "pass_fds", "cwd", "env", "startupinfo", "creationflags", "shell"),

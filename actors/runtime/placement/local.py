@@ -1,8 +1,8 @@
 """Actors as processes of this machine, forked from a server that has imported the heavy libraries once.
 
 Promises: an actor process has its actor's name in ``ps``, writes to its own log, does not hear the terminal's Ctrl-C or its
-end, dies when the launch dies (also by kill -9), and its end is seen at once; none outlives :meth:`LocalRuntime.end`, stopped
-or not.
+end, dies when the launch dies (also by kill -9), and its end is seen at once; none outlives
+:meth:`LocalPlacement.end`, stopped or not.
 """
 
 from __future__ import annotations
@@ -16,21 +16,26 @@ import signal
 import sys
 import time
 from multiprocessing.process import BaseProcess
-from pathlib import Path
 from typing import Any
 
 import setproctitle
 
-from actors.runtime import fork_server
 from actors.runtime.context import Actor, ActorContext, run_actor
-from actors.runtime.spec import ActorSpec
+from actors.runtime.logs import log_path
+from actors.runtime.placement import fork_server
+from actors.runtime.placement.base import Ending
+from actors.runtime.placement.process import place
+from actors.runtime.spec import ActorId, ActorSpec
 from bus.server import die_with_parent
+from miles_async.monitor.diagnosis import DEAD, Process
 from miles_async.monitor.outlet import Outlet
+from miles_async.monitor.sight import process_of
 
 # what multiprocessing says of a process whose fork server is gone, and that has ended with it
 WITH_THE_FORK_SERVER = 255
+FORK_SERVER = "the fork server"
 END_S = 3.0  # killed processes need none of it
-PRELOAD = ["actors.runtime.preload"]  # by the fork server
+PRELOAD = ["actors.runtime.placement.preload"]  # by the fork server
 
 # Where actors share cores with the learner, it goes first: it is one, and what it waits for is there already as long as the
 # others find time at all. When it waits, they have every core.
@@ -39,15 +44,13 @@ YIELD_TO_ALL = 19
 NICE = {"learner": 0, "eval_engine": YIELD_TO_ALL}  # by role
 
 
-def log_path(run_dir: Path, name: str) -> Path:
-    return run_dir / "logs" / f"{name}.log"
-
-
-def how_it_ended(code: int) -> str:
-    """What an exit code says, of an actor that has said nothing itself."""
+def ending(code: int) -> Ending:
+    """What an exit code says (negative: the signal)."""
+    if code == 0:
+        return Ending(True, "it ended before the run did")
     if code == WITH_THE_FORK_SERVER:
-        return "the fork server ended, and it with that"
-    return f"killed by signal {-code}" if code < 0 else f"exit code {code}" if code else "it ended before the run did"
+        return Ending(False, "the fork server ended, and it with that")
+    return Ending(False, f"killed by signal {-code}" if code < 0 else f"exit code {code}")
 
 
 def load_class(path: str) -> type:
@@ -78,20 +81,20 @@ def _become(spec: ActorSpec) -> None:
         return load_class(spec.path)(ctx)  # here, so that a wrong path is reported like any other cause of death
 
     try:
-        uvloop.run(run_actor(spec, make))
+        uvloop.run(run_actor(spec, make, place(os.getpid())))
     except Exception:
         logging.getLogger(spec.name).exception("died")
         sys.exit(1)
 
 
-class LocalRuntime:
-    """Starts actor processes and tells when they end."""
+class LocalPlacement:
+    """Starts actor processes, and tells when and how they end."""
 
     def __init__(self) -> None:
         os.environ.setdefault("OMP_NUM_THREADS", "1")  # inherited by the fork server, before torch is imported there
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(PRELOAD)
-        self._processes: dict[str, BaseProcess] = {}
+        self._processes: dict[ActorId, BaseProcess] = {}  # whose ends were not told yet
 
     def warm_up(self) -> None:
         """Begin to import, while the launch does other things."""
@@ -104,20 +107,23 @@ class LocalRuntime:
         fork_server.go_on()  # one that is stopped would be waited for
         process = self._context.Process(target=_become, args=(spec,), name=spec.name, daemon=False)
         process.start()
-        self._processes[spec.name] = process
+        self._processes[spec.id] = process
 
-    def running(self) -> list[str]:
-        return [name for name, process in self._processes.items() if process.exitcode is None]
+    def running(self) -> list[ActorId]:
+        """The actors whose processes have not ended."""
+        return [actor for actor, process in self._processes.items() if process.exitcode is None]
 
-    def pids(self) -> dict[str, int]:
-        """Of the actors whose processes run."""
-        return {
-            name: process.pid for name, process in self._processes.items() if process.exitcode is None and process.pid
-        }
+    def look(self) -> dict[str, Process]:
+        """The processes that run; and the fork server, where it has not told of an end that is to be seen."""
+        numbers = {actor.name: process.pid for actor, process in self._processes.items() if process.exitcode is None}
+        seen = {name: process_of(number) for name, number in numbers.items() if number}
+        if any(process.state in DEAD for process in seen.values()) and (number := fork_server.pid()):
+            seen[FORK_SERVER] = process_of(number)
+        return seen
 
-    async def ended(self, name: str) -> int:
-        """Wait for the end of ``name``; returns its exit code (negative: the signal)."""
-        process = self._processes[name]
+    async def ended(self, actor: ActorId) -> Ending:
+        """Wait for the end of the process of ``actor``."""
+        process = self._processes[actor]
         loop = asyncio.get_running_loop()
         done = asyncio.Event()
         loop.add_reader(process.sentinel, done.set)
@@ -126,18 +132,24 @@ class LocalRuntime:
                 await done.wait()
         finally:
             loop.remove_reader(process.sentinel)
-        return process.exitcode
+        del self._processes[actor]
+        return ending(process.exitcode)
 
-    def terminate(self, name: str, signum: int) -> None:
-        process = self._processes[name]
-        if process.exitcode is None and process.pid is not None:
-            os.kill(process.pid, signum)
+    def terminate(self, actor: ActorId, *, by_force: bool = False) -> None:
+        """SIGTERM or SIGKILL, if it runs."""
+        process = self._processes.get(actor)
+        if process is not None and process.exitcode is None and process.pid is not None:
+            os.kill(process.pid, signal.SIGKILL if by_force else signal.SIGTERM)
+
+    def go_on(self) -> None:
+        """Have the fork server run."""
+        fork_server.go_on()
 
     def end(self) -> None:
         """Kill whoever runs, and wait for the ends: for a moment only, since the fork server may be in the way of the news."""
         fork_server.go_on()
-        for name in self.running():
-            self.terminate(name, signal.SIGKILL)
+        for actor in self.running():
+            self.terminate(actor, by_force=True)
         until = time.monotonic() + END_S
         for process in self._processes.values():
             process.join(max(0.0, until - time.monotonic()))

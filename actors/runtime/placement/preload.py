@@ -13,7 +13,7 @@ import signal
 
 import setproctitle
 
-from actors.runtime.fork_server import LAUNCH_PID
+from actors.runtime.placement.fork_server import LAUNCH_PID
 from bus.server import die_with_parent
 
 gc.disable()  # what is imported stays: looking for garbage among it again and again took a fifth of the time

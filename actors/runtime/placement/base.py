@@ -1,0 +1,63 @@
+"""What the supervisor asks of whoever gives actors a place to run: this machine, or many.
+
+Promises of every placement: an actor is addressed by its name and incarnation, and by nothing else; where it runs, and by what
+number or handle it is reached there, is the placement's own affair; its end is told once, also if it was killed; an actor
+that has ended is not in the way of its next incarnation; after ``close`` nothing that it started is left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from actors.runtime.spec import ActorId, ActorSpec
+from miles_async.monitor.diagnosis import Process
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How an actor has ended. ``in_order``: of itself, without an error. ``how``: for people, where it has said nothing."""
+
+    in_order: bool
+    how: str
+
+
+class Placement(Protocol):
+    """One launch's. All of it is called from the supervisor's event loop."""
+
+    def warm_up(self) -> None:
+        """Prepare for actors, while the launch does other things."""
+        ...
+
+    def start(self, spec: ActorSpec) -> None:
+        """Start the actor of ``spec``, with the ``site`` that it has there. Raises OSError: there is no place for another."""
+        ...
+
+    def running(self) -> list[ActorId]:
+        """The actors that have not ended, in the order in which they were started."""
+        ...
+
+    async def ended(self, actor: ActorId) -> Ending:
+        """Wait for the end of an actor that was started; told once."""
+        ...
+
+    def terminate(self, actor: ActorId, *, by_force: bool = False) -> None:
+        """Ask an actor to stop, or (``by_force``) end it at once. Of one that has ended: nothing."""
+        ...
+
+    def look(self) -> Mapping[str, Process]:
+        """What is seen of the running actors, by name; and of a helper of the placement's, where that is amiss."""
+        ...
+
+    def go_on(self) -> None:
+        """Have the placement's own helpers run, where somebody has stopped one: without them no end is seen."""
+        ...
+
+    def end(self) -> None:
+        """End every actor at once, and wait a moment for their ends."""
+        ...
+
+    def close(self) -> None:
+        """The launch is over: nothing is left, helpers included. Safe to call twice."""
+        ...
