@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,6 @@ import msgspec
 import playing_agents
 import pytest
 from chat_models import chat_tokenizer
-from embedded_engines import engines
 
 from bus.codec import MASK, TOKENS, pack, unpack
 from bus.messages import Sample, Ticket
@@ -22,26 +21,12 @@ from miles_async.config import rules
 from miles_async.config.schema import ConfigError, Data, Model, Reward, Rollout, RunConfig
 from miles_async.engines.client import EngineClient
 from miles_async.hooks.hook import HookError
-from miles_async.models import builtin
 from miles_async.rollout import agent, per_sample, single_turn
 from miles_async.rollout.agent import AgentError
 from miles_async.rollout.interface import RolloutContext
 from miles_async.text.tokenizer import Tokenizer
 
 DEADLINE_S = 60.0
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("guess")
-    builtin.make_model("builtin:guess", directory, seed=1)
-    return directory
-
-
-@pytest.fixture(scope="module")
-def engine_url(model: Path) -> Iterator[str]:
-    with engines(model, 1) as (engine,):
-        yield engine.url
 
 
 def config_of(function: str | None, reward: Reward | None = None, **rollout: Any) -> RunConfig:

@@ -4,53 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
-import shutil
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
-from embedded_engines import EngineProcess, engines, snapshot_of
-from hypothesis import given
-from hypothesis import strategies as st
+from embedded_engines import EngineProcess, snapshot_of
+from tool_templates import EOS, QWEN, with_template
 
 from bus.codec import LOGPROBS, MASK, TOKENS, VERSIONS, pack, unpack
 from bus.messages import Sample, Ticket
 from miles_async.config.schema import Data, Model, Rollout, RunConfig
 from miles_async.engines.client import EngineClient
-from miles_async.models.builtin import make_model
 from miles_async.rollout import multi_turn
 from miles_async.rollout.interface import RolloutContext
-from miles_async.rollout.tool_calls import python_tag, qwen
-from miles_async.rollout.tool_turn import MARK, TemplateError, check_template, tool_turn_tokens
 from miles_async.text.tokenizer import Tokenizer
-
-EOS = 1
-
-# the parts of Qwen3's that matter here: thinking is shown of the newest turn only, tools answer within a user's message
-QWEN = """
-{%- set ns = namespace(last=messages|length - 1, found=false) %}
-{%- for message in messages[::-1] %}
-  {%- if not ns.found and message.role == "user" %}
-    {%- set ns.last = messages|length - 1 - loop.index0 %}{% set ns.found = true %}
-  {%- endif %}
-{%- endfor %}
-{%- for message in messages %}
-{%- if message.role == "assistant" %}
-{{- "[assistant\\n" }}{% if loop.last and loop.index0 > ns.last %}{{ "<think>\\n\\n</think>\\n\\n" }}{% endif %}
-{{- message.content + "<eos>\\n" }}
-{%- elif message.role == "tool" %}
-{%- if loop.first or messages[loop.index0 - 1].role != "tool" %}{{ "[user" }}{% endif %}
-{{- "\\n<tool_response>\\n" + message.content + "\\n</tool_response>" }}
-{%- if loop.last or messages[loop.index0 + 1].role != "tool" %}{{ "<eos>\\n" }}{% endif %}
-{%- else %}
-{{- "[" + message.role + "\\n" + message.content + "<eos>\\n" }}
-{%- endif %}
-{%- endfor %}
-{%- if add_generation_prompt %}{{ "[assistant\\n" }}{% endif %}
-"""
 
 TOOLS = """
 import json
@@ -73,31 +42,11 @@ async def endless(name, arguments, metadata):
 """
 
 
-@pytest.fixture(scope="module")
-def words(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random model that knows printable characters."""
-    directory = tmp_path_factory.mktemp("words")
-    make_model("builtin:words", directory, seed=1)
-    return directory
-
-
-@pytest.fixture(scope="module")
-def engine(words: Path) -> Iterator[EngineProcess]:
-    with engines(words, 1) as (one,):
-        yield one
-
-
 @pytest.fixture
 def tools(tmp_path: Path) -> Path:
     path = tmp_path / "my_tools.py"
     path.write_text(TOOLS)
     return path
-
-
-def with_template(words: Path, directory: Path, template: str) -> Tokenizer:
-    shutil.copytree(words, directory)
-    (directory / "chat_template.jinja").write_text(template)
-    return Tokenizer(directory)
 
 
 class Log:
@@ -249,99 +198,3 @@ async def test_a_turn_without_a_call_ends_the_conversation(engine: EngineProcess
     ):
         (sample,) = await multi_turn.generate(ticket(tokenizer), 0, context)
     assert len(log.turns) == 1 and sample.finish_reason == "stop" and set(column(sample, "loss_mask")) == {1}
-
-
-# what follows a turn
-
-
-def test_what_follows_a_turn_is_what_the_template_puts_there_and_its_end_is_not_repeated(
-    words: Path, tmp_path: Path
-) -> None:
-    tokenizer = with_template(words, tmp_path / "model", QWEN)
-    answers = [("a", "first"), ("b", "second")]
-    rest = "\n[user\n<tool_response>\nfirst\n</tool_response>\n<tool_response>\nsecond\n</tool_response><eos>\n[assistant\n"
-    x = tokenizer.encode("x")[0]
-    assert tool_turn_tokens(tokenizer, answers, last=EOS) == tokenizer.encode(rest)
-    assert tool_turn_tokens(tokenizer, answers, last=x) == [EOS, *tokenizer.encode(rest)]
-    # the same as the template makes of the whole conversation
-    talk = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "x"}]
-    before = tokenizer.render_chat(talk, add_generation_prompt=False).partition("</think>\n\n")[2]
-    assert before == "x<eos>\n"
-    whole = tokenizer.render_chat([*talk, *({"role": "tool", "content": text} for _, text in answers)])
-    assert whole.endswith("x<eos>" + rest)
-
-
-def test_the_builtin_template_can_be_continued(words: Path) -> None:
-    tokenizer = Tokenizer(words)
-    told = tool_turn_tokens(tokenizer, [("t", "42")], last=EOS)
-    assert tokenizer.decode(told) == "\ntool: 42\nassistant: "
-
-
-@pytest.mark.parametrize(
-    ("template", "says"),
-    [
-        (
-            "{% for m in messages %}{{ m.role + m.content }} of {{ messages|length }}{% endfor %}",
-            "the messages before it",
-        ),
-        ("{% for m in messages if m.role != 'tool' %}{{ m.role + m.content }};{% endfor %}", "leaves out messages"),
-        (
-            "{% for m in messages %}{{ m.content }}{% if loop.last and m.role == 'assistant' %}<eos>{% else %};{% endif %}"
-            "{% endfor %}",
-            "ends differently when a tool's message follows",
-        ),
-        ("{% for m in messages %}{{ m.role }}{% endfor %}", "0 times, not once"),
-        ("{% for m in messages %}{{ m.content + m.content }}{% endfor %}", "2 times, not once"),
-        ("{{ raise_exception('no tools here') }}", "no tools here"),
-    ],
-)
-def test_a_template_that_cannot_be_continued_is_refused_in_one_line(
-    words: Path, tmp_path: Path, template: str, says: str
-) -> None:
-    tokenizer = with_template(words, tmp_path / "model", template)
-    with pytest.raises(TemplateError, match=says) as error:
-        check_template(tokenizer)
-    assert "\n" not in str(error.value) and "multi_turn" in str(error.value) and MARK not in str(error.value)
-
-
-# calls
-
-arguments = st.dictionaries(
-    st.text(max_size=5), st.integers() | st.text(max_size=8) | st.lists(st.booleans()), max_size=3
-)
-calls = st.lists(st.tuples(st.text(min_size=1, max_size=6), arguments), max_size=3)
-
-
-@given(calls=calls, noise=st.sampled_from(["", "I think ", "<tool_call>not json</tool_call>", "{"]))
-def test_what_the_template_shows_as_calls_is_found_in_order(
-    calls: list[tuple[str, dict[str, Any]]], noise: str
-) -> None:
-    expected = [{"name": name, "arguments": values} for name, values in calls]
-    tagged = [f"<tool_call>\n{json.dumps(call)}\n</tool_call>" for call in expected]
-    assert qwen(noise + "\n".join(tagged) + "<|im_end|>") == expected
-    parameters = [json.dumps({"name": name, "parameters": values}) for name, values in calls]
-    assert python_tag("I think <|python_tag|>" + "; ".join(parameters) + "<|eom_id|>") == expected
-
-
-@given(st.text(st.sampled_from('<tool_call>/{}":,[]name arguments|python_tag;\\'), max_size=200))
-def test_whatever_a_policy_writes_is_calls_or_none(text: str) -> None:
-    for parser in (qwen, python_tag):
-        for call in parser(text):
-            assert isinstance(call["name"], str) and isinstance(call["arguments"], dict)
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        "<tool_call>{}</tool_call>",
-        '<tool_call>{"name": 3}</tool_call>',
-        '<tool_call>{"name": "f", "arguments": [1]}</tool_call>',
-        '<tool_call>["f"]</tool_call>',
-        '{"name": "f", "parameters": {}}',
-        '<|python_tag|>{"name": "f"',
-        "<tool_call>" + "[" * 100_000 + "</tool_call>",
-    ],
-)
-def test_what_is_malformed_is_no_call(text: str) -> None:
-    assert qwen(text) == [] == python_tag(text)

@@ -3,39 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
-from embedded_engines import EngineProcess, engines, snapshot_of
+from embedded_engines import EngineProcess, snapshot_of
 from engine_support import TOLERANCE, hf_logprobs
 
 from bus.codec import LOGPROBS, MASK, TOKENS, VERSIONS, pack, unpack
 from bus.messages import Sample, Ticket
 from miles_async.config.schema import Rollout
 from miles_async.engines.client import EngineClient
-from miles_async.models.builtin import make_model
 from miles_async.rollout.generate import generate_group
 from miles_async.text.tokenizer import Tokenizer
 
 SAMPLES = 4
 LIMIT = 1200
 DEADLINE_S = 60.0
-
-
-@pytest.fixture(scope="module")
-def words(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("words")
-    make_model("builtin:words", directory, seed=1)
-    return directory
-
-
-@pytest.fixture(scope="module")
-def engine(words: Path) -> Iterator[EngineProcess]:
-    with engines(words, 1) as (one,):
-        yield one
 
 
 class Log:
