@@ -322,7 +322,7 @@ def reward(group: bool) -> Feed:
         with asyncio.Runner() as runner:
             try:
                 reply = grading_process._answer(runner, request)
-            except SystemExit:  # of the grading process, which says so and is replaced (test_rewards_processes.py)
+            except SystemExit:  # of the grading process, which says so and is replaced (test_grading_process.py)
                 return "attempt", "a reward: the grading process ended, SystemExit: mine"
         return (
             ("attempt", f"a reward: {reply.error}")
