@@ -14,20 +14,10 @@ from rl_step import on_ranks
 from miles_async.rl import corrections
 
 MASK = torch.tensor([1, 0, 1, 1, 1, 0, 0])
-
-
 INDEX = torch.tensor([0, 0, 0, 1, 1, 1, 2])
-
-
 LOGS = [0.5, NAN, -0.2, 0.1, -0.4, INF, -INF]  # old - behaviour
-
-
 BEHAVIOUR = torch.full((7,), -1.5, dtype=torch.float64)
-
-
 OLD = BEHAVIOUR + torch.tensor(LOGS, dtype=torch.float64)
-
-
 KEPT = [0, 2, 3, 4]
 
 

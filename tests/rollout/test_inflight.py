@@ -17,8 +17,6 @@ from miles_async.engines.client import EngineClient
 from miles_async.rollout.inflight import PATIENCE, AdaptiveLimit, EngineLoad, read_loads
 
 LOADS = st.builds(EngineLoad, st.integers(0, 300), st.integers(0, 300), st.floats(0, 1.2))
-
-
 LOOKS = st.lists(st.tuples(st.lists(LOADS, max_size=4), st.integers(0, 400), st.integers(0, 50)), max_size=12)
 
 

@@ -68,8 +68,6 @@ def test_half_a_surrogate_pair_in_a_call_is_text_all_the_same() -> None:
 arguments = st.dictionaries(
     st.text(max_size=5), st.integers() | st.text(max_size=8) | st.lists(st.booleans()), max_size=3
 )
-
-
 calls = st.lists(st.tuples(st.text(min_size=1, max_size=6), arguments), max_size=3)
 
 

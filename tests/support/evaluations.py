@@ -18,8 +18,6 @@ prompt_data = "builtin:repeat"
 [algorithm]
 correction = "behaviour"
 """
-
-
 EVAL = """
 [eval]
 eval_interval = 4

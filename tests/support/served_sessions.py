@@ -20,8 +20,6 @@ from miles_async.rollout.tool_calls import qwen
 from miles_async.text.tokenizer import Tokenizer
 
 HI: list[Any] = [{"role": "user", "content": "?"}]
-
-
 TOOL: Any = {"type": "function", "function": {"name": "add", "parameters": {"type": "object", "properties": {}}}}
 
 

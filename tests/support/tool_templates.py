@@ -9,7 +9,6 @@ from miles_async.text.tokenizer import Tokenizer
 
 EOS = 1
 
-
 # the parts of Qwen3's that matter here: thinking is shown of the newest turn only, tools answer within a user's message
 QWEN = """
 {%- set ns = namespace(last=messages|length - 1, found=false) %}

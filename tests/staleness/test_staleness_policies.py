@@ -1,0 +1,92 @@
+"""What each staleness policy admits, selects and evicts in a given state; and which one a configuration names."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+
+from bus.messages import UNSAMPLED, ReadyGroup
+from miles_async.config.schema import ConfigError, Data, Model, Rollout, RunConfig, Staleness
+from miles_async.staleness.choice import make_policy
+from miles_async.staleness.policies import Drop, Fifo, StalenessPolicy, StalenessState
+
+
+@pytest.mark.parametrize(
+    ("state", "expected"),
+    [
+        ((0, 0, 8, 0, 100), 24),  # positions 0..23 are trained at versions 0..2
+        ((0, 24, 8, 0, 100), 0),
+        ((1, 16, 8, 0, 100), 0),  # a batch was taken, but the engines still serve 0
+        ((1, 16, 8, 1, 100), 8),
+        ((5, 3, 8, 0, 100), 0),  # engines came back far behind: wait for a push, never negative
+        ((98, 8, 8, 98, 100), 8),  # the run ends at step 100
+    ],
+)
+def test_admission_counts_positions(state: tuple[int, int, int, int, int], expected: int) -> None:
+    assert make_policy(config(Staleness(max_lag=2))).admit(StalenessState(*state)) == expected
+
+
+def ready(group_id: str, oldest_version: int) -> ReadyGroup:
+    return ReadyGroup(
+        group_id=group_id, payload_key="", oldest_version=oldest_version, newest_version=9, n_tokens=1, published=0.0
+    )
+
+
+def test_fifo_waits_for_the_group_dealt_first() -> None:
+    groups = [ready("c", 5), ready("b", 5)]
+    assert Fifo(1).select(groups, ["a", "b", "c"], version=5, batch_size=2) is None
+    assert Fifo(1).select([*groups, ready("a", 5)], ["a", "b", "c"], version=5, batch_size=2) == ("a", "b")
+    assert Fifo(1).select([], [], version=5, batch_size=2) is None
+
+
+def test_over_sampling_takes_the_first_that_are_ready_of_its_window() -> None:
+    policy, order = Fifo(1, surplus=2), ["a", "b", "c", "d", "e"]
+    assert policy.select([ready("d", 5)], order, version=5, batch_size=2) is None
+    assert (
+        policy.select([ready("d", 5), ready("e", 5)], order, version=5, batch_size=2) is None
+    )  # e: of the next window
+    three = [ready("d", 5), ready("b", 5), ready("a", 5)]
+    chosen = policy.select(three, order, version=5, batch_size=2)
+    assert chosen == ("b", "d")  # in the order they were dealt
+    assert policy.select([ready("d", 3), ready("b", 5)], order, version=5, batch_size=2) is None
+
+
+def test_drop_takes_groups_as_they_were_published() -> None:
+    groups = [ready("c", 5), ready("b", 5)]
+    assert Drop(1).select(groups, ["a", "b", "c"], version=5, batch_size=2) == ("c", "b")
+    assert Drop(1).select(groups, ["a", "b", "c"], version=5, batch_size=3) is None
+
+
+@pytest.mark.parametrize("policy", [Fifo(2), Drop(2)])
+def test_a_group_beyond_the_bound_is_evicted_and_never_selected(policy: StalenessPolicy) -> None:
+    groups = [ready("a", 2), ready("b", 3)]
+    assert policy.evict(groups, version=5) == [("a", "stale")]
+    assert policy.select(groups, ["a", "b"], version=5, batch_size=2) is None
+    assert policy.select(groups[1:], ["b"], version=5, batch_size=1) == ("b",)
+
+
+@pytest.mark.parametrize("policy", [Fifo(2), Drop(2), Fifo(2, surplus=1)])
+def test_a_group_that_is_newer_than_the_learner_is_evicted_and_never_selected(policy: StalenessPolicy) -> None:
+    """Of weights that a recovery undid, or that never were."""
+    future = msgspec.structs.replace(ready("a", 4), versions=((4, 3), (6, 1)))
+    nobodys = msgspec.structs.replace(ready("b", UNSAMPLED), versions=((UNSAMPLED, 3),))
+    assert policy.evict([future, nobodys], version=5) == [("a", "unpublished_version")]
+    assert policy.select([future, nobodys], ["a", "b"], version=5, batch_size=2) is None
+    assert policy.evict([future], version=6) == []
+
+
+def config(staleness: Staleness, **rollout: int) -> RunConfig:
+    return RunConfig(
+        model=Model(hf_checkpoint="m"), data=Data(prompt_data="p"), staleness=staleness, rollout=Rollout(**rollout)
+    )
+
+
+def test_the_configuration_names_the_policy() -> None:
+    assert make_policy(config(Staleness(policy="fifo", max_lag=3))) == Fifo(3)
+    assert make_policy(config(Staleness(policy="drop", max_lag=0))) == Drop(0)
+    spare = {"rollout_batch_size": 8, "over_sampling_batch_size": 12}
+    assert make_policy(config(Staleness(max_lag=2), **spare)) == Fifo(2, surplus=4)
+    with pytest.raises(
+        ConfigError, match=r'over_sampling_batch_size = 12 needs staleness\.policy = "fifo": "drop" takes'
+    ):
+        make_policy(config(Staleness(policy="drop"), **spare))
