@@ -51,7 +51,7 @@ def test_no_module_of_ours_unpickles_or_runs_text() -> None:
 
 
 def test_the_reader_of_checkpoints_unpickles_by_its_list_of_allowed_names_only() -> None:
-    """What it lets through, tests/train/test_train_checkpoint_damage.py tries."""
+    """What it lets through, tests/train/test_checkpoint_damage.py tries."""
     tree = ast.parse(CHECKPOINT_READER.read_text())
     used = {ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
     assert {name for name in used if name.startswith("pickle.")} == {"pickle.Unpickler", "pickle.UnpicklingError"}

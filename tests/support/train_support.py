@@ -123,6 +123,16 @@ def make_config(path: Path | str, **sections: dict[str, Any]) -> RunConfig:
     )
 
 
+def assert_equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
+    assert a.keys() == b.keys()
+    assert [name for name in a if not torch.equal(a[name], b[name])] == []
+
+
+def assert_close(ours: dict[str, torch.Tensor], expected: Any, atol: float) -> None:
+    for name, tensor in ours.items():
+        torch.testing.assert_close(tensor, expected[name], atol=atol, rtol=0, msg=lambda t, name=name: f"{name}: {t}")
+
+
 Build = Callable[..., Any]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ import msgspec
 import numpy as np
 import pytest
 import torch
-from train_support import Build, make_checkpoint, make_config, make_groups, trainers
+from train_support import Build, make_checkpoint, make_config, make_groups
 
 from bus.codec import MASK, TOKENS, VERSIONS, pack, unpack
 from bus.messages import Group
@@ -18,19 +17,6 @@ from miles_async.config.schema import ConfigError
 from miles_async.rl.rules import check_algorithm
 from miles_async.train.batch import BatchError
 from miles_async.train.intake import admit
-
-
-@pytest.fixture(scope="module")
-def qwen3(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("qwen3")
-    make_checkpoint(path)
-    return path
-
-
-@pytest.fixture
-def build(tmp_path: Path) -> Iterator[Build]:
-    with trainers(tmp_path) as make:
-        yield make
 
 
 def sampled_by(versions: list[int], **kwargs: Any) -> list[Group]:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from train_support import Build, make_checkpoint, make_groups, trainers
+from train_support import Build, assert_equal, make_checkpoint, make_groups
 
 from bus.codec import LOGPROBS, MASK, TOKENS, unpack
 from bus.messages import Group
@@ -19,24 +18,6 @@ from miles_async.train.steps import NonFiniteGradient
 
 SEVERAL = {"num_steps_per_rollout": 2, "ppo_epochs": 2}
 RECOMPUTE = {"correction": "tis", "eps_clip": 0.02}
-
-
-@pytest.fixture(scope="module")
-def qwen3(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("qwen3")
-    make_checkpoint(path)
-    return path
-
-
-@pytest.fixture
-def build(tmp_path: Path) -> Iterator[Build]:
-    with trainers(tmp_path) as make:
-        yield make
-
-
-def assert_equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
-    assert a.keys() == b.keys()
-    assert [name for name in a if not torch.equal(a[name], b[name])] == []
 
 
 class PlainGrpo:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,25 +11,13 @@ import msgspec
 import numpy as np
 import pytest
 import torch
-from train_support import Build, hf_log_probs, make_checkpoint, make_groups, trainers
+from train_support import Build, hf_log_probs, make_checkpoint, make_groups
 
 from bus.codec import LOGPROBS, MASK, TOKENS, VERSIONS, pack, unpack
 from bus.messages import UNSAMPLED, Group
 from miles_async.train.batch import BatchError
 from miles_async.train.mismatch import warning
 from miles_async.train.on_policy import NotOnPolicyError
-
-
-@pytest.fixture(scope="module")
-def qwen3(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
-    path = tmp_path_factory.mktemp("qwen3")
-    return path, make_checkpoint(path)
-
-
-@pytest.fixture
-def build(tmp_path: Path) -> Iterator[Build]:
-    with trainers(tmp_path) as make:
-        yield make
 
 
 def log_probs_of(model: Any, group: Group) -> list[np.ndarray]:
@@ -52,8 +40,8 @@ def trained(groups: list[Group], per_token: Callable[[Group], list[np.ndarray]])
     )
 
 
-def test_the_reference_is_the_first_model_however_far_the_learner_has_come(build: Build, qwen3) -> None:
-    path, model = qwen3
+def test_the_reference_is_the_first_model_however_far_the_learner_has_come(build: Build, qwen3_and_model) -> None:
+    path, model = qwen3_and_model
     algorithm = {"use_kl_loss": True, "kl_loss_coef": 0.1, "kl_loss_type": "k2"}
     trainer = build(path, algorithm=algorithm, learner={"lr": 1e-2})
     assert trainer.step(make_groups(policy=model))["kl_loss"] == pytest.approx(0.0, abs=1e-9)
@@ -68,8 +56,8 @@ def test_the_reference_is_the_first_model_however_far_the_learner_has_come(build
     assert trainer.step(groups)["kl_loss"] == pytest.approx(float((apart**2).mean() / 2), rel=1e-3)
 
 
-def test_a_pass_of_the_reference_leaves_the_weights_bit_for_bit(build: Build, qwen3) -> None:
-    path, model = qwen3
+def test_a_pass_of_the_reference_leaves_the_weights_bit_for_bit(build: Build, qwen3_and_model) -> None:
+    path, model = qwen3_and_model
     algorithm = {"use_kl_loss": True}
     observed = build(path, algorithm=algorithm)
     for seed in range(2):
@@ -82,8 +70,8 @@ def test_a_pass_of_the_reference_leaves_the_weights_bit_for_bit(build: Build, qw
         assert torch.equal(tensor, with_reference[name]), name
 
 
-def test_another_reference_is_loaded_from_ref_load(build: Build, qwen3, tmp_path: Path) -> None:
-    path, model = qwen3
+def test_another_reference_is_loaded_from_ref_load(build: Build, qwen3_and_model, tmp_path: Path) -> None:
+    path, model = qwen3_and_model
     other = make_checkpoint(tmp_path / "other")
     with torch.no_grad():
         for parameter in other.parameters():
@@ -105,9 +93,9 @@ def taught(groups: list[Group], shift: float) -> list[Group]:
     return [msgspec.structs.replace(g, samples=tuple(teach(s) for s in g.samples)) for g in groups]
 
 
-def test_a_teacher_moves_every_advantage_by_the_coefficient_times_the_log_ratio(build: Build, qwen3) -> None:
+def test_a_teacher_moves_every_advantage_by_the_coefficient_times_the_log_ratio(build: Build, qwen3_and_model) -> None:
     """With equal rewards the advantages are the teacher's alone: 0.5 * 0.3 for each token."""
-    path, model = qwen3
+    path, model = qwen3_and_model
     groups = [
         msgspec.structs.replace(g, samples=tuple(msgspec.structs.replace(s, reward=1.0) for s in g.samples))
         for g in make_groups(policy=model, mask_share=0.0)
@@ -123,8 +111,10 @@ def test_a_teacher_moves_every_advantage_by_the_coefficient_times_the_log_ratio(
         build(path, algorithm=algorithm).step(groups)
 
 
-def test_supervised_fine_tuning_is_the_mean_negative_log_likelihood_of_unsampled_tokens(build: Build, qwen3) -> None:
-    path, model = qwen3
+def test_supervised_fine_tuning_is_the_mean_negative_log_likelihood_of_unsampled_tokens(
+    build: Build, qwen3_and_model
+) -> None:
+    path, model = qwen3_and_model
     groups = [
         msgspec.structs.replace(
             g,
@@ -176,8 +166,8 @@ def hook_file(tmp_path: Path) -> Path:
     return path
 
 
-def test_functions_of_the_user_are_called_around_a_step(build: Build, qwen3, tmp_path: Path) -> None:
-    path, model = qwen3
+def test_functions_of_the_user_are_called_around_a_step(build: Build, qwen3_and_model, tmp_path: Path) -> None:
+    path, model = qwen3_and_model
     file = hook_file(tmp_path)
     learner = {
         "batch_function": f"{file}:batch",
@@ -196,9 +186,9 @@ def test_functions_of_the_user_are_called_around_a_step(build: Build, qwen3, tmp
 
 
 def test_a_synchronous_run_whose_two_passes_differ_ends_before_its_first_update(
-    build: Build, qwen3, tmp_path: Path
+    build: Build, qwen3_and_model, tmp_path: Path
 ) -> None:
-    path, model = qwen3
+    path, model = qwen3_and_model
     sections: dict[str, Any] = {"staleness": {"max_lag": 0}}
     learner = {"before_log_prob_function": f"{hook_file(tmp_path)}:disturb"}
     trainer = build(path, **sections)
@@ -229,8 +219,8 @@ def test_a_mismatch_of_the_learners_own_version_is_warned_of_with_its_causes() -
     assert "0.3" in text and "temperature" in text and "\n" not in text
 
 
-def test_the_mismatch_is_measured_on_the_learners_own_version_only(build: Build, qwen3) -> None:
-    path, model = qwen3
+def test_the_mismatch_is_measured_on_the_learners_own_version_only(build: Build, qwen3_and_model) -> None:
+    path, model = qwen3_and_model
     trainer = build(path, algorithm={"correction": "behaviour"}, learner={"lr": 1e-9})
     trainer.step(make_groups(policy=model))
     old, new = make_groups(2, seed=1, policy=model), make_groups(2, seed=2, policy=model, version=1)
