@@ -29,6 +29,7 @@ from bus.messages import EngineDown, EngineUp, Message, Snapshot
 from bus.waits import WaitKind
 from miles_async.config.secrets import resolve
 from miles_async.engines.client import EngineClient, EngineError
+from miles_async.engines.kinds.table import kind_of
 from miles_async.router.addresses import is_of_run
 from miles_async.weights.fleet import Fleet, Member, key, next_wave, wave_partition
 from miles_async.weights.push import probe
@@ -58,6 +59,7 @@ class Broadcaster:
         self._news = asyncio.Event()
         self._update: Update | None = None
         self._api_key = resolve("engine.api_key", ctx.config.engine.api_key)
+        self._addresses = kind_of(ctx.config.engine).addresses(ctx.config.engine)
 
     async def run(self) -> None:
         connector = aiohttp.TCPConnector(limit=0)
@@ -124,7 +126,7 @@ class Broadcaster:
         if isinstance(message, EngineUp | EngineDown) and not await self.ctx.has_engine(message.engine):
             self.ctx.bus.refuse("weights", message.engine, ValueError("no engine of this run"))
             return False
-        if isinstance(message, EngineUp) and not is_of_run(message.url, self.ctx.config.engine):
+        if isinstance(message, EngineUp) and not is_of_run(message.url, self._addresses):
             self.ctx.bus.refuse("weights", message.url, ValueError("no place for an engine of this run"))
             return False
         return True

@@ -13,6 +13,7 @@ from actors.announcements import Announcements
 from actors.runtime.context import ActorContext
 from bus.messages import Snapshot
 from miles_async.engines.client import EngineClient, EngineError
+from miles_async.engines.kinds.table import kind_of
 from miles_async.weights.check import Checks, bucket_sums, engine_sums
 from miles_async.weights.fleet import Fleet, Member, key
 from miles_async.weights.update import Update
@@ -34,7 +35,7 @@ class Comparison:
         asked = [member for member in served if self._checks.due(member.name, key(snapshot))]
         sums = await self._ask(asked)
         expected = None
-        if sums and self.ctx.config.engine.kind == "embedded":  # it names and hashes tensors as we do
+        if sums and kind_of(self.ctx.config.engine).SUMS_LIKE_SNAPSHOTS:
             dtype = self.ctx.config.model.dtype
             expected = await asyncio.to_thread(bucket_sums, update.buckets, dtype)
         for name, why in self._checks.judge(key(snapshot), sums, expected).items():

@@ -21,13 +21,13 @@ class EvalEngine(EngineHost):
         super().__init__(ctx)
         section = ctx.config.eval
         if section.urls:
-            self.config = msgspec.structs.replace(self.config, kind="external", urls=section.urls)
+            self.engine = msgspec.structs.replace(self.engine, kind="external", urls=section.urls)
         if section.engine_args is not None:
-            self.config = msgspec.structs.replace(self.config, args=section.engine_args)
+            self.engine = msgspec.structs.replace(self.engine, args=section.engine_args)
 
     async def run(self) -> None:
-        await self._host()
+        await self.serve()
 
-    async def _announce(self, url: str) -> None:
+    async def announce(self, url: str) -> None:
         await self.ctx.bus.set_address(self.ctx.name, url)
         await self.ctx.event("engine_up", url=url)

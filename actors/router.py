@@ -27,6 +27,7 @@ from bus.waits import WaitKind
 from miles_async.config.schema import ConfigError
 from miles_async.config.schema import Router as RouterConfig
 from miles_async.config.secrets import resolve
+from miles_async.engines.kinds.table import kind_of
 from miles_async.http.limits import answer_at_once
 from miles_async.http.refusals import Refusals
 from miles_async.http.server import HttpServer
@@ -72,6 +73,7 @@ class Router:
             breaker_open_s=config.router.breaker_open_s,
             refusals=ctx.refusals,
         )
+        self._addresses = kind_of(config.engine).addresses(config.engine)
         self.ledger = VersionLedger(ctx.bus)
         self._joined: dict[str, EngineState] = {}  # as the ledger had them when they joined
         self._updating: set[str] = set()
@@ -153,7 +155,7 @@ class Router:
         if name in self.ctx.roster.leaving:
             return
         try:
-            if not is_of_run(line.url, self.ctx.config.engine):
+            if not is_of_run(line.url, self._addresses):
                 raise ValueError(f"{line.url} is no place for an engine of this run")
             self.app.add(name, line.url, line.version, line.incarnation)
         except ValueError as error:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from actors.runtime.spec import ActorSpec
 from miles_async.config.schema import RunConfig, Topology
+from miles_async.engines.kinds.table import kind_of
 
 # in which order they are asked to stop: first those who hand back their work or save it, then who serves them; the
 # broadcaster before the engines, with which it may be in a collective
@@ -14,7 +15,7 @@ STOP_STAGES = (("dealer", "rollout", "learner", "evaluator"), ("broadcaster",), 
 
 def topology(config: RunConfig) -> dict[str, int]:
     """How many processes of each role."""
-    engines = len(config.engine.urls) if config.engine.kind == "external" else config.engine.num_engines
+    engines = kind_of(config.engine).number(config.engine)
     evaluates = config.eval.eval_interval is not None
     serving = {"engine": engines, "router": 1, "broadcaster": 1} if config.rollout.generates else {}
     evaluation = {"evaluator": 1, "eval_engine": len(config.eval.urls) or config.eval.num_engines} if evaluates else {}

@@ -27,12 +27,12 @@ from actors.runtime.watch import BUS_ERRORS, LOOK_S, Watch
 from bus import Bus, Roster, VersionLedger
 from bus.messages import Scale, Scaled
 from miles_async.config.schema import RunConfig
+from miles_async.engines.kinds.table import kind_of
 
 READ_BLOCK_MS = 500
 DRAIN_LOOK_S = 0.1
 
 NOBODY_SAMPLES = 'rollout.rollout_function = "sft": what is trained on comes with the prompts, and no engine is asked'
-EXTERNAL = 'engine.kind = "external": these engines are somebody\'s (engine.urls), their number is not ours to change'
 
 
 class Scaler:
@@ -69,8 +69,8 @@ class Scaler:
     async def _answer(self, request: Scale) -> Scaled:
         if request.engines is not None and not self.config.rollout.generates:
             return Scaled(request=request.request, refusal=NOBODY_SAMPLES)
-        if request.engines is not None and self.config.engine.kind == "external":
-            return Scaled(request=request.request, refusal=EXTERNAL)
+        if request.engines is not None and (fixed := kind_of(self.config.engine).FIXED) is not None:
+            return Scaled(request=request.request, refusal=fixed)
         try:
             return await self._scale(request)
         except OSError as error:  # the machine gives no more processes

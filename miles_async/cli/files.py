@@ -14,6 +14,7 @@ from miles_async.config.schema import ConfigError, Data, RunConfig
 from miles_async.config.words import nearest, one_of
 from miles_async.data.rows import PARQUET, sources, split_slice
 from miles_async.data.source import FILES
+from miles_async.engines.kinds.table import kind_of
 from miles_async.models import builtin
 from miles_async.models.support import check_models
 
@@ -29,7 +30,7 @@ def check_files(config: RunConfig) -> None:
     for key, other in others:
         if other is not None:
             _check_checkpoint(key, other)
-    check_models(config)
+    check_models(config, kind_of(config.engine).COMPUTES)
     _check_data(config.data)
     if config.eval.eval_interval is not None:
         for name, dataset in config.eval.datasets.items():

@@ -14,6 +14,7 @@ import msgspec
 
 from miles_async.config.schema import RunConfig
 from miles_async.data.source import DATA_SOURCE
+from miles_async.engines.kinds.table import KINDS
 from miles_async.evaluation.hooks import HOOKS as EVALUATION
 from miles_async.evaluation.settings import dataset_configs
 from miles_async.filters.registry import HOOKS as FILTERS
@@ -42,7 +43,7 @@ HOOKS: tuple[Hook, ...] = (
     *EVALUATION,
 )
 # keys that name a class; each has a table of ours
-CHOICES: tuple[Choice[Any], ...] = (TRANSPORTS,)
+CHOICES: tuple[Choice[Any], ...] = (KINDS, TRANSPORTS)
 
 
 def resolve_paths(config: RunConfig, base: Path) -> RunConfig:

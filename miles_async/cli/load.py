@@ -15,20 +15,18 @@ import msgspec
 from miles_async.cli import hook_points
 from miles_async.cli.files import check_files
 from miles_async.config import rules, secrets, toml
-from miles_async.config.effect import check_effect, rules_of
+from miles_async.config.effect import check_effect
 from miles_async.config.learnable import check_learnable
 from miles_async.config.schema import Data, Eval, EvalDataset, RunConfig
 from miles_async.data.rows import partition_slice
 from miles_async.data.source import FILES
-from miles_async.engines.sglang import flags
+from miles_async.engines.kinds import table as kinds
 from miles_async.models import builtin
 from miles_async.models.context_length import check_lengths
 from miles_async.rl import effect as algorithm_effect
 from miles_async.rl import rules as algorithm
 from miles_async.router import addresses
 from miles_async.weights.transports import table as transports
-
-ENGINE_KEYS = {"embedded": (), "sglang": ("engine.args", "eval.engine_args"), "external": ("engine.urls",)}
 
 
 def load(path: str | Path, overrides: Sequence[str] = (), *, check: bool = True) -> RunConfig:
@@ -59,15 +57,16 @@ def parse(
 
 def check_all(config: RunConfig) -> None:
     """Whatever can be known to be wrong before anything starts. Raises ConfigError, one line."""
+    kind = kinds.kind_of(config.engine)
     transports.check(config)
-    rules.check(config)
+    rules.check(config, kind.check)
     algorithm.check(config)
-    flags.check(config)
+    kind.check_use(config)
     addresses.check(config)
     secrets.check(config)
     check_files(config)
     hook_points.check(config)
-    check_effect(config, algorithm_effect.RULES, rules_of("engine.kind", ENGINE_KEYS), transports.effects())
+    check_effect(config, algorithm_effect.RULES, kinds.effects(), transports.effects())
     check_learnable(config)
     check_lengths(config)
 

@@ -67,6 +67,7 @@ def _evaluate(config_file: Path, overrides: list[str], model: Path, samples: Pat
     import asyncio
 
     from miles_async.cli.load import check_all, load
+    from miles_async.engines.kinds.table import kind_of
     from miles_async.evaluation.record import EvalRecord
     from miles_async.evaluation.standalone import check_eval, evaluate
     from miles_async.models.support import check_models
@@ -80,7 +81,8 @@ def _evaluate(config_file: Path, overrides: list[str], model: Path, samples: Pat
     with tempfile.TemporaryDirectory(prefix="miles-eval-") as place:
         version, directory = _as_directory(model, Path(place))
         check_models(
-            msgspec.structs.replace(config, model=msgspec.structs.replace(config.model, hf_checkpoint=directory))
+            msgspec.structs.replace(config, model=msgspec.structs.replace(config.model, hf_checkpoint=directory)),
+            kind_of(config.engine).COMPUTES,
         )
         record = None if samples is None else EvalRecord(samples)  # before the measuring, which may take hours
         results = asyncio.run(evaluate(config, directory, version))

@@ -6,12 +6,14 @@ names the keys, their values and what is allowed. Pure: what other rooms know is
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from miles_async.config.optimizer_steps import check as check_steps
 from miles_async.config.schema import ConfigError, RunConfig
 
 
-def check(config: RunConfig) -> None:
-    """All of the checks. Raises ConfigError."""
+def check(config: RunConfig, check_kind: Callable[[RunConfig], None] = lambda _: None) -> None:
+    """All of the checks; ``check_kind``, in its turn, is that of the kind of engines. Raises ConfigError."""
     if config.rollout.rollout_batch_size % config.learner.num_ranks:
         raise ConfigError(
             f"rollout.rollout_batch_size = {config.rollout.rollout_batch_size} must be a multiple of "
@@ -20,6 +22,7 @@ def check(config: RunConfig) -> None:
     check_steps(config)
     check_rollout(config)
     check_rewards(config)
+    check_kind(config)
     check_engine(config)
     if config.router.args and config.router.kind != "sglang":
         raise ConfigError(f'router.args = {config.router.args} are flags of router.kind = "sglang"')
@@ -44,15 +47,8 @@ def check_router_access(config: RunConfig) -> None:
 
 
 def check_engine(config: RunConfig) -> None:
-    """Refuse engines that are nowhere, and servers that would be no engines of a run. Raises ConfigError."""
+    """Refuse servers that would be taken for hung while they take weights. Raises ConfigError."""
     engine, weights = config.engine, config.weights
-    if engine.kind == "external" and not engine.urls:
-        raise ConfigError('engine.urls is empty: engine.kind = "external" needs at least one URL')
-    if engine.kind != "sglang" and engine.tp_size > 1:
-        raise ConfigError(
-            f'engine.tp_size = {engine.tp_size} needs engine.kind = "sglang": an embedded engine has one rank, and external '
-            "servers say themselves how many they have"
-        )
     if engine.hang_timeout_s is not None and engine.hang_timeout_s <= weights.timeout_s:
         raise ConfigError(
             f"engine.hang_timeout_s = {engine.hang_timeout_s:g} must be more than weights.timeout_s = {weights.timeout_s:g}: "
@@ -139,7 +135,5 @@ def check_eval(config: RunConfig) -> None:
             f"eval.eval_interval = {interval} must be a multiple of weights.update_interval = {step}: other versions are not "
             "published"
         )
-    if config.engine.kind == "external" and not section.urls:
-        raise ConfigError('eval.urls is empty: with engine.kind = "external" the run has no engine to evaluate on')
     if shared := {url.rstrip("/") for url in section.urls} & {url.rstrip("/") for url in config.engine.urls}:
         raise ConfigError(f"eval.urls: {min(shared)} is in engine.urls too, so that training requests would reach it")

@@ -266,7 +266,7 @@ class Checkpoint(Section, frozen=True):
 
 
 class Engine(Section, frozen=True):
-    kind: Literal["embedded", "sglang", "external"] = "embedded"
+    kind: str = "embedded"  # or "sglang", "external", or a path to a class of yours (engines/kinds/base.py)
     num_engines: PositiveInt = 2
     urls: list[str] = []  # of engine.kind = "external"
     max_running_requests: PositiveInt = 256

@@ -6,24 +6,19 @@ is started for it and gone at the end, however that comes; no Redis, no run dire
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import tempfile
-from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import aiohttp
 
 from miles_async.config.schema import ConfigError, RunConfig
 from miles_async.engines.client import EngineClient, EngineError
+from miles_async.engines.kinds.table import KINDS, kind_of
 from miles_async.evaluation.datasets import load_datasets
 from miles_async.evaluation.hooks import EVAL_FUNCTION
 from miles_async.evaluation.point import AGAIN, Evaluation, Result
 from miles_async.rewards import Grader
 from miles_async.text.tokenizer import Tokenizer
-
-ENGINES = ("embedded", "sglang")
 
 
 class EvalError(RuntimeError):
@@ -34,10 +29,10 @@ def check_eval(config: RunConfig) -> None:
     """Refuse a configuration that has nothing to evaluate, or no engine that could be started. Raises ConfigError."""
     if not config.eval.datasets:
         raise ConfigError("eval.datasets is empty: miles-async eval needs a section [eval.datasets.NAME]")
-    if config.engine.kind not in ENGINES:
+    if not kind_of(config.engine).OURS:
+        others = " or ".join(f"--set engine.kind={name}" for name, kind in KINDS.all_ours().items() if kind.OURS)
         raise ConfigError(
-            f'engine.kind = "{config.engine.kind}": miles-async eval starts an engine of its own; --set engine.kind=embedded '
-            "or --set engine.kind=sglang"
+            f'engine.kind = "{config.engine.kind}": miles-async eval starts an engine of its own; {others}'
         )
 
 
@@ -53,8 +48,7 @@ async def evaluate(config: RunConfig, model: str, version: int) -> dict[str, Res
     function = next(iter(EVAL_FUNCTION.functions(config)), None)
     results: dict[str, Result] = {}
     async with contextlib.AsyncExitStack() as stack:
-        start = _embedded if config.engine.kind == "embedded" else _sglang
-        url = await stack.enter_async_context(start(config, model, str(version)))
+        url = await stack.enter_async_context(kind_of(config.engine).alone(config, model, str(version)))
         session = await stack.enter_async_context(aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)))
         client = EngineClient(url, session, name="the engine", vocab_size=tokenizer.vocab_size)
 
@@ -82,55 +76,3 @@ async def _with_patience(make: Any, attempts: int, function: Any) -> Result:
             if attempt == attempts:
                 raise EvalError(f"{error} (after {attempts} attempts)") from None
     raise AssertionError("at least one attempt is made")
-
-
-@contextlib.asynccontextmanager
-async def _embedded(config: RunConfig, model: str, version: str) -> AsyncIterator[str]:
-    from miles_async.engines.embedded.server import serve  # imports torch
-
-    ready: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-    stop = asyncio.Event()
-    serving = asyncio.create_task(
-        serve(
-            model,
-            device=config.model.device,
-            dtype=config.model.dtype,
-            max_running_requests=config.engine.max_running_requests,
-            context_length=config.engine.context_length,
-            weight_version=version,
-            on_ready=ready.set_result,
-            stop=stop,
-        )
-    )
-    try:
-        await asyncio.wait({serving, ready}, return_when=asyncio.FIRST_COMPLETED)
-        if ready.done():
-            yield ready.result()
-    finally:
-        stop.set()
-        await asyncio.wait({serving})
-    serving.result()  # raises why it did not start
-
-
-@contextlib.asynccontextmanager
-async def _sglang(config: RunConfig, model: str, version: str) -> AsyncIterator[str]:
-    from miles_async.engines.sglang.driver import SglangServer
-
-    engine = config.engine
-    with tempfile.TemporaryDirectory() as logs:
-        server = await SglangServer.start(
-            model,
-            log_file=Path(logs) / "sglang.log",
-            device=config.model.device,
-            dtype=config.model.dtype,
-            max_running_requests=engine.max_running_requests,
-            context_length=engine.context_length,
-            tp_size=engine.tp_size,
-            args=engine.args if config.eval.engine_args is None else config.eval.engine_args,
-            weight_version=version,
-            timeout_s=engine.start_timeout_s,
-        )
-        try:
-            yield server.url
-        finally:
-            await server.stop()

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Generic, TypeVar
 
-from miles_async.config.schema import RunConfig
 from miles_async.config.words import nearest, one_of
 from miles_async.hooks.hook import Hook, HookError
 
@@ -38,11 +37,6 @@ class Choice(Generic[T]):
             base = f"{self.base.__module__}.{self.base.__name__}"
             raise HookError(f'{key} = "{value}": it must be a class below {base}')
         return found
-
-    def chosen(self, config: RunConfig) -> type[T]:
-        """The class that the configuration names. Raises HookError."""
-        (value,) = self.hook.values(config)
-        return self.load(value)
 
     def all_ours(self) -> dict[str, type[T]]:
         """Those that need no path, by name."""

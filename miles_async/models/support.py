@@ -87,11 +87,11 @@ def check_model(directory: str | Path, part: Part) -> dict[str, Any]:
     return raw
 
 
-def check_models(config: RunConfig) -> None:
+def check_models(config: RunConfig, engines: Part | None) -> None:
     """Refuse a model that this run's learner or engines cannot compute, and a device that is not there.
 
-    Raises ConfigError naming the key. A learner with a bridge of the user's (``model.model_provider``) and SGLang's servers
-    know more models; they are asked when they start.
+    Raises ConfigError naming the key. A learner with a bridge of the user's (``model.model_provider``) and engines of which
+    nothing is known here (None: SGLang's servers) know more models; they are asked when they start.
     """
     given = {
         "model.hf_checkpoint": config.model.hf_checkpoint,
@@ -102,8 +102,8 @@ def check_models(config: RunConfig) -> None:
         if directory is None or builtin.is_builtin(directory):
             continue
         parts = [] if config.model.model_provider else [LEARNER]
-        if key == "model.hf_checkpoint" and config.engine.kind == "embedded":
-            parts.append(ENGINE)
+        if key == "model.hf_checkpoint" and engines is not None:
+            parts.append(engines)
         for part in parts:
             try:
                 check_model(directory, part)

@@ -12,7 +12,7 @@ from fnmatch import fnmatchcase
 from urllib.parse import urlsplit
 
 from miles_async.config.loopback import is_loopback
-from miles_async.config.schema import ConfigError, Engine, RunConfig
+from miles_async.config.schema import ConfigError, RunConfig
 
 
 def host_and_port(url: str) -> tuple[str, int] | None:
@@ -69,11 +69,11 @@ def is_pattern(pattern: str) -> bool:
     return bool(host) and (port == "*" or (port.isdecimal() and 0 < int(port) < 65536))
 
 
-def is_of_run(url: str, engine: Engine, urls: Iterable[str] = ()) -> bool:
+def is_of_run(url: str, addresses: Iterable[str]) -> bool:
     """Whether an engine of the run can be there: one that the run starts is on this machine, somebody's is one of
-    ``engine.urls`` (or of ``urls``, where those are given). Only there does its key go."""
-    named = list(urls) or (engine.urls if engine.kind == "external" else [])
+    ``addresses`` (``kinds.base.EngineKind.addresses``). Only there does its key go."""
+    named = {one.rstrip("/") for one in addresses}
     if named:
-        return url.rstrip("/") in {one.rstrip("/") for one in named}
+        return url.rstrip("/") in named
     where = host_and_port(url)
     return where is not None and is_loopback(where[0])

@@ -98,9 +98,9 @@ def test_its_engines_are_the_configured_ones_with_their_own_flags_or_somebodys(
 ) -> None:
     flags = 'eval.engine_args=["--mem-fraction-static", "0.2"]'
     own = EvalEngine(context(bus, tmp_path, digits_model, "engine.kind=sglang", flags))
-    assert (own.config.kind, own.config.args) == ("sglang", ["--mem-fraction-static", "0.2"])
+    assert (own.engine.kind, own.engine.args) == ("sglang", ["--mem-fraction-static", "0.2"])
     theirs = EvalEngine(context(bus, tmp_path, digits_model, 'eval.urls=["http://h:3"]'))
-    assert (theirs.config.kind, theirs.config.urls) == ("external", ["http://h:3"])
+    assert (theirs.engine.kind, theirs.engine.urls) == ("external", ["http://h:3"])
 
 
 # what the run's watch makes of it

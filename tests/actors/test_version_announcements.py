@@ -137,6 +137,6 @@ async def test_an_engine_is_announced_with_the_version_that_it_names_itself(
         return {"weight_version": reported}
 
     monkeypatch.setattr(EngineClient, "model_info", info)
-    await EngineHost(ActorContext(spec, bus))._announce("http://127.0.0.1:1")
+    await EngineHost(ActorContext(spec, bus)).announce("http://127.0.0.1:1")
     ((up,), _) = await bus.read("weights", EngineUp, "0")
     assert up.version == announced

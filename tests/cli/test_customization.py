@@ -31,7 +31,7 @@ def test_the_table_of_the_document_is_the_list_of_hooks() -> None:
     assert len(called) == len(set(called))
 
 
-def test_a_run_takes_an_estimator_a_correction_a_loss_a_reward_and_a_filter_from_a_file(tmp_path: Path) -> None:
+def test_a_run_takes_functions_a_kind_of_engine_and_a_weight_transport_from_a_file(tmp_path: Path) -> None:
     written(tmp_path)
     config = write_config(
         tmp_path,
@@ -42,6 +42,8 @@ def test_a_run_takes_an_estimator_a_correction_a_loss_a_reward_and_a_filter_from
             "policy_loss": "my_rl.py:plain",
         },
         reward={"rm_type": "my_rl.py:short"},
+        engine={"kind": "my_rl.py:Noted"},
+        weights={"transport": "my_rl.py:TimedDisk"},
         rollout={
             "rollout_batch_size": 8,
             "n_samples_per_prompt": 4,
@@ -57,6 +59,8 @@ def test_a_run_takes_an_estimator_a_correction_a_loss_a_reward_and_a_filter_from
     assert found["steps"] == 3 and found["balanced"]
     lines = (tmp_path / "run" / "metrics.jsonl").read_text()
     assert '"soft_weight"' in lines and '"mis_rs_catastrophic_seq_fraction"' in lines
+    assert '"weights/load_s"' in lines
+    assert '"engine_begins"' in (tmp_path / "run" / "events.jsonl").read_text()
 
 
 def test_the_examples_compute_what_they_say(tmp_path: Path) -> None:

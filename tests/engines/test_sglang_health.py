@@ -138,7 +138,7 @@ def host(bus: Bus, model: Path, url: str, kind: str) -> EngineHost:
     config = RunConfig(
         model=Model(hf_checkpoint=str(model)),
         data=Data(),
-        engine=Engine(kind=kind, urls=[url], hang_timeout_s=1.0),  # type: ignore[arg-type]
+        engine=Engine(kind=kind, urls=[url], hang_timeout_s=1.0),
     )
     spec = ActorSpec("engine-0", "engine", 0, "", config, Path(), str(model), "", bus.run_id, 1)
     return EngineHost(ActorContext(spec, bus))
@@ -159,7 +159,7 @@ async def test_a_hung_server_of_ours_is_killed_with_its_cause_and_somebodys_is_o
 ) -> None:
     for name in ("HTTP_TIMEOUT_S", "SCHEDULER_TIMEOUT_S", "HEALTH_TIMEOUT_S"):
         monkeypatch.setattr(looking, name, 0.5)
-    monkeypatch.setattr("actors.engine.LOOK_INTERVAL_S", 0.1)
+    monkeypatch.setattr(looking, "LOOK_INTERVAL_S", 0.1)
     with engines(digits_model, 1) as (engine,):
         (tmp_path / "config.json").write_text(json.dumps({"vocab_size": 7}))
         with pytest.raises(UnfitServerError, match="another model: vocab_size"):

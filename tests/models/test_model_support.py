@@ -77,10 +77,10 @@ def test_a_launch_refuses_what_the_learner_and_the_embedded_engine_refuse(tmp_pa
             external = msgspec.structs.replace(run, engine=Engine(kind="external", urls=["http://x"]))
             learner = refused(lambda: load_hf_config(str(tmp_path)), ModelError)
             engine = refused(lambda: read_config(tmp_path), CheckpointError)
-            assert refused(lambda e=external: check_models(e), ConfigError) == learner, config
-            assert refused(lambda r=run: check_models(r), ConfigError) == (learner or engine), config
+            assert refused(lambda e=external: check_models(e, None), ConfigError) == learner, config
+            assert refused(lambda r=run: check_models(r, ENGINE), ConfigError) == (learner or engine), config
             mine = msgspec.structs.replace(run, model=msgspec.structs.replace(run.model, model_provider="a.b"))
-            assert refused(lambda m=mine: check_models(m), ConfigError) == engine, config
+            assert refused(lambda m=mine: check_models(m, ENGINE), ConfigError) == engine, config
 
 
 @pytest.mark.parametrize(
@@ -96,18 +96,18 @@ def test_the_refusal_names_the_key_the_model_and_what_is_supported(
 ) -> None:
     (tmp_path / "config.json").write_text(json.dumps({**BASE, **config}))
     with pytest.raises(ConfigError, match=said) as caught:
-        check_models(make_config(tmp_path))
+        check_models(make_config(tmp_path), ENGINE)
     assert str(caught.value).startswith("model.hf_checkpoint: ") and str(tmp_path) in str(caught.value)
     for section, key in (("algorithm", "ref_load"), ("critic", "critic_load")):
         with pytest.raises(ConfigError, match=rf"{section}\.{key}: .*{said}"):
-            check_models(make_config("builtin:digits", **{section: {key: str(tmp_path)}}))
+            check_models(make_config("builtin:digits", **{section: {key: str(tmp_path)}}), ENGINE)
 
 
 @pytest.mark.parametrize("content", ["", "{", "[1]", "[" * 100_000, "\x00"])
 def test_a_configuration_that_is_none_is_one_line(content: str, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(content)
     with pytest.raises(ConfigError, match=r"config\.json: not") as caught:
-        check_models(make_config(tmp_path))
+        check_models(make_config(tmp_path), ENGINE)
     assert "\n" not in str(caught.value)
 
 
@@ -117,9 +117,9 @@ def test_a_gpu_that_is_not_there_is_refused_before_the_start(monkeypatch: pytest
     with pytest.raises(
         ConfigError, match=r'model\.device = "cuda", but torch sees no CUDA device; allowed here: "auto"'
     ):
-        check_models(config)
+        check_models(config, ENGINE)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    check_models(config)
+    check_models(config, ENGINE)
 
 
 def test_judging_a_model_costs_no_torch() -> None:

@@ -27,6 +27,7 @@ from miles_async.config.secrets import check
 from miles_async.engines.client import EngineClient, EngineError
 from miles_async.engines.embedded import app as engine_app
 from miles_async.engines.embedded.app import EngineApp, build_admin
+from miles_async.engines.kinds.table import kind_of
 from miles_async.engines.weight_paths import inside
 from miles_async.http.refusals import Refusals
 from miles_async.rollout.sessions.server import SessionServer
@@ -328,7 +329,8 @@ def test_a_pattern_names_the_addresses_that_it_looks_like(pattern: str, yes: lis
 
 
 def test_an_engine_of_the_run_is_where_the_configuration_lets_it_be() -> None:
-    ours, theirs = Engine(), Engine(kind="external", urls=["http://a:1/", "http://b:2"])
+    configured = Engine(), Engine(kind="external", urls=["http://a:1/", "http://b:2"])
+    ours, theirs = (kind_of(engine).addresses(engine) for engine in configured)
     assert is_of_run("http://127.0.0.1:4000", ours) and is_of_run("http://[::1]:4000", ours)
     assert not is_of_run("http://10.0.0.1:4000", ours) and not is_of_run("http://127.0.0.1.evil.example:1", ours)
     assert is_of_run("http://a:1", theirs) and not is_of_run("http://127.0.0.1:4000", theirs)

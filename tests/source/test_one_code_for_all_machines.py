@@ -16,6 +16,8 @@ from actors.runtime.plan import specs
 from actors.runtime.spec import ActorSpec
 from bus import Bus
 from miles_async.config.schema import Data, Engine, Model, RunConfig, Topology, Weights
+from miles_async.engines.kinds.base import EngineKind
+from miles_async.engines.kinds.table import KINDS
 from miles_async.train import distributed
 from miles_async.train.distributed import LearnerGroups
 from miles_async.train.ranks import alone
@@ -69,12 +71,12 @@ async def test_the_engine_program_is_the_configured_one(
     kind: Any, bus: Bus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     started: list[str] = []
-    for name in ("embedded", "sglang", "external"):
+    for name, kind_class in KINDS.all_ours().items():
 
-        async def start(self: EngineHost, name: str = name) -> None:
+        async def host(self: EngineKind, host: EngineHost, name: str = name) -> None:
             started.append(name)
 
-        monkeypatch.setattr(EngineHost, f"_{name}", start)
+        monkeypatch.setattr(kind_class, "host", host)
     spec = ActorSpec("engine-0", "engine", 0, "", config(), tmp_path, "", "", bus.run_id, 1)
     spec = replace(spec, config=config(engine=Engine(kind=kind)))
     await EngineHost(ActorContext(spec, bus)).run()

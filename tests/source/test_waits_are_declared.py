@@ -8,13 +8,14 @@ from pathlib import Path
 
 from bus.waits import WaitKind
 
-ACTORS = Path(__file__).parents[2] / "actors"
+ROOT = Path(__file__).parents[2]
+WAITING = (ROOT / "actors", ROOT / "miles_async" / "engines" / "kinds")  # the latter wait as the host of an engine
 OF_NO_ACTOR_OF_OURS = {WaitKind.REDIS, WaitKind.OTHER}
 
 
 def waits() -> Iterator[tuple[str, WaitKind, set[str | None]]]:
     """Where a wait begins, its kind, and what it tells beside whom it is for."""
-    for path in sorted(ACTORS.rglob("*.py")):
+    for path in sorted(path for place in WAITING for path in place.rglob("*.py")):
         for call in ast.walk(ast.parse(path.read_text())):
             if not isinstance(call, ast.Call) or not call.args:
                 continue

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from miles_async.config.schema import ConfigError, RunConfig
+from miles_async.config.schema import ConfigError
 
 # flag -> what decides it: given twice, one of the two would be ignored
 DECIDED = {
@@ -54,13 +54,6 @@ BREAKING: dict[str, tuple[str | None, str]] = {
 }
 # version 0 is served as it was loaded: nothing is sent to an engine that says it has it
 LOAD_FORMAT, UNTRUE_FORMATS = ("--load-format",), ("dummy",)
-
-
-def check(config: RunConfig) -> None:
-    """Refuse what a configuration gives the servers that a run starts. Raises ConfigError."""
-    if config.engine.kind == "sglang":
-        check_args("engine.args", config.engine.args)
-        check_args("eval.engine_args", config.eval.engine_args or [])
 
 
 def check_args(key: str, args: Sequence[str]) -> None:

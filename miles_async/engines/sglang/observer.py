@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
+from miles_async.config.schema import RunConfig
 from miles_async.engines.client import EngineClient, EngineError
 from miles_async.engines.loads import read_report
 from miles_async.engines.sglang.health import Health, Look, judge
 
+LOOK_INTERVAL_S = 5.0  # between two looks
 HTTP_TIMEOUT_S = 5.0
 SCHEDULER_TIMEOUT_S = 10.0
 HEALTH_TIMEOUT_S = 25.0  # SGLang's own is 20 s
@@ -70,3 +72,18 @@ async def _answers(call: Awaitable[object]) -> bool:
     except EngineError:
         return False
     return True
+
+
+async def looks(
+    client: EngineClient, hang_s: float, running: Callable[[], bool] | None = None
+) -> AsyncIterator[Health]:
+    """How the server is, again and again. ``running``: whether its process runs, where that can be known."""
+    observer = Observer(client, hang_s)
+    while True:
+        yield await observer.look(None if running is None else running())
+        await asyncio.sleep(LOOK_INTERVAL_S)
+
+
+def hang_timeout(config: RunConfig) -> float:
+    """Seconds without a sign of life after which a server is hung: ``engine.hang_timeout_s``, or what is meant if unset."""
+    return config.engine.hang_timeout_s or 2 * config.weights.timeout_s

@@ -21,14 +21,14 @@ TRANSPORTS = Choice(
 )
 
 
-def check(config: RunConfig) -> None:
-    """Refuse what the transport that is named cannot work with, or a name that is none. Raises ConfigError."""
-    TRANSPORTS.chosen(config).check(config)
-
-
 def make_transport(config: RunConfig, run_dir: Path) -> Transport:
     """The transport that the configuration names. Raises HookError."""
-    return TRANSPORTS.chosen(config)(config, run_dir)
+    return TRANSPORTS.load(config.weights.transport)(config, run_dir)
+
+
+def check(config: RunConfig) -> None:
+    """Refuse a name that leads nowhere, and what the transport cannot work with. Raises ConfigError."""
+    TRANSPORTS.load(config.weights.transport).check(config)
 
 
 def effects() -> list[Rule]:

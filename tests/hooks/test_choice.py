@@ -1,0 +1,58 @@
+"""A key that names a class takes one of ours or one from outside the package, and refuses everything else in one line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from launching import write_config
+
+from miles_async.cli.hook_points import CHOICES
+from miles_async.cli.load import load
+from miles_async.config.schema import ConfigError
+from miles_async.hooks.choice import Choice
+
+MINE = """
+from miles_async.engines.kinds.embedded import Embedded
+from miles_async.weights.transports.disk import Disk
+
+class Kind(Embedded): ...
+class Transport(Disk): ...
+class Other: ...
+def function(): ...
+"""
+
+
+@pytest.mark.parametrize("choice", CHOICES, ids=lambda choice: choice.hook.key)
+def test_what_a_choice_cannot_mean_is_refused_with_what_it_can(choice: Choice[object], tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(MINE)
+    names = ", ".join(f'"{name}"' for name in choice.ours)
+    first = next(iter(choice.ours))
+    said = {
+        first + "x": f'expected one of {names}, or "package.module.Class" or "file.py:Class"; did you mean "{first}"?',
+        "mine.py:Other": "it must",
+        "mine.py:function": "it must",
+        "mine.py:Absent": 'has no function "Absent"',
+        "no_module.Class": 'there is no module "no_module"',
+    }
+    for value, words in said.items():
+        with pytest.raises(ConfigError) as caught:
+            load(write_config(tmp_path), [f"{choice.hook.key}={value}"])
+        line = str(caught.value)
+        assert line.startswith(f"{choice.hook.key} = ") and words in line and "\n" not in line, line
+
+
+def test_a_class_from_beside_the_configuration_is_taken_and_its_keys_with_it(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(MINE)
+    overrides = ["engine.kind=mine.py:Kind", "engine.args=['--of', 'mine']", "weights.transport=mine.Transport"]
+    config = load(write_config(tmp_path), [*overrides, "weights.bucket_mb=1"])
+    assert config.engine.kind == f"{tmp_path / 'mine.py'}:Kind"
+    assert config.weights.transport == f"{tmp_path / 'mine.py'}:Transport"
+
+
+@pytest.mark.parametrize("choice", CHOICES, ids=lambda choice: choice.hook.key)
+def test_each_of_ours_is_a_file_of_its_own_beside_its_base(choice: Choice[object]) -> None:
+    ours = choice.all_ours()
+    files = {name: kind.__module__ for name, kind in ours.items()}
+    room = choice.base.__module__.rpartition(".")[0]
+    assert files == {name: f"{room}.{name}" for name in ours}
