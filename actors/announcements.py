@@ -21,7 +21,7 @@ MEND_S = 1.0  # how soon a damaged line of the ledger of versions is right again
 
 
 class Announcements:
-    """Of one broadcaster, about the engines of its ``fleet``. ``wave``: those that are being updated."""
+    """What one broadcaster announces about the engines of its ``fleet``. ``wave``: those that are being updated."""
 
     def __init__(self, ctx: ActorContext, fleet: Fleet) -> None:
         self.ctx, self.fleet = ctx, fleet
@@ -66,7 +66,7 @@ class Announcements:
         return await self._move(member, state, member.version) is not None
 
     async def serves(self, member: Member, snapshot: Snapshot) -> None:
-        """It has confirmed these weights; unless its life is over, it gets requests from now on."""
+        """An engine has confirmed these weights; unless its life is over, it gets requests from now on."""
         if self.fleet.members.get(member.name) is not member or member.down:
             return  # it went away, or was started again, meanwhile
         if await self._move(member, "serving", snapshot.version) is not None:

@@ -16,7 +16,7 @@ AGAIN = "snapshot_again"  # a command; its reason is the version
 
 
 class Offers:
-    """Of rank 0."""
+    """How rank 0 hands its weights over."""
 
     def __init__(self, ctx: ActorContext) -> None:
         self.ctx = ctx
@@ -39,5 +39,5 @@ class Offers:
 
 
 async def ask_again(ctx: ActorContext, version: int) -> None:
-    """Of the learner, by who cannot use what it has written."""
+    """Ask the learner to write its weights again, by who cannot use what it has written."""
     await ctx.bus.publish("control", Control(command=AGAIN, roles=("learner",), reason=str(version)))

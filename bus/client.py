@@ -186,7 +186,7 @@ class Bus:
         await self._always(keys=[self.key("heartbeats")], args=["HSET", heartbeat.actor, encode(heartbeat)])
 
     async def heartbeats(self, known: Collection[str] | None = None) -> list[Heartbeat]:
-        """Of the actors ``known`` (None: all); any other's is refused."""
+        """The heartbeats of the actors ``known`` (None: of all); any other's is refused."""
         table = await self.redis.hgetall(self.key("heartbeats"))
         beats: list[Heartbeat] = []
         junk: dict[bytes, bytes] = {}
@@ -228,7 +228,7 @@ class Bus:
         await self._take_out("addresses", junk)
 
     async def engines(self, known: Collection[str] | None = None) -> dict[str, EngineState]:
-        """Of the engines ``known`` (None: all); any other's is refused."""
+        """The lines of the engines ``known`` (None: of all); any other's is refused."""
         return await self._lines(await self.redis.hgetall(self.key("engines")), known)
 
     async def fleet(self, roster: Roster) -> tuple[Roster, dict[str, EngineState]]:

@@ -58,7 +58,7 @@ def wait_not(text: str) -> None:
 
 
 class LoadWatch:
-    """Of one load that somebody waits for; ``tell`` hears how far it is."""
+    """Follows one load that somebody waits for; ``tell`` hears how far it is."""
 
     def __init__(
         self,

@@ -246,7 +246,7 @@ class Wait(Message, tag="wait", frozen=True):
 
     @property
     def sentence(self) -> str:
-        """For people: "groups for step 5"."""
+        """What is waited for, in words for people: "groups for step 5"."""
         return self.kind.sentence.format(targets=", ".join(self.targets), **self.about)
 
 

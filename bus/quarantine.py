@@ -15,7 +15,7 @@ from bus.messages import Group, Ticket
 
 
 class Quarantine:
-    """That of one run; any process may hold one."""
+    """The quarantine of one run; any process may hold one."""
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger

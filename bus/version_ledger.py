@@ -34,7 +34,7 @@ class VersionLedger:
         self._swap = bus.redis.register_script(_SCRIPT.read_text())
 
     async def up(self, engine: str, url: str, incarnation: int, version: int) -> EngineState:
-        """Its host says that it has started, with the weights ``version``; the broadcaster hears of it."""
+        """The host of an engine says that it has started, with the weights ``version``; the broadcaster hears of it."""
 
         def start(old: EngineState | None) -> EngineState:
             return EngineState(url, incarnation, version, "starting", epoch=1 if old is None else old.epoch + 1)
@@ -126,7 +126,7 @@ class VersionLedger:
         return await self._change(engine, judge) or ours
 
     async def forget(self, engine: str, line: EngineState) -> bool:
-        """It has left. False: the line is another one by now."""
+        """Take out the line of an engine that has left. False: the line is another one by now."""
         raw = await self._line(engine)
         return _read(raw) == line and bool(await self._write(engine, raw, b"", b""))
 

@@ -19,7 +19,7 @@ from miles_async.resume.begin import review
 
 
 def report(config: RunConfig, run_dir: Path) -> tuple[dict[str, Any], str]:
-    """As a document and for a reader. Raises ConfigError, DataError or TokenizerError."""
+    """What a launch would be, as a document and for a reader. Raises ConfigError, DataError or TokenizerError."""
     changed, _ = review(config, run_dir)
     prompts = read_data(config)
     said = [f"# {name}: {found}\n" for name, found in prompts.items()]

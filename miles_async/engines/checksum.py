@@ -26,7 +26,7 @@ def checksum(tensor: torch.Tensor) -> str:
 
 
 def checksums(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
-    """That of each tensor, by name."""
+    """The checksum of each tensor, by name."""
     return {name: checksum(tensor) for name, tensor in tensors.items()}
 
 

@@ -187,7 +187,7 @@ class EngineClient:
         await self._post("/abort_request", {"rid": rid, "abort_all": abort_all}, timeout)
 
     async def fleet_loads(self, timeout: float = CONTROL_TIMEOUT_S) -> dict[str, Any]:
-        """Of our router only: ``{"engines": [{"engine", "running", "waiting", "kv_usage"}]}``."""
+        """What our own router alone answers: ``{"engines": [{"engine", "running", "waiting", "kv_usage"}]}``."""
         return await self._info("/loads", timeout)
 
     async def flush(self, timeout: float = CONTROL_TIMEOUT_S) -> None:

@@ -40,7 +40,7 @@ class LoadReport:
 
     @property
     def kv_usage(self) -> float | None:
-        """Of the fullest rank."""
+        """The share of the fullest rank's KV cache that is in use."""
         shares = [rank.kv_usage for rank in self.ranks]
         return None if not shares or None in shares else max(share for share in shares if share is not None)
 

@@ -20,7 +20,7 @@ class Dataset:
 
     @property
     def n_samples(self) -> int:
-        """Of each prompt."""
+        """How many samples there are of each prompt."""
         return self.config.rollout.n_samples_per_prompt
 
 

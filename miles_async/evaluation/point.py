@@ -192,7 +192,7 @@ def _line(prompt: Prompt, sample: Sample, error: RewardError | None) -> EvalSamp
 
 
 def _not_finite(sample: Sample) -> RewardError | None:
-    """Of a sample that its own function has scored: graders' rewards are looked at where they come from."""
+    """What is wrong with the reward that a sample's own function gave it: graders' are looked at where they come from."""
     for name, value in {"reward": sample.reward, **sample.reward_parts}.items():
         if not math.isfinite(value):
             return RewardError("reward_error", f"{name} must be finite, not {value}")
@@ -200,7 +200,7 @@ def _not_finite(sample: Sample) -> RewardError | None:
 
 
 def _lost_line(prompt: Prompt, lost: dict[str, Any]) -> EvalSample:
-    """Of a rollout that was not made."""
+    """The line of a rollout that was not made."""
     return EvalSample(
         prompt_index=prompt.index,
         sample_index=-1,

@@ -38,7 +38,7 @@ class Body:
         self._moved_at = now
 
     def pause(self, now: float) -> None:
-        """It is not taken, or not asked for: the client cannot go on."""
+        """Stop counting while nothing is taken, or asked for: the client cannot go on."""
         self._paused_at = now if self._paused_at is None else self._paused_at
 
     def go_on(self, now: float) -> None:
@@ -59,7 +59,7 @@ class Body:
 
 
 class Taking:
-    """Of what is written: how much the client has not taken."""
+    """The deadline of what is written: how much the client has not taken."""
 
     def __init__(self) -> None:
         self._left = 0

@@ -202,7 +202,7 @@ class ServerConnection(asyncio.Protocol):
                 self._start(self._requests[0])
 
     def failed(self, request: ServedRequest) -> None:
-        """Its application raised."""
+        """End a request whose application raised."""
         if not request.sent and not self.transport.is_closing():
             body = b"Internal Server Error"
             self.transport.write(
@@ -220,7 +220,7 @@ class ServerConnection(asyncio.Protocol):
         self.transport.close()
 
     def _time(self) -> float:
-        """Without what this process was stopped or held up for."""
+        """Seconds, without those that this process was stopped or held up for."""
         return self._loop.time() - self._away_s
 
     def _look_later(self) -> None:

@@ -24,7 +24,7 @@ _HIDDEN = frozenset({"waits", "traceback"})
 
 
 class Announcer:
-    """Of one launch."""
+    """What one launch has said on the terminal already, and what it says next."""
 
     def __init__(self) -> None:
         self._told: Counter[str] = Counter()  # by kind of cause

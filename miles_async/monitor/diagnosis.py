@@ -194,7 +194,7 @@ def _role(sight: Sight, name: str) -> str:
 
 
 def role_of(name: str) -> str:
-    """Of an actor of that name, unless it says otherwise itself."""
+    """The role of an actor of that name, unless it says otherwise itself."""
     return re.sub(r"-\d+$", "", name)
 
 

@@ -31,7 +31,7 @@ def is_error(reason: str) -> bool:
 
 
 class GiveUp:
-    """Of one launch. ``batch_size``: groups of a step; ``filtered``: a filter may refuse groups by intent."""
+    """When one launch gives up. ``batch_size``: groups of a step; ``filtered``: a filter may refuse groups by intent."""
 
     def __init__(self, batch_size: int, filtered: bool) -> None:
         self.verdict = ""

@@ -195,7 +195,7 @@ def inspect_drops(record: Record, _: str = "") -> dict[str, Any]:
 
 
 def _reason(line: TransitionLine) -> str:
-    """As the ledger counts it."""
+    """The reason of a line, as the ledger counts it."""
     return line.kind if line.kind == "quarantined" else line.reason
 
 
@@ -209,7 +209,7 @@ def _nearest(name: str, names: Iterable[str]) -> str:
 
 
 def _nearest_id(group_id: str, ids: Iterable[str]) -> str:
-    """By its numbers, epoch, index and attempt: there may be millions of them."""
+    """The id nearest by its numbers, epoch, index and attempt: there may be millions of them."""
     wanted = _numbers(group_id)
     near = min(ids, key=lambda i: [abs(a - b) for a, b in zip(_numbers(i), wanted, strict=True)], default=None)
     return f'; did you mean "{near}"?' if near is not None else " (none is dealt yet)"

@@ -23,7 +23,7 @@ USUAL = frozenset({"busy", "stopped"})  # why a point is skipped in a run that i
 
 
 class Losses:
-    """Of one run; :meth:`go_on` first where it was resumed."""
+    """The samples and groups that one run has lost; :meth:`go_on` first where it was resumed."""
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
@@ -52,7 +52,7 @@ class Losses:
             self.counts[DROPS + line.reason[:60]] += len(line.groups)
 
     def values(self) -> dict[str, float]:
-        """As metrics of the ledger."""
+        """What was lost, as metrics of the ledger."""
         self._reported = self.counts.copy()
         return {MADE: float(self.counts[MADE]), LOST: float(self.counts[LOST])} | {
             name: float(count) for name, count in self.counts.items()
@@ -65,7 +65,7 @@ class Losses:
 
     @property
     def share(self) -> float:
-        """Of the samples of published groups, those that were lost."""
+        """The share, among the samples of published groups, of those that were lost."""
         lost, made = self.counts[LOST], self.counts[MADE]
         return lost / (lost + made) if lost + made >= MIN_SAMPLES else 0.0
 

@@ -79,7 +79,7 @@ class Monitor:
             self.on_event(event)
 
     def recall(self, run_dir: Path, note: str) -> None:
-        """In the place of a start: the run is over already. ``note`` says so to the user."""
+        """Show the record in the place of a start: the run is over already. ``note`` says so to the user."""
         self._run_dir, self.note = run_dir, note
         self.summary = last_summary(run_dir)
 

@@ -138,7 +138,7 @@ def changes(earlier: Mapping[str, Any], config: RunConfig, *, begun: bool = True
 
 
 def _default(key: msgspec.structs.FieldInfo) -> Any:
-    """Of a key that the TOML leaves out, as TOML has it."""
+    """The value of a key that the TOML leaves out, as TOML has it."""
     if key.default_factory is not msgspec.NODEFAULT:
         return key.default_factory()
     return NONE if key.required or key.default is None else key.default

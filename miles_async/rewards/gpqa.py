@@ -109,7 +109,7 @@ def _listed(value: Any) -> list[Any]:
 
 
 def _after_thinking(sample: RewardSample) -> str:
-    """Of the response without special tokens, also where the end of the thinking is one of those."""
+    """The part of the response without special tokens, also where the end of the thinking is one of those."""
     if _END not in sample.raw_response or _END in sample.response:
         return sample.response.rpartition(_END)[2]
     answer = _SPECIAL.sub("", sample.raw_response.rpartition(_END)[2])
@@ -117,7 +117,7 @@ def _after_thinking(sample: RewardSample) -> str:
 
 
 def _plain(text: str) -> str:
-    """Without markup, a single space between words."""
+    """The text without markup, a single space between words."""
     return " ".join(_MARKUP.sub(" ", text).split())
 
 

@@ -84,7 +84,7 @@ def _correction(function: Function) -> Function:
 
 
 class _SameMetrics:
-    """Of one function: the names that its first result has, those of every one."""
+    """Holds one function to the metrics' names of its first result."""
 
     def __init__(self, hook: Hook, function: Function) -> None:
         self._hook, self._function = hook, function

@@ -18,7 +18,7 @@ from miles_async.rl.segments import segment_sum
 
 @dataclass(frozen=True)
 class Totals:
-    """Of the whole step, all ranks."""
+    """Numbers of the whole step, of all ranks."""
 
     tokens: float  # sum over the samples of max(unmasked tokens, 1), as in Miles
     rollouts: float

@@ -61,7 +61,7 @@ class AgentTask:
 
 @dataclass(frozen=True)
 class _Agents:
-    """Of one worker."""
+    """The agents of one worker."""
 
     server: SessionServer
     function: Callable[[AgentTask], Any]

@@ -20,7 +20,7 @@ from miles_async.rollout.generate import AnswerError
 
 
 class PublishedVersions:
-    """As one worker knows them."""
+    """The versions that are published, as one worker knows them."""
 
     def __init__(self, bus: Bus) -> None:
         self._bus, self._ledger, self._cursor = bus, SnapshotLedger(bus), "0"

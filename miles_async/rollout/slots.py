@@ -32,7 +32,7 @@ class Request:
 
     @property
     def size(self) -> int:
-        """Its prompts."""
+        """How many prompts it is given."""
         prompts = self.body.get("input_ids") or self.body.get("text")
         return len(prompts) if isinstance(prompts, list) and isinstance(prompts[0], list | str) else 1
 
@@ -108,7 +108,7 @@ class Slots:
         self._grant()
 
     def leave(self, slot: _Slot) -> None:
-        """It is in flight no more, or waits no more."""
+        """Forget a slot that is in flight no more, or waits no more."""
         if slot in self._held:
             self._held.remove(slot)
             self.in_flight -= slot.size
@@ -121,7 +121,7 @@ class Slots:
         self.freed.set()
 
     def next_age(self, group: int) -> tuple[int, int]:
-        """By which slots are compared: by their groups, then by their own order."""
+        """What the slots of a group are compared by: their groups, then their own order."""
         return group, next(self._numbers)
 
     def _grant(self) -> None:
@@ -152,7 +152,7 @@ class GroupSlots:
         self._slots.freed.set()
 
     def speaks(self) -> None:
-        """Its samples are counted one by one from here on."""
+        """Count the samples of the group one by one from here on."""
         self._slots.expected -= self._expected
         self._expected = 0
 

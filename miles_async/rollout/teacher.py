@@ -99,7 +99,7 @@ class Teachers:
         return [entry for entries in last for entry in entries]
 
     async def _ask(self, client: EngineClient, body: dict[str, Any]) -> Any:
-        """Its answer, as soon as it is there."""
+        """The answer of a teacher, as soon as it is there."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._timeout_s
         while True:

@@ -9,7 +9,7 @@ from typing import Any
 
 
 class GroupTimes:
-    """Of one group, in seconds of any clock: when its first sample began, how long each took, when each ended."""
+    """The times of one group, in seconds of any clock: when its first sample began, how long each took, when each ended."""
 
     def __init__(self) -> None:
         self.began: float | None = None

@@ -20,7 +20,7 @@ WANTED = 'a list of {"name": text, "arguments": {text: value}}'
 
 
 def tool_call_parser(config: RunConfig) -> Callable[[str], Calls]:
-    """From a turn's text to its calls. Raises HookError; the parser raises RolloutError."""
+    """The parser from a turn's text to its calls. Raises HookError; the parser raises RolloutError."""
     (function,) = TOOL_CALL_PARSER.functions(config)
     return function if config.rollout.tool_call_parser in TOOL_CALL_PARSER.built_in else checked(function)
 

@@ -26,7 +26,7 @@ class TemplateError(ValueError):
 
 
 class _RefusedError(TemplateError):
-    """It does not take such a conversation at all."""
+    """The template does not take such a conversation at all."""
 
 
 def tool_turn_tokens(tokenizer: Tokenizer, answers: Sequence[tuple[str, str]], last: int) -> list[int]:
@@ -54,7 +54,7 @@ def check_template(tokenizer: Tokenizer) -> None:
 
 
 def _behind_more(tokenizer: Tokenizer, after: list[Message]) -> set[str]:
-    """As :func:`_behind` in longer conversations: of a tool and of a user, since some templates refuse one of them."""
+    """What :func:`_behind` finds in longer conversations: of a tool and of a user, since some templates refuse one of them."""
     found, refused = set[str](), list[_RefusedError]()
     for before in ([*_SAID, *_tool_messages([("t", "B")])], [*_SAID, *_SHORT]):
         try:

@@ -16,7 +16,7 @@ from miles_async.config.schema import ConfigError, RunConfig
 
 
 def host_and_port(url: str) -> tuple[str, int] | None:
-    """Of an engine's ``http://host:port``; None: it is no such URL."""
+    """The host and the port of an engine's ``http://host:port``; None: it is no such URL."""
     try:
         parts = urlsplit(url)
         port = parts.port or 80

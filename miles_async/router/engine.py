@@ -78,7 +78,7 @@ class RoutedEngine:
             self._busy_s += now - self._busy_since
 
     def moved(self, now: float) -> None:
-        """It gave something."""
+        """Note that the engine gave something."""
         self.moved_at = now
 
     def quiet_seconds(self, now: float) -> float:

@@ -134,7 +134,7 @@ class RouterFleet:
             self._settle(engine)
 
     def suspect(self, name: str, why: str) -> None:
-        """It misbehaves: no more requests for it until it is trusted again; those it has are given to others."""
+        """Suspect an engine that misbehaves: no more requests until it is trusted again, others get those it has."""
         self.suspects[name] = why
         engine = self.engines.get(name)
         if engine is not None:
@@ -143,7 +143,7 @@ class RouterFleet:
             engine.upstream.close()
 
     def trust(self, name: str) -> None:
-        """It behaves again: it begins anew."""
+        """Trust an engine that behaves again: it begins anew."""
         self.suspects.pop(name, None)
         engine = self.engines.get(name)
         if engine is not None:
@@ -159,7 +159,7 @@ class RouterFleet:
             self._settle(engine)
 
     def succeeded(self, engine: RoutedEngine, probing: bool) -> None:
-        """It answered a request with less than 500. ``probing``: the one that its open breaker let pass."""
+        """The engine answered a request with less than 500. ``probing``: the one that its open breaker let pass."""
         if not probing:
             engine.breaker.succeeded()
         else:
@@ -168,7 +168,7 @@ class RouterFleet:
             _log.info("engine %s answers again", engine.name)
 
     def failed(self, engine: RoutedEngine, probing: bool, why: str) -> None:
-        """It gave no answer to a request, a torn one, or a 5xx."""
+        """The engine gave no answer to a request, a torn one, or a 5xx."""
         engine.failure = why
         if probing:
             engine.breaker.probed(False, self.clock())
@@ -199,7 +199,7 @@ class RouterFleet:
                 self.remove(engine.name)
 
     def said_garbage(self, engine: RoutedEngine, said: str) -> None:
-        """It said something in the place of an answer."""
+        """The engine said something in the place of an answer."""
         if self.on_garbage is not None:
             self.on_garbage(engine, said)
 
@@ -231,7 +231,7 @@ class RouterFleet:
             self._waiting.discard(waiter)
 
     def choose(self, tried: Collection[str], demand: Demand, key: bytes) -> RoutedEngine | None:
-        """As :meth:`pick`, of those that are here at the moment."""
+        """The choice of :meth:`pick` among those that are here at the moment."""
         for engine in self._open:
             fit = engine.state == "tripped" and not engine.updating and engine.name not in tried
             if fit and demand.met_by(engine.version) and engine.breaker.probe(self.clock()):

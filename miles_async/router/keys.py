@@ -38,7 +38,7 @@ class RouterKeys:
         return "client" if self.client is None or has_key(scope, self.client) else None
 
     def what_controls(self) -> str:
-        """For who is refused."""
+        """The key that controls, in words for who is refused."""
         return "it takes router.admin_key" + ("" if self.admin is not None else ", which is not set")
 
     def checked(self, path: str, body: bytes, may: Access | None, roots: Sequence[Path]) -> bytes:

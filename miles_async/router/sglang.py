@@ -34,7 +34,7 @@ LAUNCH = (
 
 
 class SglangRouterError(RuntimeError):
-    """It did not start, ended, or refused a call."""
+    """The router did not start, ended, or refused a call."""
 
 
 class SglangRouterProcess:

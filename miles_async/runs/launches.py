@@ -47,5 +47,5 @@ def last_config(run_dir: Path) -> dict[str, Any] | None:
 
 
 def numbers(directory: Path) -> list[int]:
-    """Of the launches that are on record, whole or not."""
+    """The numbers of the launches that are on record, whole or not."""
     return [int(path.stem) for path in directory.glob("*.toml") if path.stem.isascii() and path.stem.isdigit()]

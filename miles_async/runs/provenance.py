@@ -45,7 +45,7 @@ class Machine(msgspec.Struct, frozen=True):
 
 
 class Commit(msgspec.Struct, frozen=True):
-    """Of the checkout that the code is from."""
+    """The commit of the checkout that the code is from."""
 
     id: str
     changed: bool  # files that git knows differ from it
@@ -103,7 +103,7 @@ def versions() -> dict[str, str]:
 
 
 def commit(root: Path) -> Commit | None:
-    """Of the checkout ``root``; None: it is none, or git does not say."""
+    """The commit of the checkout ``root``; None: it is none, or git does not say."""
     if not (root / ".git").exists():
         return None
     try:

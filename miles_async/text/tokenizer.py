@@ -104,7 +104,7 @@ class Tokenizer:
     def rendered(
         self, messages: Sequence[dict[str, Any]], *, add_generation_prompt: bool = True, **variables: Any
     ) -> Rendered:
-        """As :meth:`render_chat`, with the places of the template's ``{% generation %}`` blocks."""
+        """The chat as :meth:`render_chat` has it, with the places of the template's ``{% generation %}`` blocks."""
         fixed = {"messages": list(messages), "add_generation_prompt": add_generation_prompt}
         given = {"tools": None, "documents": None} | self._special_tokens | self._variables | variables | fixed
         template = self._template(with_tools=given["tools"] is not None)
@@ -139,7 +139,7 @@ class Tokenizer:
         return None if before.strip() else end
 
     def _template(self, *, with_tools: bool) -> ChatTemplate:
-        """As transformers chooses: "tool_use" where there are tools and such a template, else "default"."""
+        """The template that transformers would choose: "tool_use" where there are tools and such a template, else "default"."""
         if not self._templates:
             raise TokenizerError(
                 f"{self.directory} has no chat template (chat_template.jinja or tokenizer_config.json)"

@@ -29,7 +29,7 @@ class FileSum(msgspec.Struct, frozen=True):
 
 
 class Sums(msgspec.Struct, frozen=True):
-    """By path within the directory."""
+    """Checksums by path within the directory."""
 
     files: dict[str, FileSum]
 

@@ -31,7 +31,7 @@ AT_REST = dict.fromkeys((f"{_ROLE}grad_norm", f"{_ROLE}lr", "values", "returns")
 
 
 class ValueHead(torch.nn.Linear):
-    """In the place of a GPTModel's output layer. It starts at 0, so the first advantages are the returns.
+    """Stands in the place of a GPTModel's output layer. It starts at 0, so the first advantages are the returns.
 
     Computes in float32. Its weights are of the model's dtype (the optimizer keeps float32 ones): Megatron's bfloat16
     optimizer does not store parameters of two kinds.

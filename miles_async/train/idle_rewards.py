@@ -11,7 +11,7 @@ BY_GROUP = frozenset({"grpo", "gspo", "dr_grpo", "rloo", "reinforce_plus_plus_ba
 
 
 class IdleRewards:
-    """Of one life of the learner."""
+    """What one life of the learner has seen of rewards that tell nothing apart."""
 
     def __init__(self, config: RunConfig) -> None:
         algorithm = config.algorithm

@@ -25,8 +25,9 @@ def copies(module: torch.nn.Module) -> Weights:
 
 
 class KeptWeights:
-    """Of ``module``. reference: what a reference model begins with, None without one; ref_update_interval: after so many
-    versions it becomes the policy; old_versions: how many versions before the current one are kept, 0: none is."""
+    """The weights of ``module`` that are kept. reference: what a reference model begins with, None without one;
+    ref_update_interval: after so many versions it becomes the policy; old_versions: how many versions before the current one
+    are kept, 0: none is."""
 
     def __init__(
         self,
@@ -98,7 +99,7 @@ class KeptWeights:
         return [*map(str, self.versions), *([REFERENCE] if moving else [])]
 
     def wanted(self, names: Sequence[str]) -> list[str]:
-        """Of what a checkpoint holds, what this run would have kept."""
+        """The names, among those that a checkpoint holds, of what this run would have kept."""
         moving = self._reference is not None and self._interval is not None
         return [name for name in names if (moving if name == REFERENCE else self._count > 0)]
 

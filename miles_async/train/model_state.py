@@ -25,7 +25,7 @@ _CRITIC, _KEPT = "critic", "kept"
 
 
 class ModelState:
-    """Of a policy, of a critic where there is one, and of the policy's other weights."""
+    """The state of a policy, of a critic where there is one, and of the policy's other weights."""
 
     def __init__(
         self,

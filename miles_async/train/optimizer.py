@@ -51,8 +51,8 @@ class LearnerOptimizer:
         self.megatron.zero_grad()
 
     def gradient_norm(self) -> float:
-        """Of the gradients in the DDP buffers, in float32; inf or nan if they cannot be applied. Weights and state stay as
-        they are. Collective with the distributed optimizer."""
+        """The norm of the gradients in the DDP buffers, float32; inf or nan if they cannot be applied. Weights and state stay
+        as they are. Collective with the distributed optimizer."""
         self.megatron.prepare_grads()
         return float(self.megatron.get_grad_norm())
 

@@ -22,7 +22,7 @@ MAX_PARTS = 100  # of one step: functions may name theirs as they like
 
 
 class Rewards(msgspec.Struct):
-    """Of one rank's groups; lists and sums, so that those of all ranks can be put together."""
+    """The rewards of one rank's groups; lists and sums, so that those of all ranks can be put together."""
 
     stds: list[float] = []  # of the rewards as they were graded, in each group
     idle: int = 0  # groups whose rewards, as they are trained on, are all equal

@@ -29,7 +29,7 @@ class NonFiniteGradient(ValueError):
 
 
 def counts(made: int = 0, empty: int = 0, skipped: int = 0) -> dict[str, float]:
-    """Of a batch's optimizer steps, as metrics."""
+    """The numbers of a batch's optimizer steps, as metrics."""
     return {"optimizer_steps": float(made), "empty_steps": float(empty), "skipped_steps": float(skipped)}
 
 
@@ -45,12 +45,12 @@ class Outcome:
 
     @property
     def counts(self) -> dict[str, float]:
-        """As metrics."""
+        """The numbers of steps made and skipped, as metrics."""
         return counts(self.made, self.empty, self.skipped)
 
     @property
     def means(self) -> dict[str, float]:
-        """Of ``moved``."""
+        """The means of ``moved`` over the steps that were made."""
         return {name: total / self.made for name, total in self.moved.items()}
 
 

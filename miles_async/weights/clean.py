@@ -21,8 +21,10 @@ class CleanError(ConfigError):
 
 
 def clean(run_dirs: Sequence[Path]) -> dict[str, Any]:
-    """Of these runs, or of all of this user's; also what waits for an evaluation. Raises CleanError: one of them lives, or
-    is none."""
+    """Remove what is left of these runs, or of all of this user's; also what waits for an evaluation.
+
+    Raises CleanError: one of them lives, or is none.
+    """
     found = [removed for run_dir in run_dirs for removed in _clean(run_dir)] if run_dirs else sweep(keep_pins=False)
     return {"bytes": sum(removed.bytes for removed in found), "removed": [msgspec.to_builtins(r) for r in found]}
 

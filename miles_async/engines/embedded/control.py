@@ -40,7 +40,7 @@ NOT_FLUSHED = (
 
 
 class NoBody(msgspec.Struct):
-    """Of an endpoint that takes nothing: a JSON object, or nothing at all."""
+    """The body of an endpoint that takes nothing: a JSON object, or nothing at all."""
 
 
 class PauseBody(msgspec.Struct):

@@ -52,7 +52,7 @@ class Buffers:
         return memory[:size]
 
     def give_back(self, memory: torch.Tensor) -> None:
-        """Of no use any more to who took it; it may be the model's."""
+        """Take back memory that is of no use any more to who took it; it may be the model's."""
         self._lent.discard(memory.data_ptr())
 
 

@@ -108,7 +108,7 @@ def _ratio(terms: LossTerms, level: corrections.Level) -> torch.Tensor:
 
 
 def _reported(ratio: torch.Tensor, weights: torch.Tensor) -> Correction:
-    """With Miles' names."""
+    """The correction with its metrics under Miles' names."""
     clipped = (weights != ratio).to(ratio.dtype)
     return Correction(weights, {"tis": ratio, "tis_clipfrac": clipped, "tis_abs": (ratio - 1).abs()})
 

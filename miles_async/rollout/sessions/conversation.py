@@ -158,7 +158,7 @@ class Conversation:
 
 
 def _digests(messages: Messages, tools: Sequence[dict[str, Any]]) -> Iterator[bytes]:
-    """Of the first message, the first two, and so on, each with the tools."""
+    """The digests of the first message, of the first two, and so on, each with the tools."""
     digest = hashlib.blake2b(msgspec.json.encode(tools), digest_size=16).digest()
     for message in messages:
         digest = _digest(digest, message)

@@ -51,7 +51,7 @@ class NewSession(msgspec.Struct):
 
 
 class SessionServer:
-    """Its sessions, its address (once :func:`serve_sessions` has given it out) and its key."""
+    """The server of a worker's sessions, with its address (once :func:`serve_sessions` has given it out) and its key."""
 
     def __init__(self, model: str, make: Callable[[str, int], Session], refusals: Refusals | None = None) -> None:
         """``model``: what it calls the policy. ``make``: a session, from its name and seed."""
@@ -76,7 +76,7 @@ class SessionServer:
         return session_id, session
 
     def end(self, session_id: str) -> None:
-        """Its requests under way end, and what it held is forgotten. Raises ApiError: there is no such session."""
+        """End a session's requests that are under way, and forget what it held. Raises ApiError: there is no such session."""
         self.session(session_id).close()
         del self.sessions[session_id]
 

@@ -35,7 +35,7 @@ class ConsistentHash(EngineLoads):
         self._owners: list[Load] = []
 
     def add(self, engine: str, version: int = -1) -> None:
-        """As for all policies. A new engine gets its points."""
+        """Take in an engine, as all policies do; a new one gets its points."""
         new = engine not in self.loads
         super().add(engine, version)
         if new:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class DiskDelta(Disk):
-    """As ``disk``, of copies that mirrors keep."""
+    """The transport ``disk``, of copies that mirrors keep."""
 
     KEYS = ("weights.delta_dir", "weights.mirror_dir")
     COPIED_BY = "the mirrors"
