@@ -33,14 +33,12 @@ from actors.runtime.watch import Watch
 from bus import Bus, Ledger, NoRedisError, connect
 from bus.deadline import within
 from bus.messages import Event
-from bus.server import RedisServer
 from miles_async.config.schema import RunConfig
 from miles_async.config.secrets import resolve
 from miles_async.engines.external import refuse_absent
 from miles_async.evaluation import settings as evaluation
 from miles_async.models.builtin import is_builtin
 from miles_async.monitor.monitor import Monitor
-from miles_async.monitor.status import REDIS_DIR
 from miles_async.resume.begin import Beginning, begin
 
 OK, FAILED, INTERRUPTED = 0, 1, 130
@@ -54,7 +52,7 @@ class Supervisor:
     def __init__(self, config: RunConfig, run_dir: Path, monitor: Monitor, placement: Placement) -> None:
         self.config, self.home, self.monitor = config, RunHome(run_dir), monitor
         self.placement = placement
-        self.server = RedisServer(run_dir / REDIS_DIR, config.bus.appendfsync, maxmemory_mb=config.bus.maxmemory_mb)
+        self.server = placement.own_bus(config, run_dir)
         self.beginning = Beginning()
         self.room = SnapshotRoom(config, run_dir)
         self.interrupted = asyncio.Event()

@@ -20,9 +20,7 @@ from miles_async.cli.errors import FAILED, INTERRUPTED, OK, clear_errors, say
 if TYPE_CHECKING:
     from miles_async.config.schema import RunConfig
 
-# by name: nothing of miles_async imports an actor
-SUPERVISOR = "actors.runtime.supervisor.Supervisor"
-PLACEMENT = "actors.runtime.placement.local.LocalPlacement"
+SUPERVISOR = "actors.runtime.supervisor.Supervisor"  # by name: nothing of miles_async imports an actor
 
 app = typer.Typer(
     name="miles-async",
@@ -202,9 +200,11 @@ def _run(config: RunConfig, directory: Path, as_json: bool) -> int:
     from miles_async.cli.launch_check import resolve
     from miles_async.monitor import Monitor
     from miles_async.monitor.summary import describe
+    from miles_async.runs import placements
 
     monitor = Monitor(stream=sys.stderr if as_json else sys.stdout)
-    code = int(resolve(SUPERVISOR)(config, directory, monitor, resolve(PLACEMENT)()).run())
+    placement = placements.load(placements.PLACEMENTS[placements.LOCAL].placement)()
+    code = int(resolve(SUPERVISOR)(config, directory, monitor, placement).run())
     summary = monitor.summary
     if summary is not None:
         say(summary, f"{describe(summary)}\nfiles    {directory}", as_json)

@@ -5,7 +5,6 @@ Promises: nothing here changes anything, waits for a process or needs rights ove
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,22 +12,15 @@ import psutil
 
 from bus import Bus
 from miles_async.monitor.diagnosis import Process
+from miles_async.runs.placements import PLACEMENTS, load
 
 FULL_SHARE = 0.99  # of the memory that Redis may use: there is no room for a group above it
-
-
-# Who looks at a place that a heartbeat names, by the kind that it begins with: a line for each placement. Of somebody who is
-# asked from outside of the run; by path, since nothing of miles_async imports an actor.
-LOOKS = {"pid": "actors.runtime.placement.process.look"}
 
 
 def look(where: str) -> Process:
     """What is seen of the actor that runs at ``where``, as its placement has named it."""
     kind, _, rest = where.partition(" ")
-    if kind not in LOOKS:
-        return Process(where)
-    module, _, name = LOOKS[kind].rpartition(".")
-    return getattr(importlib.import_module(module), name)(rest)
+    return load(PLACEMENTS[kind].look)(rest) if kind in PLACEMENTS else Process(where)
 
 
 def as_json(where: str) -> dict[str, Any]:
@@ -39,7 +31,7 @@ def as_json(where: str) -> dict[str, Any]:
 
 def shown(found: Mapping[str, Any]) -> str:
     """The same for people, of a mapping that has that key: "pid 123"."""
-    kind = next((kind for kind in LOOKS if kind in found), "")
+    kind = next((kind for kind in PLACEMENTS if kind in found), "")
     return f"{kind} {found[kind]}" if kind else ""
 
 
@@ -52,14 +44,6 @@ def process_of(pid: int) -> Process:
         return Process(where, "gone")
     except (psutil.Error, OverflowError):
         return Process(where)
-
-
-def age(pid: int, now: float) -> float:
-    """Seconds that process ``pid`` has lived; 0 if it does not."""
-    try:
-        return max(0.0, now - psutil.Process(pid).create_time())
-    except psutil.Error:
-        return 0.0
 
 
 async def refusal(bus: Bus) -> str:

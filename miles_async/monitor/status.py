@@ -36,9 +36,8 @@ from miles_async.monitor.summary import (
     summarize,
 )
 from miles_async.runs.launches import CONFIG_FILE
-from miles_async.runs.state import STATE_FILE, RunState, living
+from miles_async.runs.state import REDIS_DIR, STATE_FILE, RunState, living
 
-REDIS_DIR = "redis"  # the data of a server of the run's own
 BUS_DEADLINE_S = 5.0
 
 

@@ -14,6 +14,7 @@ from miles_async.disk.durable import write_whole
 from miles_async.runs.lock import holder
 
 STATE_FILE = "supervisor.json"
+REDIS_DIR = "redis"  # the data of a Redis server of the run's own
 FILE_BYTES = 1 << 20  # no such file is longer
 
 

@@ -25,6 +25,7 @@ class World:
     def __init__(self, **run: Any) -> None:
         self.now = 0.0
         self.pids = {"learner-0": 11, "dealer": 12}
+        self.incarnations = dict.fromkeys(self.pids, 1)
         self.states: dict[int, str] = {}
         self.quiet: set[str] = set()
         self.redis_loads = False
@@ -40,7 +41,7 @@ class World:
         )
         self.dog = Watchdog(
             config,
-            lambda: [ActorId(name, 1) for name in self.pids],
+            lambda: [ActorId(name, self.incarnations.get(name, 1)) for name in self.pids],
             self.look,
             lambda: 77,
             clock=lambda: self.now,
@@ -215,3 +216,13 @@ def test_a_redis_that_loads_its_data_is_no_stall_and_makes_nobody_silent(world: 
     world.redis_loads = False
     assert world.live(9, redis=False) == [] and not world.killed
     assert world.live(1, redis=False) == ["stalled"]
+
+
+def test_the_words_of_an_earlier_life_are_no_sign_of_a_later_one(world: World) -> None:
+    world.live(100)
+    world.incarnations["learner-0"] = 2  # it was replaced, and only its heartbeats of before are there
+    world.states[11] = "stopped"
+    world.live(19)
+    assert world.killed == {}
+    world.live(3)
+    assert list(world.killed) == ["learner-0"]

@@ -15,6 +15,7 @@ from actors.runtime.placement.base import Ending
 from actors.runtime.placement.local import LocalPlacement
 from actors.runtime.site import OneMachine
 from actors.runtime.spec import ActorId, ActorSpec
+from bus.server import RedisServer
 from miles_async.config.schema import RunConfig
 from miles_async.monitor.diagnosis import Process
 
@@ -48,6 +49,9 @@ class Elsewhere:
         self.calls: list[str] = []
         self.started: list[ActorId] = []
         self.ends: dict[ActorId, Ending] = {}
+
+    def own_bus(self, config: RunConfig, run_dir: Path) -> RedisServer:
+        return self.local.own_bus(config, run_dir)
 
     def warm_up(self) -> None:
         self.calls.append("warm_up")

@@ -9,9 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 from actors.runtime.spec import ActorId, ActorSpec
+from bus.server import RedisServer
+from miles_async.config.schema import RunConfig
 from miles_async.monitor.diagnosis import Process
 
 
@@ -25,6 +28,10 @@ class Ending:
 
 class Placement(Protocol):
     """One launch's. All of it is called from the supervisor's event loop."""
+
+    def own_bus(self, config: RunConfig, run_dir: Path) -> RedisServer:
+        """A server of the run's own, not started, whose URL the actors reach wherever they are."""
+        ...
 
     def warm_up(self) -> None:
         """Prepare for actors, while the launch does other things."""

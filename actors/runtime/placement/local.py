@@ -16,6 +16,7 @@ import signal
 import sys
 import time
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from typing import Any
 
 import setproctitle
@@ -26,10 +27,12 @@ from actors.runtime.placement import fork_server
 from actors.runtime.placement.base import Ending
 from actors.runtime.placement.process import place
 from actors.runtime.spec import ActorId, ActorSpec
-from bus.server import die_with_parent
+from bus.server import RedisServer, die_with_parent
+from miles_async.config.schema import RunConfig
 from miles_async.monitor.diagnosis import DEAD, Process
 from miles_async.monitor.outlet import Outlet
 from miles_async.monitor.sight import process_of
+from miles_async.runs.state import REDIS_DIR
 
 # what multiprocessing says of a process whose fork server is gone, and that has ended with it
 WITH_THE_FORK_SERVER = 255
@@ -95,6 +98,11 @@ class LocalPlacement:
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(PRELOAD)
         self._processes: dict[ActorId, BaseProcess] = {}  # whose ends were not told yet
+
+    def own_bus(self, config: RunConfig, run_dir: Path) -> RedisServer:
+        """One on a unix socket."""
+        section = config.bus
+        return RedisServer(run_dir / REDIS_DIR, section.appendfsync, maxmemory_mb=section.maxmemory_mb)
 
     def warm_up(self) -> None:
         """Begin to import, while the launch does other things."""

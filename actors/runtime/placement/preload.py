@@ -24,6 +24,7 @@ setproctitle.setproctitle("miles-async fork server")
 
 FOR_ALL = (  # torch, aiohttp, fastapi and redis come along
     "uvloop",
+    "actors.runtime.placement.local",
     "safetensors.torch",
     "actors.dealer",
     "actors.rollout",

@@ -1,0 +1,31 @@
+"""The table of placements: who gives actors a place to run, and who looks there from outside of the run.
+
+By path, since nothing of ``miles_async`` imports an actor. A placement of its own is a file in ``actors/runtime/placement/``
+and a line here.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any, NamedTuple
+
+LOCAL = "pid"
+
+
+class Named(NamedTuple):
+    """``placement``: a class, without arguments. ``look``: a function that is given what follows the kind of a place."""
+
+    placement: str
+    look: str
+
+
+# by the word that a heartbeat's place begins with
+PLACEMENTS = {
+    LOCAL: Named("actors.runtime.placement.local.LocalPlacement", "actors.runtime.placement.process.look"),
+}
+
+
+def load(path: str) -> Any:
+    """What a path of the table names."""
+    module, _, name = path.rpartition(".")
+    return getattr(importlib.import_module(module), name)
