@@ -16,15 +16,13 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import psutil
-
+from benchmarks.cpu_times import CpuTimes
 from miles_async.cli.load import load
 from miles_async.config.schema import ConfigError, RunConfig
 from miles_async.data import prompt_at
@@ -39,7 +37,6 @@ WINDOW = 5  # steps
 TRL_THREADS = (1, 2)
 RUN_TIMEOUT_S = 600.0
 STOP_TIMEOUT_S = 60.0
-CPU_INTERVAL_S = 0.5
 HOW_TO_INSTALL = (
     "python3.11 -m venv .venv-trl && PYTHON=.venv-trl/bin/python requirements/install.sh torch && "
     ".venv-trl/bin/pip install -c requirements/constraints.txt -r requirements/bench.txt"
@@ -183,61 +180,6 @@ def trl_version(python: str) -> str:
         if found.returncode == 0:
             return found.stdout.strip()
     raise ConfigError(f"{python} has no TRL (TRL_PYTHON names the interpreter to use); to make it: {HOW_TO_INSTALL}")
-
-
-class CpuTimes:
-    """CPU seconds of a process and all below it, by role, noted every CPU_INTERVAL_S (what a process did after its last
-    note is missing). The role of an actor is the name of its log; all else goes by the name of the program."""
-
-    def __init__(self) -> None:
-        # seconds since the epoch, role to CPU seconds, CPU seconds of the whole machine
-        self.notes: list[tuple[float, dict[str, float], float]] = []
-        self._seen: dict[int, tuple[str, float]] = {}
-
-    @contextmanager
-    def following(self, pid: int) -> Iterator[None]:
-        ended = threading.Event()
-        thread = threading.Thread(target=self._follow, args=(pid, ended), daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            ended.set()
-            thread.join()
-
-    def until(self, moment: float) -> dict[str, float]:
-        """``cpu_s`` and ``cpu_s/ROLE`` at the last note before ``moment``; ``others_cores``: what all else kept busy."""
-        begin, _, before = self.notes[0]
-        end, roles, busy = next(note for note in reversed(self.notes) if note[0] <= moment)
-        total = sum(roles.values())
-        others = max(0.0, busy - before - total) / max(end - begin, CPU_INTERVAL_S)
-        by_role = {f"cpu_s/{role}": seconds for role, seconds in sorted(roles.items())}
-        return {"cpu_s": total, "others_cores": others} | by_role
-
-    def _follow(self, pid: int, ended: threading.Event) -> None:
-        with suppress(psutil.NoSuchProcess):
-            top = psutil.Process(pid)
-            while True:
-                for process in (top, *top.children(recursive=True)):
-                    with suppress(psutil.Error, OSError):
-                        times = process.cpu_times()
-                        self._seen[process.pid] = (_role(process), times.user + times.system)
-                roles = dict.fromkeys((role for role, _ in self._seen.values()), 0.0)
-                for role, seconds in self._seen.values():
-                    roles[role] += seconds
-                self.notes.append((time.time(), roles, _machine_cpu_s()))
-                if ended.wait(CPU_INTERVAL_S):
-                    return
-
-
-def _machine_cpu_s() -> float:
-    times = psutil.cpu_times()
-    return sum(times) - times.idle - getattr(times, "iowait", 0.0) - getattr(times, "guest", 0.0)
-
-
-def _role(process: psutil.Process) -> str:
-    output = Path(os.readlink(f"/proc/{process.pid}/fd/1"))
-    return output.stem.rpartition("-")[0] or output.stem if output.parent.name == "logs" else process.name()
 
 
 def _run(name: str, command: Sequence[str], threads: int, log: Path) -> tuple[str, CpuTimes]:

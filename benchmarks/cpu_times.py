@@ -1,0 +1,69 @@
+"""CPU seconds of a process and of all below it, by role, while it runs."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import psutil
+
+CPU_INTERVAL_S = 0.5
+
+
+class CpuTimes:
+    """CPU seconds of a process and all below it, by role, noted every CPU_INTERVAL_S (what a process did after its last
+    note is missing). The role of an actor is the name of its log; all else goes by the name of the program."""
+
+    def __init__(self) -> None:
+        # seconds since the epoch, role to CPU seconds, CPU seconds of the whole machine
+        self.notes: list[tuple[float, dict[str, float], float]] = []
+        self._seen: dict[int, tuple[str, float]] = {}
+
+    @contextmanager
+    def following(self, pid: int) -> Iterator[None]:
+        ended = threading.Event()
+        thread = threading.Thread(target=self._follow, args=(pid, ended), daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+
+    def until(self, moment: float) -> dict[str, float]:
+        """``cpu_s`` and ``cpu_s/ROLE`` at the last note before ``moment``; ``others_cores``: what all else kept busy."""
+        begin, _, before = self.notes[0]
+        end, roles, busy = next(note for note in reversed(self.notes) if note[0] <= moment)
+        total = sum(roles.values())
+        others = max(0.0, busy - before - total) / max(end - begin, CPU_INTERVAL_S)
+        by_role = {f"cpu_s/{role}": seconds for role, seconds in sorted(roles.items())}
+        return {"cpu_s": total, "others_cores": others} | by_role
+
+    def _follow(self, pid: int, ended: threading.Event) -> None:
+        with suppress(psutil.NoSuchProcess):
+            top = psutil.Process(pid)
+            while True:
+                for process in (top, *top.children(recursive=True)):
+                    with suppress(psutil.Error, OSError):
+                        times = process.cpu_times()
+                        self._seen[process.pid] = (_role(process), times.user + times.system)
+                roles = dict.fromkeys((role for role, _ in self._seen.values()), 0.0)
+                for role, seconds in self._seen.values():
+                    roles[role] += seconds
+                self.notes.append((time.time(), roles, _machine_cpu_s()))
+                if ended.wait(CPU_INTERVAL_S):
+                    return
+
+
+def _machine_cpu_s() -> float:
+    times = psutil.cpu_times()
+    return sum(times) - times.idle - getattr(times, "iowait", 0.0) - getattr(times, "guest", 0.0)
+
+
+def _role(process: psutil.Process) -> str:
+    output = Path(os.readlink(f"/proc/{process.pid}/fd/1"))
+    return output.stem.rpartition("-")[0] or output.stem if output.parent.name == "logs" else process.name()
