@@ -3,88 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import json
-import shutil
 import socket
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
 import torch
-from engine_support import CONTEXT, VOCAB, make_checkpoint, make_scheduler
-from safetensors.torch import load_file, save_file
+from engine_support import CONTEXT, VOCAB
+from running_engine import DEADLINE_S, LONG, Running, start
 
-from miles_async.engines.checksum import checksums, overall_checksum
 from miles_async.engines.embedded import frontend, model
-from miles_async.engines.embedded.groups import TransferError, flattened_size, unflatten
-from miles_async.engines.embedded.server import main, serve
-
-DEADLINE_S = 30.0
-
-
-class Running:
-    """A server in this process, and a client for it."""
-
-    def __init__(self, url: str, session: aiohttp.ClientSession, stop: asyncio.Event, task: asyncio.Task[None]) -> None:
-        self.url, self.session, self.stop, self.task = url, session, stop, task
-
-    async def call(self, path: str, body: Any = None, method: str = "POST", **headers: str) -> tuple[int, Any]:
-        data = body if isinstance(body, bytes | None) else json.dumps(body).encode()
-        async with self.session.request(method, self.url + path, data=data, headers=headers) as response:
-            text = await response.text()
-            return response.status, json.loads(text) if text[:1] in ("{", "[") else text
-
-    async def generate(self, **body: Any) -> Any:
-        status, answer = await self.call("/generate", {"input_ids": [1, 2, 3], **body})
-        assert status == 200, answer
-        return answer
-
-    async def load(self) -> dict[str, int]:
-        return (await self.call("/v1/loads", method="GET"))[1]["loads"][0]
-
-    async def until(self, **wanted: int) -> None:
-        """Returns when the engine's load is as wanted."""
-        async with asyncio.timeout(DEADLINE_S):
-            while True:
-                load = await self.load()
-                if all(load[name] == value for name, value in wanted.items()):
-                    return
-
-
-async def start(directory: Path, session: aiohttp.ClientSession, **options: Any) -> Running:
-    stop, url = asyncio.Event(), asyncio.get_running_loop().create_future()
-    options = {"weight_roots": [Path("/")]} | options  # the tests' own directories are anywhere
-    task = asyncio.create_task(serve(str(directory), device="cpu", on_ready=url.set_result, stop=stop, **options))
-    await asyncio.wait({task, url}, return_when=asyncio.FIRST_COMPLETED, timeout=DEADLINE_S)
-    if task.done():
-        task.result()
-    return Running(url.result(), session, stop, task)
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_checkpoint(tmp_path_factory.mktemp("a"), words=True)
-
-
-@pytest.fixture(scope="module")
-def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_checkpoint(tmp_path_factory.mktemp("b"), seed=1)
-
-
-@pytest.fixture
-async def engine(checkpoint: Path) -> AsyncIterator[Running]:
-    async with aiohttp.ClientSession() as session:
-        running = await start(checkpoint, session, weight_version="0")
-        yield running
-        running.stop.set()
-        async with asyncio.timeout(DEADLINE_S):
-            await running.task
-
-
-LONG = {"max_new_tokens": CONTEXT - 10}
+from miles_async.engines.embedded.server import main
 
 
 async def test_it_answers_when_it_says_it_is_ready_and_stops_when_told(checkpoint: Path) -> None:
@@ -232,57 +163,6 @@ async def test_a_stream_grows_to_the_whole_answer_for_each_of_a_list(engine: Run
         assert last["text"] == " ".join(f"w{token}" for token in last["output_ids"])
 
 
-async def test_an_update_without_a_pause_holds_back_those_that_come_later(engine: Running, other: Path) -> None:
-    """Those under way finish under the old weights, those behind the update start under the new ones."""
-    await engine.call("/pause_generation", {"mode": "in_place"})
-    before = asyncio.create_task(engine.generate(sampling_params=LONG))
-    await engine.until(num_waiting_reqs=1)
-    await engine.call("/continue_generation")
-    body = {"model_path": str(other), "weight_version": "1"}
-    update = asyncio.create_task(engine.call("/update_weights_from_disk", body))
-    behind: list[asyncio.Task[Any]] = []
-    while not update.done():
-        behind.append(asyncio.create_task(engine.generate(sampling_params={"max_new_tokens": 2})))
-        await asyncio.wait({behind[-1], update}, return_when=asyncio.FIRST_COMPLETED)
-    assert (await update)[0] == 200
-    assert len((await before)["output_ids"]) == LONG["max_new_tokens"]
-    for answer in (await before, *[await task for task in behind]):
-        (span,) = answer["meta_info"]["weight_versions"]
-        assert span["version"] == answer["meta_info"]["weight_version"]
-    assert (await before)["meta_info"]["weight_version"] == "0"
-    assert (await engine.generate())["meta_info"]["weight_version"] == "1"
-
-
-async def test_a_refused_flush_is_a_failed_update_whose_tokens_still_tell_the_truth(
-    engine: Running, other: Path
-) -> None:
-    """As SGLang: paused in place, the weights change, the answer is 400, /model_info keeps the old version."""
-    running = asyncio.create_task(engine.generate(sampling_params=LONG))
-    await engine.until(num_running_reqs=1)
-    await engine.call("/pause_generation", {"mode": "in_place"})
-    status, answer = await engine.call("/update_weights_from_disk", {"model_path": str(other), "weight_version": "1"})
-    assert (status, answer["success"]) == (400, False)
-    assert "cache was not flushed" in answer["message"]
-    assert (await engine.call("/model_info", method="GET"))[1]["weight_version"] == "0"
-    await engine.call("/continue_generation")
-    meta = (await running)["meta_info"]
-    assert [span["version"] for span in meta["weight_versions"]] == ["0", "1"]
-
-
-async def test_weights_that_are_no_numbers_fail_their_requests_and_not_the_engine(
-    engine: Running, checkpoint: Path, tmp_path: Path
-) -> None:
-    tensors = load_file(checkpoint / "model.safetensors")
-    tensors["model.norm.weight"] = torch.full_like(tensors["model.norm.weight"], torch.nan)
-    shutil.copytree(checkpoint, tmp_path, dirs_exist_ok=True)
-    save_file(tensors, tmp_path / "model.safetensors")
-    await engine.call("/update_weights_from_disk", {"model_path": str(tmp_path), "weight_version": "1"})
-    status, answer = await engine.call("/generate", {"input_ids": [[1], [2]]})
-    assert (status, answer) == (500, {"error": {"message": "weights 1 give no finite probabilities"}})
-    await engine.call("/update_weights_from_disk", {"model_path": str(checkpoint), "weight_version": "2"})
-    assert (await engine.generate())["meta_info"]["weight_version"] == "2"
-
-
 async def test_a_paused_engine_is_healthy_but_not_ready(engine: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(frontend, "HEALTH_TIMEOUT_S", 0.05)
     await engine.call("/pause_generation", {"mode": "retract"})
@@ -294,28 +174,3 @@ async def test_a_paused_engine_is_healthy_but_not_ready(engine: Running, monkeyp
     await engine.call("/continue_generation")
     assert (await engine.call("/ready", method="GET"))[0] == 200
     await engine.until(num_waiting_reqs=0)
-
-
-async def test_checksums_are_those_of_the_checkpoint_file(engine: Running, checkpoint: Path) -> None:
-    tensors = load_file(checkpoint / "model.safetensors")
-    expected = {name: hashlib.sha256(t.numpy().tobytes()).hexdigest()[:16] for name, t in tensors.items()}
-    answer = (await engine.call("/weights_checker", {"action": "checksum"}))[1]
-    assert answer["ranks"][0]["checksums"] == expected == checksums(tensors)
-    assert answer["per_engine_checksum"] == overall_checksum(expected)
-
-
-def test_a_bucket_comes_apart_as_it_was_put_together() -> None:
-    tensors = [("a", torch.randn(3, 2)), ("b", torch.randn(5).bfloat16()), ("c", torch.arange(6, dtype=torch.int8))]
-    specs = [(name, tensor.dtype, list(tensor.shape)) for name, tensor in tensors]
-    flat = torch.cat([tensor.flatten().view(torch.uint8) for _, tensor in tensors])
-    assert flattened_size(specs) == len(flat)
-    assert all(torch.equal(got, sent) for (_, got), (_, sent) in zip(unflatten(flat, specs), tensors, strict=True))
-    with pytest.raises(TransferError, match="a starts at byte 6, not a multiple of 4"):
-        flattened_size([specs[2], specs[0]])
-
-
-def test_memory_is_given_back_when_the_cache_is_flushed(checkpoint: Path) -> None:
-    scheduler = make_scheduler(checkpoint)
-    scheduler.cache.reserve(8, 100, 0)
-    assert scheduler.flush()
-    assert scheduler.cache.keys.numel() == 0

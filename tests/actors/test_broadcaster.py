@@ -1,110 +1,26 @@
-"""The broadcaster and the router as actors: a real bus, real engines, snapshots as the learner writes them."""
+"""The broadcaster as an actor: a real bus, real engines, snapshots as the learner writes them."""
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import socket
-from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import msgspec
 import pytest
-from announcing import announce
 from embedded_engines import EngineProcess, engines, snapshot_of
-from engine_lines import set_engine
+from weights_stage import Stage, body
 
 from actors.broadcaster import Broadcaster
 from actors.engine import EngineHost
-from actors.router import Router, bind
-from actors.runtime.context import ActorContext
-from actors.runtime.spec import ActorSpec
-from bus import Bus
-from bus.messages import EngineDown, EngineServes, EngineUp, Event, Message, Metrics
-from miles_async.config.schema import ConfigError, Data, Engine, Model, RunConfig, Weights
-from miles_async.config.schema import Router as RouterConfig
+from actors.router import Router
+from bus.messages import EngineDown, EngineServes, Event, Metrics
+from miles_async.config.schema import Weights
 from miles_async.engines.client import EngineClient
 from miles_async.weights.delta import checksum
-from miles_async.weights.snapshot import choose_root, load_snapshot, write_snapshot
+from miles_async.weights.snapshot import load_snapshot
 from miles_async.weights.transports.collective import Collective
 from miles_async.weights.update import PushReport, Receiver, Update
-
-DEADLINE_S = 60.0
-
-
-class Stage:
-    """One run's bus, its snapshots, and what a test says and hears on it."""
-
-    def __init__(self, bus: Bus, model: Path, run_dir: Path) -> None:
-        self.bus, self.model, self.run_dir = bus, model, run_dir
-        self.cursor = "0"
-        self.heard: list[Message] = []
-        self.weights = Weights(timeout_s=20.0, backend="gloo", snapshot_dir=str(run_dir / "snapshots"))
-
-    def context(self, role: str, name: str = "") -> ActorContext:
-        config = RunConfig(
-            model=Model(hf_checkpoint=str(self.model), device="cpu"),
-            data=Data(prompt_data="unused"),
-            weights=self.weights,
-            router=RouterConfig(health_interval_s=0.5),
-            engine=Engine(num_engines=3),
-        )
-        spec = ActorSpec(name or role, role, 0, "", config, self.run_dir, str(self.model), "", self.bus.run_id, 1)
-        return ActorContext(spec, self.bus)
-
-    @contextlib.asynccontextmanager
-    async def running(
-        self, kind: type[Broadcaster] | type[Router] | type[EngineHost], name: str = ""
-    ) -> AsyncIterator[ActorContext]:
-        """The actor, stopped in an orderly way at the end."""
-        ctx = self.context(kind.role, name)
-        task = asyncio.create_task(kind(ctx).run())
-        try:
-            yield ctx
-        finally:
-            ctx.stop.set()
-            async with asyncio.timeout(DEADLINE_S):
-                await task
-
-    async def engine_up(self, name: str, engine: EngineProcess, incarnation: int = 1, version: int = 0) -> None:
-        up = EngineUp(engine=name, url=engine.url, incarnation=incarnation, version=version)
-        await self.bus.publish("weights", up)
-
-    async def snapshot(self, version: int, incarnation: int = 1) -> None:
-        root = choose_root(self.context("learner").config, self.run_dir)
-        if version:
-            path = snapshot_of(self.model, root, version, incarnation)
-        else:
-            path = write_snapshot(root, 0, incarnation, load_snapshot(self.model), str(self.model))
-        await announce(self.bus, version, incarnation, path)
-
-    async def hear(self, kind: type[EngineServes] | type[EngineDown], count: int = 1, **what: object) -> list[Message]:
-        """Wait until ``count`` messages of ``kind`` with these fields have been heard; take them all."""
-        async with asyncio.timeout(DEADLINE_S):
-            while True:
-                fitting = [
-                    message
-                    for message in self.heard
-                    if isinstance(message, kind) and what.items() <= msgspec.structs.asdict(message).items()
-                ]
-                if len(fitting) >= count:
-                    self.heard = [message for message in self.heard if message not in fitting]
-                    return fitting
-                more, self.cursor = await self.bus.read("weights", Message, self.cursor, block_ms=200)
-                self.heard += more
-
-
-@pytest.fixture
-def stage(bus: Bus, digits_model: Path, tmp_path: Path) -> Stage:
-    return Stage(bus, digits_model, tmp_path)
-
-
-@pytest.fixture(scope="module")
-def pair(digits_model: Path) -> Iterator[list[EngineProcess]]:
-    with engines(digits_model, 2) as started:
-        yield started
 
 
 async def version_of(engine: EngineProcess) -> str:
@@ -290,71 +206,3 @@ def flip(file: Path) -> None:
     data = bytearray(file.read_bytes())
     data[-1] ^= 1
     file.write_bytes(data)
-
-
-def body(tokens: int) -> dict[str, object]:
-    return {"input_ids": [1, 2, 3], "sampling_params": {"max_new_tokens": tokens, "ignore_eos": True}}
-
-
-async def test_requests_through_the_router_all_get_answers_while_engines_are_updated_and_one_dies(
-    stage: Stage, pair: list[EngineProcess], digits_model: Path
-) -> None:
-    with engines(digits_model, 1) as [doomed]:
-        async with stage.running(Broadcaster), stage.running(Router), aiohttp.ClientSession() as session:
-            client = EngineClient(await stage.bus.address("router", deadline_s=10), session)
-            for index, engine in enumerate([*pair, doomed]):
-                await stage.engine_up(f"engine-{index}", engine, version=-1)
-            await stage.snapshot(1)
-            await stage.hear(EngineServes, count=3, version=1)
-            finished = asyncio.Event()
-
-            async def ask() -> list[dict]:
-                answers = []
-                while not finished.is_set():
-                    answer = await client.generate(body(60), timeout=DEADLINE_S)
-                    assert isinstance(answer, dict)
-                    answers.append(answer)
-                return answers
-
-            askers = [asyncio.create_task(ask()) for _ in range(8)]
-            await stage.snapshot(2)
-            await stage.hear(EngineServes, count=3, version=2)
-            doomed.kill()
-            await stage.snapshot(3)
-            await stage.hear(EngineServes, engine="engine-0", version=3)
-            await stage.hear(EngineServes, engine="engine-1", version=3)
-            finished.set()
-            answers = [answer for task in askers for answer in await task]
-            assert all(len(answer["output_ids"]) == 60 for answer in answers)
-            await stage.hear(EngineDown, engine="engine-2")
-
-
-async def test_the_router_of_a_later_time_learns_from_the_ledger_who_serves(
-    stage: Stage, pair: list[EngineProcess]
-) -> None:
-    await set_engine(stage.bus, "engine-0", pair[0].url, 1, 7, "serving")
-    await set_engine(stage.bus, "engine-1", pair[1].url, 1, 7, "down")
-    async with stage.running(Router), aiohttp.ClientSession() as session:
-        url = await stage.bus.address("router", deadline_s=10)
-        await EngineClient(url, session).generate(body(1))
-        async with session.get(url + "/workers") as answer:
-            assert [(w["id"], w["version"]) for w in (await answer.json())["workers"]] == [("engine-0", 7)]
-        async with asyncio.timeout(DEADLINE_S):
-            report: list[Metrics] = []
-            while not report:
-                report, _ = await stage.bus.read("metrics", Metrics, "0", block_ms=500)
-        assert (
-            report[0].step == 7 and "engine_busy/engine-0" in report[0].values and "router/inflight" in report[0].values
-        )
-
-
-def test_a_port_in_use_is_one_clear_line() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        config = replace_port(RouterConfig(), taken.getsockname()[1])
-        with pytest.raises(ConfigError, match=r"router\.port = \d+: another program listens there") as caught:
-            bind(config)
-    assert "\n" not in str(caught.value)
-
-
-def replace_port(config: RouterConfig, port: int) -> RouterConfig:
-    return msgspec.structs.replace(config, port=port)
