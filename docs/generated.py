@@ -14,8 +14,8 @@ METRICS = """# Metrics
 
 Every line of `metrics.jsonl` has an actor, a step (the learner's version), a time, and values by name. TensorBoard shows the
 same, with `train/` or the actor's name before a name that has no group. `{word}` stands for a name of the run's own. *Miles* is
-the name of the same number there. What functions of yours add (`learner.log_function`, `eval.eval_function`, a policy loss, a
-correction) stands beside these under the names that they give.
+the name of the same number there. What is yours (`learner.log_function`, `eval.eval_function`, a policy loss, a correction, a
+learner backend) reports beside these, under the names that it gives.
 
 This page is made from `miles_async/monitor/metrics/` by `make docs`.
 """

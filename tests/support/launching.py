@@ -97,7 +97,8 @@ def undeclared(run_dir: Path) -> set[tuple[str, str]]:
     if not (run_dir / CONFIG_FILE).exists() or not (run_dir / METRICS_FILE).exists():
         return set()
     config = toml.read(run_dir / CONFIG_FILE)
-    paths = [config.learner.log_function, config.algorithm.policy_loss, *corrections(config.algorithm)]
+    learner, algorithm = config.learner, config.algorithm
+    paths = [learner.train_backend, learner.log_function, algorithm.policy_loss, *corrections(algorithm)]
     free = {"learner"} if any("." in (path or "") for path in paths) else set()
     free |= {"evaluator"} if config.eval.eval_function else set()
     lines = (line for line in read_metrics(run_dir) if role_of(line.actor) not in free)
