@@ -5,9 +5,19 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
+import io
+import textwrap
+import tokenize
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import msgspec
+
+from miles_async.config.schema import EvalDataset, RunConfig
+from miles_async.config.words import allowed, toml
 from miles_async.monitor.metrics.table import TABLE
 
 METRICS = """# Metrics
@@ -32,7 +42,75 @@ def metrics() -> str:
     return "\n".join(parts)
 
 
-PAGES: dict[str, Callable[[], str]] = {"metrics.md": metrics}
+CONFIGURATION = """# Configuration
+
+Every key of `run.toml`: a table for each section, `key = value` under it. `"none"` unsets a key that may be unset (`None:` says
+what that means). Names follow Miles' flags where the concept is the same. `miles-async launch run.toml --set section.key=value`
+changes a key for a launch; `--dry-run` prints what a file comes to.
+
+This page is made from `miles_async/config/schema/` by `make docs`.
+"""
+
+
+def configuration() -> str:
+    """Every key, by section."""
+    parts = [CONFIGURATION]
+    for section in msgspec.structs.fields(RunConfig):
+        parts.append(_section(section.name, section.type))
+        if section.name == "eval":
+            parts.append(_section("eval.datasets.NAME", EvalDataset))
+    return "\n".join(parts)
+
+
+def _section(name: str, kind: Any) -> str:
+    about = inspect.cleandoc(kind.__doc__ or "") + "\n\n" if "__doc__" in vars(kind) and kind.__doc__ else ""
+    said = comments(kind)
+    rows = [
+        f"| `{key.name}` | {_cell(allowed(key.type))} | {_cell(_default(key))} | {_cell(said.get(key.name, ''))} |"
+        for key in msgspec.structs.fields(kind)
+    ]
+    head = "| key | takes | default | what it is |\n|---|---|---|---|\n"
+    return f"## [{name}]\n\n{about}{head}" + "\n".join(rows) + "\n"
+
+
+def _default(key: msgspec.structs.FieldInfo) -> str:
+    if key.required:
+        return "required"
+    value = key.default_factory() if key.default is msgspec.NODEFAULT else key.default
+    return "unset" if value is None else f"`{toml(value)}`"
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("``", "`")
+
+
+def comments(kind: type) -> dict[str, str]:
+    """What the comment beside each key of a section says, or else the comment above it."""
+    source = textwrap.dedent(inspect.getsource(kind))
+    found = {
+        token.start[0]: token
+        for token in tokenize.generate_tokens(io.StringIO(source).readline)
+        if token.type == tokenize.COMMENT
+    }
+    lines, said = source.splitlines(), dict[str, str]()
+    (section,) = ast.parse(source).body
+    assert isinstance(section, ast.ClassDef)
+    for key in section.body:
+        if not isinstance(key, ast.AnnAssign) or not isinstance(key.target, ast.Name):
+            continue
+        if beside := found.get(key.end_lineno or key.lineno):
+            said[key.target.id] = beside.string.lstrip("# ")
+            continue
+        first = key.lineno
+        while lines[first - 2].strip().startswith("#"):
+            first -= 1
+        above = [found[number].string.lstrip("# ") for number in range(first, key.lineno)]
+        if above:
+            said[key.target.id] = " ".join(above)
+    return said
+
+
+PAGES: dict[str, Callable[[], str]] = {"configuration.md": configuration, "metrics.md": metrics}
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Which keys of a run may change when it is resumed: every key of ``config/schema.py`` is decided here, one by one.
+"""Which keys of a run may change when it is resumed: every key of ``config/schema/`` is decided here, one by one.
 
 Promises: pure; a key that nobody has decided is found by a test. A run that goes on keeps what its prompts, its record
 and its checkpoint were made with (``FIXED``, and why); everything else (``FREE``) counts from the next launch on.

@@ -1,0 +1,54 @@
+"""What trains the weights: the learner and its critic."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from miles_async.config.schema.section import CountFloat, CountInt, PositiveFloat, PositiveInt, Section, Share
+
+
+class Critic(Section, frozen=True):
+    """Of algorithm.advantage_estimator = "ppo", or of another one that is marked with_critic; what is not here it shares with
+    [learner]."""
+
+    critic_load: str | None = None  # what its weights begin with: a Hugging Face directory; None: model.hf_checkpoint
+    # at the end its weights are written to hf_critic/ in the run directory, as critic_load reads them
+    critic_save: bool = False
+    critic_lr: PositiveFloat | None = None  # learning rate; None: learner.lr
+    critic_lr_warmup_steps: CountInt = 0  # optimizer steps in which it rises
+    value_clip: PositiveFloat = 0.2  # how far a value may move from what it was before the batch and still count
+    num_critic_only_steps: CountInt = 0  # the first batches of a run, in which the policy's weights stay as they are
+
+
+class Learner(Section, frozen=True):
+    """Functions are dotted paths to functions of the user; docs/customization.md has their signatures."""
+
+    # "megatron", or a dotted path to one of the user's; docs/customization.md has what it is made with
+    train_backend: str = "megatron"
+    num_ranks: PositiveInt = 1  # data-parallel processes
+    # optimizer steps of one pass over a batch; None: global_batch_size says it, and without both a pass is one step
+    num_steps_per_rollout: PositiveInt | None = None
+    # samples of one such step: rollout_batch_size * n_samples_per_prompt = global_batch_size * num_steps_per_rollout
+    global_batch_size: PositiveInt | None = None
+    ppo_epochs: PositiveInt = 1  # passes over a batch
+    # optimizer steps in a row whose gradient is inf or nan: they are skipped; one more ends the run
+    max_skipped_steps: CountInt = 5
+    lr: PositiveFloat = 1e-6  # learning rate
+    min_lr: CountFloat = 0.0  # what the learning rate falls to
+    lr_warmup_steps: CountInt = 0  # optimizer steps in which it rises
+    lr_decay_steps: PositiveInt | None = None  # optimizer steps in which it falls; None: constant after the warm-up
+    lr_decay_style: Literal["linear", "cosine"] = "linear"  # how the learning rate falls
+    adam_beta1: Share = 0.9  # decay of the mean of gradients
+    adam_beta2: Share = 0.98  # decay of the mean of their squares
+    adam_eps: PositiveFloat = 1e-8  # what is added to its root
+    weight_decay: CountFloat = 0.0  # of AdamW
+    clip_grad: CountFloat = 1.0  # greatest norm of a gradient; 0: none
+    max_tokens_per_micro_batch: PositiveInt = 8192  # of one pass through the model, padding included
+    use_distributed_optimizer: bool = False  # ranks share the optimizer's state
+    grad_reduce_timeout_s: PositiveFloat = 300.0  # how long a rank waits for the others
+    # recorded groups that cannot be trained are taken out of their step; with more of them than this the run ends
+    max_quarantined_groups: CountInt = 16
+    batch_function: str | None = None  # makes what is trained on of a rank's groups
+    before_log_prob_function: str | None = None  # called before log-probs are computed
+    before_train_step_function: str | None = None  # called before a batch is trained on
+    log_function: str | None = None  # further metrics of a step
