@@ -10,7 +10,8 @@ import itertools
 from pathlib import Path
 
 import pytest
-from hook_rows import FINE, ROWS, Row
+from hook_feed import FINE, Row
+from hook_rows import ROWS
 
 from miles_async.cli.hook_points import HOOKS
 from miles_async.hooks.hook import Hook, HookError
