@@ -42,6 +42,7 @@ class EngineHost:
         self.ctx = ctx
         self.config, self.engine = ctx.config, ctx.config.engine
         self.name, self.index, self.model_path = ctx.name, ctx.index, ctx.model_path
+        self.address = ctx.spec.site.host
         self.stop, self.refusals = ctx.stop, ctx.refusals
         self.api_key = resolve("engine.api_key", ctx.config.engine.api_key)
         self.weight_roots: Sequence[Path] = weight_roots(ctx.config, ctx.run_dir, ctx.model_path)

@@ -44,3 +44,5 @@ def test_a_run_on_a_placement_of_ones_own_ends_in_order_and_replaces_who_was_tak
     asked = (run_dir / ASKED).read_text().splitlines()
     assert asked.count("rendezvous 1") == 1 and asked.count("snapshot_root") == 5
     assert not list(run_dir.glob("rendezvous-*"))
+    urls = [up["data"]["url"] for up in events(run_dir, "engine_up")]
+    assert urls and all(url.startswith("http://127.0.0.2:") for url in urls)

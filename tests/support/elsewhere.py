@@ -26,6 +26,7 @@ ASKED = "asked-of-the-site"  # in the run directory
 class OverTcp(OneMachine):
     """Ranks meet at a port of the placement's, and nothing lies in memory. Leaves a line for each question."""
 
+    host: str = "127.0.0.2"  # a loopback of its own
     port: int = 0
 
     def rendezvous(self, run_dir: Path, incarnation: int) -> str:

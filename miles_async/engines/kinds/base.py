@@ -26,6 +26,7 @@ class EngineHost(Protocol):
     engine: Engine  # its section; an engine of an evaluation has another one than those of the training
     name: str
     index: int  # among the engines of its role
+    address: str  # on which it listens
     model_path: str
     api_key: str | None
     weight_roots: Sequence[Path]  # where it may be told to load weights from

@@ -25,7 +25,7 @@ class Embedded(EngineKind):
 
         await serve(
             host.model_path,
-            host="127.0.0.1",
+            host=host.address,
             port=0,
             device=host.config.model.device,
             dtype=host.config.model.dtype,

@@ -36,6 +36,7 @@ class Sglang(EngineKind):
         with host.waiting(WaitKind.SGLANG_SERVER):
             server = await SglangServer.start(
                 host.model_path,
+                host=host.address,
                 log_file=host.log_file("sglang"),
                 device=host.config.model.device,
                 dtype=host.config.model.dtype,
