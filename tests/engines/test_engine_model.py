@@ -12,7 +12,7 @@ import torch
 from engine_support import CONTEXT, TOLERANCE, VOCAB, hf_logprobs, make_checkpoint, make_scheduler, request, run
 from safetensors.torch import load_file, save_file
 
-from miles_async.engines.embedded.checkpoint import CheckpointError, read_config
+from miles_async.engines.embedded.checkpoint import ModelFilesError, read_config
 from miles_async.engines.embedded.model import WeightError
 from miles_async.engines.embedded.scheduler import Scheduler
 from miles_async.engines.embedded.server import load_model
@@ -108,16 +108,16 @@ def test_a_model_it_would_get_wrong_is_refused(tmp_path: Path, change: dict[str,
     make_checkpoint(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, **change}))
-    with pytest.raises(CheckpointError, match=complaint):
+    with pytest.raises(ModelFilesError, match=complaint):
         read_config(tmp_path)
 
 
 def test_no_checkpoint_is_one_clear_line(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"config\.json: cannot be read"):
+    with pytest.raises(ModelFilesError, match=r"config\.json: cannot be read"):
         read_config(tmp_path)
     make_checkpoint(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"no tensors here")
-    with pytest.raises(CheckpointError, match=r"model\.safetensors"):
+    with pytest.raises(ModelFilesError, match=r"model\.safetensors"):
         load_model(str(tmp_path), read_config(tmp_path), torch.device("cpu"))
 
 

@@ -15,7 +15,7 @@ import torch
 from train_support import SHAPE, make_config
 
 from miles_async.config.schema import ConfigError, Engine
-from miles_async.engines.embedded.checkpoint import CheckpointError, read_config
+from miles_async.engines.embedded.checkpoint import ModelFilesError, read_config
 from miles_async.models.support import ARCHITECTURES, ENGINE, LEARNER, ModelError, Part, check_models, problems
 from miles_async.train.bridge import load_hf_config
 
@@ -76,7 +76,7 @@ def test_a_launch_refuses_what_the_learner_and_the_embedded_engine_refuse(tmp_pa
             run = make_config(tmp_path)
             external = msgspec.structs.replace(run, engine=Engine(kind="external", urls=["http://x"]))
             learner = refused(lambda: load_hf_config(str(tmp_path)), ModelError)
-            engine = refused(lambda: read_config(tmp_path), CheckpointError)
+            engine = refused(lambda: read_config(tmp_path), ModelFilesError)
             assert refused(lambda e=external: check_models(e, None), ConfigError) == learner, config
             assert refused(lambda r=run: check_models(r, ENGINE), ConfigError) == (learner or engine), config
             mine = msgspec.structs.replace(run, model=msgspec.structs.replace(run.model, model_provider="a.b"))

@@ -18,7 +18,7 @@ from safetensors import safe_open
 from miles_async.models.support import ARCHITECTURES, ENGINE, ModelError, check_model, rope
 
 
-class CheckpointError(ValueError):
+class ModelFilesError(ValueError):
     """The directory is not a checkpoint that this engine can serve."""
 
 
@@ -57,11 +57,11 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def read_config(path: str | Path) -> ModelConfig:
-    """The model of a Hugging Face directory. Raises CheckpointError naming the file or the value that does not fit."""
+    """The model of a Hugging Face directory. Raises ModelFilesError naming the file or the value that does not fit."""
     try:
         raw = check_model(path, ENGINE)
     except ModelError as error:
-        raise CheckpointError(str(error)) from None
+        raise ModelFilesError(str(error)) from None
     model_type = str(raw["model_type"])
     attention_bias = bool(raw.get("attention_bias", False))
     heads = int(raw["num_attention_heads"])
@@ -88,7 +88,7 @@ def read_config(path: str | Path) -> ModelConfig:
 
 
 def read_tensors(path: str | Path) -> Iterator[tuple[str, torch.Tensor]]:
-    """Every (name, CPU tensor) of the directory's safetensors files. Raises CheckpointError if there are none."""
+    """Every (name, CPU tensor) of the directory's safetensors files. Raises ModelFilesError if there are none."""
     root = Path(path)
     if (root / "model.safetensors.index.json").exists():
         index = _read_json(root / "model.safetensors.index.json")
@@ -96,27 +96,27 @@ def read_tensors(path: str | Path) -> Iterator[tuple[str, torch.Tensor]]:
     else:
         files = sorted(root.glob("*.safetensors"))
     if not files:
-        raise CheckpointError(f"{path}: no .safetensors file there")
+        raise ModelFilesError(f"{path}: no .safetensors file there")
     for file in files:
         try:
             with safe_open(file, framework="pt", device="cpu") as tensors:
                 for name in tensors.keys():  # noqa: SIM118 - a safetensors handle, not a dict
                     yield name, tensors.get_tensor(name)
         except (OSError, ValueError, RuntimeError) as error:
-            raise CheckpointError(f"{file}: cannot be read: {error}") from None
+            raise ModelFilesError(f"{file}: cannot be read: {error}") from None
         except Exception as error:  # safetensors raises its own class, which derives from Exception only
-            raise CheckpointError(f"{file}: not a safetensors file: {error}") from None
+            raise ModelFilesError(f"{file}: not a safetensors file: {error}") from None
 
 
 def _read_json(file: Path) -> dict[str, Any]:
     try:
         found = json.loads(file.read_bytes())
     except OSError as error:
-        raise CheckpointError(f"{file}: cannot be read: {error.strerror or error}") from None
+        raise ModelFilesError(f"{file}: cannot be read: {error.strerror or error}") from None
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{file}: not JSON: {error}") from None
+        raise ModelFilesError(f"{file}: not JSON: {error}") from None
     if not isinstance(found, dict):
-        raise CheckpointError(f"{file}: not a JSON object")
+        raise ModelFilesError(f"{file}: not a JSON object")
     return found
 
 

@@ -19,7 +19,7 @@ import torch
 from msgspec import Meta
 
 from miles_async.engines.checksum import checksums, overall_checksum
-from miles_async.engines.embedded.checkpoint import CheckpointError, read_config, read_tensors
+from miles_async.engines.embedded.checkpoint import ModelFilesError, read_config, read_tensors
 from miles_async.engines.embedded.groups import Buffers, TransferError, flattened_size, join_group, leave_group, receive
 from miles_async.engines.embedded.model import DenseModel, WeightError
 from miles_async.engines.embedded.scheduler import PauseMode, Scheduler
@@ -260,9 +260,9 @@ class WeightControl:
         try:
             config = read_config(directory)
             if (config.model_type, config.vocab_size) != (self._model.config.model_type, self._model.config.vocab_size):
-                raise CheckpointError(f"{body.model_path}: another architecture than the one served")
+                raise ModelFilesError(f"{body.model_path}: another architecture than the one served")
             tensors = await in_thread(lambda: list(read_tensors(directory)))
-        except (CheckpointError, KeyError, TypeError, ValueError, AttributeError, OSError) as error:
+        except (ModelFilesError, KeyError, TypeError, ValueError, AttributeError, OSError) as error:
             status, answer = _failed(f"Failed to get weights iterator: {error}.")
         else:
             status, answer = await self._apply(

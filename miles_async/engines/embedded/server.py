@@ -28,7 +28,7 @@ from miles_async.config.schema import ConfigError
 from miles_async.config.secrets import resolve
 from miles_async.engines.embedded.app import EngineApp
 from miles_async.engines.embedded.cache import align
-from miles_async.engines.embedded.checkpoint import CheckpointError, ModelConfig, read_config, read_tensors
+from miles_async.engines.embedded.checkpoint import ModelConfig, ModelFilesError, read_config, read_tensors
 from miles_async.engines.embedded.control import WeightControl
 from miles_async.engines.embedded.frontend import Frontend
 from miles_async.engines.embedded.model import DenseModel, WeightError
@@ -71,7 +71,7 @@ async def serve(
     device: auto, cpu, cuda, cuda:N. dtype: auto (the checkpoint's), float32, bfloat16, float16. port 0: any free one.
     weight_roots: directories from which it may be told to load weights; its model's own is one in any case.
     refusals: where requests that are refused get counted.
-    on_ready: called (and awaited) with the URL once it answers. Raises ServeError or CheckpointError at start, and
+    on_ready: called (and awaited) with the URL once it answers. Raises ServeError or ModelFilesError at start, and
     RuntimeError if the engine fails later.
     """
     stop = stop or asyncio.Event()
@@ -127,7 +127,7 @@ async def serve(
 
 
 def load_model(path: str, config: ModelConfig, device: torch.device, dtype: str = "auto") -> DenseModel:
-    """The checkpoint's model with its weights. Raises CheckpointError."""
+    """The checkpoint's model with its weights. Raises ModelFilesError."""
     kind = getattr(torch, config.dtype if dtype == "auto" else dtype, None)
     if kind not in (torch.float32, torch.bfloat16, torch.float16):
         raise ServeError(f"dtype {dtype!r} is not one of auto, float32, bfloat16, float16")
@@ -135,7 +135,7 @@ def load_model(path: str, config: ModelConfig, device: torch.device, dtype: str 
     try:
         model.load(read_tensors(path), complete=True)
     except WeightError as error:
-        raise CheckpointError(f"{path}: {error}") from None
+        raise ModelFilesError(f"{path}: {error}") from None
     return model
 
 
@@ -234,7 +234,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
             runner.run(_serve_until_signal(options))
-    except (ServeError, CheckpointError) as error:
+    except (ServeError, ModelFilesError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except RuntimeError as error:
