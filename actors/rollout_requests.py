@@ -26,6 +26,7 @@ from miles_async.rollout.generate import own_cache
 from miles_async.rollout.inflight import AdaptiveLimit, read_loads
 from miles_async.rollout.published import PublishedVersions
 from miles_async.rollout.slots import Request, Slots
+from miles_async.router.kinds import kind_of
 
 GONE = (None, 502, 503, 504)  # statuses of a request that may be sent again: no answer, or none of an engine's
 LOOK_S = 1.0
@@ -74,7 +75,7 @@ class EngineRequests:
             url,
             self.session,
             resolve("router.api_key", config.api_key),
-            batches=config.kind == "builtin",
+            batches=kind_of(config).takes_batches,
             vocab_size=self.vocab_size,
             context_length=self.context_length,
         )

@@ -7,6 +7,7 @@ from pathlib import Path
 from actors.runtime.spec import ActorSpec
 from miles_async.config.schema import RunConfig, Topology
 from miles_async.engines.kinds.table import kind_of
+from miles_async.router.kinds import kind_of as kind_of_router
 
 # in which order they are asked to stop: first those who hand back their work or save it, then who serves them; the
 # broadcaster before the engines, with which it may be in a collective
@@ -52,7 +53,7 @@ def eval_engine_names(config: RunConfig) -> tuple[str, ...]:
 def _class_path(config: RunConfig, role: str) -> str:
     path: str = getattr(config.topology, role)
     ours = role == "router" and path == Topology().router
-    return "actors.sglang_router.SglangRouter" if ours and config.router.kind == "sglang" else path
+    return kind_of_router(config.router).actor if ours else path
 
 
 def specs(

@@ -26,6 +26,7 @@ from miles_async.models.context_length import check_lengths
 from miles_async.rl import effect as algorithm_effect
 from miles_async.rl import rules as algorithm
 from miles_async.router import addresses
+from miles_async.router import kinds as router_kinds
 from miles_async.weights.transports import table as transports
 
 
@@ -60,6 +61,7 @@ def check_all(config: RunConfig) -> None:
     kind = kinds.kind_of(config.engine)
     transports.check(config)
     rules.check(config, kind.check)
+    router_kinds.check(config)
     algorithm.check(config)
     kind.check_use(config)
     addresses.check(config)

@@ -24,26 +24,12 @@ def check(config: RunConfig, check_kind: Callable[[RunConfig], None] = lambda _:
     check_rewards(config)
     check_kind(config)
     check_engine(config)
-    if config.router.args and config.router.kind != "sglang":
-        raise ConfigError(f'router.args = {config.router.args} are flags of router.kind = "sglang"')
-    check_router_access(config)
     if config.weights.update_interval > config.staleness.max_lag + 1:
         raise ConfigError(
             f"weights.update_interval = {config.weights.update_interval} can never meet staleness.max_lag = "
             f"{config.staleness.max_lag}: at most {config.staleness.max_lag + 1}"
         )
     check_eval(config)
-
-
-def check_router_access(config: RunConfig) -> None:
-    """Refuse what would look like a protection and be none. Raises ConfigError."""
-    router = config.router
-    if router.kind == "sglang" and (router.admin_key is not None or router.allowed_engines):
-        key = "admin_key" if router.admin_key is not None else "allowed_engines"
-        raise ConfigError(
-            f'router.{key} needs router.kind = "builtin": sglang-router has one key for everything, and whoever may '
-            "generate may add engines there"
-        )
 
 
 def check_engine(config: RunConfig) -> None:
@@ -73,11 +59,6 @@ def check_rollout(config: RunConfig) -> None:
         raise ConfigError(
             'rollout.agent_function is missing: rollout.generate_function = "agent" needs a function (task) that plays one '
             "rollout against task.base_url"
-        )
-    if rollout.adaptive_in_flight and config.router.kind != "builtin":
-        raise ConfigError(
-            f'rollout.adaptive_in_flight = true needs router.kind = "builtin": "{config.router.kind}" does not say how busy '
-            "the engines are"
         )
     if rollout.mask_offpolicy_in_partial_rollout and not rollout.partial_rollout:
         raise ConfigError(

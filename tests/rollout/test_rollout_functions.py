@@ -25,6 +25,7 @@ from miles_async.rollout.generate import AbortedError, AnswerError
 from miles_async.rollout.interface import RolloutContext
 from miles_async.rollout.registry import rollout_function
 from miles_async.rollout.scoring import score
+from miles_async.router import kinds
 
 TICKET = Ticket(group_id="0-7-0", prompt_tokens=pack([5, 6], TOKENS), sampling_seed=40, prompt="p", label="l")
 
@@ -290,6 +291,6 @@ def test_a_limit_that_follows_the_load_needs_a_router_that_says_it() -> None:
         rollout=Rollout(adaptive_in_flight=True),
         algorithm=Algorithm(correction="behaviour"),
     )
-    rules.check(config)
+    kinds.check(config)
     with pytest.raises(ConfigError, match=r'adaptive_in_flight = true needs router.kind = "builtin": "sglang"'):
-        rules.check(msgspec.structs.replace(config, router=Router(kind="sglang")))
+        kinds.check(msgspec.structs.replace(config, router=Router(kind="sglang")))

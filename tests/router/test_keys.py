@@ -16,7 +16,6 @@ from fastapi import Response
 from keys_at_endpoints import KEYS, METHODS, engine_routes, headers, routes, sglang_routes, statuses
 
 from bus import Bus, run_key
-from miles_async.config.rules import check_router_access
 from miles_async.config.schema import ConfigError, Data, Engine, Model, RunConfig
 from miles_async.config.schema import Router as RouterConfig
 from miles_async.config.secrets import check
@@ -24,7 +23,7 @@ from miles_async.engines.embedded import app as engine_app
 from miles_async.engines.embedded.app import EngineApp
 from miles_async.http.refusals import Refusals
 from miles_async.rollout.sessions.server import SessionServer
-from miles_async.router import addresses
+from miles_async.router import addresses, kinds
 from miles_async.router.access import CLIENTS, Access, Routes
 from miles_async.router.app import RouterApp
 from miles_async.router.keys import one_request
@@ -205,6 +204,6 @@ def test_keys_that_protect_nothing_are_refused_before_the_start() -> None:
             check(config(**{key: "same"}))
     check(config(api_key="a", admin_key="b"))
     with pytest.raises(ConfigError, match=r'router\.admin_key needs router\.kind = "builtin"'):
-        check_router_access(config(kind="sglang", admin_key="b"))
+        kinds.check(config(kind="sglang", admin_key="b"))
     with pytest.raises(ConfigError, match=r'router\.allowed_engines: "gpu-7" is no address: expected "HOST:PORT"'):
         addresses.check(msgspec.structs.replace(config(), router=RouterConfig(allowed_engines=["gpu-7"])))
