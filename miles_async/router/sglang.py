@@ -21,6 +21,7 @@ import aiohttp
 from miles_async.config.schema import ConfigError
 from miles_async.engines.sglang import process_group
 from miles_async.engines.sglang.command import bound_to
+from miles_async.engines.sglang.driver import free_port
 
 PROBE_S = 0.1
 ASK_S = 10.0
@@ -69,6 +70,8 @@ class SglangRouterProcess:
             )
         # an engine that is paused for its weights does not answer /health: who is dead, the run's own hosts say
         words = [sys.executable, "-c", LAUNCH, "--host", host, "--port", str(port), "--disable-health-check"]
+        # its metrics would be on port 29000 of every address, where those of another run may be
+        words += ["--prometheus-host", host, "--prometheus-port", str(free_port(host))]
         words += ["--policy", "round_robin", "--log-level", "warn", *args]
         env = os.environ | ({"MILES_ASYNC_ROUTER_KEY": key} if key else {})
         with log_file.open("ab") as log:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import socket
+from collections.abc import Iterator
 from pathlib import Path
 
 import launching
@@ -16,6 +19,17 @@ from miles_async.config.schema import ConfigError
 SGLANG = {"router": {"kind": "sglang", "api_key": "a-key-of-the-router"}, "engine": {"api_key": "a-key-of-engines"}}
 
 
+@pytest.fixture
+def another_router() -> Iterator[None]:
+    """One that has the port where sglang-router publishes its metrics unless it is told another one."""
+    with socket.socket() as taken:
+        with contextlib.suppress(OSError):  # then it is taken already
+            taken.bind(("", 29000))
+            taken.listen()
+        yield
+
+
+@pytest.mark.usefixtures("another_router")
 def test_a_run_trains_through_sglang_router_and_gets_another_one_when_it_dies(tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     config = launching.write_config(tmp_path, **SGLANG, run={"num_steps": 60, "restart_backoff_s": 0.2})
