@@ -28,6 +28,7 @@ from typing import Any, Literal
 import msgspec
 import redis.exceptions
 
+from bus import positions
 from bus.client import READ_BLOCK_MS, Bus
 from bus.codec import CodecError, decode, encode
 from bus.errors import LedgerError
@@ -77,7 +78,7 @@ class ClaimedTicket(msgspec.Struct, frozen=True):
 
 
 def _load(bus: Bus) -> dict[str, Any]:
-    prelude = (_SCRIPTS / "prelude.lua").read_text()
+    prelude = positions.lua() + (_SCRIPTS / "prelude.lua").read_text()
     return {n: bus.redis.register_script(prelude + (_SCRIPTS / f"{n}.lua").read_text()) for n in _NAMES}
 
 

@@ -27,16 +27,29 @@ local function move(gid, from, to)
   redis.call('HSET', STATE, gid, to)
 end
 
+-- The array in a message.
+local function unpacked(message)
+  return cmsgpack.unpack(string.sub(message, 2))
+end
+
+-- A message of the fields of its type, as far as they are given without a gap: FIELD says where each of them lies.
+local function pack(tag, fields)
+  local message = { tag }
+  for name, value in pairs(fields) do
+    if value then message[FIELD[tag][name]] = value end
+  end
+  return SCHEMA .. cmsgpack.pack(message)
+end
+
 -- The transition, on the stream of events, in the same atomic script. `t` has the fields of bus.messages.Transition.
 -- Returns the message.
 local function record(kind, ids, t)
-  local message = {
-    'transition', kind, ids, t.by or '', t.step or 0, t.reason or '', t.detail or '', t.attempt or 0, t.lengths or {},
-  }
-  if t.ready then message[10] = cmsgpack.unpack(string.sub(t.ready, 2)) end
-  local packed = SCHEMA .. cmsgpack.pack(message)
-  redis.call('XADD', EVENTS, '*', 'm', packed)
-  return packed
+  local message = pack('transition', {
+    kind = kind, group_ids = ids, by = t.by or '', step = t.step or 0, reason = t.reason or '', detail = t.detail or '',
+    attempt = t.attempt or 0, lengths = t.lengths or {}, group = t.ready and unpacked(t.ready),
+  })
+  redis.call('XADD', EVENTS, '*', 'm', message)
+  return message
 end
 
 local function forget_ticket(gid)
@@ -59,7 +72,7 @@ end
 
 -- The groups of a step that is not forgotten.
 local function groups_of(step)
-  return cmsgpack.unpack(string.sub(redis.call('HGET', BATCH, step), 2))[3]
+  return unpacked(redis.call('HGET', BATCH, step))[FIELD.batch.group_ids]
 end
 
 -- The news that the group was published; its payload stays.
@@ -92,7 +105,7 @@ end
 local function drop(gid, t)
   local state = redis.call('HGET', STATE, gid)
   if state == 'r' and not t.lengths then
-    t.lengths = cmsgpack.unpack(string.sub(redis.call('HGET', READY, gid), 2))[8]
+    t.lengths = unpacked(redis.call('HGET', READY, gid))[FIELD.ready.lengths]
   end
   forget_ticket(gid)
   forget_payload(gid)
@@ -117,7 +130,7 @@ local function bury(gid, t)
   for cause in string.gmatch(redis.call('HGET', CAUSES, gid) or '', '[^\n]+') do causes[#causes + 1] = cause end
   local entry = redis.call('HGET', TICKET, gid)
   local ticket = redis.call('XRANGE', TICKETS, entry, entry)[1][2][4]
-  local letter = { 'dead_letter', gid, number(ATTEMPTS, gid), t.reason, causes }
-  redis.call('XADD', DEAD, 'MAXLEN', '~', 10000, '*', 'm', SCHEMA .. cmsgpack.pack(letter), 't', ticket)
+  local letter = { group_id = gid, attempts = number(ATTEMPTS, gid), reason = t.reason, causes = causes }
+  redis.call('XADD', DEAD, 'MAXLEN', '~', 10000, '*', 'm', pack('dead_letter', letter), 't', ticket)
   drop(gid, t)
 end

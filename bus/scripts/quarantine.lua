@@ -19,10 +19,11 @@ redis.call('HINCRBY', COUNT, 'dropped:quarantined', 1)
 redis.call('HSET', QUARANTINE, gid, reason .. ': ' .. detail)
 local lengths = {}
 local ready = redis.call('HGET', READY, gid)
-if ready then lengths = cmsgpack.unpack(string.sub(ready, 2))[8] end
+if ready then lengths = unpacked(ready)[FIELD.ready.lengths] end
 redis.call('HDEL', STATE, gid)
 forget_news(gid)
-local letter = { 'dead_letter', gid, 1, 'quarantined', { 'step ' .. step .. ': ' .. reason .. ': ' .. detail } }
-redis.call('XADD', DEAD, 'MAXLEN', '~', 10000, '*', 'm', SCHEMA .. cmsgpack.pack(letter), 't', ARGV[5])
+local causes = { 'step ' .. step .. ': ' .. reason .. ': ' .. detail }
+local letter = { group_id = gid, attempts = 1, reason = 'quarantined', causes = causes }
+redis.call('XADD', DEAD, 'MAXLEN', '~', 10000, '*', 'm', pack('dead_letter', letter), 't', ARGV[5])
 record('quarantined', { gid }, { step = step, reason = reason, detail = detail, lengths = lengths })
 return total + 1

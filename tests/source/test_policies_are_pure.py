@@ -11,6 +11,7 @@ ROOT = Path(__file__).parents[2]
 PURE = (
     "bus/codec.py",
     "bus/messages.py",
+    "bus/positions.py",
     "bus/ready.py",
     "bus/waits.py",
     "miles_async/config/schema/section.py",
