@@ -25,7 +25,7 @@ from miles_async.engines.client import EngineClient, EngineError
 from miles_async.rollout.generate import own_cache
 from miles_async.rollout.inflight import AdaptiveLimit, read_loads
 from miles_async.rollout.published import PublishedVersions
-from miles_async.rollout.slots import Request, Slots
+from miles_async.rollout.slots import RolloutRequest, Slots
 from miles_async.router.kinds import kind_of
 
 GONE = (None, 502, 503, 504)  # statuses of a request that may be sent again: no answer, or none of an engine's
@@ -80,7 +80,7 @@ class EngineRequests:
             context_length=self.context_length,
         )
 
-    async def send(self, request: Request) -> list[dict[str, Any]]:
+    async def send(self, request: RolloutRequest) -> list[dict[str, Any]]:
         """The engines' answers through the router; one that was replaced meanwhile is found again.
 
         Raises EngineError: refused, or nobody answers within ``request_timeout_s``. AnswerError: of weights that never were.

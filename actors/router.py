@@ -28,6 +28,7 @@ from miles_async.config.schema import ConfigError
 from miles_async.config.schema import Router as RouterConfig
 from miles_async.config.secrets import resolve
 from miles_async.engines.kinds.table import kind_of
+from miles_async.http.heap import keep_free_memory
 from miles_async.http.limits import answer_at_once
 from miles_async.http.refusals import Refusals
 from miles_async.http.server import HttpServer
@@ -83,6 +84,7 @@ class Router:
     async def run(self) -> None:
         ctx, config = self.ctx, self.ctx.config.router
         self.app.keys.own = await run_key(ctx.bus)
+        keep_free_memory()
         listener = bind(config)
         bound, port = listener.getsockname()[:2]
         host = ctx.spec.site.announced(bound)

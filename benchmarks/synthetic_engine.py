@@ -25,7 +25,7 @@ from benchmarks.synthetic.compute import LoopCompute
 from benchmarks.synthetic.weights import VersionControl
 from miles_async.engines.embedded.app import EngineApp
 from miles_async.engines.embedded.frontend import Frontend, Job
-from miles_async.engines.embedded.protocol import Limits
+from miles_async.engines.embedded.protocol import RequestLimits
 from miles_async.engines.embedded.text import TextCodec
 from miles_async.http.asgi import Receive, Scope, Send
 from miles_async.http.deadlines import DEADLINES
@@ -55,7 +55,7 @@ class Answered(NamedTuple):
 class _Frontend(Frontend):
     """The embedded engine's, with a clock instead of a thread."""
 
-    def __init__(self, batch: Batch, limits: Limits) -> None:
+    def __init__(self, batch: Batch, limits: RequestLimits) -> None:
         super().__init__(cast(Any, batch), limits, TextCodec("no tokenizer"), frozenset((EOS,)))
         self.clock = LoopCompute(batch, self._deliver)
         self.compute = cast(Any, self.clock)
@@ -86,7 +86,7 @@ class SyntheticEngine:
     ) -> None:
         self.name, self.port, self.url = name, port, ""
         self.latency, self.lengths, self.update_s = latency, lengths, update_s
-        self.limits = Limits(vocab_size, context_length, False)
+        self.limits = RequestLimits(vocab_size, context_length, False)
         self.max_running_requests, self.first_version = max_running_requests, weight_version
         self.served: list[tuple[float, str]] = []
         self.answered: list[Answered] = []

@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from miles_async.engines.embedded.request import Request, abort_reason, length_reason, stop_reason
+from miles_async.engines.embedded.request import EngineRequest, abort_reason, length_reason, stop_reason
 from miles_async.engines.embedded.scheduler import Partial, PauseMode, StepOutput
 
 EOS = 1
@@ -69,7 +69,7 @@ class _Row:
 
     __slots__ = ("base", "end", "request")
 
-    def __init__(self, request: Request, base: int, end: int) -> None:
+    def __init__(self, request: EngineRequest, base: int, end: int) -> None:
         self.request, self.base, self.end = request, base, end
 
 
@@ -82,7 +82,7 @@ class Batch:
         self.weights = version  # what sampled them; another one only if the engine lies
         self.paused = self.frozen = False
         self.slowdown = 1.0
-        self.waiting: deque[Request] = deque()
+        self.waiting: deque[EngineRequest] = deque()
         self.generated_tokens = 0
         self.cache = SimpleNamespace(max_tokens=1 << 20)
         self._rows: dict[int, _Row] = {}  # by the id of their request
@@ -112,11 +112,11 @@ class Batch:
 
     # -- commands, at the time of the last advance ----------------------------------------------------------------
 
-    def submit(self, requests: Iterable[Request]) -> None:
+    def submit(self, requests: Iterable[EngineRequest]) -> None:
         self.waiting.extend(requests)
         self._begin_if_idle()
 
-    def abort(self, victims: Iterable[Request]) -> list[Request]:
+    def abort(self, victims: Iterable[EngineRequest]) -> list[EngineRequest]:
         """End live requests now, with the output they have. Returns those that were live."""
         ended = []
         for request in victims:
@@ -132,7 +132,7 @@ class Batch:
         self._begin_if_idle()
         return ended
 
-    def pause(self, mode: PauseMode) -> list[Request]:
+    def pause(self, mode: PauseMode) -> list[EngineRequest]:
         """Stop sampling until :meth:`resume`. Returns the requests that ``abort`` ended."""
         self.paused = True
         if mode == "retract":
@@ -173,7 +173,7 @@ class Batch:
 
     def advance(self, now: float) -> StepOutput:
         """Everything that happens up to ``now``: requests that are finished, and progress of streaming ones."""
-        finished: list[Request] = []
+        finished: list[EngineRequest] = []
         before, self._now = self._steps, now
         while self._rows and not self.paused and not self.frozen:
             step_s, until_event = self._step_s(), self._until_event()
@@ -219,7 +219,7 @@ class Batch:
                 asked = len(request.item.prompt) - request.item.logprob_start_len
                 request.input_logprobs = [None, *[logprob_of(self.weights)] * (asked - 1)] if asked > 0 else []
 
-    def _finish(self) -> list[Request]:
+    def _finish(self) -> list[EngineRequest]:
         finished = []
         for row in [row for row in self._rows.values() if row.end == self._steps]:
             request = row.request
@@ -234,7 +234,7 @@ class Batch:
             finished.append(request)
         return finished
 
-    def _leave(self, request: Request) -> None:
+    def _leave(self, request: EngineRequest) -> None:
         del self._rows[id(request)]
         self._streams -= request.stream
 

@@ -1,6 +1,6 @@
 """A synthetic engine's place in the event loop: one timer for the next event of its batch, no thread.
 
-Promises: what ``miles_async.engines.embedded.worker.ComputeThread`` promises, for a :class:`Batch`: what is asked for happens
+Promises: what ``miles_async.engines.embedded.worker.EngineThread`` promises, for a :class:`Batch`: what is asked for happens
 between two steps; an exclusive command (a weight update) runs at once while generation is paused, otherwise after all requests
 that came before it have finished, those behind it waiting.
 """
@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from benchmarks.synthetic.batch import Batch
-from miles_async.engines.embedded.request import Request
+from miles_async.engines.embedded.request import EngineRequest
 from miles_async.engines.embedded.scheduler import StepOutput
 from miles_async.engines.embedded.worker import EngineStopped
 
@@ -28,7 +28,7 @@ class LoopCompute:
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
         self._exclusive: deque[tuple[Callable[[Batch], Any], asyncio.Future[Any]]] = deque()
-        self._held: list[Request] = []  # came behind an exclusive command
+        self._held: list[EngineRequest] = []  # came behind an exclusive command
 
     def catch_up(self) -> None:
         """Bring the batch to the present."""
@@ -36,7 +36,7 @@ class LoopCompute:
             self._send(self.scheduler.advance(self._loop.time()))
             self._settle()
 
-    def submit(self, requests: list[Request]) -> None:
+    def submit(self, requests: list[EngineRequest]) -> None:
         self.catch_up()
         if self._exclusive and not self.scheduler.paused:
             self._held.extend(requests)
@@ -44,7 +44,7 @@ class LoopCompute:
             self.scheduler.submit(requests)
         self._settle()
 
-    def abort(self, requests: list[Request]) -> None:
+    def abort(self, requests: list[EngineRequest]) -> None:
         self.catch_up()
         self._send(StepOutput(self.scheduler.abort(requests), []))
         self._settle()

@@ -25,7 +25,7 @@ class Deadlines(NamedTuple):
 DEADLINES = Deadlines()
 
 
-class Body:
+class BodyPace:
     """One that comes. Times are those of the loop's clock, in seconds."""
 
     def __init__(self, now: float) -> None:

@@ -18,7 +18,7 @@ from urllib.parse import unquote
 import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
-from miles_async.http.deadlines import Body, Deadlines, Taking
+from miles_async.http.deadlines import BodyPace, Deadlines, Taking
 from miles_async.http.limits import MAX_HEAD_BYTES
 from miles_async.http.refusals import Refusals
 from miles_async.http.request import ServedRequest
@@ -45,7 +45,7 @@ class ServerConnection(asyncio.Protocol):
         self.full: asyncio.Future[None] | None = None  # while the client does not take what is written
         self._paused, self._in_head, self._head_bytes = False, True, 0
         self._head_since: float | None = None
-        self._body = Body(0.0)  # of what is read
+        self._body = BodyPace(0.0)  # of what is read
         self._taking = Taking()
         self._away_s = 0.0  # how long nobody looked, all in all: what waited in the socket meanwhile came in time
         self._now = self._idle_since = self._time()
@@ -155,7 +155,7 @@ class ServerConnection(asyncio.Protocol):
         }
         keep_alive = version != "1.0" and parser.should_keep_alive()
         self._upgrades = parser.should_upgrade()
-        self._body = Body(self._now)
+        self._body = BodyPace(self._now)
         self._reading = request = ServedRequest(self, scope, keep_alive, self._expects)
         self._requests.append(request)
         if len(self._requests) == 1:

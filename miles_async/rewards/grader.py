@@ -24,7 +24,7 @@ from miles_async.rewards import boxed, registry
 from miles_async.rewards.graded import Graded, RewardError, graded, numbers
 from miles_async.rewards.grading_pool import GradingPool
 from miles_async.rewards.registry import RewardFunction
-from miles_async.rewards.sample import Request, RewardSample
+from miles_async.rewards.sample import GradingRequest, RewardSample
 from miles_async.rewards.weighted import weighted_sum
 
 if TYPE_CHECKING:
@@ -140,7 +140,7 @@ class Grader:
         return await registry.resolve_reward(name)(sample, self._server)
 
     async def _in_process(self, name: str, samples: list[RewardSample], *, group: bool) -> list[Any]:
-        reply = await self._pool.call(Request(name, samples, group), self.config.timeout_s)
+        reply = await self._pool.call(GradingRequest(name, samples, group), self.config.timeout_s)
         if reply.error:
             raise RewardError("reward_error", reply.error, reply.place, reply.trace)
         return reply.results

@@ -20,7 +20,7 @@ import msgspec
 
 from miles_async.rewards.graded import RewardError
 from miles_async.rewards.registry import RewardConfigError
-from miles_async.rewards.sample import HEADER_BYTES, Reply, Request, frame
+from miles_async.rewards.sample import HEADER_BYTES, GradingReply, GradingRequest, frame
 
 MAX_REPLY_BYTES = 1 << 20
 STOP_S = 10.0  # what the guard of a process may take to kill what came from it
@@ -41,7 +41,7 @@ class GradingPool:
         """Start all processes and import ``function`` in them. Raises RewardConfigError: it fails, or takes too long."""
         await asyncio.gather(*(place.load(function, group) for place in self._places))
 
-    async def call(self, request: Request, timeout_s: float) -> Reply:
+    async def call(self, request: GradingRequest, timeout_s: float) -> GradingReply:
         """The reply to a request with samples. Raises RewardError past the deadline.
 
         Waiting for a free process does not count towards the deadline; each call before this one has its own.
@@ -76,7 +76,7 @@ class _Place:
             return
         try:
             async with asyncio.timeout(self._start_timeout_s):
-                reply = await self._ask(Request(function, group=group))
+                reply = await self._ask(GradingRequest(function, group=group))
         except TimeoutError:
             late = f"its process was not ready after {self._start_timeout_s:g} s"
             raise RewardConfigError(f'reward.rm_type = "{function}": {late}') from None
@@ -85,12 +85,12 @@ class _Place:
             raise RewardConfigError(reply.error if self._process else f'reward.rm_type = "{function}": {reply.error}')
         self._loaded.add(function)
 
-    async def call(self, request: Request, timeout_s: float) -> Reply:
+    async def call(self, request: GradingRequest, timeout_s: float) -> GradingReply:
         """The reply; a process that died answers with an error. Raises RewardError past the deadline."""
         try:
             await self.load(request.function, request.group)
         except RewardConfigError as error:
-            return Reply(error=str(error))
+            return GradingReply(error=str(error))
         try:
             async with asyncio.timeout(timeout_s):
                 reply = await self._ask(request)
@@ -118,7 +118,7 @@ class _Place:
         )
         self._loaded, self._tasks = set(), 0
 
-    async def _ask(self, request: Request) -> Reply:
+    async def _ask(self, request: GradingRequest) -> GradingReply:
         assert self._process is not None and self._process.stdin is not None
         request = msgspec.structs.replace(request, number=next(self._numbers))
         try:
@@ -129,27 +129,27 @@ class _Place:
             reply = await self._read()
             if not reply.error and reply.number != request.number:
                 await self.stop()
-                return Reply(error="the grading process answered another request")
+                return GradingReply(error="the grading process answered another request")
             return reply
         except BaseException:
             await self.stop()  # the answer to a call that was given up must not become that of the next one
             raise
 
-    async def _read(self) -> Reply:
+    async def _read(self) -> GradingReply:
         assert self._process is not None and self._process.stdout is not None
         try:
             length = int.from_bytes(await self._process.stdout.readexactly(HEADER_BYTES), "little")
             if length > MAX_REPLY_BYTES:
                 raise msgspec.DecodeError(f"{length} bytes")
-            return msgspec.msgpack.decode(await self._process.stdout.readexactly(length), type=Reply)
+            return msgspec.msgpack.decode(await self._process.stdout.readexactly(length), type=GradingReply)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             await self.stop()
-            return Reply(error=f"the grading process wrote what is no reply: {error}")
+            return GradingReply(error=f"the grading process wrote what is no reply: {error}")
         except asyncio.IncompleteReadError:
             code = await self._process.wait()
             self._process = None
             how = f"by signal {-code}" if code < 0 else f"with exit status {code}"
-            return Reply(error=f"the grading process ended {how}")
+            return GradingReply(error=f"the grading process ended {how}")
 
     async def stop(self) -> None:
         """Kill the process, if there is one, with all that came from it, and wait for its end."""

@@ -25,7 +25,7 @@ from miles_async.hooks.faults import one_line, place, trace, words
 from miles_async.rewards import boxed
 from miles_async.rewards.graded import numbers, numbers_of_group
 from miles_async.rewards.registry import NEEDS, RewardConfigError, RewardFunction, resolve_reward
-from miles_async.rewards.sample import HEADER_BYTES, Reply, Request, frame
+from miles_async.rewards.sample import HEADER_BYTES, GradingReply, GradingRequest, frame
 
 _PR_SET_PDEATHSIG = 1
 
@@ -39,7 +39,7 @@ def main(parent: int) -> None:
     _end_with_parent(parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the supervisor's
     own, (source, sink) = os.getpid(), _take_the_pipes()
-    decoder = msgspec.msgpack.Decoder(Request)
+    decoder = msgspec.msgpack.Decoder(GradingRequest)
     with asyncio.Runner() as runner:  # one loop for all calls: a client session that a function keeps stays usable
         while header := source.read(HEADER_BYTES):
             request = decoder.decode(source.read(int.from_bytes(header, "little")))
@@ -62,17 +62,17 @@ def _take_the_pipes() -> tuple[BinaryIO, BinaryIO]:
     return source, sink
 
 
-def _answer(runner: asyncio.Runner, request: Request) -> Reply:
+def _answer(runner: asyncio.Runner, request: GradingRequest) -> GradingReply:
     try:
         function = _load(request.function, request.group)
         if not request.samples:
-            return Reply()
+            return GradingReply()
         result = function(request.samples if request.group else request.samples[0])
         if inspect.isawaitable(result):
             result = runner.run(_await(result))
-        return Reply(numbers_of_group(result, len(request.samples)) if request.group else [numbers(result)])
+        return GradingReply(numbers_of_group(result, len(request.samples)) if request.group else [numbers(result)])
     except RewardConfigError as error:
-        return Reply(error=one_line(str(error)))
+        return GradingReply(error=one_line(str(error)))
     except SystemExit:
         raise
     except _OfTheFunction as wrapped:
@@ -82,8 +82,8 @@ def _answer(runner: asyncio.Runner, request: Request) -> Reply:
         return _failed(error)
 
 
-def _failed(error: BaseException) -> Reply:
-    return Reply(error=words(error), place=place(error), trace=trace(error))
+def _failed(error: BaseException) -> GradingReply:
+    return GradingReply(error=words(error), place=place(error), trace=trace(error))
 
 
 @cache
@@ -101,7 +101,7 @@ async def _await(awaitable: Any) -> Any:
         raise _OfTheFunction from error
 
 
-def _write(sink: BinaryIO, reply: Reply) -> None:
+def _write(sink: BinaryIO, reply: GradingReply) -> None:
     sink.write(frame(reply))
     sink.flush()
 

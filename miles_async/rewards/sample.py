@@ -29,7 +29,7 @@ class RewardSample(msgspec.Struct, kw_only=True, frozen=True):
     raw_response: str = ""
 
 
-class Request(msgspec.Struct, array_like=True, frozen=True):
+class GradingRequest(msgspec.Struct, array_like=True, frozen=True):
     """Call ``function`` (a name as in ``reward.rm_type``): with one sample, or with a whole group at once.
 
     Without samples it is only imported, so that its first call does not pay for that. ``number``: the reply has it, too.
@@ -41,7 +41,7 @@ class Request(msgspec.Struct, array_like=True, frozen=True):
     number: int = 0
 
 
-class Reply(msgspec.Struct, array_like=True, frozen=True):
+class GradingReply(msgspec.Struct, array_like=True, frozen=True):
     """What a grading process answers to the request ``number``: one result a sample, or why there is none.
 
     place, trace: of an exception, the line of the user's that raised it and the traceback of the user's code.

@@ -65,7 +65,7 @@ class Turn:
         return self.finish["type"]
 
 
-class Answer(NamedTuple):
+class EngineAnswer(NamedTuple):
     """What an engine sampled, one entry for each token."""
 
     tokens: list[int]
@@ -154,7 +154,7 @@ def _body(turns: Sequence[Turn], config: Rollout, bounds: Bounds, number: int) -
     }
 
 
-def _take(turn: Turn, answer: Answer, config: Rollout, bounds: Bounds) -> None:
+def _take(turn: Turn, answer: EngineAnswer, config: Rollout, bounds: Bounds) -> None:
     """Add what was sampled to the turn's trajectory, and see whether it has ended."""
     trajectory = turn.trajectory
     if answer.finish["type"] == "abort":
@@ -176,7 +176,7 @@ def _take(turn: Turn, answer: Answer, config: Rollout, bounds: Bounds) -> None:
         trajectory.mask_all()
 
 
-def _is_sound(answer: Answer) -> bool:
+def _is_sound(answer: EngineAnswer) -> bool:
     """Whether the tokens of an aborted answer can be gone on from: not those of weights that have diverged."""
     return answer.finish.get("status_code") is None and all(map(math.isfinite, answer.logprobs))
 
@@ -199,7 +199,7 @@ def mark_canceled(answers: Any) -> None:
                 finish["message"] = CANCELED
 
 
-def read_answer(answer: dict[str, Any]) -> Answer:
+def read_answer(answer: dict[str, Any]) -> EngineAnswer:
     """The tokens of one answer. Raises AnswerError: it has another form than /generate gives, or its ids, log-probs and
     version spans do not fit together."""
     try:
@@ -211,7 +211,7 @@ def read_answer(answer: dict[str, Any]) -> Answer:
         finish = dict(meta["finish_reason"])
         if finish["type"] not in ("stop", "length", "abort"):
             raise AnswerError(f"{meta.get('id')}: finish_reason {finish!r:.100}")
-        return Answer(tokens, logprobs, token_versions(meta, len(tokens)).tolist(), finish)
+        return EngineAnswer(tokens, logprobs, token_versions(meta, len(tokens)).tolist(), finish)
     except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise AnswerError(f"an answer of another form than /generate gives: {type(error).__name__}: {error}") from None
 

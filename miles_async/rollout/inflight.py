@@ -30,7 +30,7 @@ PATIENCE = 2  # looks in a row at a queue before it counts: one is there for a m
 
 
 @dataclass(frozen=True, slots=True)
-class EngineLoad:
+class EnginePressure:
     """What one engine says of itself. running, waiting: requests. kv_usage: share of its cache, 0 to 1."""
 
     running: int
@@ -76,7 +76,7 @@ class AdaptiveLimit:
         self._looks_at_queue = 0
         self._was_cut = False
 
-    def look(self, engines: Sequence[EngineLoad], in_flight: int, waiting: int = 0) -> Advice:
+    def look(self, engines: Sequence[EnginePressure], in_flight: int, waiting: int = 0) -> Advice:
         """The new limit. in_flight: samples of this worker at the engines; waiting: those that wait for a slot."""
         known = [engine for engine in engines if not engine.paused]
         if not known:
@@ -94,13 +94,13 @@ class AdaptiveLimit:
         return Advice(self.limit, max(0, in_flight - self.limit) if retracts else 0)
 
 
-def read_loads(answer: Any) -> list[EngineLoad]:
+def read_loads(answer: Any) -> list[EnginePressure]:
     """The engines of the router's ``GET /loads``; what is not of that form is left out."""
     engines = answer.get("engines") if isinstance(answer, dict) else None
-    found: list[EngineLoad] = []
+    found: list[EnginePressure] = []
     for engine in engines if isinstance(engines, list) else ():
         try:
-            load = EngineLoad(int(engine["running"]), int(engine["waiting"]), float(engine["kv_usage"]))
+            load = EnginePressure(int(engine["running"]), int(engine["waiting"]), float(engine["kv_usage"]))
         except (LookupError, TypeError, ValueError, OverflowError):
             continue
         if load.running >= 0 and load.waiting >= 0 and load.kv_usage >= 0:

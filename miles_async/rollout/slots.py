@@ -24,7 +24,7 @@ from miles_async.rollout.interface import Ask
 from miles_async.rollout.timing import GroupTimes, Timing
 
 
-class Request:
+class RolloutRequest:
     """One /generate request on its way. ``group``: of whose prompt group, which an engine may have cached."""
 
     def __init__(self, body: dict[str, Any], group: str = "") -> None:
@@ -48,7 +48,7 @@ class Request:
             self.body = self.body | {"rid": f"{rid}+" if isinstance(rid, str) else [f"{one}+" for one in rid]}
 
 
-Send = Callable[[Request], Awaitable[list[dict[str, Any]]]]
+Send = Callable[[RolloutRequest], Awaitable[list[dict[str, Any]]]]
 
 
 class Slots:
@@ -158,7 +158,7 @@ class GroupSlots:
 
     async def ask(self, body: dict[str, Any]) -> list[dict[str, Any]]:
         """Send ``body``; its prompts have slots until the last of them is answered."""
-        async with self._slot(Request(body).size) as slot:
+        async with self._slot(RolloutRequest(body).size) as slot:
             sent = self._slots.clock()
             answers = await slot.ask(body)
             self.times.answered(sent, self._slots.clock(), answers)
@@ -191,14 +191,14 @@ class _Slot:
     def __init__(self, slots: Slots, age: tuple[int, int], size: int, group: str) -> None:
         self.slots, self.age, self.size, self.group = slots, age, size, group
         self.granted = asyncio.Event()
-        self.requests: set[Request] = set()
+        self.requests: set[RolloutRequest] = set()
         self.canceled = self.closed = False
 
     async def ask(self, body: dict[str, Any]) -> list[dict[str, Any]]:
         """Send ``body``, once there is a slot. Somebody who kept this beyond the sample's end needs none."""
         if not self.closed:
             await self.granted.wait()
-        request = Request(body, self.group)
+        request = RolloutRequest(body, self.group)
         self.requests.add(request)
         try:
             answers = await self.slots.send(request)

@@ -15,7 +15,7 @@ from bus import Bus, Ledger
 from bus.messages import Ticket
 from bus.waits import WaitKind
 from miles_async.engines.client import EngineClient, EngineError
-from miles_async.rollout.slots import Request
+from miles_async.rollout.slots import RolloutRequest
 
 LONG_S = 10.0  # what waits for so long here waits for ever
 
@@ -47,7 +47,7 @@ async def test_a_request_that_nobody_answers_ends_at_its_deadline(bus: Bus, monk
     async with aiohttp.ClientSession() as session, asyncio.timeout(LONG_S):
         await rollout.requests.open(session)
         with pytest.raises(EngineError, match="/generate"):
-            await rollout.requests.send(Request({"rid": ["a"], "input_ids": [[1]]}))
+            await rollout.requests.send(RolloutRequest({"rid": ["a"], "input_ids": [[1]]}))
 
 
 async def test_the_heartbeat_names_whom_an_actor_has_waited_for_longest(bus: Bus) -> None:

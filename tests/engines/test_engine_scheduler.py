@@ -9,7 +9,7 @@ import pytest
 from engine_support import TOLERANCE, VOCAB, hf_logprobs, make_checkpoint, make_scheduler, request, run
 from safetensors.torch import load_file
 
-from miles_async.engines.embedded.request import Request, version_spans
+from miles_async.engines.embedded.request import EngineRequest, version_spans
 from miles_async.engines.embedded.scheduler import Scheduler
 
 
@@ -28,11 +28,11 @@ def load(scheduler: Scheduler, directory: Path, version: str) -> None:
     scheduler.set_version(version)
 
 
-def spans(one: Request) -> list[dict[str, object]]:
+def spans(one: EngineRequest) -> list[dict[str, object]]:
     return version_spans(one.version_events, one.version, len(one.output))
 
 
-def check(one: Request, directory: Path) -> None:
+def check(one: EngineRequest, directory: Path) -> None:
     expected = hf_logprobs(directory, one.item.prompt, one.output, one.item.sampling.temperature)
     assert one.logprobs == pytest.approx(expected, abs=TOLERANCE)
 
@@ -50,7 +50,7 @@ def test_requests_join_and_leave_at_any_token_and_each_gets_its_own_answer(check
         for _ in range(40)
     ]
     every = list(left)
-    finished: list[Request] = []
+    finished: list[EngineRequest] = []
     while len(finished) < len(every):
         if left and rng.random() < 0.4:
             scheduler.submit([left.pop() for _ in range(min(len(left), rng.randint(1, 6)))])
@@ -64,7 +64,7 @@ def test_requests_join_and_leave_at_any_token_and_each_gets_its_own_answer(check
 
 
 def test_the_same_seed_gives_the_same_tokens_whatever_the_batch(checkpoint: Path) -> None:
-    def asked() -> list[Request]:
+    def asked() -> list[EngineRequest]:
         return [request([i, 2, 3], max_new_tokens=20, sampling_seed=i, temperature=1.0) for i in range(6)]
 
     together = run(make_scheduler(checkpoint), asked())
@@ -76,7 +76,7 @@ def test_the_same_seed_gives_the_same_tokens_whatever_the_batch(checkpoint: Path
 
 
 def test_a_small_cache_delays_requests_and_changes_no_answer(checkpoint: Path) -> None:
-    def asked() -> list[Request]:
+    def asked() -> list[EngineRequest]:
         return [request([i, 7], max_new_tokens=60, sampling_seed=i) for i in range(8)]
 
     tight = make_scheduler(checkpoint, max_tokens=150)

@@ -48,7 +48,7 @@ from contract.test_weights import (
 from benchmarks.synthetic.batch import EOS, Batch, Latency, Lengths, logprob_of
 from benchmarks.synthetic_engine import LIE, SyntheticEngine
 from miles_async.engines.embedded.protocol import Item, Sampling
-from miles_async.engines.embedded.request import Request
+from miles_async.engines.embedded.request import EngineRequest
 
 QUICK = Latency(step_s=0.0005, step_request_s=0.0, prefill_token_s=0.0)
 
@@ -123,9 +123,9 @@ async def test_an_update_without_a_pause_waits_for_what_runs(engine: Engine) -> 
     assert await engine.weight_version() == "1"
 
 
-def request(length: int, seed: int = 0, prompt: int = 10) -> Request:
+def request(length: int, seed: int = 0, prompt: int = 10) -> EngineRequest:
     sampling = Sampling(length, 1.0, False, 1.0, -1, 0.0, (), frozenset(), True, seed, True, False)
-    return Request(Item(f"r{seed}", [5] * prompt, sampling, True, -1), seed, frozenset(), stream=False)
+    return EngineRequest(Item(f"r{seed}", [5] * prompt, sampling, True, -1), seed, frozenset(), stream=False)
 
 
 def ends_at(batch: Batch) -> dict[str, float]:

@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.fuzz_http import NOT_HTTP, OPEN, Client, HttpFuzz, Target
-from miles_async.engines.embedded.protocol import Limits, RequestError, expand, parse
+from miles_async.engines.embedded.protocol import RequestError, RequestLimits, expand, parse
 from miles_async.engines.embedded.server import serve
 from miles_async.http.limits import MAX_HEAD_BYTES
 from miles_async.http.refusals import Refusals
@@ -216,4 +216,4 @@ def test_a_generate_body_is_a_list_of_items_or_a_refusal(data: bytes) -> None:
         request = parse(data)
         assert all(isinstance(prompt, list | str) for prompt in request.prompts)
         if request.body.text is None:
-            expand(request, request.prompts, Limits(96, 512, True), lambda: "r")  # type: ignore[arg-type]
+            expand(request, request.prompts, RequestLimits(96, 512, True), lambda: "r")  # type: ignore[arg-type]

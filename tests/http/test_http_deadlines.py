@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from http_answers import DEADLINE_S, answer, client_of
 
-from miles_async.http.deadlines import DEADLINES, Body, Deadlines
+from miles_async.http.deadlines import DEADLINES, BodyPace, Deadlines
 from miles_async.http.limits import read_body, send_whole
 from miles_async.http.refusals import Refusals
 from miles_async.router.app import RouterApp
@@ -145,7 +145,7 @@ async def test_what_came_in_time_is_answered_before_a_late_head_behind_it_ends_t
 
 
 def test_a_slow_body_is_given_up_below_the_least_rate_only() -> None:
-    slow, steady, paused = Body(0.0), Body(0.0), Body(0.0)
+    slow, steady, paused = BodyPace(0.0), BodyPace(0.0), BodyPace(0.0)
     for second in range(1, 4000):
         now = float(second)
         slow.came(int(DEADLINES.least_rate) - 1, now)

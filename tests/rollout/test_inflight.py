@@ -14,9 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from miles_async.engines.client import EngineClient
-from miles_async.rollout.inflight import PATIENCE, AdaptiveLimit, EngineLoad, read_loads
+from miles_async.rollout.inflight import PATIENCE, AdaptiveLimit, EnginePressure, read_loads
 
-LOADS = st.builds(EngineLoad, st.integers(0, 300), st.integers(0, 300), st.floats(0, 1.2))
+LOADS = st.builds(EnginePressure, st.integers(0, 300), st.integers(0, 300), st.floats(0, 1.2))
 LOOKS = st.lists(st.tuples(st.lists(LOADS, max_size=4), st.integers(0, 400), st.integers(0, 50)), max_size=12)
 
 
@@ -43,8 +43,8 @@ def test_more_load_never_gives_a_higher_limit_or_fewer_cancels(history: Any, pai
     light, heavy = AdaptiveLimit(8, 400, 200), AdaptiveLimit(8, 400, 200)
     for engines, flying, waiting in history:
         assert light.look(engines, flying, waiting) == heavy.look(engines, flying, waiting)
-    less = light.look([EngineLoad(r, w, kv) for r, w, kv, _, _ in pairs], in_flight)
-    more = heavy.look([EngineLoad(r, w + dw, kv + dkv) for r, w, kv, dw, dkv in pairs], in_flight)
+    less = light.look([EnginePressure(r, w, kv) for r, w, kv, _, _ in pairs], in_flight)
+    more = heavy.look([EnginePressure(r, w + dw, kv + dkv) for r, w, kv, dw, dkv in pairs], in_flight)
     assert more.limit <= less.limit
     assert more.cancel >= less.cancel
 
@@ -52,14 +52,14 @@ def test_more_load_never_gives_a_higher_limit_or_fewer_cancels(history: Any, pai
 def test_an_engine_that_is_paused_for_an_update_says_nothing_about_its_load() -> None:
     policy = AdaptiveLimit(8, 400, 200)
     for _ in range(5):
-        assert policy.look([EngineLoad(0, 190, 0.0)], 190).limit == 200
+        assert policy.look([EnginePressure(0, 190, 0.0)], 190).limit == 200
     for look in range(1, PATIENCE + 1):  # and one look at the queue behind it is not enough
-        limit = policy.look([EngineLoad(100, 90, 0.5)], 190).limit
+        limit = policy.look([EnginePressure(100, 90, 0.5)], 190).limit
         assert (limit < 200) == (look == PATIENCE)
 
 
 def test_a_limit_that_does_not_bind_does_not_grow_and_a_cut_takes_effect_before_the_next() -> None:
-    idle, full = [EngineLoad(10, 0, 0.1)], [EngineLoad(100, 0, 0.95)]
+    idle, full = [EnginePressure(10, 0, 0.1)], [EnginePressure(100, 0, 0.95)]
     policy = AdaptiveLimit(8, 400, 100)
     assert policy.look(idle, 99).limit == 100
     assert policy.look(idle, 99, waiting=1).limit > 100
@@ -79,7 +79,7 @@ def test_the_loads_of_a_router_are_read_and_others_are_left_out() -> None:
         good | {"kv_usage": float("nan")},
         None,
     ]
-    assert read_loads({"engines": [good, *broken]}) == [EngineLoad(3, 1, 0.25)]
+    assert read_loads({"engines": [good, *broken]}) == [EnginePressure(3, 1, 0.25)]
     assert read_loads("404") == read_loads({"engines": 7}) == read_loads([]) == []
 
 
@@ -115,8 +115,8 @@ class SimulatedEngine:
         self.ended += sum(now >= length for now, length in self.running)
         self.running = [sample for sample in self.running if sample[0] < sample[1]]
 
-    def load(self) -> EngineLoad:
-        return EngineLoad(len(self.running), len(self.waiting), self.used / self.cache)
+    def load(self) -> EnginePressure:
+        return EnginePressure(len(self.running), len(self.waiting), self.used / self.cache)
 
 
 def simulate(
@@ -182,5 +182,5 @@ async def test_the_router_says_how_busy_its_engines_are_and_leaves_out_those_tha
         app.set_updating("updating", True)
         answers = await asyncio.gather(*(EngineClient(url, session).fleet_loads() for _ in range(5)))
     assert answers[0] == {"engines": [{"engine": "good", "running": 6, "waiting": 2, "kv_usage": 0.75}]}
-    assert read_loads(answers[0]) == [EngineLoad(6, 2, 0.75)]
+    assert read_loads(answers[0]) == [EnginePressure(6, 2, 0.75)]
     assert all(found == answers[0] for found in answers) and len(good.seen) == 1  # one question for all who ask

@@ -14,17 +14,17 @@ from bus.codec import TOKENS, pack, unpack
 from bus.messages import Ticket
 from miles_async.config.schema import Rollout
 from miles_async.rollout.generate import MAX_ABORTS, generate_group
-from miles_async.rollout.slots import GroupSlots, Request, Slots
+from miles_async.rollout.slots import GroupSlots, RolloutRequest, Slots
 
 
 class Held:
     """Takes requests and answers when it is told to. Keeps the most samples that it had at once."""
 
     def __init__(self) -> None:
-        self.requests: list[tuple[Request, asyncio.Future[list[dict[str, Any]]]]] = []
+        self.requests: list[tuple[RolloutRequest, asyncio.Future[list[dict[str, Any]]]]] = []
         self.most = 0
 
-    async def send(self, request: Request) -> list[dict[str, Any]]:
+    async def send(self, request: RolloutRequest) -> list[dict[str, Any]]:
         future: asyncio.Future[list[dict[str, Any]]] = asyncio.get_running_loop().create_future()
         self.requests.append((request, future))
         self.most = max(self.most, sum(len(one.rids) for one, _ in self.requests))
@@ -195,7 +195,7 @@ async def test_who_keeps_the_ask_of_a_sample_beyond_its_end_needs_no_slot() -> N
 def test_a_request_is_as_many_samples_as_it_has_prompts_and_is_sent_again_under_another_name(
     body: dict[str, Any], size: int, rids: list[str], renamed: Any
 ) -> None:
-    request = Request(body)
+    request = RolloutRequest(body)
     assert (request.size, request.rids) == (size, rids)
     request.rename()
     assert request.body.get("rid") == renamed

@@ -14,8 +14,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config, Qwen3Config
 
 from miles_async.engines.embedded.checkpoint import read_config
-from miles_async.engines.embedded.protocol import Item, Limits, SamplingParams, check_sampling
-from miles_async.engines.embedded.request import Request
+from miles_async.engines.embedded.protocol import Item, RequestLimits, SamplingParams, check_sampling
+from miles_async.engines.embedded.request import EngineRequest
 from miles_async.engines.embedded.scheduler import Scheduler
 from miles_async.engines.embedded.server import load_model
 from miles_async.engines.embedded.text import TextCodec
@@ -78,15 +78,17 @@ def make_scheduler(
 
 def request(
     prompt: Iterable[int], *, rid: str = "r", eos: int | None = None, logprob_start_len: int = -1, **sampling: Any
-) -> Request:
+) -> EngineRequest:
     """A request with SGLang's sampling parameters; log-probs on."""
-    checked = check_sampling(SamplingParams(**sampling), Limits(VOCAB, CONTEXT, True))
+    checked = check_sampling(SamplingParams(**sampling), RequestLimits(VOCAB, CONTEXT, True))
     item = Item(rid, list(prompt), checked, True, logprob_start_len)
     stops = checked.stop_token_ids | (frozenset() if eos is None else {eos})
-    return Request(item, checked.seed or 0, frozenset() if checked.ignore_eos else stops, stream=False, stop_window=9)
+    return EngineRequest(
+        item, checked.seed or 0, frozenset() if checked.ignore_eos else stops, stream=False, stop_window=9
+    )
 
 
-def run(scheduler: Scheduler, requests: list[Request]) -> list[Request]:
+def run(scheduler: Scheduler, requests: list[EngineRequest]) -> list[EngineRequest]:
     """Submit all, step until they are finished."""
     scheduler.submit(requests)
     while any(one.finish is None for one in requests):

@@ -17,7 +17,7 @@ from miles_async.filters.apply import GroupFilters
 from miles_async.models.builtin import make_model
 from miles_async.rewards import RewardSample, grading_process
 from miles_async.rewards.graded import graded
-from miles_async.rewards.sample import Request
+from miles_async.rewards.sample import GradingRequest
 from miles_async.rollout import agent, multi_turn, per_sample
 from miles_async.rollout.interface import RolloutContext
 from miles_async.rollout.registry import AGENT, EXECUTE_TOOL, ROLLOUT
@@ -99,7 +99,7 @@ def filters(key: str) -> Feed:
 
 def reward(group: bool) -> Feed:
     def feed(path: str, _: Path) -> Outcome:
-        request = Request(path, [RewardSample(prompt="p", response="r")], group)
+        request = GradingRequest(path, [RewardSample(prompt="p", response="r")], group)
         with asyncio.Runner() as runner:
             try:
                 reply = grading_process._answer(runner, request)

@@ -7,7 +7,7 @@ import json
 from actors.engine import EngineHost
 from actors.runtime.context import ActorContext
 from miles_async.engines.embedded import frontend
-from miles_async.engines.embedded.request import Request, version_spans
+from miles_async.engines.embedded.request import EngineRequest, version_spans
 
 
 class RecordingEngine(EngineHost):
@@ -21,7 +21,7 @@ class RecordingEngine(EngineHost):
         log = (directory / f"{ctx.name}.jsonl").open("a", buffering=1)
         render = frontend.render
 
-        def recorded(request: Request, codec: frontend.TextCodec) -> dict[str, object]:
+        def recorded(request: EngineRequest, codec: frontend.TextCodec) -> dict[str, object]:
             output = request.output
             spans = version_spans(request.version_events, request.version, len(output))
             versions = [int(span["version"]) for span in spans for _ in range(span["start"], span["end"])]

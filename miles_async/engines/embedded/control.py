@@ -23,7 +23,7 @@ from miles_async.engines.embedded.checkpoint import ModelFilesError, read_config
 from miles_async.engines.embedded.groups import Buffers, TransferError, flattened_size, join_group, leave_group, receive
 from miles_async.engines.embedded.model import DenseModel, WeightError
 from miles_async.engines.embedded.scheduler import PauseMode, Scheduler
-from miles_async.engines.embedded.worker import ComputeThread
+from miles_async.engines.embedded.worker import EngineThread
 from miles_async.engines.weight_paths import inside
 from miles_async.hooks.daemon_thread import in_thread
 
@@ -93,7 +93,7 @@ class CheckerBody(msgspec.Struct):
     action: str = "checksum"
 
 
-class Group:
+class UpdateGroup:
     """A process group, and the loads of its buckets that are under way: one is loaded while the next one comes."""
 
     def __init__(self, group: Any) -> None:
@@ -119,7 +119,7 @@ class WeightControl:
 
     def __init__(
         self,
-        compute: ComputeThread,
+        compute: EngineThread,
         model: DenseModel,
         model_path: str,
         version: str,
@@ -133,7 +133,7 @@ class WeightControl:
         self._compute = compute
         self._model = model
         self._abort_all = abort_all
-        self._groups: dict[str, Group] = {}
+        self._groups: dict[str, UpdateGroup] = {}
         self._buffers = Buffers(model.storages)
         self._session = False
         self._joining = 0
@@ -178,7 +178,7 @@ class WeightControl:
             return _failed(f"Failed to initialize custom process group: {error}.")
         finally:
             self._joining -= 1
-        self._groups[body.group_name] = Group(group)
+        self._groups[body.group_name] = UpdateGroup(group)
         return _done("Succeeded to initialize custom process group.")
 
     async def destroy_group(self, body: DestroyGroupBody) -> Answer:

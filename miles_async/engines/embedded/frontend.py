@@ -15,11 +15,11 @@ from typing import Any
 import msgspec
 
 from miles_async.engines.embedded import protocol
-from miles_async.engines.embedded.protocol import Item, Limits, RequestError, Sampling
-from miles_async.engines.embedded.request import Request, render, render_partial
+from miles_async.engines.embedded.protocol import Item, RequestError, RequestLimits, Sampling
+from miles_async.engines.embedded.request import EngineRequest, render, render_partial
 from miles_async.engines.embedded.scheduler import Partial, Scheduler, StepOutput
 from miles_async.engines.embedded.text import TextCodec
-from miles_async.engines.embedded.worker import ComputeThread, EngineStopped
+from miles_async.engines.embedded.worker import EngineStopped, EngineThread
 
 HEALTH_TIMEOUT_S = 20.0  # as SGLang: how long a probe waits for one token
 
@@ -31,25 +31,27 @@ class Job:
 
     __slots__ = ("done", "is_list", "remaining", "requests", "stream")
 
-    def __init__(self, requests: list[Request], *, is_list: bool, stream: bool) -> None:
+    def __init__(self, requests: list[EngineRequest], *, is_list: bool, stream: bool) -> None:
         self.requests = requests
         self.is_list = is_list
         self.remaining = len(requests)
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.stream: asyncio.Queue[Partial | Request | None] | None = asyncio.Queue() if stream else None
+        self.stream: asyncio.Queue[Partial | EngineRequest | None] | None = asyncio.Queue() if stream else None
 
 
 class Frontend:
     """Owns the table of live requests. Its methods belong to the event loop's thread."""
 
-    def __init__(self, scheduler: Scheduler, limits: Limits, codec: TextCodec, eos_token_ids: frozenset[int]) -> None:
+    def __init__(
+        self, scheduler: Scheduler, limits: RequestLimits, codec: TextCodec, eos_token_ids: frozenset[int]
+    ) -> None:
         self.limits = limits
         self.codec = codec
         self.failure: BaseException | None = None
         self.failed = asyncio.Event()
-        self.compute = ComputeThread(scheduler, asyncio.get_running_loop(), self._deliver, self._fail)
+        self.compute = EngineThread(scheduler, asyncio.get_running_loop(), self._deliver, self._fail)
         self._eos = eos_token_ids
-        self._live: dict[str, Request] = {}
+        self._live: dict[str, EngineRequest] = {}
         self._random = random.Random(os.urandom(16))
         self._rid_prefix = os.urandom(8).hex()
         self._rid_count = 0
@@ -77,14 +79,14 @@ class Frontend:
         self.compute.submit(requests)
         return job
 
-    def _new_request(self, item: Item, stream: bool) -> Request:
+    def _new_request(self, item: Item, stream: bool) -> EngineRequest:
         sampling = item.sampling
         stops = frozenset[int]()
         if not sampling.ignore_eos:  # as SGLang: ignore_eos switches stop_token_ids off, too
             stops = self._eos | sampling.stop_token_ids if sampling.stop_token_ids else self._eos
         seed = self._random.getrandbits(64) if sampling.seed is None else sampling.seed
         window = self.codec.stop_window(sampling.stop) if sampling.stop else 0
-        return Request(item, seed, stops, stream=stream, stop_window=window)
+        return EngineRequest(item, seed, stops, stream=stream, stop_window=window)
 
     def answer(self, job: Job) -> bytes:
         """The JSON of a finished job. Raises RequestError if the engine ended one of its requests with an error."""
@@ -99,8 +101,8 @@ class Frontend:
         assert job.stream is not None
         index = {id(request): i for i, request in enumerate(job.requests)}
         while (chunk := await job.stream.get()) is not None:
-            request = chunk if isinstance(chunk, Request) else chunk.request
-            if isinstance(chunk, Request):
+            request = chunk if isinstance(chunk, EngineRequest) else chunk.request
+            if isinstance(chunk, EngineRequest):
                 answer = render(chunk, self.codec)
             else:
                 answer = render_partial(request, chunk.output, chunk.logprobs, self.codec)

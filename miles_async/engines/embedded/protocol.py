@@ -185,7 +185,7 @@ def parse(data: bytes) -> GenerateRequest:
 
 
 def expand(
-    request: GenerateRequest, prompts: list[list[int]], limits: Limits, new_rid: Callable[[], str]
+    request: GenerateRequest, prompts: list[list[int]], limits: RequestLimits, new_rid: Callable[[], str]
 ) -> list[Item]:
     """One Item for each response, the ``n`` responses of a prompt next to each other. Raises RequestError.
 
@@ -234,7 +234,7 @@ def expand(
     return items
 
 
-def _top_logprobs(number: int, limits: Limits, *, scoring: bool) -> int:
+def _top_logprobs(number: int, limits: RequestLimits, *, scoring: bool) -> int:
     if not 0 <= number <= limits.vocab_size:
         raise RequestError(f"top_logprobs_num must be in [0, {limits.vocab_size}], got {number}.")
     if number and not scoring:
@@ -243,7 +243,7 @@ def _top_logprobs(number: int, limits: Limits, *, scoring: bool) -> int:
     return number
 
 
-class Limits(NamedTuple):
+class RequestLimits(NamedTuple):
     """What the served model allows."""
 
     vocab_size: int
@@ -264,7 +264,7 @@ class Limits(NamedTuple):
             raise RequestError(f"token id {bad} in input_ids is outside of the vocabulary [0, {self.vocab_size - 1}]")
 
 
-def check_sampling(params: SamplingParams, limits: Limits) -> Sampling:
+def check_sampling(params: SamplingParams, limits: RequestLimits) -> Sampling:
     """Defaults for nulls, SGLang's ranges. Raises RequestError naming the parameter and its value."""
     temperature = 1.0 if params.temperature is None else params.temperature
     if not 0.0 <= temperature <= FLOAT_LIMIT:
@@ -307,7 +307,7 @@ def check_sampling(params: SamplingParams, limits: Limits) -> Sampling:
     )
 
 
-def _check_bias(bias: dict[str, float] | None, limits: Limits) -> dict[int, float] | None:
+def _check_bias(bias: dict[str, float] | None, limits: RequestLimits) -> dict[int, float] | None:
     for token in bias or ():
         if not (token.isascii() and token.isdecimal() and len(token) < 10) or int(token) >= limits.vocab_size:
             raise RequestError(f"logit_bias must has keys in [0, {limits.vocab_size - 1}], got {token}.")
@@ -317,14 +317,14 @@ def _check_bias(bias: dict[str, float] | None, limits: Limits) -> dict[int, floa
     return {int(token): value for token, value in bias.items()} if bias else None
 
 
-def _check_stop_ids(ids: list[int], limits: Limits) -> frozenset[int]:
+def _check_stop_ids(ids: list[int], limits: RequestLimits) -> frozenset[int]:
     """Those that the model can sample: another one never stops it."""
     if len(ids) > MAX_STOP_IDS:
         raise RequestError(f"at most {MAX_STOP_IDS} stop_token_ids are allowed, got {len(ids)}")
     return frozenset(token for token in ids if 0 <= token < limits.vocab_size)
 
 
-def _check_stop(stop: str | list[str] | None, limits: Limits) -> tuple[str, ...]:
+def _check_stop(stop: str | list[str] | None, limits: RequestLimits) -> tuple[str, ...]:
     strings = (stop,) if isinstance(stop, str) else tuple(stop or ())
     if len(strings) > MAX_STOP_STRINGS:
         raise RequestError(f"at most {MAX_STOP_STRINGS} stop strings are allowed, got {len(strings)}")

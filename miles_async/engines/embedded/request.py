@@ -14,7 +14,7 @@ from miles_async.engines.embedded.protocol import Item
 from miles_async.engines.embedded.text import TextCodec
 
 
-class Request:
+class EngineRequest:
     """State of one sequence. The compute thread owns it until ``finish`` is set; then it no longer changes."""
 
     __slots__ = (
@@ -94,7 +94,7 @@ def abort_reason(message: str, status_code: int | None = None) -> dict[str, Any]
     return {"type": "abort", "message": message, "status_code": status_code, "err_type": None}
 
 
-def render(request: Request, codec: TextCodec) -> dict[str, Any]:
+def render(request: EngineRequest, codec: TextCodec) -> dict[str, Any]:
     """The answer for a finished request, ready for JSON."""
     answer = _render(request, request.output, request.logprobs, request.finish, codec)
     spans = version_spans(request.version_events, request.version, len(request.output))
@@ -105,13 +105,15 @@ def render(request: Request, codec: TextCodec) -> dict[str, Any]:
     return answer
 
 
-def render_partial(request: Request, output: list[int], logprobs: list[float], codec: TextCodec) -> dict[str, Any]:
+def render_partial(
+    request: EngineRequest, output: list[int], logprobs: list[float], codec: TextCodec
+) -> dict[str, Any]:
     """One chunk of a stream: everything so far, no finish reason and no spans yet."""
     return _render(request, output, logprobs, None, codec)
 
 
 def _render(
-    request: Request, output: list[int], logprobs: list[float], finish: dict[str, Any] | None, codec: TextCodec
+    request: EngineRequest, output: list[int], logprobs: list[float], finish: dict[str, Any] | None, codec: TextCodec
 ) -> dict[str, Any]:
     item = request.item
     meta: dict[str, Any] = {

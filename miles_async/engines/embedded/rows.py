@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from miles_async.engines.embedded.request import Request
+from miles_async.engines.embedded.request import EngineRequest
 from miles_async.engines.embedded.sampling import NO_TOP_K
 
 NO_TOKEN = -1
@@ -30,7 +30,7 @@ class Rows:
     """
 
     def __init__(self) -> None:
-        self.requests: list[Request] = []
+        self.requests: list[EngineRequest] = []
         self._ints = np.zeros((7, 0), np.int64)
         self._floats = np.zeros((3, 0), np.float32)
         self.stop_ids = np.zeros((0, 1), np.int64)  # [capacity, stops], filled up with NO_TOKEN
@@ -61,7 +61,7 @@ class Rows:
         """The rows that have ``flag``."""
         return np.flatnonzero(self.flags[: self.count] & flag)
 
-    def add(self, requests: list[Request]) -> None:
+    def add(self, requests: list[EngineRequest]) -> None:
         """Append rows, with the output their requests bring along from before a retraction."""
         first, count = self.count, self.count + len(requests)
         self._reserve(
@@ -151,7 +151,7 @@ class Rows:
         self.logprobs = np.pad(self.logprobs, ((0, 0), (0, more)))
 
 
-def _ints(request: Request) -> tuple[int, ...]:
+def _ints(request: EngineRequest) -> tuple[int, ...]:
     sampling = request.item.sampling
     filtered = sampling.top_k < NO_TOP_K or sampling.top_p < 1.0 or sampling.min_p > 0.0
     flags = (
@@ -170,6 +170,6 @@ def _ints(request: Request) -> tuple[int, ...]:
     )
 
 
-def _floats(request: Request) -> tuple[Any, ...]:
+def _floats(request: EngineRequest) -> tuple[Any, ...]:
     sampling = request.item.sampling
     return sampling.temperature, sampling.top_p, sampling.min_p

@@ -24,7 +24,7 @@ import torch
 
 from miles_async.engines.embedded.cache import KVCache, align
 from miles_async.engines.embedded.model import DenseModel
-from miles_async.engines.embedded.request import Request, abort_reason, length_reason, stop_reason
+from miles_async.engines.embedded.request import EngineRequest, abort_reason, length_reason, stop_reason
 from miles_async.engines.embedded.rows import BIASED, FILTERED, GREEDY, WATCHED, Rows
 from miles_async.engines.embedded.sampling import Filters, sample, uniforms
 from miles_async.engines.embedded.text import TextCodec
@@ -36,7 +36,7 @@ MAX_PREFILL_TOKENS = 16384  # padded tokens of one prefill pass; bounds its memo
 class Partial(NamedTuple):
     """Output so far of a request that streams."""
 
-    request: Request
+    request: EngineRequest
     output: list[int]
     logprobs: list[float]
 
@@ -44,7 +44,7 @@ class Partial(NamedTuple):
 class StepOutput(NamedTuple):
     """What a step gave: requests that are finished, and progress of streaming ones."""
 
-    finished: list[Request]
+    finished: list[EngineRequest]
     partial: list[Partial]
 
 
@@ -60,7 +60,7 @@ class Scheduler:
         self.max_running = max_running
         self.version = version
         self.paused = False
-        self.waiting: deque[Request] = deque()
+        self.waiting: deque[EngineRequest] = deque()
         self.rows = Rows()
         self.cache = KVCache(
             cfg.num_layers,
@@ -85,10 +85,10 @@ class Scheduler:
 
     # -- commands -----------------------------------------------------------------------------------------------
 
-    def submit(self, requests: Iterable[Request]) -> None:
+    def submit(self, requests: Iterable[EngineRequest]) -> None:
         self.waiting.extend(requests)
 
-    def abort(self, victims: Iterable[Request]) -> list[Request]:
+    def abort(self, victims: Iterable[EngineRequest]) -> list[EngineRequest]:
         """End live requests now, with the output they have. Returns those that were live."""
         victims = [request for request in victims if request.finish is None]
         running = [request for request in victims if request.row >= 0]
@@ -106,7 +106,7 @@ class Scheduler:
             request.version = self.version
         return victims
 
-    def pause(self, mode: PauseMode) -> list[Request]:
+    def pause(self, mode: PauseMode) -> list[EngineRequest]:
         """Stop sampling until :meth:`resume`. Returns the requests that ``abort`` ended."""
         self.paused = True
         if mode == "retract":
@@ -146,9 +146,9 @@ class Scheduler:
             self._decode()
         return self._out
 
-    def _admit(self) -> list[list[Request]]:
+    def _admit(self) -> list[list[EngineRequest]]:
         """Take requests off the queue while rows and cache last; batches of similar length, bounded in tokens."""
-        admitted: list[Request] = []
+        admitted: list[EngineRequest] = []
         count = self.rows.count
         longest = int(self.rows.length[:count].max(initial=0)) + 1
         while self.waiting and count < self.max_running:
@@ -161,7 +161,7 @@ class Scheduler:
             return []
         self.cache.reserve(count, longest, self.rows.count)
         admitted.sort(key=_length)
-        batches: list[list[Request]] = []
+        batches: list[list[EngineRequest]] = []
         shortest = size = 0
         for request in admitted:
             length = request.length
@@ -172,7 +172,7 @@ class Scheduler:
             size += 1
         return batches
 
-    def _prefill(self, batch: list[Request]) -> None:
+    def _prefill(self, batch: list[EngineRequest]) -> None:
         """Fill the cache for all but the newest token of each request; the next decode step takes that one."""
         unique: dict[tuple[int, ...], int] = {}
         source = [unique.setdefault(tuple(request.tokens()), len(unique)) for request in batch]
@@ -300,7 +300,7 @@ class Scheduler:
         )
 
     @torch.inference_mode()
-    def _score_prompt(self, request: Request, hidden: torch.Tensor | None) -> None:
+    def _score_prompt(self, request: EngineRequest, hidden: torch.Tensor | None) -> None:
         """Log-probs of prompt tokens from ``logprob_start_len`` on (temperature 1; the first has none, as in SGLang)."""
         start, prompt = request.item.logprob_start_len, request.item.prompt
         request.input_logprobs = [None] if start < len(prompt) else []
@@ -319,5 +319,5 @@ class Scheduler:
         return torch.from_numpy(array).to(self.model.device, non_blocking=True)
 
 
-def _length(request: Request) -> int:
+def _length(request: EngineRequest) -> int:
     return request.length

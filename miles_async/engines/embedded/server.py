@@ -32,7 +32,7 @@ from miles_async.engines.embedded.checkpoint import ModelConfig, ModelFilesError
 from miles_async.engines.embedded.control import WeightControl
 from miles_async.engines.embedded.frontend import Frontend
 from miles_async.engines.embedded.model import DenseModel, WeightError
-from miles_async.engines.embedded.protocol import Limits
+from miles_async.engines.embedded.protocol import RequestLimits
 from miles_async.engines.embedded.scheduler import Scheduler
 from miles_async.engines.embedded.text import TextCodec
 from miles_async.http.limits import answer_at_once
@@ -90,7 +90,7 @@ async def serve(
         _log.warning("context length %d cut to %d: the cache holds no more", context, max_tokens)
         context = max_tokens
     scheduler = Scheduler(model, codec, max_running=max_running_requests, max_tokens=max_tokens, version=weight_version)
-    limits = Limits(config.vocab_size, context, codec.available)
+    limits = RequestLimits(config.vocab_size, context, codec.available)
     frontend = Frontend(scheduler, limits, codec, codec.eos_token_ids)
     weights = WeightControl(frontend.compute, model, model_path, weight_version, frontend.abort_all, weight_roots)
     info = {

@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from miles_async.engines.embedded.request import Request
+from miles_async.engines.embedded.request import EngineRequest
 from miles_async.engines.embedded.scheduler import Scheduler, StepOutput
 
 T = TypeVar("T")
@@ -26,7 +26,7 @@ class EngineStopped(RuntimeError):
     """The compute thread has ended."""
 
 
-class ComputeThread:
+class EngineThread:
     """Runs a Scheduler. ``deliver`` and ``on_failure`` are called on the event loop."""
 
     def __init__(
@@ -42,7 +42,7 @@ class ComputeThread:
         self._on_failure = on_failure
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._exclusive: deque[Callable[[], None]] = deque()
-        self._held: list[Request] = []  # came behind an exclusive command
+        self._held: list[EngineRequest] = []  # came behind an exclusive command
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="engine-compute", daemon=True)
 
@@ -55,11 +55,11 @@ class ComputeThread:
     def alive(self) -> bool:
         return self._thread.is_alive() and not self._closing
 
-    def submit(self, requests: list[Request]) -> None:
+    def submit(self, requests: list[EngineRequest]) -> None:
         """Queue requests; they come back through ``deliver``."""
         self._inbox.put(lambda: self._accept(requests))
 
-    def abort(self, requests: list[Request]) -> None:
+    def abort(self, requests: list[EngineRequest]) -> None:
         """End these requests, wherever they are, with the output they have."""
         self._inbox.put(lambda: self._send(StepOutput(self.scheduler.abort(requests), [])))
 
@@ -135,7 +135,7 @@ class ComputeThread:
             self.scheduler.submit(request for request in self._held if request.finish is None)
             self._held = []
 
-    def _accept(self, requests: list[Request]) -> None:
+    def _accept(self, requests: list[EngineRequest]) -> None:
         if self._exclusive and not self.scheduler.paused:
             self._held.extend(requests)
         else:
