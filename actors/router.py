@@ -20,15 +20,15 @@ from typing import Any
 
 import msgspec
 
+from actors.routed_lines import follow_lines, report_gone, serves
 from actors.runtime.context import ActorContext, wait_for
 from bus import EngineState, VersionLedger, run_key
-from bus.topics import Topic
 from bus.waits import WaitKind
 from miles_async.config.schema import ConfigError
 from miles_async.config.schema import Router as RouterConfig
 from miles_async.config.secrets import resolve
 from miles_async.engines.kinds.table import kind_of
-from miles_async.http.heap import keep_free_memory
+from miles_async.http.heap import settle_memory
 from miles_async.http.limits import answer_at_once
 from miles_async.http.refusals import Refusals
 from miles_async.http.server import HttpServer
@@ -84,7 +84,7 @@ class Router:
     async def run(self) -> None:
         ctx, config = self.ctx, self.ctx.config.router
         self.app.keys.own = await run_key(ctx.bus)
-        keep_free_memory()
+        settle_memory()
         listener = bind(config)
         bound, port = listener.getsockname()[:2]
         host = ctx.spec.site.announced(bound)
@@ -131,21 +131,18 @@ class Router:
 
     async def _follow(self) -> None:
         """Have the engines as the ledger of versions has them: at each news, and often enough to see who is paused."""
-        cursors: dict[Topic, str] = {"weights": await self.ctx.bus.last_id("weights")}
-        while not self.ctx.stop.is_set():
-            lines = await self.ctx.engine_states()
+        async for lines in follow_lines(self.ctx, LEDGER_INTERVAL_MS):
             self._settle(lines)
             await self._drain(lines)
-            await self.ctx.bus.wait_for_news(cursors, block_ms=LEDGER_INTERVAL_MS)
 
     def _settle(self, lines: Mapping[str, EngineState]) -> None:
         """Who joins, leaves, or is updated at the moment. An engine that somebody added by hand is not the ledger's."""
-        for name in [name for name in self._joined if name not in lines or not _serves(lines[name])]:
+        for name in [name for name in self._joined if name not in lines or not serves(lines[name])]:
             self.ctx.log.info("engine %s leaves", name)
             del self._joined[name]
             self.app.remove(name)
         for name, line in lines.items():
-            if _serves(line) and _what_counts(line) != self._joined.get(name):
+            if serves(line) and _what_counts(line) != self._joined.get(name):
                 self._join(name, line)
         updating = {name for name in self._joined if lines[name].state == "updating"}
         for name in updating ^ self._updating:
@@ -171,9 +168,8 @@ class Router:
             engine, line = self.app.engines.get(name), lines.get(name)
             if engine is not None and not engine.draining:
                 self.app.drain(name)
-            elif engine is None and line is not None and _serves(line):
-                why = "it leaves, and has answered all it had"
-                await self.ledger.down(name, why, line.incarnation, line.epoch)
+            elif engine is None and line is not None and serves(line):
+                await report_gone(self.ledger, name, line, "it leaves, and has answered all it had")
 
     async def _report(self) -> None:
         """Each second, and at the end: how much of it every engine had work, and what is in flight."""
@@ -246,10 +242,6 @@ class Router:
             name, why, incarnation, epoch = await self._deaths.get()
             self.ctx.log.warning("engine %s is given up: %s", name, why)
             await self.ledger.down(name, why, incarnation, epoch)
-
-
-def _serves(line: EngineState) -> bool:
-    return line.state in ("serving", "updating")
 
 
 def _what_counts(line: EngineState) -> EngineState:

@@ -16,11 +16,11 @@ import contextlib
 
 import aiohttp
 
+from actors.routed_lines import follow_lines, report_gone, serves
 from actors.runtime.context import ActorContext
 from actors.runtime.logs import log_path
 from actors.runtime.tasks import end
 from bus import EngineState, VersionLedger
-from bus.topics import Topic
 from bus.waits import WaitKind
 from miles_async.config.secrets import resolve
 from miles_async.engines.sglang.driver import free_port
@@ -75,18 +75,15 @@ class SglangRouter:
         An engine that leaves is taken off the list, and what it has in flight is sent again.
         """
         ledger = VersionLedger(self.ctx.bus)
-        cursors: dict[Topic, str] = {"weights": await self.ctx.bus.last_id("weights")}
-        while not self.ctx.stop.is_set():
-            lines = await self.ctx.engine_states()
+        async for lines in follow_lines(self.ctx, READ_BLOCK_MS):
             leaving = self.ctx.roster.leaving
-            serving = {name: line for name, line in lines.items() if line.state in ("serving", "updating")}
+            serving = {name: line for name, line in lines.items() if serves(line)}
             for name in serving.keys() & leaving:
-                await ledger.down(name, "it leaves", serving[name].incarnation, serving[name].epoch)
+                await report_gone(ledger, name, serving[name], "it leaves")
             engines = {name: line for name, line in serving.items() if name not in leaving}
             if {line.url for line in engines.values()} != {line.url for line in self.engines.values()}:
                 self.changed.set()
             self.engines = engines
-            await self.ctx.bus.wait_for_news(cursors, block_ms=READ_BLOCK_MS)
 
     async def _keep_list(self, router: SglangRouterProcess, session: aiohttp.ClientSession) -> None:
         """Bring the router's list to ours whenever that changes, and look again until it has taken all."""

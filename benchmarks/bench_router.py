@@ -6,7 +6,9 @@ clients are raw protocols (``router_parts.py``), so a router's figure is not the
 
 sglang-router has an environment of its own: ``pip install sglang-router==0.3.2`` into a virtual environment, and
 ``SGLANG_ROUTER_PYTHON=/path/to/its/python`` (without it only ours and the direct connection are measured).
-``ROUTER_REPEATS`` (default 5), ``ROUTER_SECONDS`` (default 3). ``miles-async bench router``.
+``ROUTER_BEFORE=/path/to/a/checkout`` has the router of another commit stand beside them, as ``before``. All routers of a
+turn are up at the same time, and are asked one after the other. ``ROUTER_REPEATS`` (default 5), ``ROUTER_SECONDS`` (default
+3). ``miles-async bench router``.
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ CONNECTIONS, BODY_BYTES = 64, 2048
 ANSWERS = {"4 KB": 4096, "64 KB": 65536}
 HELD, HELD_REQUESTS, HOLD_S, RAMP_S = 2000, 2, 2.0, 0.5
 ENGINES = 2
-START_S = 60.0
+START_S, WARM_S = 120.0, 0.5
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -42,9 +44,10 @@ def _python(*words: str) -> list[str]:
 
 
 @contextlib.contextmanager
-def _process(words: list[str]) -> Iterator[psutil.Process]:
+def _process(words: list[str], root: Path = ROOT) -> Iterator[psutil.Process]:
+    env = os.environ | {"PYTHONPATH": str(root)}
     # not a pipe: nobody reads it
-    with subprocess.Popen(words, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+    with subprocess.Popen(words, cwd=root, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         try:
             yield psutil.Process(process.pid)
         finally:
@@ -73,14 +76,18 @@ def _fleet(answer_bytes: int, hold_s: float) -> Iterator[list[int]]:
         yield ports
 
 
-def _routers(engine_ports: list[int]) -> dict[str, list[str]]:
-    """The command of each router, ``{port}`` to be filled in."""
+def _routers(engine_ports: list[int]) -> dict[str, tuple[list[str], Path]]:
+    """The command of each router, ``{port}`` to be filled in, and the checkout in which it is run."""
     urls = [f"http://127.0.0.1:{port}" for port in engine_ports]
-    routers = {"miles_async": _python("router", "--port", "{port}", "--engines", *urls)}
+    ours = _python("router", "--port", "{port}", "--engines", *urls)
+    routers = {"miles_async": (ours, ROOT)}
+    if before := os.environ.get("ROUTER_BEFORE"):
+        routers["before"] = (ours, Path(before))
     if python := os.environ.get("SGLANG_ROUTER_PYTHON"):
         words = "-m sglang_router.launch_router --policy round_robin --log-level warn --host 127.0.0.1 --port {port}"
         # its limits on requests in flight and in line would refuse the 2,000
-        routers["sglang_router"] = [python, *words.split(), "--max-concurrent-requests", "8192", "--worker-urls", *urls]
+        limits = ["--max-concurrent-requests", "8192", "--prometheus-port", str(free_port("127.0.0.1"))]
+        routers["sglang_router"] = ([python, *words.split(), *limits, "--worker-urls", *urls], ROOT)
     return routers
 
 
@@ -125,21 +132,28 @@ def _cpu_s(process: psutil.Process | None) -> float:
     return times.user + times.system
 
 
-async def _measure(answer_bytes: int, hold_s: float, seconds: float) -> dict[str, dict[str, float]]:
-    """One turn: every router once, and the direct connection, in front of the same engines."""
-    results: dict[str, dict[str, float]] = {}
-    with _fleet(answer_bytes, hold_s) as ports:
-        for port in ports:
+async def _measure(answer_bytes: int, hold_s: float, seconds: float, repeats: int) -> list[dict[str, dict[str, float]]]:
+    """In each turn every router once, and the direct connection, in front of the same engines."""
+    with contextlib.ExitStack() as stack:
+        engines = stack.enter_context(_fleet(answer_bytes, hold_s))
+        for port in engines:
             await _until_answered(port, "an engine")
-        for name, words in {"direct": [], **_routers(ports)}.items():
-            port = free_port("127.0.0.1") if words else ports[0]
-            with contextlib.ExitStack() as stack:
-                router = None
-                if words:
-                    router = stack.enter_context(_process([word.replace("{port}", str(port)) for word in words]))
-                    await _until_answered(port, name)
-                results[name] = await (_held(port, router) if hold_s else _throughput(port, seconds, router))
-    return results
+        served: dict[str, tuple[int, psutil.Process | None]] = {"direct": (engines[0], None)}
+        for name, (words, root) in _routers(engines).items():
+            port = free_port("127.0.0.1")
+            process = stack.enter_context(_process([word.replace("{port}", str(port)) for word in words], root))
+            served[name] = port, process
+        for name, (port, process) in served.items():
+            await _until_answered(port, name)
+            if not hold_s:
+                await _throughput(port, WARM_S, process)
+        turns: list[dict[str, dict[str, float]]] = []
+        for _ in range(repeats):
+            turns.append({})
+            for name, (port, process) in served.items():
+                asked = _held(port, process) if hold_s else _throughput(port, seconds, process)
+                turns[-1][name] = await asked
+        return turns
 
 
 def _medians(turns: list[dict[str, dict[str, float]]]) -> dict[str, Any]:
@@ -161,9 +175,8 @@ def run() -> dict[str, Any]:
     async def all_of_it() -> dict[str, Any]:
         result: dict[str, Any] = {"connections": CONNECTIONS, "body_bytes": BODY_BYTES, "repeats": repeats}
         for name, size in ANSWERS.items():
-            turns = [await _measure(size, 0.0, seconds) for _ in range(repeats)]
-            result[f"throughput, answers of {name}"] = _medians(turns)
-        turns = [await _measure(4096, HOLD_S, seconds) for _ in range(min(repeats, 3))]
+            result[f"throughput, answers of {name}"] = _medians(await _measure(size, 0.0, seconds, repeats))
+        turns = await _measure(4096, HOLD_S, seconds, min(repeats, 3))
         result[f"held: {HELD} requests of {HOLD_S:g} s at once"] = _medians(turns)
         result["load_average"] = os.getloadavg()[0]
         return result

@@ -22,9 +22,10 @@ from miles_async.config.schema import RunConfig
 from miles_async.data import prompt_at
 from miles_async.engines.embedded.checkpoint import read_config
 from miles_async.engines.embedded.model import DenseModel
-from miles_async.engines.embedded.protocol import Item, Sampling
-from miles_async.engines.embedded.request import Request, version_spans
+from miles_async.engines.embedded.protocol import Item
+from miles_async.engines.embedded.request import EngineRequest, version_spans
 from miles_async.engines.embedded.sampling import NO_TOP_K
+from miles_async.engines.embedded.sampling_params import Sampling
 from miles_async.engines.embedded.scheduler import Scheduler
 from miles_async.engines.embedded.text import TextCodec
 from miles_async.models import builtin
@@ -105,7 +106,7 @@ class LaggedRun:
             )
         return groups
 
-    def _request(self, text: str, seed: int) -> Request:
+    def _request(self, text: str, seed: int) -> EngineRequest:
         sampling = Sampling(
             max_new_tokens=self.config.rollout.rollout_max_response_len,
             temperature=1.0,
@@ -121,9 +122,9 @@ class LaggedRun:
             no_stop_trim=True,
         )
         item = Item(str(seed), self.tokenizer.encode(text), sampling, True, -1)
-        return Request(item, seed, frozenset(self.tokenizer.eos_token_ids), stream=False)
+        return EngineRequest(item, seed, frozenset(self.tokenizer.eos_token_ids), stream=False)
 
-    def _generate(self, requests: list[Request], first: tuple[int, Weights], then: tuple[int, Weights]) -> None:
+    def _generate(self, requests: list[EngineRequest], first: tuple[int, Weights], then: tuple[int, Weights]) -> None:
         scheduler = Scheduler(
             self.engine, self.codec, max_running=len(requests), max_tokens=1 << 15, version=str(first[0])
         )
@@ -139,7 +140,7 @@ class LaggedRun:
         while not scheduler.idle:
             scheduler.step()
 
-    def _sample(self, index: int, request: Request, row: dict[str, str]) -> Sample:
+    def _sample(self, index: int, request: EngineRequest, row: dict[str, str]) -> Sample:
         n = len(request.output)
         assert request.finish is not None
         finish = request.finish["type"]

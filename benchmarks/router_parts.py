@@ -71,11 +71,11 @@ async def serve_router(port: int, engines: list[str]) -> None:
     """As ``actors/router.py`` serves it, without a bus."""
     import socket
 
-    from miles_async.http.heap import keep_free_memory
+    from miles_async.http.heap import settle_memory
     from miles_async.http.server import HttpServer
     from miles_async.router.app import RouterApp
 
-    keep_free_memory()
+    settle_memory()
     app = RouterApp()
     for url in engines:
         app.add(url.removeprefix("http://"), url)

@@ -25,7 +25,7 @@ from benchmarks.synthetic.compute import LoopCompute
 from benchmarks.synthetic.weights import VersionControl
 from miles_async.engines.embedded.app import EngineApp
 from miles_async.engines.embedded.frontend import Frontend, Job
-from miles_async.engines.embedded.protocol import RequestLimits
+from miles_async.engines.embedded.sampling_params import RequestLimits
 from miles_async.engines.embedded.text import TextCodec
 from miles_async.http.asgi import Receive, Scope, Send
 from miles_async.http.deadlines import DEADLINES

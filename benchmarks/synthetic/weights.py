@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from benchmarks.synthetic.batch import Batch
 from benchmarks.synthetic.compute import LoopCompute
-from miles_async.engines.embedded import control
+from miles_async.engines.embedded import control, control_bodies
 from miles_async.engines.embedded.control import Answer
 
 
@@ -60,17 +60,17 @@ class VersionControl:
         self._session = False
         return _done("Success")
 
-    async def init_group(self, body: control.InitGroupBody) -> Answer:
+    async def init_group(self, body: control_bodies.InitGroupBody) -> Answer:
         self._groups.add(body.group_name)
         return _done("Succeeded to initialize custom process group.")
 
-    async def destroy_group(self, body: control.DestroyGroupBody) -> Answer:
+    async def destroy_group(self, body: control_bodies.DestroyGroupBody) -> Answer:
         if body.group_name not in self._groups:
             return _failed("The group to be destroyed does not exist.")
         self._groups.discard(body.group_name)
         return _done("Succeeded to destroy custom process group.")
 
-    async def update_from_distributed(self, body: control.UpdateDistributedBody) -> Answer:
+    async def update_from_distributed(self, body: control_bodies.UpdateDistributedBody) -> Answer:
         if not self._session:
             return _failed(
                 "update_weights_from_distributed must run between begin_weight_update() and end_weight_update()"
@@ -79,13 +79,13 @@ class VersionControl:
             return _failed(f"Failed to receive weights: Group {body.group_name} not in {sorted(self._groups)}.")
         return await self._update(body)
 
-    async def update_from_disk(self, body: control.UpdateDiskBody) -> Answer:
+    async def update_from_disk(self, body: control_bodies.UpdateDiskBody) -> Answer:
         status, answer = await self._update(body)
         if answer["success"]:
             self.model_path = body.model_path
         return status, {**answer, "num_paused_requests": 0}
 
-    async def set_version(self, body: control.VersionBody) -> Answer:
+    async def set_version(self, body: control_bodies.VersionBody) -> Answer:
         if body.abort_all_requests:
             self._abort_all()
         await self._compute.call(lambda batch: self._take(batch, body.new_version))
@@ -93,7 +93,7 @@ class VersionControl:
         message = f"Weight version updated to {body.new_version}"
         return 200, {"success": True, "message": message, "new_version": body.new_version}
 
-    async def check(self, body: control.CheckerBody) -> Answer:
+    async def check(self, body: control_bodies.CheckerBody) -> Answer:
         if body.action != "checksum":
             return _failed(f"action {body.action!r} is not supported by the synthetic engine, only 'checksum'")
         total = f"{zlib.crc32(self.true_version.encode()):016x}"
@@ -103,7 +103,7 @@ class VersionControl:
     def close(self) -> None:
         """Nothing is held."""
 
-    async def _update(self, body: control.UpdateDistributedBody | control.UpdateDiskBody) -> Answer:
+    async def _update(self, body: control_bodies.UpdateDistributedBody | control_bodies.UpdateDiskBody) -> Answer:
         if body.abort_all_requests:
             self._abort_all()
         await asyncio.sleep(self.update_s)

@@ -47,8 +47,9 @@ from contract.test_weights import (
 
 from benchmarks.synthetic.batch import EOS, Batch, Latency, Lengths, logprob_of
 from benchmarks.synthetic_engine import LIE, SyntheticEngine
-from miles_async.engines.embedded.protocol import Item, Sampling
+from miles_async.engines.embedded.protocol import Item
 from miles_async.engines.embedded.request import EngineRequest
+from miles_async.engines.embedded.sampling_params import Sampling
 
 QUICK = Latency(step_s=0.0005, step_request_s=0.0, prefill_token_s=0.0)
 

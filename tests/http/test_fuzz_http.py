@@ -18,7 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.fuzz_http import NOT_HTTP, OPEN, Client, HttpFuzz, Target
-from miles_async.engines.embedded.protocol import RequestError, RequestLimits, expand, parse
+from miles_async.engines.embedded.protocol import expand, parse
+from miles_async.engines.embedded.sampling_params import RequestError, RequestLimits
 from miles_async.engines.embedded.server import serve
 from miles_async.http.limits import MAX_HEAD_BYTES
 from miles_async.http.refusals import Refusals

@@ -14,8 +14,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config, Qwen3Config
 
 from miles_async.engines.embedded.checkpoint import read_config
-from miles_async.engines.embedded.protocol import Item, RequestLimits, SamplingParams, check_sampling
+from miles_async.engines.embedded.protocol import Item
 from miles_async.engines.embedded.request import EngineRequest
+from miles_async.engines.embedded.sampling_params import RequestLimits, SamplingParams, check_sampling
 from miles_async.engines.embedded.scheduler import Scheduler
 from miles_async.engines.embedded.server import load_model
 from miles_async.engines.embedded.text import TextCodec

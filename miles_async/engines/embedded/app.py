@@ -17,11 +17,11 @@ from typing import Any, TypeVar
 import msgspec
 from fastapi import FastAPI, Request, Response
 
-from miles_async.engines.embedded import control
+from miles_async.engines.embedded import control, control_bodies
 from miles_async.engines.embedded.checkpoint import ModelConfig
 from miles_async.engines.embedded.control import WeightControl
 from miles_async.engines.embedded.frontend import Frontend, Job
-from miles_async.engines.embedded.protocol import RequestError, schema_error
+from miles_async.engines.embedded.sampling_params import RequestError, schema_error
 from miles_async.engines.embedded.worker import EngineStopped
 from miles_async.http.asgi import Receive, Scope, Send
 from miles_async.http.limits import BodyTooLongError, bounded, has_key, read_body, refuse_in, say, send_whole
@@ -207,14 +207,14 @@ def build_admin(
 
     @app.api_route("/flush_cache", methods=["GET", "POST"])
     async def flush_cache(request: Request) -> Response:
-        await _body(request, control.NoBody)
+        await _body(request, control_bodies.NoBody)
         if await frontend.compute.call(lambda s: s.flush()):
             return Response("Cache flushed.\n")
         return Response("Flush cache failed.\n", 400)
 
     @app.post("/abort_request")
     async def abort_request(request: Request) -> Response:
-        body = await _body(request, control.AbortBody)
+        body = await _body(request, control_bodies.AbortBody)
         if body.abort_all:
             frontend.abort_all()
         elif body.rid:
@@ -223,12 +223,12 @@ def build_admin(
 
     @app.post("/pause_generation")
     async def pause_generation(request: Request) -> Response:
-        await frontend.pause((await _body(request, control.PauseBody)).mode)
+        await frontend.pause((await _body(request, control_bodies.PauseBody)).mode)
         return _json({"message": "Generation paused successfully.", "status": "ok"})
 
     @app.post("/continue_generation")
     async def continue_generation(request: Request) -> Response:
-        await _body(request, control.NoBody)
+        await _body(request, control_bodies.NoBody)
         await frontend.resume()
         return _json({"message": "Generation continued successfully.", "status": "ok"})
 
@@ -243,37 +243,37 @@ def _add_weight_routes(app: FastAPI, weights: WeightControl) -> None:
 
     @app.post("/begin_weight_update")
     async def begin(request: Request) -> Response:
-        await _body(request, control.NoBody)
+        await _body(request, control_bodies.NoBody)
         return await answer(weights.begin())
 
     @app.post("/end_weight_update")
     async def end(request: Request) -> Response:
-        await _body(request, control.NoBody)
+        await _body(request, control_bodies.NoBody)
         return await answer(weights.end())
 
     @app.post("/init_weights_update_group")
     async def init_group(request: Request) -> Response:
-        return await answer(weights.init_group(await _body(request, control.InitGroupBody)))
+        return await answer(weights.init_group(await _body(request, control_bodies.InitGroupBody)))
 
     @app.post("/destroy_weights_update_group")
     async def destroy_group(request: Request) -> Response:
-        return await answer(weights.destroy_group(await _body(request, control.DestroyGroupBody)))
+        return await answer(weights.destroy_group(await _body(request, control_bodies.DestroyGroupBody)))
 
     @app.post("/update_weights_from_distributed")
     async def update_from_distributed(request: Request) -> Response:
-        return await answer(weights.update_from_distributed(await _body(request, control.UpdateDistributedBody)))
+        return await answer(weights.update_from_distributed(await _body(request, control_bodies.UpdateDistributedBody)))
 
     @app.post("/update_weights_from_disk")
     async def update_from_disk(request: Request) -> Response:
-        return await answer(weights.update_from_disk(await _body(request, control.UpdateDiskBody)))
+        return await answer(weights.update_from_disk(await _body(request, control_bodies.UpdateDiskBody)))
 
     @app.post("/update_weight_version")
     async def update_weight_version(request: Request) -> Response:
-        return await answer(weights.set_version(await _body(request, control.VersionBody)))
+        return await answer(weights.set_version(await _body(request, control_bodies.VersionBody)))
 
     @app.api_route("/weights_checker", methods=["GET", "POST"])
     async def weights_checker(request: Request) -> Response:
-        return await answer(weights.check(await _body(request, control.CheckerBody)))
+        return await answer(weights.check(await _body(request, control_bodies.CheckerBody)))
 
 
 def _load(frontend: Frontend) -> dict[str, Any]:

@@ -12,24 +12,29 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import msgspec
 import torch
-from msgspec import Meta
 
 from miles_async.engines.checksum import checksums, overall_checksum
 from miles_async.engines.embedded.checkpoint import ModelFilesError, read_config, read_tensors
+from miles_async.engines.embedded.control_bodies import (
+    CheckerBody,
+    DestroyGroupBody,
+    InitGroupBody,
+    UpdateDiskBody,
+    UpdateDistributedBody,
+    VersionBody,
+)
 from miles_async.engines.embedded.groups import Buffers, TransferError, flattened_size, join_group, leave_group, receive
 from miles_async.engines.embedded.model import DenseModel, WeightError
-from miles_async.engines.embedded.scheduler import PauseMode, Scheduler
+from miles_async.engines.embedded.scheduler import Scheduler
 from miles_async.engines.embedded.worker import EngineThread
 from miles_async.engines.weight_paths import inside
 from miles_async.hooks.daemon_thread import in_thread
 
 Answer = tuple[int, dict[str, Any]]
 
-MAX_RANKS = 1 << 16
 MAX_JOINS = 8  # under way at once: each waits in a thread of its own for ranks that may never come
 MAX_SIZE = 1 << 40  # of a dimension of a tensor
 
@@ -37,60 +42,6 @@ NOT_FLUSHED = (
     "Weights were updated, but the cache was not flushed because requests are still running or queued. "
     "Retract or finish them, then call /flush_cache."
 )
-
-
-class NoBody(msgspec.Struct):
-    """The body of an endpoint that takes nothing: a JSON object, or nothing at all."""
-
-
-class PauseBody(msgspec.Struct):
-    mode: PauseMode = "abort"
-
-
-class AbortBody(msgspec.Struct):
-    rid: str | None = ""
-    abort_all: bool = False
-
-
-class InitGroupBody(msgspec.Struct):
-    master_address: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.:-]{1,255}\Z")]
-    master_port: Annotated[int, Meta(ge=1, le=65535)]
-    rank_offset: Annotated[int, Meta(ge=1, le=MAX_RANKS)]  # the sender is rank 0
-    world_size: Annotated[int, Meta(ge=2, le=MAX_RANKS)]
-    group_name: str = "weight_update_group"
-    backend: str = "nccl"
-
-
-class DestroyGroupBody(msgspec.Struct):
-    group_name: str = "weight_update_group"
-
-
-class UpdateDistributedBody(msgspec.Struct):
-    names: list[str]
-    dtypes: list[str]
-    shapes: list[list[int]]
-    group_name: str = "weight_update_group"
-    flush_cache: bool = True
-    abort_all_requests: bool = False
-    weight_version: str | None = None
-    load_format: str | None = None
-
-
-class UpdateDiskBody(msgspec.Struct):
-    model_path: str
-    load_format: str | None = None
-    flush_cache: bool = True
-    abort_all_requests: bool = False
-    weight_version: str | None = None
-
-
-class VersionBody(msgspec.Struct):
-    new_version: str
-    abort_all_requests: bool = True
-
-
-class CheckerBody(msgspec.Struct):
-    action: str = "checksum"
 
 
 class UpdateGroup:

@@ -15,8 +15,10 @@ from typing import Any
 import msgspec
 
 from miles_async.engines.embedded import protocol
-from miles_async.engines.embedded.protocol import Item, RequestError, RequestLimits, Sampling
+from miles_async.engines.embedded.protocol import Item
 from miles_async.engines.embedded.request import EngineRequest, render, render_partial
+from miles_async.engines.embedded.sampling import NO_TOP_K
+from miles_async.engines.embedded.sampling_params import RequestError, RequestLimits, Sampling
 from miles_async.engines.embedded.scheduler import Partial, Scheduler, StepOutput
 from miles_async.engines.embedded.text import TextCodec
 from miles_async.engines.embedded.worker import EngineStopped, EngineThread
@@ -131,7 +133,7 @@ class Frontend:
 
     async def probe(self) -> bool:
         """Whether the engine samples one token within HEALTH_TIMEOUT_S."""
-        sampling = Sampling(1, 1.0, True, 1.0, protocol.NO_TOP_K, 0.0, (), frozenset(), True, None, True, False)
+        sampling = Sampling(1, 1.0, True, 1.0, NO_TOP_K, 0.0, (), frozenset(), True, None, True, False)
         try:
             job = self._queue(
                 [Item(f"HEALTH_{self._new_rid()}", [0], sampling, False, -1)], is_list=False, stream=False

@@ -32,7 +32,7 @@ from miles_async.engines.embedded.checkpoint import ModelConfig, ModelFilesError
 from miles_async.engines.embedded.control import WeightControl
 from miles_async.engines.embedded.frontend import Frontend
 from miles_async.engines.embedded.model import DenseModel, WeightError
-from miles_async.engines.embedded.protocol import RequestLimits
+from miles_async.engines.embedded.sampling_params import RequestLimits
 from miles_async.engines.embedded.scheduler import Scheduler
 from miles_async.engines.embedded.text import TextCodec
 from miles_async.http.limits import answer_at_once

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from miles_async.engines.embedded.protocol import RequestError, Sampling
+from miles_async.engines.embedded.sampling_params import RequestError, Sampling
 from miles_async.text.tokenizer_files import engine_ends
 
 
