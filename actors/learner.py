@@ -37,7 +37,7 @@ from miles_async.evaluation.settings import is_due
 from miles_async.filters.apply import BufferFilter
 from miles_async.staleness.choice import make_policy
 from miles_async.train import idle_steps
-from miles_async.train.backend import TRAIN_BACKEND, LearnerBackend, make_backend
+from miles_async.train.backend import BACKENDS, LearnerBackend, make_backend
 from miles_async.train.checkpoint_choice import Choice
 from miles_async.train.mismatch import warning
 from miles_async.train.ranks import Ranks
@@ -102,7 +102,7 @@ class Learner:
 
     async def _build(self) -> None:
         with self.ctx.waiting(WaitKind.MODEL):
-            TRAIN_BACKEND.load(self.config.learner.train_backend)  # its imports belong to the main thread
+            BACKENDS.load(self.config.learner.train_backend)  # its imports belong to the main thread
             self.trainer = await self.compute(make_backend, self.config, self.ctx.model_path, self.ranks)
         chosen = Choice()
         if self.checkpoints.is_dir():

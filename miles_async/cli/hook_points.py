@@ -25,14 +25,13 @@ from miles_async.rewards.registry import HOOKS as REWARDS
 from miles_async.rl.hooks import HOOKS as ALGORITHM
 from miles_async.rollout.registry import HOOKS as ROLLOUTS
 from miles_async.staleness.choice import POLICY, make_policy
-from miles_async.train.backend import TRAIN_BACKEND
+from miles_async.train.backend import BACKENDS
 from miles_async.train.hooks import HOOKS as LEARNER
 from miles_async.weights.export import EXPORT
 from miles_async.weights.transports.table import TRANSPORTS
 
 HOOKS: tuple[Hook, ...] = (
     *ALGORITHM,
-    TRAIN_BACKEND,
     *LEARNER,
     DATA_SOURCE,
     *REWARDS,
@@ -43,7 +42,7 @@ HOOKS: tuple[Hook, ...] = (
     *EVALUATION,
 )
 # keys that name a class; each has a table of ours
-CHOICES: tuple[Choice[Any], ...] = (KINDS, TRANSPORTS)
+CHOICES: tuple[Choice[Any], ...] = (KINDS, TRANSPORTS, BACKENDS)
 
 
 def resolve_paths(config: RunConfig, base: Path) -> RunConfig:

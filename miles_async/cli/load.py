@@ -27,6 +27,7 @@ from miles_async.rl import effect as algorithm_effect
 from miles_async.rl import rules as algorithm
 from miles_async.router import addresses
 from miles_async.router import kinds as router_kinds
+from miles_async.train import backend
 from miles_async.weights.transports import table as transports
 
 
@@ -67,6 +68,7 @@ def check_all(config: RunConfig) -> None:
     addresses.check(config)
     secrets.check(config)
     check_files(config)
+    backend.check(config)
     hook_points.check(config)
     check_effect(config, algorithm_effect.RULES, kinds.effects(), transports.effects())
     check_learnable(config)

@@ -44,6 +44,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from bus.messages import UNSAMPLED, ReadyGroup
+from miles_async.config.schema import ConfigError, Rollout, Staleness
 
 STALE = "stale"
 UNPUBLISHED = "unpublished_version"
@@ -174,3 +175,21 @@ class Drop(_Bounded):
     ) -> tuple[str, ...] | None:
         usable = [group.group_id for group in ready if is_usable(group, version, self.max_lag)]
         return tuple(usable[:batch_size]) if len(usable) >= batch_size else None
+
+
+def fifo(staleness: Staleness, rollout: Rollout) -> StalenessPolicy:
+    """Train in dealt order; with ``rollout.over_sampling_batch_size``, the first of so many that are ready."""
+    return Fifo(staleness.max_lag, rollout.surplus)
+
+
+def drop(staleness: Staleness, rollout: Rollout) -> StalenessPolicy:
+    """Train what is ready first, drop what grew too old. Raises ConfigError where groups to spare are asked for."""
+    if rollout.surplus:
+        raise ConfigError(
+            f'rollout.over_sampling_batch_size = {rollout.over_sampling_batch_size} needs staleness.policy = "fifo": '
+            '"drop" takes groups as they finish already, and has more of them with a larger max_lag'
+        )
+    return Drop(staleness.max_lag)
+
+
+BUILT_IN = ("fifo", "drop")

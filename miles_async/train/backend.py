@@ -1,19 +1,20 @@
-"""What trains a learner's weights, as ``actors/learner.py`` sees it: the protocol, and the table of those that there are.
+"""What trains a learner's weights, as ``actors/learner.py`` sees it. A new one is a class below ``LearnerBackend`` in a file of
+its own, and a line in the table below.
 
-Promises: importing this file costs no torch; a backend of the user's that raises where it is made, or lacks a method, is a
-HookFailed that names ``learner.train_backend``.
+Promises: importing this file costs no torch; a backend of the user's that cannot be made is a HookFailed that names
+``learner.train_backend``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from bus.messages import Group
 from miles_async.config.schema import RunConfig
-from miles_async.hooks.calls import called, refused
-from miles_async.hooks.hook import Hook
+from miles_async.hooks.calls import called
+from miles_async.hooks.choice import Choice as Named
 from miles_async.train.checkpoint_choice import Choice
 from miles_async.train.ranks import Ranks
 
@@ -32,14 +33,18 @@ METHODS = (
 )
 
 
-class LearnerBackend(Protocol):
+class LearnerBackend:
     """The weights of one learner process, and what is done with them.
 
-    Made by ``make(config, model_path, ranks)``: model_path is a Hugging Face directory. All methods are collective over ranks,
+    model_path: a Hugging Face directory. All methods are collective over ranks,
     in the same order; any thread may call them, one at a time. ``version``: the number of batches behind the weights.
     """
 
-    version: int
+    version: int = 0
+
+    def __init__(self, config: RunConfig, model_path: str, ranks: Ranks) -> None:
+        """Build and load the weights. Raises train.distributed.RanksSilent if the other ranks do not come."""
+        raise NotImplementedError
 
     def step(
         self, groups: Sequence[Group], *, max_lag: int | None = None, sizes: Sequence[int] | None = None
@@ -51,55 +56,56 @@ class LearnerBackend(Protocol):
         with the weights unchanged, what actors/learner_share.py makes of it: train.intake.LagExceeded,
         train.checked_batch.UnusableGroups and train.batch.BatchRefused.
         """
-        ...
+        raise NotImplementedError
 
     def export(self) -> Mapping[str, torch.Tensor]:
         """Hugging Face name to a copy on the CPU that later steps do not change. Empty on every rank but 0."""
-        ...
+        raise NotImplementedError
 
     def save_hf(self, directory: Path) -> None:
         """The weights as a directory that transformers loads."""
-        ...
+        raise NotImplementedError
 
     def save_critic(self, directory: Path) -> None:
         """The critic as a directory that critic.critic_load takes; nothing where there is none."""
-        ...
+        raise NotImplementedError
 
     def save_checkpoint(self, directory: Path, extra: dict[str, Any]) -> Path:
         """Add a checkpoint of this version below ``directory``, durable when this returns its path. extra: msgpack-able."""
-        ...
+        raise NotImplementedError
 
     def choose_checkpoint(self, directory: Path, forgotten: int) -> Choice:
         """The newest sound checkpoint below ``directory``, of step ``forgotten`` or later; the same on all ranks."""
-        ...
+        raise NotImplementedError
 
     def load_checkpoint(self, directory: Path, *, verified: bool = False) -> dict[str, Any]:
         """Go on from that checkpoint, bit for bit; returns its ``extra``."""
-        ...
+        raise NotImplementedError
 
     def close(self) -> None:
         """Leave the process groups."""
-        ...
+        raise NotImplementedError
 
 
-TRAIN_BACKEND = Hook(
+BACKENDS = Named(
     "learner.train_backend",
+    LearnerBackend,
     ("config", "model_path", "ranks"),
-    returns="a train.backend.LearnerBackend",
-    default="megatron",
-    built_in={"megatron": "miles_async.train.trainer.MegatronTrainer"},
+    {"megatron": "miles_async.train.trainer.MegatronTrainer"},
 )
 
 
-def make_backend(config: RunConfig, model_path: str, ranks: Ranks) -> LearnerBackend:
-    """The backend that ``learner.train_backend`` names. Raises HookError, HookFailed, and what a built-in one raises."""
+def check(config: RunConfig) -> None:
+    """Refuse a name that leads nowhere. Ours are not imported: they cost torch. Raises HookError."""
     name = config.learner.train_backend
-    make = TRAIN_BACKEND.load(name)
-    if name in TRAIN_BACKEND.built_in:
+    if name not in BACKENDS.ours:
+        BACKENDS.load(name)
+
+
+def make_backend(config: RunConfig, model_path: str, ranks: Ranks) -> LearnerBackend:
+    """The backend that ``learner.train_backend`` names. Raises HookError, HookFailed, and what one of ours raises."""
+    name = config.learner.train_backend
+    make = BACKENDS.load(name)
+    if name in BACKENDS.ours:
         return make(config, model_path, ranks)
-    found = called(TRAIN_BACKEND, make, config, model_path, ranks)
-    missing = [method for method in METHODS if not callable(getattr(found, method, None))]
-    if missing or not isinstance(getattr(found, "version", None), int):
-        lacks = f"no {' and no '.join(missing)}" if missing else "no version, a whole number"
-        raise refused(TRAIN_BACKEND, make, found, f"{TRAIN_BACKEND.returns}: it has {lacks}")
-    return found
+    return called(BACKENDS.hook, make, config, model_path, ranks)

@@ -29,6 +29,7 @@ from miles_async.config.optimizer_steps import even, steps_of_batch, steps_of_pa
 from miles_async.config.schema import RunConfig
 from miles_async.hooks.calls import called
 from miles_async.train import cpu_shim, hooks, on_policy, steps
+from miles_async.train.backend import LearnerBackend
 from miles_async.train.batch import BatchError, Sequences, flatten, micro_batches, whole_sequences
 from miles_async.train.checked_batch import checked
 from miles_async.train.checkpoint import LearnerState
@@ -52,7 +53,7 @@ from miles_async.train.share import Share, make_share, micro_share
 __all__ = ["LagExceeded", "MegatronTrainer"]
 
 
-class MegatronTrainer:
+class MegatronTrainer(LearnerBackend):
     """The ``LearnerBackend`` (backend.py) of one rank. Builds process groups, model and optimizer, and loads the weights.
 
     model_path: a Hugging Face directory. Raises ModelError for an unsupported checkpoint, RanksSilent if the other ranks do

@@ -31,7 +31,7 @@ def test_the_table_of_the_document_is_the_list_of_hooks() -> None:
     assert len(called) == len(set(called))
 
 
-def test_a_run_takes_functions_a_kind_of_engine_and_a_weight_transport_from_a_file(tmp_path: Path) -> None:
+def test_a_run_takes_a_policy_an_engine_kind_a_transport_a_backend_and_functions_from_a_file(tmp_path: Path) -> None:
     written(tmp_path)
     config = write_config(
         tmp_path,
@@ -42,6 +42,8 @@ def test_a_run_takes_functions_a_kind_of_engine_and_a_weight_transport_from_a_fi
             "policy_loss": "my_rl.py:plain",
         },
         reward={"rm_type": "my_rl.py:short"},
+        staleness={"policy": "my_rl.py:newest_first"},
+        learner={"train_backend": "my_rl.py:Counting"},
         engine={"kind": "my_rl.py:Noted"},
         weights={"transport": "my_rl.py:TimedDisk"},
         rollout={
@@ -59,7 +61,7 @@ def test_a_run_takes_functions_a_kind_of_engine_and_a_weight_transport_from_a_fi
     assert found["steps"] == 3 and found["balanced"]
     lines = (tmp_path / "run" / "metrics.jsonl").read_text()
     assert '"soft_weight"' in lines and '"mis_rs_catastrophic_seq_fraction"' in lines
-    assert '"weights/load_s"' in lines
+    assert '"weights/load_s"' in lines and '"groups_of_rank":8.0' in lines
     assert '"engine_begins"' in (tmp_path / "run" / "events.jsonl").read_text()
 
 

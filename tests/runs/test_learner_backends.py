@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable
 from pathlib import Path
 
-from frozen_backend import FrozenBackend
+import pytest
 from launching import TINY, begin, events, launch, metrics, pid_of, summary, wait_until, write_config
 
-from miles_async.train.backend import LearnerBackend
-
-OURS: Callable[..., LearnerBackend] = FrozenBackend  # for the type checker: it has all that the protocol asks
+from miles_async.cli.load import load
+from miles_async.config.schema import ConfigError
 
 
 def test_a_backend_of_the_users_trains_a_run_and_goes_on_from_its_own_checkpoints(tmp_path: Path) -> None:
@@ -37,12 +35,27 @@ def test_a_backend_of_the_users_trains_a_run_and_goes_on_from_its_own_checkpoint
     assert (run_dir / "hf" / "model.safetensors").is_file()
 
 
-def test_a_backend_that_lacks_a_method_ends_the_launch_with_one_line(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("megatrom", 'expected one of "megatron"'),
+        ("half.Half", "it must be a class below miles_async.train.backend.LearnerBackend"),
+    ],
+)
+def test_what_is_no_backend_is_refused_before_the_start(tmp_path: Path, name: str, said: str) -> None:
     (tmp_path / "half.py").write_text(
         "class Half:\n    def __init__(self, config, model_path, ranks): self.version = 0\n"
     )
-    config = write_config(tmp_path, learner={"train_backend": "half.Half"})
-    result = launch(config, tmp_path / "run")
+    with pytest.raises(ConfigError, match=f'learner.train_backend = ".*{name[-4:]}".*{said}'):
+        load(write_config(tmp_path, learner={"train_backend": name}))
+
+
+def test_a_backend_that_cannot_be_made_ends_the_run_with_its_line(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "from miles_async.train.backend import LearnerBackend\n\n\n"
+        "class Mine(LearnerBackend):\n    def __init__(self, config, model_path, ranks): raise KeyError(ranks.dp_rank)\n"
+    )
+    result = launch(write_config(tmp_path, learner={"train_backend": "mine.Mine"}), tmp_path / "run")
     assert result.returncode == 1
     last = result.stderr.strip().splitlines()[-1]
-    assert "learner.train_backend, half.py:Half: it gave" in last and "it has no step and no export" in last, last
+    assert "learner.train_backend, mine.py:Mine: KeyError: 0" in last, last

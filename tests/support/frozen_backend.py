@@ -13,11 +13,12 @@ from safetensors.torch import load_file, save_file
 
 from bus.messages import Group
 from miles_async.config.schema import RunConfig
+from miles_async.train.backend import LearnerBackend
 from miles_async.train.checkpoint_choice import Choice
 from miles_async.train.ranks import Ranks
 
 
-class FrozenBackend:
+class FrozenBackend(LearnerBackend):
     """The weights that it was made with, at every version."""
 
     def __init__(self, config: RunConfig, model_path: str, ranks: Ranks) -> None:

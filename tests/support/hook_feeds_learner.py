@@ -21,12 +21,10 @@ from miles_async.config.schema import Checkpoint, Learner, Model, Rollout, Stale
 from miles_async.filters.apply import BufferFilter
 from miles_async.staleness.choice import make_policy
 from miles_async.staleness.policies import StalenessState
-from miles_async.train.backend import make_backend
 from miles_async.train.batch import flatten
 from miles_async.train.checked_batch import checked as checked_batch
 from miles_async.train.hooks import BATCH, BEFORE_LOG_PROB, BEFORE_TRAIN_STEP
 from miles_async.train.provided_bridge import bridge_maker
-from miles_async.train.ranks import alone
 from miles_async.train.trainer import MegatronTrainer
 from miles_async.weights.export import exported
 
@@ -79,11 +77,6 @@ def provider(path: str, directory: Path) -> Outcome:
         list(bridge.hf_tensors(torch.nn.Linear(2, 2)))
 
     return ends_the_run(call)
-
-
-def backend(path: str, directory: Path) -> Outcome:
-    found = config(learner=Learner(train_backend=path))
-    return ends_the_run(lambda: make_backend(found, str(directory), alone("file://nowhere")))
 
 
 def batch(path: str, _: Path) -> Outcome:

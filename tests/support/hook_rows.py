@@ -6,7 +6,6 @@ from hook_feed import Row
 from hook_feeds_evaluator import evaluation, evaluation_log
 from hook_feeds_learner import (
     algorithm,
-    backend,
     batch,
     before_log_prob,
     before_step,
@@ -43,7 +42,6 @@ def policy(**fields):
 """
 FLAT = """
 import dataclasses
-from miles_async.train.backend import make_backend
 from miles_async.train.batch import flatten
 def changed(groups, vocab_size, **fields):
     return dataclasses.replace(flatten(groups, vocab_size), **fields)
@@ -107,11 +105,6 @@ ROWS: dict[tuple[str, tuple[str, ...]], Row] = {
             "nan_tokens": "mask.double() * float('nan')",
             "bools": "mask",
         },
-    ),
-    ("learner.train_backend", ("config", "model_path", "ranks")): Row(
-        "run",
-        backend,
-        more={"half_of_one": "type('Half', (), {'version': 0, 'step': print, 'close': print})()"},
     ),
     ("model.model_provider", ("path", "dtype", "device")): Row(
         "run",

@@ -101,6 +101,7 @@ def undeclared(run_dir: Path) -> set[tuple[str, str]]:
     paths = [learner.train_backend, learner.log_function, algorithm.policy_loss, *corrections(algorithm)]
     free = {"learner"} if any("." in (path or "") for path in paths) else set()
     free |= {"evaluator"} if config.eval.eval_function else set()
+    free |= {"broadcaster"} if "." in config.weights.transport else set()
     lines = (line for line in read_metrics(run_dir) if role_of(line.actor) not in free)
     return {(line.actor, name) for line in lines for name in line.values if not declared(name, role_of(line.actor))}
 
