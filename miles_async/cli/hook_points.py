@@ -90,9 +90,8 @@ def table() -> str:
     """The list in Markdown, as ``docs/customization.md`` has it: ``python -m miles_async.cli.hook_points``."""
     lines = ["| key | called with | gives | default | built-ins |", "|---|---|---|---|---|"]
     for hook in HOOKS:
-        names = ", ".join(f"`{name}`" for name in hook.built_in) or "-"
         called = ", ".join(hook.parameters)
-        lines.append(f"| `{hook.key}` | ({called}) | {hook.returns} | {hook.default} | {names} |")
+        lines.append(f"| `{hook.key}` | ({called}) | {hook.returns} | {hook.default} | {hook.listing()} |")
     return "\n".join(lines) + "\n"
 
 

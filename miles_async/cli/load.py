@@ -23,6 +23,7 @@ from miles_async.data.source import FILES
 from miles_async.engines.kinds import table as kinds
 from miles_async.models import builtin
 from miles_async.models.context_length import check_lengths
+from miles_async.rewards.rules import check_labels, check_rewards
 from miles_async.rl import effect as algorithm_effect
 from miles_async.rl import rules as algorithm
 from miles_async.router import addresses
@@ -61,7 +62,7 @@ def check_all(config: RunConfig) -> None:
     """Whatever can be known to be wrong before anything starts. Raises ConfigError, one line."""
     kind = kinds.kind_of(config.engine)
     transports.check(config)
-    rules.check(config, kind.check)
+    rules.check(config, check_rewards, kind.check)
     router_kinds.check(config)
     algorithm.check(config)
     kind.check_use(config)
@@ -71,6 +72,7 @@ def check_all(config: RunConfig) -> None:
     backend.check(config)
     hook_points.check(config)
     check_effect(config, algorithm_effect.RULES, kinds.effects(), transports.effects())
+    check_labels(config)
     check_learnable(config)
     check_lengths(config)
 

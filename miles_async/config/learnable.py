@@ -1,73 +1,17 @@
 """A run that could not learn, or not even begin, however its keys are read.
 
-Promises: a reward without the label that it compares with, schedules
-that contradict themselves and sampling that no engine could do are refused with one line. Pure.
+Promises: schedules that contradict themselves and sampling that no engine could do are refused with one line. Pure.
 """
 
 from __future__ import annotations
 
 from miles_async.config.schema import ConfigError, RunConfig
 
-# the built-in rewards that compare with a label, those that give one number, and what the others give
-LABELLED = ("graded_match", "exact_match", "f1", "dapo", "math", "deepscaler", "gemma_math")
-_NUMBERS = (
-    "graded_match",
-    "exact_match",
-    "f1",
-    "gpqa",
-    "random",
-    "deterministic_random",
-    "math",
-    "deepscaler",
-    "gemma_math",
-)
-PARTS = {"dapo": ("score", "acc")}
-
 
 def check_learnable(config: RunConfig) -> None:
     """All of the checks. Raises ConfigError."""
-    check_labels(config)
     check_schedules(config)
     check_sampling(config)
-
-
-def check_labels(config: RunConfig) -> None:
-    """Refuse a reward that compares with a label where no prompt has one, and a part that a reward does not have.
-
-    Raises ConfigError.
-    """
-    reward, graded = config.reward, is_graded(config)
-    if graded and config.data.label_key is None and config.data.data_source == "files":
-        _refuse_unlabelled("data.label_key", "none", reward.rm_type)
-    for name, data in config.eval.datasets.items():
-        unlabelled = data.label_key == "" or (data.label_key is None and config.data.label_key is None)
-        if unlabelled:
-            _refuse_unlabelled(
-                f"eval.datasets.{name}.label_key", data.label_key or "none", data.rm_type or reward.rm_type
-            )
-    key, name = reward.reward_key, reward.rm_type.removeprefix("boxed_")
-    if key is None or reward.rm_types or not graded:
-        return
-    if name in _NUMBERS:
-        raise ConfigError(f'reward.reward_key = "{key}" has no effect: reward.rm_type = "{name}" gives one number')
-    if name in PARTS and key not in PARTS[name]:
-        raise ConfigError(f'reward.reward_key = "{key}": reward.rm_type = "{name}" gives {", ".join(PARTS[name])}')
-
-
-def is_graded(config: RunConfig) -> bool:
-    """Whether a function of ``[reward]`` grades every sample: an agent, or a function of the user's, may do it itself."""
-    rollout = config.rollout
-    return rollout.rollout_function in ("single_turn", "per_sample") and rollout.generate_function in (
-        "single_turn",
-        "multi_turn",
-    )
-
-
-def _refuse_unlabelled(key: str, value: str, rm_type: str) -> None:
-    if rm_type.removeprefix("boxed_") in LABELLED:
-        raise ConfigError(
-            f'{key} = "{value}": the reward "{rm_type}" compares with a label; name the key of the prompts that has it'
-        )
 
 
 def check_schedules(config: RunConfig) -> None:

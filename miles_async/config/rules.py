@@ -12,8 +12,8 @@ from miles_async.config.optimizer_steps import check as check_steps
 from miles_async.config.schema import ConfigError, RunConfig
 
 
-def check(config: RunConfig, check_kind: Callable[[RunConfig], None] = lambda _: None) -> None:
-    """All of the checks; ``check_kind``, in its turn, is that of the kind of engines. Raises ConfigError."""
+def check(config: RunConfig, *rooms: Callable[[RunConfig], None]) -> None:
+    """All of the checks; ``rooms``, in their turn, are those of other rooms. Raises ConfigError."""
     if config.rollout.rollout_batch_size % config.learner.num_ranks:
         raise ConfigError(
             f"rollout.rollout_batch_size = {config.rollout.rollout_batch_size} must be a multiple of "
@@ -21,8 +21,8 @@ def check(config: RunConfig, check_kind: Callable[[RunConfig], None] = lambda _:
         )
     check_steps(config)
     check_rollout(config)
-    check_rewards(config)
-    check_kind(config)
+    for check_room in rooms:
+        check_room(config)
     check_engine(config)
     if config.weights.update_interval > config.staleness.max_lag + 1:
         raise ConfigError(
@@ -65,34 +65,6 @@ def check_rollout(config: RunConfig) -> None:
             "rollout.mask_offpolicy_in_partial_rollout = true needs rollout.partial_rollout = true: else no sample goes on "
             "after an abort"
         )
-
-
-def check_rewards(config: RunConfig) -> None:
-    """Refuse a sum without addends, addends that nobody sums, and a server that cannot be asked. Raises ConfigError."""
-    reward = config.reward
-    named = {
-        reward.rm_type,
-        *reward.rm_types,
-        *(data.rm_type for data in config.eval.datasets.values() if data.rm_type),
-    }
-    if "weighted_sum" in named and not reward.rm_weights:
-        raise ConfigError(
-            'reward.rm_weights is empty: "weighted_sum" needs a table of rewards and weights, such as {math = 1.0, f1 = 0.1}'
-        )
-    if reward.rm_weights and "weighted_sum" not in named:
-        raise ConfigError('reward.rm_weights is not used: set reward.rm_type = "weighted_sum"')
-    if "weighted_sum" in reward.rm_weights:
-        raise ConfigError('reward.rm_weights: "weighted_sum" cannot be a part of itself')
-    parts = [name.replace(":", ".").rpartition(".")[2] for name in reward.rm_weights]
-    if doubled := [part for part in parts if parts.count(part) > 1]:
-        raise ConfigError(
-            f'reward.rm_weights: two of its rewards are called "{doubled[0]}", and so would be their parts'
-        )
-    asked = sorted(name for name in named | set(reward.rm_weights) if name.removeprefix("boxed_") == "remote_rm")
-    if asked and reward.rm_url is None:
-        raise ConfigError(f'reward.rm_url is missing: "{asked[0]}" needs the URL of a reward server')
-    if reward.rm_url is not None and not reward.rm_url.startswith(("http://", "https://", "env:")):
-        raise ConfigError('reward.rm_url: expected "http://...", "https://..." or "env:NAME"')
 
 
 # what a dataset cannot be called: eval/NAME is the name of a metric

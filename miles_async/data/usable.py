@@ -11,17 +11,15 @@ from importlib.util import find_spec
 
 import msgspec
 
-from miles_async.config.learnable import LABELLED, PARTS, is_graded
 from miles_async.config.schema import Reward, RunConfig
 from miles_async.data.prompt import Prompt
-from miles_async.rewards import boxed
 from miles_async.rewards.graded import RewardError
-from miles_async.rewards.registry import NEEDS, REMOTE, WEIGHTED_SUM, chosen
+from miles_async.rewards.registry import chosen
+from miles_async.rewards.rules import is_graded
 from miles_async.rewards.sample import RewardSample
+from miles_async.rewards.table import WEIGHTED_SUM, BuiltIn, built_in
 from miles_async.rollout.learnt import SftError, learnt
 from miles_async.text.tokenizer import Tokenizer
-
-_ANSWERS = ("correct_letter", "correct_answer", "answer_text")  # of "gpqa", in the metadata
 
 
 def fault(config: RunConfig, prompt: Prompt, tokenizer: Tokenizer, *, labelled: bool) -> str | None:
@@ -55,24 +53,28 @@ def _ungraded(config: RunConfig, prompt: Prompt, labelled: bool) -> str | None:
     if prompt.label is not None or not labelled:
         return None
     parts = config.reward.rm_weights if name == WEIGHTED_SUM else [name]
-    for part in (part.removeprefix("boxed_") for part in parts):
-        if part in LABELLED or (part == "gpqa" and not any(prompt.metadata.get(key) for key in _ANSWERS)):
-            return f'it has no label, with which its reward "{name}" compares'
+    if any((entry := built_in(part)) is not None and _lacks_its_label(entry, prompt) for part in parts):
+        return f'it has no label, with which its reward "{name}" compares'
     return None
 
 
+def _lacks_its_label(reward: BuiltIn, prompt: Prompt) -> bool:
+    """Whether ``reward`` would have nothing to compare with; ``prompt`` has no label."""
+    return reward.compares_with_label and not any(prompt.metadata.get(key) for key in reward.instead_of_label)
+
+
 def _unasked(name: str, reward: Reward) -> str | None:
-    """Why the run has no answer from the reward ``name``, of which only rows speak (``config/rules.py`` has the others)."""
-    plain = name.removeprefix(boxed.PREFIX)
-    module, package = NEEDS.get(plain, ("", ""))
+    """Why the run has no answer from the reward ``name``, of which only rows speak (``rewards/rules.py`` has the others)."""
     if name == WEIGHTED_SUM and not reward.rm_weights:
         return "reward.rm_weights is empty"
-    if plain == REMOTE and reward.rm_url is None:
+    if (entry := built_in(name)) is None:
+        return None
+    if entry.asks_server and reward.rm_url is None:
         return "reward.rm_url is missing"
-    if module and find_spec(module) is None:
-        return f"it needs the package {package}"
-    if reward.reward_key is not None and reward.reward_key not in PARTS.get(plain, (reward.reward_key,)):
-        return f'it has no part reward.reward_key = "{reward.reward_key}", but {", ".join(PARTS[plain])}'
+    if entry.needs is not None and find_spec(entry.needs[0]) is None:
+        return f"it needs the package {entry.needs[1]}"
+    if reward.reward_key is not None and entry.parts and reward.reward_key not in entry.parts:
+        return f'it has no part reward.reward_key = "{reward.reward_key}", but {", ".join(entry.parts)}'
     return None
 
 

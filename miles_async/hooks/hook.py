@@ -82,6 +82,10 @@ class Hook:
         value = getattr(getattr(config, section), key)
         return () if value is None else (value,) if isinstance(value, str) else tuple(value)
 
+    def listing(self) -> str:
+        """The built-ins in Markdown, for the documentation."""
+        return ", ".join(f"`{name}`" for name in self.built_in) or "-"
+
     def functions(self, config: RunConfig) -> list[Callable[..., Any]]:
         """The functions that the configuration names here. Raises HookError."""
         return [self.load(value) for value in self.values(config)]

@@ -14,18 +14,8 @@ import msgspec
 
 from miles_async.rewards.sample import RewardSample
 
-PREFIX = "boxed_"
-
 BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)  # \{ and \} are printed, they group nothing
-
-# the form in which a reward looks for the answer; the others are given the bare content
-_SHOWN_AS: dict[str, tuple[str, str]] = {
-    "math": ("\\boxed{", "}"),
-    "gemma_math": ("\\boxed{", "}"),
-    "deepscaler": ("</think>\\boxed{", "}"),
-    "dapo": ("Answer: ", ""),
-}
 
 
 def last_boxed(text: str) -> str | None:
@@ -50,13 +40,13 @@ def unboxed(label: str | None) -> str | None:
     return content if content is not None and label is not None and label.strip().endswith(f"{content}}}") else label
 
 
-def boxed(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    """The built-in ``name``, of which ``function`` is the code, with the content of the last box in the response's place.
+def boxed(function: Callable[..., Any], answer_form: tuple[str, str]) -> Callable[..., Any]:
+    """The built-in ``function`` with the content of the last box in the response's place.
 
-    It grades the content as its answer, in whatever form it looks for one; without a box it is given an empty response.
-    Further arguments are passed on.
+    answer_form: what it wants to see before and after an answer, so that it grades the content as one; without a box it is
+    given an empty response. Further arguments are passed on.
     """
-    before, after = _SHOWN_AS.get(name, ("", ""))
+    before, after = answer_form
 
     def reward(sample: RewardSample, *args: Any, **kwargs: Any) -> Any:
         content = last_boxed(sample.response)

@@ -20,11 +20,12 @@ from typing import TYPE_CHECKING, Any, Self
 
 from miles_async.config.schema import Reward
 from miles_async.hooks.faults import words
-from miles_async.rewards import boxed, registry
+from miles_async.rewards import registry
 from miles_async.rewards.graded import Graded, RewardError, graded, numbers
 from miles_async.rewards.grading_pool import GradingPool
 from miles_async.rewards.registry import RewardFunction
 from miles_async.rewards.sample import GradingRequest, RewardSample
+from miles_async.rewards.table import BOXED, WEIGHTED_SUM, built_in, short_name
 from miles_async.rewards.weighted import weighted_sum
 
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ class Grader:
         await self._pool.close()
 
     async def _score(self, name: str, samples: list[RewardSample]) -> Grades:
-        if name == registry.WEIGHTED_SUM:
+        if name == WEIGHTED_SUM:
             return await self._score_sum(samples)
         if self._takes_groups(name):
             try:
@@ -107,17 +108,15 @@ class Grader:
     async def _score_sum(self, samples: list[RewardSample]) -> Grades:
         weights = self.config.rm_weights
         if not weights:
-            return [
-                RewardError("reward_error", f"{registry.WEIGHTED_SUM}: reward.rm_weights is empty") for _ in samples
-            ]
-        names = [registry.short_name(name) for name in weights]
+            return [RewardError("reward_error", f"{WEIGHTED_SUM}: reward.rm_weights is empty") for _ in samples]
+        names = [short_name(name) for name in weights]
         columns = await asyncio.gather(*(self._score(name, samples) for name in weights))
         by_name = dict(zip(names, weights.values(), strict=True))
         return [weighted_sum(dict(zip(names, row, strict=True)), by_name) for row in zip(*columns, strict=True)]
 
     async def _score_one(self, name: str, sample: RewardSample) -> Graded | RewardError:
         try:
-            if name.removeprefix(boxed.PREFIX) == registry.REMOTE:
+            if (entry := built_in(name)) is not None and entry.asks_server:
                 return self._graded(name, await self._remotely(name, sample))
             if self._runs_here(name):
                 return self._graded(name, self._here(name, sample))
@@ -146,11 +145,13 @@ class Grader:
         return reply.results
 
     def _graded(self, name: str, result: Any) -> Graded:
-        own_key = registry.KEYS.get(name.removeprefix(boxed.PREFIX))
-        return graded(result, self.config.reward_key or own_key)
+        entry = built_in(name)
+        return graded(result, self.config.reward_key or (entry.reward_part if entry is not None else None))
 
     def _runs_here(self, name: str) -> bool:
-        return name.removeprefix(boxed.PREFIX) in (*registry.INLINE, registry.REMOTE, registry.WEIGHTED_SUM)
+        if (entry := built_in(name)) is not None:
+            return entry.inline or entry.asks_server
+        return name.removeprefix(BOXED) == WEIGHTED_SUM
 
     def _takes_groups(self, name: str) -> bool:
         return self.config.group_rm and not registry.is_built_in(name)

@@ -22,10 +22,10 @@ from typing import Any, BinaryIO
 import msgspec
 
 from miles_async.hooks.faults import one_line, place, trace, words
-from miles_async.rewards import boxed
 from miles_async.rewards.graded import numbers, numbers_of_group
-from miles_async.rewards.registry import NEEDS, RewardConfigError, RewardFunction, resolve_reward
+from miles_async.rewards.registry import RewardConfigError, RewardFunction, resolve_reward
 from miles_async.rewards.sample import HEADER_BYTES, GradingReply, GradingRequest, frame
+from miles_async.rewards.table import built_in
 
 _PR_SET_PDEATHSIG = 1
 
@@ -89,8 +89,8 @@ def _failed(error: BaseException) -> GradingReply:
 @cache
 def _load(name: str, group: bool) -> RewardFunction:
     function = resolve_reward(name, group=group)
-    if needed := NEEDS.get(name.removeprefix(boxed.PREFIX)):
-        importlib.import_module(needed[0])
+    if (entry := built_in(name)) is not None and entry.needs is not None:
+        importlib.import_module(entry.needs[0])  # its first call does not pay for that
     return function
 
 

@@ -14,37 +14,16 @@ from typing import Any
 
 from miles_async.config.schema import Reward, RunConfig
 from miles_async.hooks.hook import Hook, HookError, nearest
-from miles_async.rewards import boxed
+from miles_async.rewards.boxed import boxed
 from miles_async.rewards.graded import RewardError
 from miles_async.rewards.sample import RewardSample
+from miles_async.rewards.table import BOXED, BUILT_IN, WEIGHTED_SUM, built_in, short_name
 
 # a number or a dict of numbers (a list of them for a group), or an awaitable of one
 RewardFunction = Callable[..., Any]
 
-WEIGHTED_SUM = "weighted_sum"
-REMOTE = "remote_rm"
-
-# cheap enough for the event loop
-INLINE = {
-    "graded_match": "miles_async.rewards.builtin_rewards.graded_match",
-    "exact_match": "miles_async.rewards.builtin_rewards.exact_match",
-    "f1": "miles_async.rewards.builtin_rewards.f1",
-    "gpqa": "miles_async.rewards.gpqa.gpqa",
-    "dapo": "miles_async.rewards.dapo.dapo",
-    "random": "miles_async.rewards.builtin_rewards.random",
-    "deterministic_random": "miles_async.rewards.builtin_rewards.deterministic_random",
-}
-# each of these has a boxed_ twin
-BUILT_IN = INLINE | {
-    "math": "miles_async.rewards.math_rewards.math",
-    "deepscaler": "miles_async.rewards.math_rewards.deepscaler",
-    "gemma_math": "miles_async.rewards.math_rewards.gemma_math",
-    REMOTE: "miles_async.rewards.remote.remote_rm",
-}
-# module and package; a grading process imports it before its first call
-NEEDS = {name: ("math_verify", "math-verify") for name in ("math", "deepscaler", "gemma_math")}
-# which entry of a built-in's dict is the reward where reward.reward_key does not say
-KEYS = {"dapo": "score"}
+_FUNCTIONS = {name: entry.function for name, entry in BUILT_IN.items()}
+_NEEDS = {name: entry.needs for name, entry in BUILT_IN.items() if entry.needs is not None}
 
 
 class RewardConfigError(HookError):
@@ -59,16 +38,21 @@ class RewardHook(Hook):
 
     def load(self, value: str) -> RewardFunction:
         """The function that ``value`` names. Raises RewardConfigError."""
-        name = value.removeprefix(boxed.PREFIX)
+        name = value.removeprefix(BOXED)
         if name == value or "." in name or ":" in name:  # a module of the user may be called so
             return super().load(value)
         if name not in BUILT_IN:
-            raise self._error(value, f"no built-in follows {boxed.PREFIX}{nearest(name, list(BUILT_IN))}")
-        return boxed.boxed(name, super().load(name))
+            raise self._error(value, f"no built-in follows {BOXED}{nearest(name, list(BUILT_IN))}")
+        return boxed(super().load(name), BUILT_IN[name].answer_form)
 
     def values(self, config: RunConfig) -> tuple[str, ...]:
         """What the configuration names here."""
         return super().values(config) if self.group in (None, config.reward.group_rm) else ()
+
+    def listing(self) -> str:
+        """Where the list is, which is long and would stand in several rows."""
+        names = "those of [rewards/table.py](../miles_async/rewards/table.py)"
+        return f"`{WEIGHTED_SUM}`, and {names}" if WEIGHTED_SUM in self.built_in else names
 
 
 def _hook(key: str, parameters: tuple[str, ...], group: bool | None = None, sums: bool = True) -> RewardHook:
@@ -79,8 +63,8 @@ def _hook(key: str, parameters: tuple[str, ...], group: bool | None = None, sums
         + (" for each sample (reward.group_rm = true)" if group else "")
         + ", or an awaitable of that",
         default="graded_match" if key == "reward.rm_type" else "none",
-        built_in=BUILT_IN | ({WEIGHTED_SUM: "miles_async.rewards.weighted.weighted_sum"} if sums else {}),
-        needs=NEEDS,
+        built_in=_FUNCTIONS | ({WEIGHTED_SUM: "miles_async.rewards.weighted.weighted_sum"} if sums else {}),
+        needs=_NEEDS,
         form="either",
         error=RewardConfigError,
         group=group,
@@ -97,7 +81,7 @@ HOOKS: tuple[Hook, ...] = (REWARD, GROUP_REWARD, REWARD_CHOICES, REWARD_WEIGHTS)
 
 def is_built_in(name: str) -> bool:
     """Whether ``name`` is that of a built-in, ``boxed_`` or not."""
-    return name == WEIGHTED_SUM or name.removeprefix(boxed.PREFIX) in BUILT_IN
+    return name == WEIGHTED_SUM or built_in(name) is not None
 
 
 def chosen(sample: RewardSample, config: Reward) -> str:
@@ -122,11 +106,6 @@ def chosen(sample: RewardSample, config: Reward) -> str:
         "reward_error",
         f"the prompt's metadata has rm_type = {given!r}{near}; one of {', '.join(names)} (reward.rm_types)",
     )
-
-
-def short_name(name: str) -> str:
-    """What the parts of a sum are called: a built-in's name, or that of the function without its module or file."""
-    return name.replace(":", ".").rpartition(".")[2]
 
 
 def _dotted(path: str) -> str:

@@ -10,7 +10,7 @@ import pytest
 from bus.messages import Sample, Ticket
 from miles_async.rewards import Graded, RewardSample, resolve_reward
 from miles_async.rewards.final_answer import bare, declared
-from miles_async.rewards.registry import BUILT_IN, REMOTE
+from miles_async.rewards.table import BUILT_IN
 from miles_async.rollout.scoring import score
 from miles_async.rollout.trajectory import Trajectory
 from miles_async.text.tokenizer import Tokenizer
@@ -87,7 +87,7 @@ def worth(name: str, response: str, label: str, **fields: Any) -> float:
 
 
 def test_there_are_spellings_for_every_built_in_that_looks_at_the_label() -> None:
-    assert set(SPELLINGS) == set(BUILT_IN) - {REMOTE, "random", "deterministic_random"}
+    assert set(SPELLINGS) == {name for name, entry in BUILT_IN.items() if entry.compares_with_label}
 
 
 @pytest.mark.parametrize("kind", LABELS)

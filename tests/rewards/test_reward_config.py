@@ -12,7 +12,7 @@ from miles_async.cli.load import load, parse
 from miles_async.config.schema import ConfigError, Reward, RunConfig
 from miles_async.config.toml import dump
 from miles_async.rewards import Grader, RewardConfigError
-from miles_async.rewards.registry import short_name
+from miles_async.rewards.table import short_name
 
 
 @pytest.fixture

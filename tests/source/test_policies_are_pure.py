@@ -29,6 +29,8 @@ PURE = (
     "miles_async/filters/dynamic_sampling.py",
     "miles_async/config/loopback.py",
     "miles_async/config/optimizer_steps.py",
+    "miles_async/rewards/rules.py",
+    "miles_async/rewards/table.py",
     "miles_async/rl/advantages.py",
     "miles_async/rl/builtin/table.py",
     "miles_async/rl/corrections.py",
