@@ -27,7 +27,7 @@ from actors.rollout_requests import EngineRequests
 from actors.runtime.context import ActorContext, Waiting
 from actors.runtime.tasks import end
 from bus import Ledger
-from bus.ledger import ClaimedTicket
+from bus.ledger_leases import ClaimedTicket
 from bus.messages import Group, Sample, Ticket
 from bus.waits import WaitKind
 from miles_async.filters.apply import GroupFilters

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 
 from bus.codec import encode
 from bus.errors import LedgerError
-from bus.ledger import Ledger, words
+from bus.ledger import Ledger
+from bus.ledger_scripts import words
 from bus.messages import Group, Ticket
 
 

@@ -35,7 +35,7 @@ from bus.deadline import within
 from bus.messages import Event
 from miles_async.config.schema import RunConfig
 from miles_async.config.secrets import resolve
-from miles_async.engines.external import refuse_absent
+from miles_async.engines.absent import refuse_absent
 from miles_async.evaluation import settings as evaluation
 from miles_async.models.builtin import is_builtin
 from miles_async.monitor.monitor import Monitor

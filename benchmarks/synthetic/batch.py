@@ -27,7 +27,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from miles_async.engines.embedded.request import EngineRequest, abort_reason, length_reason, stop_reason
-from miles_async.engines.embedded.scheduler import Partial, PauseMode, StepOutput
+from miles_async.engines.embedded.scheduler import PauseMode
+from miles_async.engines.embedded.step_output import Partial, StepOutput
 
 EOS = 1
 MASK = 2**64 - 1

@@ -14,7 +14,7 @@ from typing import Any
 
 from benchmarks.synthetic.batch import Batch
 from miles_async.engines.embedded.request import EngineRequest
-from miles_async.engines.embedded.scheduler import StepOutput
+from miles_async.engines.embedded.step_output import StepOutput
 from miles_async.engines.embedded.worker import EngineStopped
 
 

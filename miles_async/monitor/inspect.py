@@ -16,8 +16,8 @@ from typing import Any
 
 import msgspec
 
+from miles_async.monitor.group_lives import STATES, Life, live, moment
 from miles_async.monitor.inspect_record import InspectError, Record
-from miles_async.monitor.lives import STATES, Life, live, moment
 from miles_async.monitor.record_lines import EventLine, TransitionLine
 
 SUBJECTS = ("group", "step", "actor", "drops")

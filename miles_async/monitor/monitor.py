@@ -20,8 +20,8 @@ from miles_async.config.toml import dump
 from miles_async.disk.durable import write_whole
 from miles_async.monitor.announce import Announcer
 from miles_async.monitor.length_bias import LengthBias
-from miles_async.monitor.live import LiveView
 from miles_async.monitor.losses import Losses, idle_batches, skipped_points
+from miles_async.monitor.panel import LiveView
 from miles_async.monitor.picture import PICTURE_FILE, draw
 from miles_async.monitor.progress import LEDGER, MONITOR, START, Progress, progress_of
 from miles_async.monitor.record import RecordWriter

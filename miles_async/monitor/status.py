@@ -23,7 +23,7 @@ from bus.password import without_password
 from miles_async.config import toml
 from miles_async.config.schema import ConfigError
 from miles_async.monitor.diagnosis import REDIS_SILENT_S, Redis, Sight, diagnose, redis_waits, waits
-from miles_async.monitor.live import doing, line
+from miles_async.monitor.panel import doing, line
 from miles_async.monitor.progress import Progress, progress_of
 from miles_async.monitor.record_lines import METRICS_FILE, read_events, read_metrics
 from miles_async.monitor.sight import as_json, look, process_of, refusal, shown

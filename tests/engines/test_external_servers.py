@@ -24,8 +24,8 @@ from bus.codec import LOGPROBS, MASK, TOKENS, pack, unpack
 from bus.messages import Sample, Ticket
 from miles_async.config.schema import Algorithm, ConfigError, Data, Engine, Model, Rollout, RunConfig
 from miles_async.engines import external as external_servers
+from miles_async.engines.absent import refuse_absent
 from miles_async.engines.client import EngineClient
-from miles_async.engines.external import refuse_absent
 from miles_async.http.limits import read_body, send_whole
 from miles_async.http.refusals import Refusals
 from miles_async.http.server import HttpServer

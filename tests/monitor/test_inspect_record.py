@@ -9,7 +9,7 @@ from pathlib import Path
 from inspected import Story, append, found, inspect, line, play, two_steps
 
 from bus import connect
-from miles_async.monitor.lives import live
+from miles_async.monitor.group_lives import live
 from miles_async.monitor.record_lines import read_transitions
 from miles_async.runs.state import STATE_FILE, RunState, write
 

@@ -209,7 +209,7 @@ def test_a_second_finish_changes_nothing(tmp_path: Path) -> None:
 
 
 def test_waits_are_told_apart_from_work(tmp_path: Path) -> None:
-    from miles_async.monitor.live import line
+    from miles_async.monitor.panel import line
 
     monitor = started(tmp_path)
     train(monitor, 1, 2, begin=100.0)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from miles_async.cli.load import parse
-from miles_async.monitor.live import line, render
+from miles_async.monitor.panel import line, render
 from miles_async.monitor.picture import draw
 from miles_async.monitor.progress import Progress, progress_of
 from miles_async.monitor.record_lines import MetricsLine

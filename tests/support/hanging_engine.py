@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 
 from actors.engine import EngineHost
-from miles_async.engines.embedded.scheduler import Scheduler, StepOutput
+from miles_async.engines.embedded.scheduler import Scheduler
+from miles_async.engines.embedded.step_output import StepOutput
 
 
 class HangingEngine(EngineHost):

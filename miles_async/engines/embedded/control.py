@@ -9,8 +9,7 @@ Hugging Face name; ``per_gpu_checksum`` is the same of the lines ``name:checksum
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +28,10 @@ from miles_async.engines.embedded.control_bodies import (
 from miles_async.engines.embedded.groups import Buffers, TransferError, flattened_size, join_group, leave_group, receive
 from miles_async.engines.embedded.model import DenseModel, WeightError
 from miles_async.engines.embedded.scheduler import Scheduler
+from miles_async.engines.embedded.update_group import Answer, UpdateGroup
 from miles_async.engines.embedded.worker import EngineThread
 from miles_async.engines.weight_paths import inside
 from miles_async.hooks.daemon_thread import in_thread
-
-Answer = tuple[int, dict[str, Any]]
 
 MAX_JOINS = 8  # under way at once: each waits in a thread of its own for ranks that may never come
 MAX_SIZE = 1 << 40  # of a dimension of a tensor
@@ -42,27 +40,6 @@ NOT_FLUSHED = (
     "Weights were updated, but the cache was not flushed because requests are still running or queued. "
     "Retract or finish them, then call /flush_cache."
 )
-
-
-class UpdateGroup:
-    """A process group, and the loads of its buckets that are under way: one is loaded while the next one comes."""
-
-    def __init__(self, group: Any) -> None:
-        self.group = group
-        self._loads: list[asyncio.Task[Answer]] = []  # oldest first
-
-    def begin(self, load: Coroutine[Any, Any, Answer]) -> None:
-        """Load what has come, and go on."""
-        self._loads.append(asyncio.create_task(load))
-
-    async def settle(self, keep: int = 0) -> Answer | None:
-        """Until at most ``keep`` loads are under way; the answer of the first that failed."""
-        failed = None
-        while len(self._loads) > keep:
-            status, answer = await self._loads.pop(0)
-            if status != 200 and failed is None:
-                failed = status, answer
-        return failed
 
 
 class WeightControl:

@@ -19,7 +19,8 @@ from miles_async.engines.embedded.protocol import Item
 from miles_async.engines.embedded.request import EngineRequest, render, render_partial
 from miles_async.engines.embedded.sampling import NO_TOP_K
 from miles_async.engines.embedded.sampling_params import RequestError, RequestLimits, Sampling
-from miles_async.engines.embedded.scheduler import Partial, Scheduler, StepOutput
+from miles_async.engines.embedded.scheduler import Scheduler
+from miles_async.engines.embedded.step_output import Partial, StepOutput
 from miles_async.engines.embedded.text import TextCodec
 from miles_async.engines.embedded.worker import EngineStopped, EngineThread
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable
 from itertools import repeat
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -27,25 +27,11 @@ from miles_async.engines.embedded.model import DenseModel
 from miles_async.engines.embedded.request import EngineRequest, abort_reason, length_reason, stop_reason
 from miles_async.engines.embedded.rows import BIASED, FILTERED, GREEDY, WATCHED, Rows
 from miles_async.engines.embedded.sampling import Filters, sample, uniforms
+from miles_async.engines.embedded.step_output import Partial, StepOutput
 from miles_async.engines.embedded.text import TextCodec
 
 PauseMode = Literal["abort", "retract", "in_place"]
 MAX_PREFILL_TOKENS = 16384  # padded tokens of one prefill pass; bounds its memory
-
-
-class Partial(NamedTuple):
-    """Output so far of a request that streams."""
-
-    request: EngineRequest
-    output: list[int]
-    logprobs: list[float]
-
-
-class StepOutput(NamedTuple):
-    """What a step gave: requests that are finished, and progress of streaming ones."""
-
-    finished: list[EngineRequest]
-    partial: list[Partial]
 
 
 class Scheduler:

@@ -16,7 +16,8 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from miles_async.engines.embedded.request import EngineRequest
-from miles_async.engines.embedded.scheduler import Scheduler, StepOutput
+from miles_async.engines.embedded.scheduler import Scheduler
+from miles_async.engines.embedded.step_output import StepOutput
 
 T = TypeVar("T")
 _log = logging.getLogger(__name__)

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from bus.messages import Heartbeat
-from miles_async.monitor.live import LiveView, doing, duration, line, sparkline
+from miles_async.monitor.panel import LiveView, doing, duration, line, sparkline
 from miles_async.monitor.progress import Progress
 from miles_async.monitor.record_lines import MetricsLine
 

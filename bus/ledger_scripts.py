@@ -1,0 +1,65 @@
+"""How the ledger's transitions reach Redis: one script for each of them, loaded once for each bus.
+
+Promises: a transition is one atomic script; what Redis refuses of it is a LedgerError that names the script.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import redis.exceptions
+
+from bus import positions
+from bus.client import Bus
+from bus.errors import LedgerError
+
+_SCRIPTS = Path(__file__).parent / "scripts"
+_NAMES = (
+    "admit",
+    "claim",
+    "begin",
+    "fail",
+    "publish",
+    "discard",
+    "release",
+    "drop",
+    "batch",
+    "commit",
+    "open",
+    "reconcile",
+    "foreign",
+    "quarantine",
+)
+
+_DETAIL_CHARS = 400
+
+
+class LedgerScripts:
+    """The scripts of one run's ledger on ``bus``."""
+
+    def __init__(self, bus: Bus) -> None:
+        self.bus = bus
+        self._scripts = _load(bus)
+
+    async def _run(self, script: str, *args: Any) -> Any:
+        """The answer of one of the ledger's scripts. Raises LedgerError."""
+        try:
+            return await self._scripts[script](keys=[self.bus.prefix], args=args)
+        except redis.exceptions.ResponseError as error:
+            raise LedgerError(f"{script}: {error}") from None
+
+    async def steps(self) -> tuple[int, int]:
+        """The last step that has a batch, and the last one that is committed."""
+        last, committed = await self.bus.redis.hmget(self.bus.key("l:meta"), "last_step", "committed_step")
+        return int(last or 0), int(committed or 0)
+
+
+def _load(bus: Bus) -> dict[str, Any]:
+    prelude = positions.lua() + (_SCRIPTS / "prelude.lua").read_text()
+    return {n: bus.redis.register_script(prelude + (_SCRIPTS / f"{n}.lua").read_text()) for n in _NAMES}
+
+
+def words(text: str) -> str:
+    """What goes on record of it: some of it, and only what is UTF-8."""
+    return text[:_DETAIL_CHARS].encode("utf-8", "backslashreplace").decode()
