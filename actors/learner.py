@@ -38,7 +38,7 @@ from miles_async.filters.apply import BufferFilter
 from miles_async.staleness.choice import make_policy
 from miles_async.train import idle_steps
 from miles_async.train.backend import BACKENDS, LearnerBackend, make_backend
-from miles_async.train.checkpoint_choice import Choice
+from miles_async.train.checkpoint_choice import CheckpointChoice
 from miles_async.train.mismatch import warning
 from miles_async.train.ranks import Ranks
 from miles_async.train.target_reward import REWARD_WINDOW, reached
@@ -104,7 +104,7 @@ class Learner:
         with self.ctx.waiting(WaitKind.MODEL):
             BACKENDS.load(self.config.learner.train_backend)  # its imports belong to the main thread
             self.trainer = await self.compute(make_backend, self.config, self.ctx.model_path, self.ranks)
-        chosen = Choice()
+        chosen = CheckpointChoice()
         if self.checkpoints.is_dir():
             chosen = await choose(self.ctx, self.ledger, self.trainer, self.compute, self.checkpoints)
         if (directory := chosen.path) is not None:

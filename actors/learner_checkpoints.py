@@ -14,7 +14,7 @@ from actors.runtime.compute import ComputeThread
 from actors.runtime.context import ActorContext
 from bus import Ledger
 from bus.waits import WaitKind
-from miles_async.train.checkpoint_choice import Choice
+from miles_async.train.checkpoint_choice import CheckpointChoice
 
 if TYPE_CHECKING:
     from miles_async.train.backend import LearnerBackend
@@ -26,7 +26,7 @@ ROOM_FOR_TWO = 0.4
 
 async def choose(
     ctx: ActorContext, ledger: Ledger, trainer: LearnerBackend, compute: ComputeThread, root: Path
-) -> Choice:
+) -> CheckpointChoice:
     """Where to go on from. Raises CheckpointError: no checkpoint is of use. Collective."""
     forgotten = await ledger.forgotten()
     with ctx.waiting(WaitKind.CHECKPOINTS, root=str(root)):

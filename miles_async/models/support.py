@@ -19,7 +19,7 @@ SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", 
 
 
 @dataclass(frozen=True)
-class Part:
+class ComputingPart:
     """What one part of a run computes as transformers does."""
 
     name: str
@@ -27,8 +27,8 @@ class Part:
     biases: bool  # of attention_bias and mlp_bias; the biases of a qwen2 are its own
 
 
-LEARNER = Part("the learner", ("default",), biases=False)
-ENGINE = Part("the embedded engine", ("default", "linear", "llama3"), biases=True)
+LEARNER = ComputingPart("the learner", ("default",), biases=False)
+ENGINE = ComputingPart("the embedded engine", ("default", "linear", "llama3"), biases=True)
 
 
 class ModelError(ValueError):
@@ -56,7 +56,7 @@ def rope(raw: dict[str, Any]) -> dict[str, Any]:
     return {**(raw.get("rope_scaling") or {}), **(raw.get("rope_parameters") or {})}
 
 
-def problems(raw: dict[str, Any], part: Part) -> list[str]:
+def problems(raw: dict[str, Any], part: ComputingPart) -> list[str]:
     """What ``part`` would compute differently from transformers; empty: nothing."""
     if (model_type := raw.get("model_type")) not in ARCHITECTURES:
         return [f"model_type {model_type!r} (supported: {', '.join(sorted(ARCHITECTURES))})"]
@@ -79,7 +79,7 @@ def problems(raw: dict[str, Any], part: Part) -> list[str]:
     return found
 
 
-def check_model(directory: str | Path, part: Part) -> dict[str, Any]:
+def check_model(directory: str | Path, part: ComputingPart) -> dict[str, Any]:
     """``config.json`` of a model that ``part`` can compute. Raises ModelError."""
     raw = read_config_json(directory)
     if found := problems(raw, part):
@@ -87,7 +87,7 @@ def check_model(directory: str | Path, part: Part) -> dict[str, Any]:
     return raw
 
 
-def check_models(config: RunConfig, engines: Part | None) -> None:
+def check_models(config: RunConfig, engines: ComputingPart | None) -> None:
     """Refuse a model that this run's learner or engines cannot compute, and a device that is not there.
 
     Raises ConfigError naming the key. A learner with a bridge of the user's (``model.model_provider``) and engines of which

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 from bus.messages import Group
 from miles_async.config.schema import RunConfig
 from miles_async.hooks.calls import called
-from miles_async.hooks.choice import Choice as Named
-from miles_async.train.checkpoint_choice import Choice
+from miles_async.hooks.choice import Choice
+from miles_async.train.checkpoint_choice import CheckpointChoice
 from miles_async.train.ranks import Ranks
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ class LearnerBackend:
         """Add a checkpoint of this version below ``directory``, durable when this returns its path. extra: msgpack-able."""
         raise NotImplementedError
 
-    def choose_checkpoint(self, directory: Path, forgotten: int) -> Choice:
+    def choose_checkpoint(self, directory: Path, forgotten: int) -> CheckpointChoice:
         """The newest sound checkpoint below ``directory``, of step ``forgotten`` or later; the same on all ranks."""
         raise NotImplementedError
 
@@ -87,7 +87,7 @@ class LearnerBackend:
         raise NotImplementedError
 
 
-BACKENDS = Named(
+BACKENDS = Choice(
     "learner.train_backend",
     LearnerBackend,
     ("config", "model_path", "ranks"),

@@ -15,7 +15,7 @@ from miles_async.train import checkpoint
 from miles_async.train.checkpoint import CheckpointError
 
 
-class Choice(msgspec.Struct, frozen=True):
+class CheckpointChoice(msgspec.Struct, frozen=True):
     """What a learner loads. ``path``: None where it begins with the model's own weights."""
 
     path: str | None = None
@@ -26,13 +26,13 @@ class Choice(msgspec.Struct, frozen=True):
         return Path(self.path).name if self.path else "the weights of model.hf_checkpoint"
 
 
-def choose(root: Path, forgotten: int) -> Choice:
+def choose(root: Path, forgotten: int) -> CheckpointChoice:
     """The checkpoint under ``root`` to go on from. ``forgotten``: the last step that the ledger cannot give again.
 
     Raises CheckpointError: all are damaged, or too old.
     """
     if not root.is_dir():
-        return Choice()
+        return CheckpointChoice()
     refused: list[tuple[Path | None, str]] = []
     if (name := checkpoint.pointed(root)) and not (root / name).is_dir():
         refused.append((None, f"{root / checkpoint.LATEST} names {name!r}, which is no checkpoint"))
@@ -46,16 +46,16 @@ def choose(root: Path, forgotten: int) -> Choice:
         if state.version < forgotten and refused:  # without a damaged one it is the learner who says so
             refused.append((path, f"{path} is sound, but the ledger has forgotten the groups of step {forgotten}"))
             break
-        return _taken(root, Choice(str(path), _causes(refused), verified), refused)
+        return _taken(root, CheckpointChoice(str(path), _causes(refused), verified), refused)
     if refused and forgotten:
         alone = " (and checkpoint.keep has kept no older one)" if len(refused) == 1 else ""
         raise CheckpointError(
             f"{'; '.join(_causes(refused))}{alone}: put back a copy of what is damaged, or start another run from an export"
         )
-    return _taken(root, Choice(None, _causes(refused)), refused)
+    return _taken(root, CheckpointChoice(None, _causes(refused)), refused)
 
 
-def _taken(root: Path, choice: Choice, refused: list[tuple[Path | None, str]]) -> Choice:
+def _taken(root: Path, choice: CheckpointChoice, refused: list[tuple[Path | None, str]]) -> CheckpointChoice:
     if refused:
         for path, _ in refused:
             if path is not None:

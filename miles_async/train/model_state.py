@@ -16,7 +16,7 @@ import torch
 from miles_async.disk.room import or_nothing
 from miles_async.train import checkpoint, cpu_shim, rng
 from miles_async.train.checkpoint import CheckpointError, LearnerState
-from miles_async.train.checkpoint_choice import Choice, choose
+from miles_async.train.checkpoint_choice import CheckpointChoice, choose
 from miles_async.train.distributed import LearnerGroups
 from miles_async.train.kept_weights import KeptWeights
 from miles_async.train.model import TrainedModel
@@ -51,10 +51,10 @@ class ModelState:
             path = str(checkpoint.commit(root, writing, state, keep)) if first else ""
         return Path(self._groups.agree("the finished checkpoint", path))
 
-    def choose(self, root: Path, forgotten: int) -> Choice:
+    def choose(self, root: Path, forgotten: int) -> CheckpointChoice:
         """See checkpoint_choice.py: rank 0 looks, all ranks have the answer. Raises CheckpointError on every rank."""
         found = self._on_first("the checkpoint to go on from", lambda: msgspec.json.encode(choose(root, forgotten)))
-        return msgspec.json.decode(found, type=Choice)
+        return msgspec.json.decode(found, type=CheckpointChoice)
 
     def load(self, directory: Path, *, verified: bool = False) -> LearnerState:
         """Restore the latest checkpoint in ``directory``, or the one it is.

@@ -34,7 +34,7 @@ def counts(made: int = 0, empty: int = 0, skipped: int = 0) -> dict[str, float]:
 
 
 @dataclass
-class Outcome:
+class StepsOutcome:
     """What became of a batch's optimizer steps. Sums are over those that were made."""
 
     sums: torch.Tensor  # [metrics] float64, this rank's parts
@@ -70,14 +70,14 @@ class OptimizerSteps:
         *,
         size: int,
         name: str,
-    ) -> Outcome:
+    ) -> StepsOutcome:
         """One optimizer step of all ``models`` for each mini-batch, ``epochs`` times. Collective.
 
         backward: adds up the gradients of a mini-batch and gives this rank's part of its metrics, [size] float64; the flag
         says whether the weights are still those from before the batch. name: of the batch, for messages. Raises
         NonFiniteGradient, RanksSilent.
         """
-        outcome = Outcome(torch.zeros(size, dtype=torch.float64, device=self._groups.device))
+        outcome = StepsOutcome(torch.zeros(size, dtype=torch.float64, device=self._groups.device))
         for mini_batch in [part for _ in range(epochs) for part in mini_batches]:
             if not mini_batch.trained:
                 outcome.empty += 1

@@ -33,7 +33,7 @@ from miles_async.train.backend import LearnerBackend
 from miles_async.train.batch import BatchError, Sequences, flatten, micro_batches, whole_sequences
 from miles_async.train.checked_batch import checked
 from miles_async.train.checkpoint import LearnerState
-from miles_async.train.checkpoint_choice import Choice
+from miles_async.train.checkpoint_choice import CheckpointChoice
 from miles_async.train.critic import AT_REST, Critic
 from miles_async.train.critic import METRICS as CRITIC_METRICS
 from miles_async.train.denominators import denominators
@@ -264,7 +264,7 @@ class MegatronTrainer(LearnerBackend):
         state = LearnerState(self.version, extra, skipped_in_a_row=self._steps.skipped_in_a_row)
         return self._state.save(Path(directory), state, keep=self.config.checkpoint.keep)
 
-    def choose_checkpoint(self, directory: Path, forgotten: int) -> Choice:
+    def choose_checkpoint(self, directory: Path, forgotten: int) -> CheckpointChoice:
         """The newest sound checkpoint in ``directory``, of step ``forgotten`` or later; see checkpoint_choice.py."""
         return self._state.choose(Path(directory), forgotten)
 

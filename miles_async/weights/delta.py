@@ -40,7 +40,7 @@ class DeltaError(RuntimeError):
     """A file is damaged, or does not fit the base; the message names the file or the tensor."""
 
 
-class Entry(msgspec.Struct, array_like=True, frozen=True):
+class DeltaEntry(msgspec.Struct, array_like=True, frozen=True):
     """One tensor of a file. ``checksum``: of its final bytes, whatever the kind."""
 
     name: str
@@ -54,7 +54,7 @@ class Entry(msgspec.Struct, array_like=True, frozen=True):
 class Header(msgspec.Struct, frozen=True):
     key: Key
     base: Key | None  # None: a full copy
-    entries: tuple[Entry, ...]
+    entries: tuple[DeltaEntry, ...]
 
     def specs(self) -> list[Spec]:
         """Name, dtype and shape of every tensor, in the order of a snapshot's file. Raises DeltaError."""
@@ -73,7 +73,7 @@ def write_delta(
     """Write ``tensors`` to ``file`` against ``base``, or whole. The file appears under its name once it is complete."""
     packer = zstandard.ZstdCompressor(level=LEVEL, write_content_size=True)
     old = {} if base is None else base[1]
-    entries: list[Entry] = []
+    entries: list[DeltaEntry] = []
     draft = file.with_name(f".{file.name}.draft")
     try:
         # the header has the lengths of what is behind it: the payload waits in a file of its own
@@ -82,7 +82,7 @@ def write_delta(
                 kind, packed = _pack(packer, tensor, old.get(name))
                 payload.write(packed)
                 shape = tuple(tensor.shape)
-                entries.append(Entry(name, dtype_name(tensor.dtype), shape, kind, len(packed), checksum(tensor)))
+                entries.append(DeltaEntry(name, dtype_name(tensor.dtype), shape, kind, len(packed), checksum(tensor)))
             header = Header(key, None if base is None else base[0], tuple(entries))
             with draft.open("wb") as target:
                 _assemble(target, header, payload)
@@ -186,7 +186,11 @@ def read_tensors(file: Path, base: Mapping[str, torch.Tensor]) -> Iterator[torch
 
 
 def _unpack(
-    unpacker: zstandard.ZstdDecompressor, packed: bytes, entry: Entry, base: torch.Tensor | None, tensor: torch.Tensor
+    unpacker: zstandard.ZstdDecompressor,
+    packed: bytes,
+    entry: DeltaEntry,
+    base: torch.Tensor | None,
+    tensor: torch.Tensor,
 ) -> None:
     """Write into ``tensor`` what ``entry`` means. Raises DeltaError."""
     out = as_bytes(tensor)

@@ -19,7 +19,7 @@ from bus.messages import Event, Group, Metrics, Snapshot, Ticket
 from miles_async.config.schema import Checkpoint, Rollout, Run, Staleness
 from miles_async.train import checkpoint
 from miles_async.train.checkpoint import CheckpointError, LearnerState
-from miles_async.train.checkpoint_choice import Choice, choose
+from miles_async.train.checkpoint_choice import CheckpointChoice, choose
 
 
 class FilingTrainer(StandInTrainer):
@@ -30,7 +30,7 @@ class FilingTrainer(StandInTrainer):
         (writing / "shard").write_bytes(bytes(100))
         checkpoint.commit(directory, writing, LearnerState(self.version, extra), keep=2)
 
-    def choose_checkpoint(self, directory: Path, forgotten: int) -> Choice:
+    def choose_checkpoint(self, directory: Path, forgotten: int) -> CheckpointChoice:
         return choose(directory, forgotten)
 
     def load_checkpoint(self, directory: Path, *, verified: bool) -> dict[str, Any]:

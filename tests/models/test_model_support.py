@@ -16,7 +16,7 @@ from train_support import SHAPE, make_config
 
 from miles_async.config.schema import ConfigError, Engine
 from miles_async.engines.embedded.checkpoint import ModelFilesError, read_config
-from miles_async.models.support import ARCHITECTURES, ENGINE, LEARNER, ModelError, Part, check_models, problems
+from miles_async.models.support import ARCHITECTURES, ENGINE, LEARNER, ComputingPart, ModelError, check_models, problems
 from miles_async.train.bridge import load_hf_config
 
 ROOT = Path(__file__).parents[2]
@@ -144,7 +144,7 @@ def test_an_unsupported_model_is_refused_by_a_dry_run(tmp_path: Path) -> None:
 
 
 def test_parts_are_named_as_the_page_names_them() -> None:
-    def column(part: Part) -> str:
+    def column(part: ComputingPart) -> str:
         return part.name.removeprefix("the ").split(" (")[0]
 
     heads = [line for line in PAGE.splitlines() if line.startswith("| of such a model")]

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from miles_async.models import builtin
-from miles_async.rollout.sessions.chat import Message, Messages, normalized
+from miles_async.rollout.sessions.chat import ChatMessage, Messages, normalized
 from miles_async.rollout.sessions.conversation import Begun, Conversation
 from miles_async.text.tokenizer import Tokenizer
 
@@ -232,7 +232,7 @@ def test_tool_calls_go_on_from_the_tokens_however_the_policy_spelt_them(
     # what a client sends back: arguments as a text
     call = {"id": "call_0", "type": "function", "function": {"name": "f", "arguments": '{"x":1}'}}
     sent = {"role": "assistant", "content": "ok", "refusal": None, "tool_calls": [call]}
-    message = normalized([msgspec.convert(sent, Message)])[0]
+    message = normalized([msgspec.convert(sent, ChatMessage)])[0]
     said = agent.turn([user("a")], written, message=message)
     agent.turn([*said, {"role": "tool", "content": "7", "tool_call_id": "call_0"}], "seven<eos>")
     assert agent.sequences() == [f"<user>a<eos>\n<assistant>|{written}[\n<tool>7<eos>\n<assistant>]seven<eos>"]

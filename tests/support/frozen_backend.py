@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from bus.messages import Group
 from miles_async.config.schema import RunConfig
 from miles_async.train.backend import LearnerBackend
-from miles_async.train.checkpoint_choice import Choice
+from miles_async.train.checkpoint_choice import CheckpointChoice
 from miles_async.train.ranks import Ranks
 
 
@@ -48,8 +48,8 @@ class FrozenBackend(LearnerBackend):
         path.write_bytes(msgspec.json.encode(extra))
         return path
 
-    def choose_checkpoint(self, directory: Path, forgotten: int) -> Choice:
-        return Choice(str(max(directory.glob("*.json"), default="")) or None)
+    def choose_checkpoint(self, directory: Path, forgotten: int) -> CheckpointChoice:
+        return CheckpointChoice(str(max(directory.glob("*.json"), default="")) or None)
 
     def load_checkpoint(self, directory: Path, *, verified: bool = False) -> dict[str, Any]:
         extra = json.loads(directory.read_bytes())

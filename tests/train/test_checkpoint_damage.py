@@ -15,7 +15,7 @@ from train_support import Build, make_checkpoint, make_groups, trainers
 
 from miles_async.train import checkpoint, checksums
 from miles_async.train.checkpoint import CheckpointError, LearnerState
-from miles_async.train.checkpoint_choice import Choice, choose
+from miles_async.train.checkpoint_choice import CheckpointChoice, choose
 
 
 def save(root: Path, version: int, keep: int = 2) -> Path:
@@ -61,7 +61,7 @@ def test_a_damaged_checkpoint_is_named_by_its_files_and_the_older_one_is_taken(d
     chosen = choose(tmp_path, 10)
     assert chosen.path == str(older) and len(chosen.damaged) == 1 and said in chosen.damaged[0]
     assert checkpoint.latest(tmp_path) == older and (tmp_path / "damaged-iter_0000020").is_dir()
-    assert choose(tmp_path, 10) == Choice(str(older))  # and from then on it is the one
+    assert choose(tmp_path, 10) == CheckpointChoice(str(older))  # and from then on it is the one
 
 
 def test_every_byte_of_a_checkpoint_is_covered(tmp_path: Path) -> None:
@@ -78,11 +78,11 @@ def test_every_byte_of_a_checkpoint_is_covered(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_that_is_whole_is_taken_and_nothing_is_moved(tmp_path: Path) -> None:
-    assert choose(tmp_path / "none", 0) == Choice()
+    assert choose(tmp_path / "none", 0) == CheckpointChoice()
     save(tmp_path, 10)
     newest = save(tmp_path, 20)
     before = sorted(tmp_path.rglob("*"))
-    assert choose(tmp_path, 10) == Choice(str(newest)) and sorted(tmp_path.rglob("*")) == before
+    assert choose(tmp_path, 10) == CheckpointChoice(str(newest)) and sorted(tmp_path.rglob("*")) == before
 
 
 def test_where_no_checkpoint_is_sound_one_line_names_each_file_and_the_way_on(tmp_path: Path) -> None:
@@ -115,7 +115,7 @@ def test_a_run_whose_first_checkpoint_is_damaged_begins_again_while_the_ledger_h
     flip(save(tmp_path, 20) / "shard")
     chosen = choose(tmp_path, 0)
     assert chosen.path is None and len(chosen.damaged) == 1
-    assert checkpoint.latest(tmp_path) is None and choose(tmp_path, 0) == Choice()
+    assert checkpoint.latest(tmp_path) is None and choose(tmp_path, 0) == CheckpointChoice()
 
 
 @pytest.mark.parametrize("pointer", ["iter_0000070", "\x00\x00", "../elsewhere"])
@@ -126,7 +126,7 @@ def test_a_pointer_to_nothing_is_named_and_the_newest_checkpoint_is_taken(pointe
     assert chosen.path == str(newest) and "which is no checkpoint" in chosen.damaged[0]
     assert checkpoint.latest(tmp_path) == newest
     (tmp_path / "latest").unlink()
-    assert choose(tmp_path, 20) == Choice(str(newest))
+    assert choose(tmp_path, 20) == CheckpointChoice(str(newest))
 
 
 def test_a_damaged_checkpoint_goes_when_enough_newer_ones_are_kept(tmp_path: Path) -> None:
@@ -233,7 +233,7 @@ def test_a_checkpoint_without_checksums_is_loaded_and_said_to_be_unverified(
     (copy / "learner.msgpack").write_bytes(
         msgspec.msgpack.encode(LearnerState(version=1, extra={"of": "an earlier one"}))
     )
-    assert choose(copy.parent, 0) == Choice(str(copy), verified=False)
+    assert choose(copy.parent, 0) == CheckpointChoice(str(copy), verified=False)
     assert build(model).load_checkpoint(copy.parent) == {"of": "an earlier one"}
 
 

@@ -16,7 +16,7 @@ from bus.waits import WaitKind
 from miles_async.config.schema import ConfigError, Engine, RunConfig
 from miles_async.engines.client import EngineClient
 from miles_async.http.refusals import Refusals
-from miles_async.models.support import Part
+from miles_async.models.support import ComputingPart
 
 
 class EngineHost(Protocol):
@@ -65,7 +65,7 @@ class EngineKind:
     OURS: ClassVar[bool] = True  # the run starts them, on this machine; else somebody else does
     FIXED: ClassVar[str | None] = None  # why a run that goes on cannot have more or fewer of them; None: it can
     SUMS_LIKE_SNAPSHOTS: ClassVar[bool] = False  # whether they name and hash their tensors as a snapshot does
-    COMPUTES: ClassVar[Part | None] = None  # the models that they serve, where that is known before they start
+    COMPUTES: ClassVar[ComputingPart | None] = None  # the models that they serve, where that is known before they start
 
     def number(self, engine: Engine) -> int:
         """How many the section asks for."""

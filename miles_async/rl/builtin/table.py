@@ -9,7 +9,7 @@ STD = "algorithm.grpo_std_normalization"
 GAMMA, LAMBD = "algorithm.gamma", "algorithm.lambd"
 
 
-class Estimator(NamedTuple):
+class EstimatorEntry(NamedTuple):
     """An advantage estimator: a function of estimators.py.
 
     whitens: its advantages are normalised over the batch unless the configuration says no. has_critic: it needs a critic's
@@ -26,20 +26,20 @@ class Estimator(NamedTuple):
 
 
 ESTIMATORS = {
-    "grpo": Estimator("grpo", compares_in_group=True, looks_at=(STD, PLAIN)),
-    "dr_grpo": Estimator("dr_grpo", compares_in_group=True),
-    "rloo": Estimator("rloo", compares_in_group=True),
-    "reinforce_plus_plus": Estimator("reinforce_plus_plus", whitens=True, reward_kl=True, looks_at=(GAMMA,)),
-    "reinforce_plus_plus_baseline": Estimator(
+    "grpo": EstimatorEntry("grpo", compares_in_group=True, looks_at=(STD, PLAIN)),
+    "dr_grpo": EstimatorEntry("dr_grpo", compares_in_group=True),
+    "rloo": EstimatorEntry("rloo", compares_in_group=True),
+    "reinforce_plus_plus": EstimatorEntry("reinforce_plus_plus", whitens=True, reward_kl=True, looks_at=(GAMMA,)),
+    "reinforce_plus_plus_baseline": EstimatorEntry(
         "reinforce_plus_plus_baseline", whitens=True, reward_kl=True, compares_in_group=True, looks_at=(PLAIN,)
     ),
-    "ppo": Estimator("ppo", has_critic=True, reward_kl=True, looks_at=(GAMMA, LAMBD)),
+    "ppo": EstimatorEntry("ppo", has_critic=True, reward_kl=True, looks_at=(GAMMA, LAMBD)),
     # GRPO's advantage with a loss of its own
-    "gspo": Estimator("grpo", compares_in_group=True, looks_at=(STD, PLAIN)),
+    "gspo": EstimatorEntry("grpo", compares_in_group=True, looks_at=(STD, PLAIN)),
 }
 
 
-class PolicyLoss(NamedTuple):
+class PolicyLossEntry(NamedTuple):
     """A function of policy_losses.py. dual_clip: it looks at ``eps_clip_c``. looks_at: keys of its own."""
 
     dual_clip: bool = False
@@ -47,11 +47,11 @@ class PolicyLoss(NamedTuple):
 
 
 POLICY_LOSSES = {
-    "ppo_clip": PolicyLoss(dual_clip=True),
-    "gspo": PolicyLoss(dual_clip=True),
-    "cispo": PolicyLoss(),
-    "truncated_reinforce": PolicyLoss(),
-    "dppo": PolicyLoss(looks_at=("algorithm.dppo_tv_threshold", "algorithm.dppo_kl_coef")),
+    "ppo_clip": PolicyLossEntry(dual_clip=True),
+    "gspo": PolicyLossEntry(dual_clip=True),
+    "cispo": PolicyLossEntry(),
+    "truncated_reinforce": PolicyLossEntry(),
+    "dppo": PolicyLossEntry(looks_at=("algorithm.dppo_tv_threshold", "algorithm.dppo_kl_coef")),
 }
 
 

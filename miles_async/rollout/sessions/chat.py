@@ -25,7 +25,7 @@ MAX_STOPS = 16  # stop strings of one request: each is looked for behind every t
 MAX_STOP_CHARS = 1000
 
 
-class Part(msgspec.Struct):
+class ChatPart(msgspec.Struct):
     """A piece of a message's content; only text can be served."""
 
     type: str
@@ -42,11 +42,11 @@ class ToolCall(msgspec.Struct):
     id: str = ""
 
 
-class Message(msgspec.Struct):
+class ChatMessage(msgspec.Struct):
     """One message of a conversation, as a client sends it; its further fields (refusal, audio, ...) are ignored."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[Part] | None = None
+    content: str | list[ChatPart] | None = None
     name: str | None = None
     tool_calls: list[ToolCall] | None = None
     tool_call_id: str | None = None
@@ -72,7 +72,7 @@ class ResponseFormat(msgspec.Struct):
 class ChatRequest(msgspec.Struct, kw_only=True):
     """The fields that are looked at; null means unset."""
 
-    messages: Annotated[list[Message], Meta(min_length=1)]
+    messages: Annotated[list[ChatMessage], Meta(min_length=1)]
     model: str | None = None
     tools: list[dict[str, Any]] | None = None
     tool_choice: Any = None
@@ -144,7 +144,7 @@ def _decode(data: bytes) -> ChatRequest:
         return msgspec.convert(well_formed(json.loads(data)), ChatRequest)
 
 
-def normalized(messages: Sequence[Message]) -> Messages:
+def normalized(messages: Sequence[ChatMessage]) -> Messages:
     """The messages as a chat template takes them, and as they are compared. Raises ApiError."""
     try:
         return shared.normalized([msgspec.to_builtins(message) for message in messages])

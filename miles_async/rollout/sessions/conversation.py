@@ -49,7 +49,7 @@ class Branch:
 
 
 @dataclass(frozen=True)
-class Turn:
+class SessionTurn:
     """A finished turn: its place in the tokens, and in the text that the template makes of its messages."""
 
     branch: Branch
@@ -79,7 +79,7 @@ class Conversation:
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.branches: list[Branch] = []
         self._tokenizer = tokenizer
-        self._turns: dict[bytes, Turn] = {}  # by the digest of the messages up to and with the assistant's
+        self._turns: dict[bytes, SessionTurn] = {}  # by the digest of the messages up to and with the assistant's
 
     def begin(self, messages: Messages, tools: Sequence[dict[str, Any]]) -> Begun:
         """Find or make the branch that the policy is to continue. Raises TokenizerError: the template refuses them.
@@ -100,7 +100,7 @@ class Conversation:
         begun.branch.busy = True
         return begun
 
-    def _told(self, turn: Turn, asked: str) -> list[int] | None:
+    def _told(self, turn: SessionTurn, asked: str) -> list[int] | None:
         """The tokens between those of ``turn`` and what the policy is to write next; None: the text does not go on from it.
 
         Behind the turn's text stands what closes the message; where the policy has closed it itself, that is not repeated.
@@ -122,7 +122,7 @@ class Conversation:
             rest = rest[end:]
         return self._tokenizer.encode(ends.unclosed(rest) if closed else rest)
 
-    def _continue(self, turn: Turn, told: list[int], asked: str, digest: bytes) -> Begun:
+    def _continue(self, turn: SessionTurn, told: list[int], asked: str, digest: bytes) -> Begun:
         branch = turn.branch
         if not branch.busy and turn.end == branch.end:
             begun = Begun(branch, turn.end, list(branch.trajectory.mask), asked, digest, is_new=False)
@@ -138,7 +138,7 @@ class Conversation:
         branch.busy, branch.finish_reason, branch.end = False, finish_reason, len(branch.trajectory.tokens)
         if begun.is_new:
             self.branches.append(branch)
-        self._turns[_digest(begun.digest, message)] = Turn(
+        self._turns[_digest(begun.digest, message)] = SessionTurn(
             branch=branch,
             end=branch.end,
             asked_length=len(begun.asked),

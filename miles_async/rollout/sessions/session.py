@@ -21,7 +21,7 @@ from miles_async.engines.client import EngineError
 from miles_async.rollout.bounds import Bounds
 from miles_async.rollout.generate import AbortedError, AnswerError, Turn, complete, continuation_seed
 from miles_async.rollout.interface import Ask
-from miles_async.rollout.sessions.chat import ChatRequest, Message, Reply, check_rendered, normalized
+from miles_async.rollout.sessions.chat import ChatMessage, ChatRequest, Reply, check_rendered, normalized
 from miles_async.rollout.sessions.conversation import Begun, Conversation
 from miles_async.rollout.sessions.errors import ApiError
 from miles_async.text.tokenizer import Tokenizer, TokenizerError
@@ -76,7 +76,7 @@ class Session:
             check_rendered(messages, begun.asked)
             turn = await self._generate(begun, number, request)
             reply = self._reply(request, turn, number)
-            returned = normalized([msgspec.convert(reply.message, Message)])[0]
+            returned = normalized([msgspec.convert(reply.message, ChatMessage)])[0]
         except BaseException:
             self.conversation.abandon(begun)
             raise
