@@ -23,7 +23,7 @@ from bus import Bus
 from bus.codec import LOGPROBS, MASK, TOKENS, pack, unpack
 from bus.messages import Sample, Ticket
 from miles_async.config.schema import Algorithm, ConfigError, Data, Engine, Model, Rollout, RunConfig
-from miles_async.engines import external as external_servers
+from miles_async.engines import absent
 from miles_async.engines.absent import refuse_absent
 from miles_async.engines.client import EngineClient
 from miles_async.http.limits import read_body, send_whole
@@ -65,7 +65,7 @@ def free_port() -> Iterator[int]:
 async def test_an_engine_or_a_teacher_that_is_not_there_is_named_before_anything_starts(
     free_port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(external_servers, "ABSENT_S", 0.3)
+    monkeypatch.setattr(absent, "ABSENT_S", 0.3)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         there = listener.getsockname()[1]
         await refuse_absent(config(there, there))
@@ -88,7 +88,7 @@ async def test_a_server_that_begins_to_listen_a_little_later_is_there(free_port:
 def test_a_launch_whose_engine_is_not_there_starts_nothing(
     tmp_path: Path, free_port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(external_servers, "ABSENT_S", 0.0)
+    monkeypatch.setattr(absent, "ABSENT_S", 0.0)
     mask = os.umask(0o022)
     try:
         with pytest.raises(ConfigError, match=r"nobody listens at engine\.urls"):
