@@ -39,7 +39,7 @@ def one(method: str, lag: int, seed: int, steps: int) -> dict[str, Any]:
     """One run, in this process."""
     import torch
 
-    from benchmarks.lagged_run import LaggedRun
+    from benchmarks.lib.lagged_run import LaggedRun
 
     torch.set_num_threads(1)
     overrides = [f"algorithm.{key}={json.dumps(value)}" for key, value in METHODS[method].items()]

@@ -22,7 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from benchmarks.fault_run import ALL_FAULTS, FAULTS, FaultRun, Verdict
+from benchmarks.lib.fault_run import ALL_FAULTS, FAULTS, FaultRun, Verdict
 
 
 class BrokenPromiseError(AssertionError):

@@ -27,12 +27,12 @@ from typing import Any
 import aiohttp
 import uvloop
 
-from benchmarks.fleet_clients import Outcome, Size, ask
-from benchmarks.fleet_figures import rounded
-from benchmarks.fleet_judgement import judge
-from benchmarks.fleet_misbehaviour import misbehaviour
-from benchmarks.fleet_samples import Samples, until
-from benchmarks.synthetic.fleet import duties, synthetic_fleet
+from benchmarks.lib.fleet_clients import Outcome, Size, ask
+from benchmarks.lib.fleet_figures import rounded
+from benchmarks.lib.fleet_judgement import judge
+from benchmarks.lib.fleet_misbehaviour import misbehaviour
+from benchmarks.lib.fleet_samples import Samples, until
+from benchmarks.lib.synthetic.fleet import duties, synthetic_fleet
 from bus.server import RedisServer
 from miles_async.config.schema import Router as RouterConfig
 

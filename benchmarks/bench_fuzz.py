@@ -21,8 +21,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from benchmarks.fuzz_http import Client, HttpFuzz, Target
-from benchmarks.fuzz_messages import Fuzz
+from benchmarks.lib.fuzz_http import Client, HttpFuzz, Target
+from benchmarks.lib.fuzz_messages import Fuzz
 from bus import Bus, connect
 from bus.topics import KINDS
 from miles_async.monitor.record_lines import read_events, read_metrics

@@ -28,7 +28,7 @@ from typing import Any
 import psutil
 import uvloop
 
-from benchmarks import router_parts
+from benchmarks.lib import router_parts
 from miles_async.engines.sglang.driver import free_port
 
 CONNECTIONS, BODY_BYTES = 64, 2048
@@ -40,7 +40,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def _python(*words: str) -> list[str]:
-    return [sys.executable, "-m", "benchmarks.router_parts", *words]
+    return [sys.executable, "-m", "benchmarks.lib.router_parts", *words]
 
 
 @contextlib.contextmanager
@@ -82,7 +82,11 @@ def _routers(engine_ports: list[int]) -> dict[str, tuple[list[str], Path]]:
     ours = _python("router", "--port", "{port}", "--engines", *urls)
     routers = {"miles_async": (ours, ROOT)}
     if before := os.environ.get("ROUTER_BEFORE"):
-        routers["before"] = (ours, Path(before))
+        earlier = not (Path(before) / "benchmarks" / "lib").is_dir()  # then its parts lie beside the benchmarks
+        routers["before"] = (
+            [w.replace("benchmarks.lib.", "benchmarks.") for w in ours] if earlier else ours,
+            Path(before),
+        )
     if python := os.environ.get("SGLANG_ROUTER_PYTHON"):
         words = "-m sglang_router.launch_router --policy round_robin --log-level warn --host 127.0.0.1 --port {port}"
         # its limits on requests in flight and in line would refuse the 2,000

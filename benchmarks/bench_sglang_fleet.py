@@ -67,8 +67,8 @@ update_waves = 1
 live = "off"
 tensorboard = false
 [topology]
-learner = "benchmarks.keeping_learner.KeepingLearner"
-broadcaster = "benchmarks.killing_broadcaster.KillingBroadcaster"
+learner = "benchmarks.lib.keeping_learner.KeepingLearner"
+broadcaster = "benchmarks.lib.killing_broadcaster.KillingBroadcaster"
 """
 
 
@@ -182,8 +182,8 @@ def judge(run_dir: Path, found: dict[str, Any], code: int, log: str) -> dict[str
     """What came of it, from the run's own record and the weights it kept."""
     if code:
         return {**found, "broken": [f"exit code {code}: {log}"]}
-    from benchmarks.keeping_learner import kept_groups
-    from benchmarks.span_check import TOLERANCE, check_spans
+    from benchmarks.lib.keeping_learner import kept_groups
+    from benchmarks.lib.span_check import TOLERANCE, check_spans
 
     summary = json.loads((run_dir / "summary.json").read_text())
     by_kind: dict[str, set[str]] = {}

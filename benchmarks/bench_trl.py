@@ -22,7 +22,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from benchmarks.cpu_times import CpuTimes
+from benchmarks.lib.cpu_times import CpuTimes
 from miles_async.cli.load import load
 from miles_async.config.schema import ConfigError, RunConfig
 from miles_async.data import prompt_at
@@ -124,7 +124,7 @@ def run_trl(root: Path, seed: int, python: str, threads: int) -> dict[str, Any]:
     job = root / "job.json"
     job.write_text(json.dumps(trl_job(config, root / "model", threads)))
     started = time.time()
-    command = [python, str(ROOT / "benchmarks" / "trl_grpo.py"), str(job), repr(started)]
+    command = [python, str(ROOT / "benchmarks" / "lib" / "trl_grpo.py"), str(job), repr(started)]
     output, cpu = _run("TRL", command, threads, log=root / "log")
     result = json.loads(output.splitlines()[-1])
     return result | cpu.until(started + (result["wall_s"] or time.time()))

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks.fuzz_messages import HASHES, VALID, Fuzz
+from benchmarks.lib.fuzz_messages import HASHES, VALID, Fuzz
 from bus import Bus
 from bus.codec import CodecError, decode, encode
 from bus.messages import AnyMessage, Message

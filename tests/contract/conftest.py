@@ -15,6 +15,7 @@ import pytest_asyncio
 
 from contract.checkpoint import make_checkpoint
 from contract.client import DEADLINE_S, Engine
+from contract.synthetic import KEPT, synthetic_engine
 from miles_async.engines.sglang import process_group
 from miles_async.engines.sglang.command import bound_to
 from miles_async.engines.sglang.driver import SglangServer, free_port
@@ -36,6 +37,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.asyncio(loop_scope="session"), append=False)  # one loop: one HTTP session
             if engine_kind() == "sglang":
                 item.add_marker("sglang")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if metafunc.function.__name__ in KEPT and engine_kind() == "embedded":
+        metafunc.parametrize("engine", ["embedded", "synthetic"], indirect=True)
 
 
 @pytest.fixture(scope="session")
@@ -99,8 +105,12 @@ async def running(checkpoints: tuple[Path, Path], tmp_path_factory: pytest.TempP
 
 
 @pytest_asyncio.fixture(loop_scope="session")
-async def engine(running: Engine) -> AsyncIterator[Engine]:
-    """The session's engine, idle and with the weights it was started with."""
+async def engine(running: Engine, request: pytest.FixtureRequest) -> AsyncIterator[Engine]:
+    """The session's engine, idle and with the weights it was started with; or a synthetic one."""
+    if getattr(request, "param", "") == "synthetic":
+        async with synthetic_engine() as synthetic:
+            yield synthetic
+        return
     yield running
     await running.ok("/abort_request", abort_all=True)
     await running.ok("/continue_generation")

@@ -1,52 +1,21 @@
 """The synthetic engine keeps the contract's rows that need no model, ends its requests by the stated clock, misbehaves as told.
 
-The rows are the contract suite's own test functions, run against it.
+The rows are tests of ``tests/contract/``, which run against it too (``contract/synthetic.py``).
 """
 
 from __future__ import annotations
 
 import asyncio
-import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # benchmarks is beside the packages, not installed
-
 from contract.client import PROMPT, Engine, sampled
-from contract.test_control import (
-    test_a_client_that_goes_away_aborts_its_request,  # noqa: F401
-    test_a_pause_that_aborts_ends_what_runs_and_holds_what_comes,  # noqa: F401
-    test_a_retracted_request_leaves_nothing_to_flush_and_one_held_in_place_does,  # noqa: F401
-    test_abort_all_ends_every_request,  # noqa: F401
-    test_abort_is_the_default_mode_of_a_pause,  # noqa: F401
-    test_aborting_nobody_is_no_error_and_a_prefix_is_nobody,  # noqa: F401
-    test_an_idle_engine_is_healthy_and_ready,  # noqa: F401
-    test_an_unknown_mode_of_pause_is_refused,  # noqa: F401
-    test_flushing_an_idle_engine_succeeds_and_a_busy_one_refuses,  # noqa: F401
-    test_loads_count_what_runs,  # noqa: F401
-    test_model_info_names_the_model_and_its_version,  # noqa: F401
-    test_requests_without_an_end_token_run_to_their_length_over_a_pause,  # noqa: F401
-    test_server_info_says_how_many_ranks_an_engine_has,  # noqa: F401
-)
-from contract.test_generate import test_one_dictionary_of_sampling_parameters_serves_a_whole_batch as serves_a_batch
-from contract.test_refusals import (
-    test_a_bad_request_is_refused_with_a_reason,  # noqa: F401
-    test_a_body_that_is_no_json_is_refused,  # noqa: F401
-    test_an_unknown_field_beside_the_sampling_parameters_is_ignored,  # noqa: F401
-    test_an_unknown_token_id_is_refused,  # noqa: F401
-    test_the_id_of_a_running_request_is_refused_and_free_again_after_it,  # noqa: F401
-)
-from contract.test_weights import (
-    test_a_broadcast_outside_a_session_is_refused,  # noqa: F401
-    test_sessions_do_not_nest,  # noqa: F401
-)
 
-from benchmarks.synthetic.batch import EOS, Batch, Latency, Lengths, logprob_of
-from benchmarks.synthetic_engine import LIE, SyntheticEngine
+from benchmarks.lib.synthetic.batch import EOS, Batch, Latency, Lengths, logprob_of
+from benchmarks.lib.synthetic_engine import LIE, SyntheticEngine
 from miles_async.engines.embedded.protocol import Item
 from miles_async.engines.embedded.request import EngineRequest
 from miles_async.engines.embedded.sampling_params import Sampling
@@ -69,8 +38,7 @@ async def engine(synthetic: SyntheticEngine) -> AsyncIterator[Engine]:
         yield Engine("synthetic", synthetic.url, Path("synthetic"), Path("other"), session)
 
 
-async def test_a_batch_and_n_are_answered_in_order(engine: Engine) -> None:
-    await serves_a_batch(engine)
+async def test_n_answers_differ_and_come_in_order(engine: Engine) -> None:
     answers = await engine.generate(sampling_params={"n": 3, "max_new_tokens": 20, "ignore_eos": True})
     assert len({tuple(answer["output_ids"]) for answer in answers}) == 3
 

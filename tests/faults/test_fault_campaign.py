@@ -14,7 +14,7 @@ def test_ten_runs_hit_by_random_faults_lose_nothing_and_train_nothing_twice(monk
     monkeypatch.setattr(sys, "path", [str(ROOT), *sys.path])
     monkeypatch.chdir(ROOT)  # the runs find the campaign's learner here
     from benchmarks import bench_faults
-    from benchmarks.fault_run import FaultRun
+    from benchmarks.lib.fault_run import FaultRun
 
     monkeypatch.setattr(FaultRun, "popen", WarmPopen)
 

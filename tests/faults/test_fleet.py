@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # benchmarks is beside the packages, not installed
-
 from benchmarks import bench_fleet
-from benchmarks.synthetic.batch import Latency, Lengths
+from benchmarks.lib.synthetic.batch import Latency, Lengths
 
 SMALL = bench_fleet.Size(
     engines=8,

@@ -17,7 +17,7 @@ from fake_engines import FakeEngine, served
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks.fuzz_http import NOT_HTTP, OPEN, Client, HttpFuzz, Target
+from benchmarks.lib.fuzz_http import NOT_HTTP, OPEN, Client, HttpFuzz, Target
 from miles_async.engines.embedded.protocol import expand, parse
 from miles_async.engines.embedded.sampling_params import RequestError, RequestLimits
 from miles_async.engines.embedded.server import serve

@@ -11,8 +11,8 @@ import aiohttp
 import pytest
 from fake_engines import ADMIN_KEY, served
 
-from benchmarks.synthetic.batch import Latency
-from benchmarks.synthetic_engine import LIE, Misbehaviour, SyntheticEngine
+from benchmarks.lib.synthetic.batch import Latency
+from benchmarks.lib.synthetic_engine import LIE, Misbehaviour, SyntheticEngine
 from miles_async.router.app import RouterApp
 from miles_async.router.engine import RoutedEngine
 from miles_async.router.observe.looks import EngineLooks

@@ -16,8 +16,8 @@ from typing import Any
 import psutil
 from warm_start import WarmPopen
 
-from benchmarks.group_files import read_groups
-from benchmarks.growing_record import GrowingRecord
+from benchmarks.lib.group_files import read_groups
+from benchmarks.lib.growing_record import GrowingRecord
 from bus.codec import VERSIONS, unpack
 from bus.messages import Group
 from miles_async.cli.load import load

@@ -12,7 +12,7 @@ import numpy as np
 
 from actors.learner import Learner
 from actors.runtime.context import ActorContext
-from benchmarks.group_files import write_groups
+from benchmarks.lib.group_files import write_groups
 from bus.messages import Group
 from miles_async.engines.checksum import checksums
 from miles_async.train import checkpoint

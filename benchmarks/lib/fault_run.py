@@ -22,8 +22,8 @@ from pathlib import Path
 import psutil
 import redis
 
-from benchmarks import fault_kinds
-from benchmarks.growing_record import GrowingRecord
+from benchmarks.lib import fault_kinds
+from benchmarks.lib.growing_record import GrowingRecord
 from bus.ledger import balanced
 from miles_async.monitor.record_lines import read_transitions
 from miles_async.monitor.status import status
@@ -68,7 +68,7 @@ live = "off"
 tensorboard = false
 heartbeat_s = 0.2
 [topology]
-learner = "benchmarks.recording_learner.RecordingLearner"
+learner = "benchmarks.lib.recording_learner.RecordingLearner"
 """
 
 

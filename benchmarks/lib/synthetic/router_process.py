@@ -1,4 +1,4 @@
-"""The real router actor in a process of its own, on somebody's bus: ``python -m benchmarks.synthetic.router_process``.
+"""The real router actor in a process of its own, on somebody's bus: ``python -m benchmarks.lib.synthetic.router_process``.
 
 Its one argument is JSON: bus_url, run_id, directory, config (a RunConfig). Nothing of a synthetic engine is imported, so
 that the process's memory is the router's.

@@ -10,8 +10,8 @@ import asyncio
 import zlib
 from collections.abc import Callable
 
-from benchmarks.synthetic.batch import Batch
-from benchmarks.synthetic.compute import LoopCompute
+from benchmarks.lib.synthetic.batch import Batch
+from benchmarks.lib.synthetic.compute import LoopCompute
 from miles_async.engines.embedded import control, control_bodies
 from miles_async.engines.embedded.control import Answer
 

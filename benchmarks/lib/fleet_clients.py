@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import aiohttp
 import msgspec
 
-from benchmarks.synthetic.batch import Latency, Lengths, logprob_of, response
-from benchmarks.synthetic_engine import NAME_HEADER
+from benchmarks.lib.synthetic.batch import Latency, Lengths, logprob_of, response
+from benchmarks.lib.synthetic_engine import NAME_HEADER
 from miles_async.config.schema import Router as RouterConfig
 
 PROMPT = [5] * 32

@@ -1,7 +1,7 @@
 """What stands on both sides of a router under test: engines without a model, and clients that count.
 
-    python -m benchmarks.router_parts engine --port P --answer-bytes N --hold-s S     answers everything after S seconds
-    python -m benchmarks.router_parts router --port P --engines URL URL               our router, as its actor serves it
+    python -m benchmarks.lib.router_parts engine --port P --answer-bytes N --hold-s S     answers everything after S seconds
+    python -m benchmarks.lib.router_parts router --port P --engines URL URL               our router, as its actor serves it
 
 Promises: both are raw asyncio protocols on uvloop, so that the router is what costs; a client asks again when it has
 the last byte of the answer; an answer that is not a 200 of the right length is an error.

@@ -11,11 +11,11 @@ from typing import Any
 
 import aiohttp
 
-from benchmarks.fleet_clients import Outcome, Size, ask
-from benchmarks.fleet_figures import rounded
-from benchmarks.fleet_samples import until, up_of
-from benchmarks.synthetic.fleet import SyntheticFleet, duties, synthetic_fleet
-from benchmarks.synthetic_engine import Misbehaviour
+from benchmarks.lib.fleet_clients import Outcome, Size, ask
+from benchmarks.lib.fleet_figures import rounded
+from benchmarks.lib.fleet_samples import until, up_of
+from benchmarks.lib.synthetic.fleet import SyntheticFleet, duties, synthetic_fleet
+from benchmarks.lib.synthetic_engine import Misbehaviour
 from bus.messages import EngineDown, Event
 from miles_async.config.schema import Router as RouterConfig
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import aiohttp
 
-from benchmarks.fleet_figures import max_to_mean, rounded, spread
-from benchmarks.synthetic.fleet import SyntheticFleet
+from benchmarks.lib.fleet_figures import max_to_mean, rounded, spread
+from benchmarks.lib.synthetic.fleet import SyntheticFleet
 
 SAMPLE_S = 0.25
 FULL = 0.8  # of the clients have a request in flight: then the balance is looked at

@@ -23,9 +23,9 @@ import msgspec
 import psutil
 
 from actors.runtime.tasks import end
-from benchmarks.synthetic.batch import Latency, Lengths
-from benchmarks.synthetic.router_process import Arguments
-from benchmarks.synthetic_engine import SyntheticEngine
+from benchmarks.lib.synthetic.batch import Latency, Lengths
+from benchmarks.lib.synthetic.router_process import Arguments
+from benchmarks.lib.synthetic_engine import SyntheticEngine
 from bus import Bus, EngineState, VersionLedger, connect
 from bus.messages import EngineDown, Event
 from miles_async.config.schema import Data, Engine, Model, Rollout, RunConfig
@@ -36,7 +36,7 @@ from miles_async.engines.sglang.command import bound_to
 
 CALL_TIMEOUT_S = 30.0
 REVIVE_S = 1.0
-ROOT = Path(__file__).resolve().parent.parent.parent
+ROOT = Path(__file__).resolve().parents[3]
 ROUTER_START_S = 60.0
 
 
@@ -179,7 +179,7 @@ async def _router(bus_url: str, run_id: str, config: RunConfig) -> AsyncIterator
     """Its process id. It ends with this process, whatever happens to that."""
     with tempfile.TemporaryDirectory() as directory:
         arguments = msgspec.json.encode(Arguments(bus_url, run_id, directory, config)).decode()
-        words = [sys.executable, "-m", "benchmarks.synthetic.router_process", arguments]
+        words = [sys.executable, "-m", "benchmarks.lib.synthetic.router_process", arguments]
         process = await asyncio.create_subprocess_exec(
             *bound_to(os.getpid(), words), cwd=ROOT, stderr=asyncio.subprocess.DEVNULL, start_new_session=True
         )

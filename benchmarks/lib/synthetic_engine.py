@@ -1,6 +1,6 @@
 """Engines without a model: SGLang's contract over a clock, as many of them in one process and event loop as a test wants.
 
-    python -m benchmarks.synthetic_engine --engines 64 --port 31000        64 engines, on ports 31000 ... 31063
+    python -m benchmarks.lib.synthetic_engine --engines 64 --port 31000        64 engines, on ports 31000 ... 31063
 
 The HTTP side is the embedded engine's own (``miles_async/engines/embedded/app.py``); behind it a clock ends the requests by
 the latency model and length distribution of ``synthetic/batch.py``. Different from an engine with a model: token ids and
@@ -20,9 +20,9 @@ from typing import Any, Literal, NamedTuple, cast
 import uvicorn
 from uvicorn.server import ServerState
 
-from benchmarks.synthetic.batch import EOS, Batch, Latency, Lengths
-from benchmarks.synthetic.compute import LoopCompute
-from benchmarks.synthetic.weights import VersionControl
+from benchmarks.lib.synthetic.batch import EOS, Batch, Latency, Lengths
+from benchmarks.lib.synthetic.compute import LoopCompute
+from benchmarks.lib.synthetic.weights import VersionControl
 from miles_async.engines.embedded.app import EngineApp
 from miles_async.engines.embedded.frontend import Frontend, Job
 from miles_async.engines.embedded.sampling_params import RequestLimits
@@ -238,7 +238,7 @@ async def _serve_until_signal(count: int, port: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="benchmarks.synthetic_engine", description=__doc__)
+    parser = argparse.ArgumentParser(prog="benchmarks.lib.synthetic_engine", description=__doc__)
     parser.add_argument("--engines", type=int, default=1)
     parser.add_argument("--port", type=int, default=31000, help="of the first one; 0: any free ones")
     given = parser.parse_args()

@@ -6,10 +6,10 @@ import itertools
 from collections import defaultdict
 from typing import Any
 
-from benchmarks.fleet_clients import Outcome, Seen, Size
-from benchmarks.fleet_figures import quantile
-from benchmarks.synthetic.fleet import SyntheticFleet
-from benchmarks.synthetic_engine import Answered
+from benchmarks.lib.fleet_clients import Outcome, Seen, Size
+from benchmarks.lib.fleet_figures import quantile
+from benchmarks.lib.synthetic.fleet import SyntheticFleet
+from benchmarks.lib.synthetic_engine import Answered
 
 LATE_S = 2.0  # what an engine has written may lie unread for so long at a router that gives it up
 

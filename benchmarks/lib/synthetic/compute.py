@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from benchmarks.synthetic.batch import Batch
+from benchmarks.lib.synthetic.batch import Batch
 from miles_async.engines.embedded.request import EngineRequest
 from miles_async.engines.embedded.step_output import StepOutput
 from miles_async.engines.embedded.worker import EngineStopped

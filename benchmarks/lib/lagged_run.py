@@ -35,7 +35,7 @@ from miles_async.text.tokenizer import Tokenizer
 from miles_async.train.ranks import alone
 from miles_async.train.trainer import MegatronTrainer
 
-QUICKSTART = Path(__file__).resolve().parent.parent / "examples" / "quickstart.toml"
+QUICKSTART = Path(__file__).resolve().parents[2] / "examples" / "quickstart.toml"
 SPAN_TOKENS = 2
 Weights = dict[str, torch.Tensor]
 

@@ -1,6 +1,6 @@
 """GRPO by Hugging Face TRL on what ``bench_trl`` hands over; run by the interpreter of TRL's own environment.
 
-    TRL_PYTHON benchmarks/trl_grpo.py JOB.json STARTED
+    TRL_PYTHON benchmarks/lib/trl_grpo.py JOB.json STARTED
 
 JOB.json is a ``Job``; STARTED is the time in seconds since the epoch at which this process was started, from which
 all seconds of the result are counted. Standard output ends with one JSON line, ``Recorder.result``. Promises: one

@@ -10,8 +10,8 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from benchmarks.group_files import read_groups, write_groups
-from benchmarks.recording_learner import RecordingLearner
+from benchmarks.lib.group_files import read_groups, write_groups
+from benchmarks.lib.recording_learner import RecordingLearner
 from bus.messages import Group
 
 
