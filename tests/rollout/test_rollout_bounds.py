@@ -112,7 +112,7 @@ def session(tokenizer: Tokenizer, engine: BoundedEngine, **options: Any) -> Sess
 
 
 def request(content: str, **fields: Any) -> chat.ChatRequest:
-    return chat.ChatRequest(messages=[chat.Message(role="user", content=content)], **fields)
+    return chat.ChatRequest(messages=[chat.ChatMessage(role="user", content=content)], **fields)
 
 
 async def test_an_endpoint_answers_with_what_is_free_of_the_context(tokenizer: Tokenizer) -> None:

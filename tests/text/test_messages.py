@@ -130,7 +130,7 @@ def test_every_spelling_of_a_chat_is_the_same_prompt(tmp_path: Path, tokenizer: 
 @pytest.mark.parametrize("spelling", ["parts", "nulls", "arguments as text"])
 def test_an_agents_client_is_understood_as_a_file_is(spelling: str) -> None:
     written = SPELLINGS[spelling][:3] + TALK[3:]
-    assert chat.normalized(msgspec.convert(written, list[chat.Message])) == TALK
+    assert chat.normalized(msgspec.convert(written, list[chat.ChatMessage])) == TALK
 
 
 def test_maps_and_arrays_of_parquet_are_objects_and_lists(tmp_path: Path, tokenizer: Tokenizer) -> None:
