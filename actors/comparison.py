@@ -20,7 +20,7 @@ from miles_async.weights.update import Update
 
 
 class Comparison:
-    """``client``: of a member of the fleet."""
+    """Compares for one broadcaster. ``client`` gives the client of a member of the fleet."""
 
     def __init__(
         self, ctx: ActorContext, fleet: Fleet, told: Announcements, client: Callable[[Member], EngineClient]

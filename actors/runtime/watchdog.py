@@ -38,7 +38,7 @@ AWAY_S = 3.0  # a supervisor that was not asked for so long was stopped itself: 
 
 @dataclass
 class _Life:
-    """Of one life of an actor: when it was seen first, and when it was heard of last."""
+    """One life of an actor: when it was seen first, and when it was heard of last."""
 
     actor: ActorId
     since: float
@@ -86,7 +86,7 @@ class Watchdog:
             self._asked_at = self.clock()
 
     def heard(self, beats: Sequence[Heartbeat], counts: Mapping[str, int], refusal: str) -> None:
-        """And answered. ``refusal``: why it takes nothing new."""
+        """Redis answered. ``refusal``: why it takes nothing new."""
         now, running = self.clock(), {actor.name: actor for actor in self._running()}
         was_away = self.redis_silent_s() >= REDIS_SILENT_S
         self._asked_at, self._refusal, self._beats = None, refusal, beats

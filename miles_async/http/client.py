@@ -93,14 +93,20 @@ class Upstream:
         head += (self._key_line, b"content-length: %d\r\n\r\n" % len(body), body)
         return b"".join(head)
 
+    async def ask(
+        self, method: bytes, target: bytes, headers: Iterable[Header] = (), body: bytes = b""
+    ) -> tuple[int, bytes]:
+        """Status and whole body of the answer to a :meth:`request`. Raises UpstreamError."""
+        answer = await self.request(method, target, headers, body)
+        try:
+            return answer.status, await answer.body()
+        finally:
+            answer.done()
+
     async def get(self, path: bytes, timeout_s: float) -> tuple[int, bytes]:
         """Status and whole body of a question of our own. Raises UpstreamError, TimeoutError."""
         async with asyncio.timeout(timeout_s):
-            answer = await self.request(b"GET", path)
-            try:
-                return answer.status, await answer.body()
-            finally:
-                answer.done()
+            return await self.ask(b"GET", path)
 
     def _from_idle(self) -> ClientConnection | None:
         while self._idle:

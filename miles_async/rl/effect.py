@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from miles_async.config.effect import Rule, is_one_of
 from miles_async.config.schema import RunConfig, corrections
 from miles_async.rl.builtin.table import CORRECTIONS, ESTIMATORS, GAMMA, LAMBD, PLAIN, POLICY_LOSSES, STD
-
-PLAIN_REWARDS = tuple(sorted(name for name, entry in ESTIMATORS.items() if PLAIN in entry.looks_at))
 
 
 def _corrects(key: str) -> Callable[[RunConfig], bool]:
@@ -18,18 +16,28 @@ def _corrects(key: str) -> Callable[[RunConfig], bool]:
     )
 
 
+def _estimators(key: str) -> list[str]:
+    """Those of ours that look at ``key``."""
+    return sorted(name for name, entry in ESTIMATORS.items() if key in entry.looks_at)
+
+
 def _estimates(key: str) -> Callable[[RunConfig], bool]:
-    names = [name for name, entry in ESTIMATORS.items() if key in entry.looks_at]
-    return lambda config: is_one_of(config.algorithm.advantage_estimator, names, ESTIMATORS)
+    """Whether the estimator looks at ``key``; one of the user's may."""
+    return lambda config: is_one_of(config.algorithm.advantage_estimator, _estimators(key), ESTIMATORS)
+
+
+def _either(names: Sequence[str]) -> str:
+    """``"a", "b" or "c"``."""
+    *others, last = (f'"{name}"' for name in names)
+    return f"{', '.join(others)} or {last}" if others else last
 
 
 def _correction_rules() -> list[Rule]:
     """One for each key that is a correction's own."""
     rules: list[Rule] = []
     for key in dict.fromkeys(key for entry in CORRECTIONS.values() for key in entry.looks_at):
-        names = [f'"{name}"' for name, entry in CORRECTIONS.items() if key in entry.looks_at]
-        said = names[0] if len(names) == 1 else f"{', '.join(names[:-1])} or {names[-1]}"
-        rules.append(Rule((key,), _corrects(key), f"algorithm.correction {said}"))
+        names = [name for name, entry in CORRECTIONS.items() if key in entry.looks_at]
+        rules.append(Rule((key,), _corrects(key), f"algorithm.correction {_either(names)}"))
     return rules
 
 
@@ -54,9 +62,11 @@ RULES = (
     Rule(
         (STD,),
         lambda config: _estimates(STD)(config) and not config.algorithm.disable_rewards_normalization,
-        'algorithm.advantage_estimator = "grpo" or "gspo", and their normalization',
+        f"algorithm.advantage_estimator = {_either(_estimators(STD))}, and their normalization",
     ),
-    Rule((PLAIN,), _estimates(PLAIN), f"one of algorithm.advantage_estimator {', '.join(PLAIN_REWARDS)}"),
-    Rule((GAMMA,), _estimates(GAMMA), 'algorithm.advantage_estimator = "ppo" or "reinforce_plus_plus"'),
-    Rule((LAMBD,), _estimates(LAMBD), 'algorithm.advantage_estimator = "ppo"'),
+    Rule((PLAIN,), _estimates(PLAIN), f"one of algorithm.advantage_estimator {', '.join(_estimators(PLAIN))}"),
+    *(
+        Rule((key,), _estimates(key), f"algorithm.advantage_estimator = {_either(_estimators(key))}")
+        for key in (GAMMA, LAMBD)
+    ),
 )

@@ -29,10 +29,6 @@ async def ask_every_engine(fleet: RouterFleet, head: Head, body: bytes, send: Se
 
 async def _ask(engine: RoutedEngine, head: Head, body: bytes) -> tuple[int, bytes]:
     try:
-        answer = await engine.upstream.request(head.method, head.target, head.headers, body)
-        try:
-            return answer.status, await answer.body()
-        finally:
-            answer.done()
+        return await engine.upstream.ask(head.method, head.target, head.headers, body)
     except UpstreamError as error:
         return 502, json.dumps({"error": {"message": f"{engine.name}: {error}"}}).encode()

@@ -6,21 +6,11 @@ import random
 from pathlib import Path
 
 import pytest
-from engine_support import TOLERANCE, VOCAB, hf_logprobs, make_checkpoint, make_scheduler, request, run
+from engine_support import TOLERANCE, VOCAB, hf_logprobs, make_scheduler, request, run
 from safetensors.torch import load_file
 
 from miles_async.engines.embedded.request import EngineRequest, version_spans
 from miles_async.engines.embedded.scheduler import Scheduler
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_checkpoint(tmp_path_factory.mktemp("a"), words=True)
-
-
-@pytest.fixture(scope="module")
-def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_checkpoint(tmp_path_factory.mktemp("b"), seed=1)
 
 
 def load(scheduler: Scheduler, directory: Path, version: str) -> None:

@@ -17,6 +17,7 @@ from launching import (
     events,
     first_prompts,
     kill,
+    kill_at_step,
     lags,
     launch,
     left_behind,
@@ -27,7 +28,6 @@ from launching import (
     trained_prompts,
     wait_for_step,
     wait_until,
-    wait_until_gone,
     write_config,
 )
 from safetensors.torch import load_file
@@ -168,11 +168,7 @@ def test_a_redis_that_lost_its_end_under_a_newer_checkpoint_trains_nothing_twice
         topology=RECORDING,
     )
     run_dir = tmp_path / "run"
-    process = begin(config, run_dir)
-    wait_for_step(run_dir, 20, process)
-    process.kill()
-    process.communicate()
-    wait_until_gone(run_dir)
+    kill_at_step(config, run_dir, 20)
     # one file up to Redis 6.2; from 7 on a directory of which the incremental one grows
     log = max((run_dir / "redis").rglob("*.aof"), key=lambda path: path.stat().st_size)
     with log.open("r+b") as file:

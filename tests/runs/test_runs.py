@@ -17,6 +17,7 @@ from launching import (
     command,
     environment,
     first_prompts,
+    kill_at_step,
     lags,
     launch,
     left_behind,
@@ -26,7 +27,6 @@ from launching import (
     trained_groups,
     trained_prompts,
     wait_for_step,
-    wait_until_gone,
     write_config,
 )
 from warm_start import WarmPopen
@@ -130,11 +130,7 @@ def test_a_launch_killed_with_its_supervisor_leaves_no_process_and_replays(tmp_p
         topology=RECORDING,
     )
     run_dir = tmp_path / "run"
-    process = begin(config, run_dir)
-    wait_for_step(run_dir, 7, process)
-    process.kill()
-    process.communicate()
-    wait_until_gone(run_dir)
+    kill_at_step(config, run_dir, 7)
     before = {step: [g.group_id for g in groups] for step, groups in trained_groups(run_dir).items()}
     last = max(before)
 

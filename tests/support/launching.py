@@ -195,6 +195,15 @@ def wait_for_step(run_dir: Path, step: int, process: subprocess.Popen[str]) -> N
     wait_until(lambda: any(line["step"] >= step for line in record.more()), f"step {step}", process)
 
 
+def kill_at_step(config: Path, run_dir: Path, step: int) -> None:
+    """A run whose launch is killed (kill -9) once its metrics have ``step``; no process of it is left."""
+    process = begin(config, run_dir)
+    wait_for_step(run_dir, step, process)
+    process.kill()
+    process.communicate()
+    wait_until_gone(run_dir)
+
+
 def ask_status(run_dir: Path) -> dict[str, Any]:
     """What ``miles-async status`` says of a run that is alive; without a process for each time that it is asked."""
     return status(run_dir)

@@ -9,10 +9,12 @@ import contextlib
 import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import msgspec
 
 from bus.waits import WaitKind
-from miles_async.config.schema import RunConfig
+from miles_async.config.schema import Engine, Model, RunConfig
 from miles_async.engines.kinds.base import EngineHost, EngineKind
 from miles_async.engines.sglang import flags
 from miles_async.engines.sglang.observer import hang_timeout, looks
@@ -31,22 +33,10 @@ class Sglang(EngineKind):
         flags.check_args("eval.engine_args", config.eval.engine_args or [])
 
     async def host(self, host: EngineHost) -> None:
-        from miles_async.engines.sglang.driver import SglangServer
-
+        log_file = host.log_file("sglang")
         with host.waiting(WaitKind.SGLANG_SERVER):
-            server = await SglangServer.start(
-                host.model_path,
-                host=host.address,
-                log_file=host.log_file("sglang"),
-                device=host.config.model.device,
-                dtype=host.config.model.dtype,
-                max_running_requests=host.engine.max_running_requests,
-                context_length=host.engine.context_length,
-                tp_size=host.engine.tp_size,
-                args=host.engine.args,
-                weight_version="0",
-                api_key=host.api_key,
-                timeout_s=host.engine.start_timeout_s,
+            server = await _start(
+                host.config.model, host.engine, host.model_path, "0", log_file, host=host.address, api_key=host.api_key
             )
         try:
             for line in server.suspicious:
@@ -58,26 +48,38 @@ class Sglang(EngineKind):
 
     @contextlib.asynccontextmanager
     async def alone(self, config: RunConfig, model: str, version: str) -> AsyncIterator[str]:
-        from miles_async.engines.sglang.driver import SglangServer
-
-        engine = config.engine
+        engine, its_args = config.engine, config.eval.engine_args
+        engine = engine if its_args is None else msgspec.structs.replace(engine, args=its_args)
         with tempfile.TemporaryDirectory() as logs:
-            server = await SglangServer.start(
-                model,
-                log_file=Path(logs) / "sglang.log",
-                device=config.model.device,
-                dtype=config.model.dtype,
-                max_running_requests=engine.max_running_requests,
-                context_length=engine.context_length,
-                tp_size=engine.tp_size,
-                args=engine.args if config.eval.engine_args is None else config.eval.engine_args,
-                weight_version=version,
-                timeout_s=engine.start_timeout_s,
-            )
+            server = await _start(config.model, engine, model, version, Path(logs) / "sglang.log")
             try:
                 yield server.url
             finally:
                 await server.stop()
+
+
+async def _start(
+    model: Model, engine: Engine, path: str, version: str, log_file: Path, **of_a_run: Any
+) -> SglangServer:
+    """A server as ``engine`` describes it, of the weights in ``path``; ``of_a_run``: its address and its key.
+
+    Raises as ``SglangServer.start`` does.
+    """
+    from miles_async.engines.sglang.driver import SglangServer
+
+    return await SglangServer.start(
+        path,
+        log_file=log_file,
+        device=model.device,
+        dtype=model.dtype,
+        max_running_requests=engine.max_running_requests,
+        context_length=engine.context_length,
+        tp_size=engine.tp_size,
+        args=engine.args,
+        weight_version=version,
+        timeout_s=engine.start_timeout_s,
+        **of_a_run,
+    )
 
 
 async def _raise_ended(server: SglangServer) -> None:
