@@ -14,8 +14,8 @@ import msgspec
 
 from miles_async.cli import hook_points
 from miles_async.cli.files import check_files
-from miles_async.config import rules, secrets, toml
-from miles_async.config.effect import check_effect
+from miles_async.config import effect, rules, secrets, toml
+from miles_async.config.effect import Rule, check_effect
 from miles_async.config.learnable import check_learnable
 from miles_async.config.schema import Data, Eval, EvalDataset, RunConfig
 from miles_async.data.rows import partition_slice
@@ -71,10 +71,22 @@ def check_all(config: RunConfig) -> None:
     check_files(config)
     backend.check(config)
     hook_points.check(config)
-    check_effect(config, algorithm_effect.RULES, kinds.effects(), transports.effects())
+    check_effect(config, effect_rules())
     check_labels(config)
     check_learnable(config)
     check_lengths(config)
+
+
+def effect_rules() -> list[Rule]:
+    """Which keys have an effect only sometimes, as each room says it; of two useless keys the first one's is told."""
+    return [
+        *effect.RULES,
+        *algorithm_effect.RULES,
+        *kinds.effects(),
+        effect.EVALUATION,
+        *transports.effects(),
+        effect.REDIS,
+    ]
 
 
 def resolve_paths(config: RunConfig, base: Path) -> RunConfig:

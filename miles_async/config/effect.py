@@ -128,7 +128,6 @@ RULES = (
         "learner.lr_decay_steps",
     ),
 )
-# what is looked at last, so that of two useless keys the same one is named as ever
 EVALUATION = Rule(
     tuple(f"eval.{key}" for key in Eval.__struct_fields__ if key not in ("eval_interval", "engine_args")),
     lambda config: config.eval.eval_interval is not None,
@@ -155,11 +154,9 @@ def rules_of(choice: str, looks_at: Mapping[str, Sequence[str]]) -> list[Rule]:
     return rules
 
 
-def check_effect(
-    config: RunConfig, algorithm: Iterable[Rule] = (), engines: Iterable[Rule] = (), transports: Iterable[Rule] = ()
-) -> None:
-    """All of the checks; ``algorithm``, ``engines`` and ``transports`` are the rules of those rooms. Raises ConfigError."""
-    for rule in (*RULES, *algorithm, *engines, EVALUATION, *transports, REDIS):
+def check_effect(config: RunConfig, rules: Iterable[Rule]) -> None:
+    """Of the keys that nothing looks at by ``rules``, refuse the first. Raises ConfigError."""
+    for rule in rules:
         if not rule.holds(config):
             for key in rule.keys:
                 _refuse_set(config, key, rule.needs)

@@ -5,13 +5,9 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from miles_async.cli.load import parse
-from miles_async.config.effect import EVALUATION, REDIS, RULES
+from miles_async.cli.load import effect_rules, parse
 from miles_async.config.schema import ConfigError, RunConfig
-from miles_async.engines.kinds import table as kinds
-from miles_async.rl import effect as algorithm
 from miles_async.rl.builtin.table import ESTIMATORS
-from miles_async.weights.transports import table as transports
 
 MINIMAL = (
     '[model]\nhf_checkpoint = "builtin:digits"\n[data]\nprompt_data = "builtin:repeat"\n'
@@ -159,7 +155,7 @@ def test_a_part_that_a_built_in_reward_does_not_have_is_refused() -> None:
 
 def test_every_rule_names_keys_that_exist() -> None:
     sections = {field.name: field.type for field in msgspec.structs.fields(RunConfig)}
-    for rule in (*RULES, *algorithm.RULES, *kinds.effects(), EVALUATION, *transports.effects(), REDIS):
+    for rule in effect_rules():
         for key in rule.keys:
             section, _, name = key.partition(".")
             assert name in sections[section].__struct_fields__, key
