@@ -242,11 +242,9 @@ class Watch:
                 self.tell(kind, **data)
             if self.dog.verdict and not self._trouble.done():
                 self._trouble.set_result(self.dog.verdict)
-            overdue = self.dog.overdue()
-            for actor in self.placement.running() if overdue else ():
-                if actor.name in overdue:
-                    self._deaths[actor.name] = (f"silent for {overdue[actor.name]:.0f} s", False)
-                    self.placement.terminate(actor, by_force=True)
+            for actor, seconds in self.dog.overdue().items():
+                self._deaths[actor.name] = (f"silent for {seconds:.0f} s", False)
+                self.placement.terminate(actor, by_force=True)
 
     def _check_drops(self, verdict: str) -> None:
         if verdict and not self._trouble.done():

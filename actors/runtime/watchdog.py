@@ -152,18 +152,18 @@ class Watchdog:
             self.verdict = f"nothing moved for {seconds} s: {culprit}"
         return events
 
-    def overdue(self) -> dict[str, float]:
+    def overdue(self) -> dict[ActorId, float]:
         """Actors silent for ``run.heartbeat_timeout_s``, and for how long: to be killed. Told once."""
         now = self.clock()
         if self.redis_silent_s() >= 1.0 or self._refusal:
             return {}
         limit, start_s = self.config.run.heartbeat_timeout_s, self.config.engine.start_timeout_s
-        found: dict[str, float] = {}
-        for name, life in list(self._lives.items()):
+        found: dict[ActorId, float] = {}
+        for name, life in self._lives.items():
             silent = now - life.heard
             # a process that loads a model in its event loop cannot answer, unless it is stopped
             if silent >= limit and (now - life.since > start_s or self._is_stopped(name)):
-                found[name] = silent
+                found[life.actor] = silent
                 life.heard = now
         return found
 

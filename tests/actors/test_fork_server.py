@@ -20,6 +20,8 @@ from actors.runtime.spec import ActorId, ActorSpec
 from miles_async.monitor.diagnosis import Process
 from miles_async.monitor.sight import process_of
 
+DEADLINE_S = 10.0
+
 
 @pytest.fixture
 def placement(monkeypatch: pytest.MonkeyPatch) -> Any:
@@ -69,7 +71,9 @@ def test_a_stopped_fork_server_is_seen_where_it_hides_that_an_actor_has_ended(pl
     assert placement.look() == {"ended": process_of(ended), "lives": process_of(lives)}
     os.kill(forks, signal.SIGSTOP)
     os.kill(ended, signal.SIGKILL)
+    until = time.monotonic() + DEADLINE_S
     while process_of(ended).state != "zombie":
+        assert time.monotonic() < until, f"the killed process {ended} has not ended"
         time.sleep(0.01)
     seen = placement.look()
     assert seen["ended"] == Process(f"pid {ended}", "zombie") and seen["lives"].state != "zombie"

@@ -68,7 +68,7 @@ class World:
                     self.beat_at[name] = self.now
                 self.dog.heard([self._beat(name) for name in sorted(self.pids)], counts, refusal)
             self.events += [(self.now, kind, data) for kind, data in self.dog.tick()]
-            self.killed |= self.dog.overdue()
+            self.killed |= {actor.name: seconds for actor, seconds in self.dog.overdue().items()}
         return [kind for _, kind, _ in self.events[before:]]
 
     def _beat(self, name: str) -> Heartbeat:

@@ -119,15 +119,11 @@ class EngineLooks:
         try:
             async with asyncio.timeout(ASK_TIMEOUT_S):
                 headers = [(b"content-type", b"application/json")]
-                answer = await engine.upstream.request(b"POST", b"/generate", headers, body)
-                try:
-                    content = await answer.body()
-                    if answer.status != 200:
-                        return Probe(f"HTTP {answer.status}")
-                    tokens = len(json.loads(content)["output_ids"])
-                    return Probe("", tokens, max(self._app.clock() - began, 1e-6))
-                finally:
-                    answer.done()
+                status, content = await engine.upstream.ask(b"POST", b"/generate", headers, body)
+            if status != 200:
+                return Probe(f"HTTP {status}")
+            tokens = len(json.loads(content)["output_ids"])
+            return Probe("", tokens, max(self._app.clock() - began, 1e-6))
         except TimeoutError:
             return Probe(f"no answer within {ASK_TIMEOUT_S:g} s")
         except (UpstreamError, LookupError, TypeError, ValueError, RecursionError) as error:
