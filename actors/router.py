@@ -28,6 +28,7 @@ from miles_async.config.schema import ConfigError
 from miles_async.config.schema import Router as RouterConfig
 from miles_async.config.secrets import resolve
 from miles_async.engines.kinds.table import kind_of
+from miles_async.http.address import url_of
 from miles_async.http.heap import settle_memory
 from miles_async.http.limits import answer_at_once
 from miles_async.http.refusals import Refusals
@@ -88,7 +89,7 @@ class Router:
         listener = bind(config)
         bound, port = listener.getsockname()[:2]
         host = ctx.spec.site.announced(bound)
-        self._url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        self._url = url_of(host, port)
         health = HealthChecker(
             self.app,
             interval_s=config.health_interval_s,

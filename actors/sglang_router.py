@@ -24,6 +24,7 @@ from bus import EngineState, VersionLedger
 from bus.waits import WaitKind
 from miles_async.config.secrets import resolve
 from miles_async.engines.sglang.driver import free_port
+from miles_async.http.address import url_of
 from miles_async.router.sglang import SglangRouterError, SglangRouterProcess
 
 READ_BLOCK_MS = 500
@@ -38,13 +39,17 @@ class SglangRouter:
         self.ctx = ctx
         self.engines: dict[str, EngineState] = {}  # that get requests
         self.changed = asyncio.Event()
+        self._url = ""  # under which the run's actors reach it
 
     async def run(self) -> None:
         ctx, config = self.ctx, self.ctx.config
         with ctx.waiting(WaitKind.SGLANG_ROUTER):
+            host = config.router.host
+            port = config.router.port or free_port(host)
+            self._url = url_of(ctx.spec.site.announced(host), port)
             router = await SglangRouterProcess.start(
-                config.router.host,
-                config.router.port or free_port(config.router.host),
+                host,
+                port,
                 log_file=log_path(ctx.run_dir, f"{ctx.name}-sglang"),
                 args=config.router.args,
                 key=resolve("router.api_key", config.router.api_key),
@@ -102,7 +107,7 @@ class SglangRouter:
                 await asyncio.sleep(RETRY_S)
             elif wanted and not announced:  # before that it would answer 503 at once instead of waiting
                 announced = True
-                await self.ctx.bus.set_address("router", router.url)
+                await self.ctx.bus.set_address("router", self._url)
 
     async def _report(self, router: SglangRouterProcess, session: aiohttp.ClientSession) -> None:
         while not self.ctx.stop.is_set():

@@ -60,12 +60,11 @@ def parse(
 
 def check_all(config: RunConfig) -> None:
     """Whatever can be known to be wrong before anything starts. Raises ConfigError, one line."""
-    kind = kinds.kind_of(config.engine)
     transports.check(config)
-    rules.check(config, check_rewards, kind.check)
+    rules.check(config, check_rewards, kinds.check)
     router_kinds.check(config)
     algorithm.check(config)
-    kind.check_use(config)
+    kinds.check_use(config)
     addresses.check(config)
     secrets.check(config)
     check_files(config)

@@ -2,18 +2,24 @@
 
 A value is the name of one of ours, a dotted path ``package.module.Class``, or ``file.py:Class``. Promises: a value that leads
 nowhere, or to something else than a class of that kind, is refused in one line that names the key, the value, what is allowed
-and the nearest valid name; one of ours is imported only when it is asked for.
+and the nearest valid name; one of ours is imported only when it is asked for; what a class of the user's raises where it is
+made or asked about the configuration is one line that names the key and the place in its file.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Generic, TypeVar
+import functools
+from collections.abc import Callable, Mapping
+from typing import Generic, ParamSpec, TypeVar
 
+from miles_async.config.schema import ConfigError
 from miles_async.config.words import nearest, one_of
+from miles_async.hooks.calls import HookFailed, called
 from miles_async.hooks.hook import Hook, HookError
 
 T = TypeVar("T")
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 class Choice(Generic[T]):
@@ -37,6 +43,20 @@ class Choice(Generic[T]):
             base = f"{self.base.__module__}.{self.base.__name__}"
             raise HookError(f'{key} = "{value}": it must be a class below {base}')
         return found
+
+    def called(self, value: str, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """``function`` called, which is the class that ``value`` names, or a method of it.
+
+        Of one of the user's, whatever it raises is a HookFailed, but for a ConfigError, which is a line already.
+        """
+        if value in self.ours:
+            return function(*args, **kwargs)
+        try:
+            return called(self.hook, functools.partial(function, *args, **kwargs))
+        except HookFailed as failed:
+            if isinstance(failed.__cause__, ConfigError):
+                raise failed.__cause__ from None
+            raise
 
     def all_ours(self) -> dict[str, type[T]]:
         """Those that need no path, by name."""

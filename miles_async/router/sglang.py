@@ -22,6 +22,7 @@ from miles_async.config.schema import ConfigError
 from miles_async.engines.sglang import process_group
 from miles_async.engines.sglang.command import bound_to
 from miles_async.engines.sglang.driver import free_port
+from miles_async.http.address import url_of
 
 PROBE_S = 0.1
 ASK_S = 10.0
@@ -78,7 +79,7 @@ class SglangRouterProcess:
             process = await asyncio.create_subprocess_exec(
                 *bound_to(os.getpid(), words), stdout=log, stderr=log, env=env, start_new_session=True
             )
-        router = cls(process, f"http://{f'[{host}]' if ':' in host else host}:{port}", log_file, key, engine_key)
+        router = cls(process, url_of(host, port), log_file, key, engine_key)
         exited = asyncio.create_task(process.wait())
         try:
             async with asyncio.timeout(timeout_s):

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 from bus.messages import Group
 from miles_async.config.schema import RunConfig
-from miles_async.hooks.calls import called
 from miles_async.hooks.choice import Choice
 from miles_async.train.checkpoint_choice import CheckpointChoice
 from miles_async.train.ranks import Ranks
@@ -105,7 +104,4 @@ def check(config: RunConfig) -> None:
 def make_backend(config: RunConfig, model_path: str, ranks: Ranks) -> LearnerBackend:
     """The backend that ``learner.train_backend`` names. Raises HookError, HookFailed, and what one of ours raises."""
     name = config.learner.train_backend
-    make = BACKENDS.load(name)
-    if name in BACKENDS.ours:
-        return make(config, model_path, ranks)
-    return called(BACKENDS.hook, make, config, model_path, ranks)
+    return BACKENDS.called(name, BACKENDS.load(name), config, model_path, ranks)

@@ -55,3 +55,52 @@ def test_each_of_ours_is_a_file_of_its_own_beside_its_base(choice: Choice[object
     files = [kind.__module__ for kind in choice.all_ours().values()]
     room = choice.base.__module__.rpartition(".")[0]
     assert len(set(files)) == len(files) and {file.rpartition(".")[0] for file in files} == {room}
+
+
+FAILING = """
+from miles_async.config.schema import ConfigError
+from miles_async.engines.kinds.embedded import Embedded
+from miles_async.weights.transports.disk import Disk
+
+class Made(Embedded):
+    def __init__(self):
+        raise RuntimeError("not made")
+
+class Asked(Embedded):
+    def check_use(self, config):
+        return {}["key"]
+
+class Sent(Disk):
+    @classmethod
+    def check(cls, config):
+        raise SystemExit(3)
+
+class Refusing(Disk):
+    @classmethod
+    def check(cls, config):
+        raise ConfigError("weights.bucket_mb = 1 is not mine")
+"""
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("engine.kind=mine.py:Made", "engine.kind, mine.py:Made: RuntimeError: not made (mine.py:8 in __init__)"),
+        (
+            "engine.kind=mine.py:Asked",
+            "engine.kind, mine.py:Asked.check_use: KeyError: 'key' (mine.py:12 in check_use)",
+        ),
+        (
+            "weights.transport=mine.py:Sent",
+            "weights.transport, mine.py:Sent.check: SystemExit: 3 (mine.py:17 in check)",
+        ),
+        ("weights.transport=mine.py:Refusing", "weights.bucket_mb = 1 is not mine"),
+    ],
+)
+def test_a_class_that_fails_before_the_start_is_one_line_with_its_key_and_its_place(
+    override: str, said: str, tmp_path: Path
+) -> None:
+    (tmp_path / "mine.py").write_text(FAILING)
+    with pytest.raises(ConfigError) as caught:
+        load(write_config(tmp_path), [override])
+    assert str(caught.value).replace(f"{tmp_path}/", "") == said

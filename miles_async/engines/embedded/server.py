@@ -35,6 +35,7 @@ from miles_async.engines.embedded.model import DenseModel, WeightError
 from miles_async.engines.embedded.sampling_params import RequestLimits
 from miles_async.engines.embedded.scheduler import Scheduler
 from miles_async.engines.embedded.text import TextCodec
+from miles_async.http.address import url_of
 from miles_async.http.limits import answer_at_once
 from miles_async.http.refusals import Refusals
 from miles_async.http.server import HttpServer
@@ -161,7 +162,7 @@ async def _run(
     try:
         await asyncio.wait({serving, started}, return_when=asyncio.FIRST_COMPLETED)
         if on_ready is not None and started.done():
-            announced = on_ready(_url(host, listener.getsockname()[1]))
+            announced = on_ready(url_of(host, listener.getsockname()[1]))
             if inspect.isawaitable(announced):
                 await announced
         await asyncio.wait({serving, *ending}, return_when=asyncio.FIRST_COMPLETED)
@@ -182,10 +183,6 @@ def _listen(host: str, port: int) -> socket.socket:
         raise ServeError(f"cannot listen on {host}:{port}: {reason}") from None
     answer_at_once(listener)
     return listener
-
-
-def _url(host: str, port: int) -> str:
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def _device(name: str) -> torch.device:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from miles_async.config.effect import Rule, rules_of
-from miles_async.config.schema import Engine
+from miles_async.config.schema import Engine, RunConfig
 from miles_async.engines.kinds.base import EngineKind
 from miles_async.hooks.choice import Choice
 
@@ -20,8 +20,18 @@ KINDS = Choice(
 
 
 def kind_of(engine: Engine) -> EngineKind:
-    """The kind that an ``[engine]`` names. Raises HookError."""
-    return KINDS.load(engine.kind)()
+    """The kind that an ``[engine]`` names. Raises HookError, HookFailed."""
+    return KINDS.called(engine.kind, KINDS.load(engine.kind))
+
+
+def check(config: RunConfig) -> None:
+    """Refuse an ``[engine]`` that its kind cannot work with. Raises ConfigError."""
+    KINDS.called(config.engine.kind, kind_of(config.engine).check, config)
+
+
+def check_use(config: RunConfig) -> None:
+    """Refuse what the run asks of its kind of engine in vain. Raises ConfigError."""
+    KINDS.called(config.engine.kind, kind_of(config.engine).check_use, config)
 
 
 def effects() -> list[Rule]:

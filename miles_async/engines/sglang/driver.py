@@ -33,6 +33,7 @@ from miles_async.engines.sglang.command import (
     installed_version,
     resolve_device,
 )
+from miles_async.http.address import url_of
 
 __all__ = ["SglangError", "SglangServer", "free_port"]
 
@@ -66,7 +67,7 @@ class SglangServer:
         self.suspicious: tuple[str, ...] = ()
         self._shared: set[Path] = set()  # noted while it lives: one that is killed leaves them behind
         self.pid = process.pid
-        self.url = f"http://{_bracketed(options.host)}:{options.port}"
+        self.url = url_of(options.host, options.port)
 
     @classmethod
     async def start(
@@ -246,7 +247,3 @@ def _bindable(host: str, port: int) -> str | None:
         except OSError as error:
             return error.strerror or str(error)
     return None
-
-
-def _bracketed(host: str) -> str:
-    return f"[{host}]" if ":" in host else host

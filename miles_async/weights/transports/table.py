@@ -22,13 +22,15 @@ TRANSPORTS = Choice(
 
 
 def make_transport(config: RunConfig, run_dir: Path) -> Transport:
-    """The transport that the configuration names. Raises HookError."""
-    return TRANSPORTS.load(config.weights.transport)(config, run_dir)
+    """The transport that the configuration names. Raises HookError, HookFailed."""
+    name = config.weights.transport
+    return TRANSPORTS.called(name, TRANSPORTS.load(name), config, run_dir)
 
 
 def check(config: RunConfig) -> None:
     """Refuse a name that leads nowhere, and what the transport cannot work with. Raises ConfigError."""
-    TRANSPORTS.load(config.weights.transport).check(config)
+    name = config.weights.transport
+    TRANSPORTS.called(name, TRANSPORTS.load(name).check, config)
 
 
 def effects() -> list[Rule]:
