@@ -23,7 +23,7 @@ from actors.runtime.full_disk import RESTART_S, died_of_it, keep_written
 from actors.runtime.home import RunHome, check_prompts, make_inputs
 from actors.runtime.logs import log_beside_the_actors, log_path
 from actors.runtime.memory import SnapshotRoom
-from actors.runtime.placement.base import Ending, Placement
+from actors.runtime.placement.base import Ending, Placement, exit_words
 from actors.runtime.plan import specs
 from actors.runtime.restarts import RestartBudget
 from actors.runtime.scaler import Scaler
@@ -239,10 +239,10 @@ class Supervisor:
             code = await asyncio.to_thread(self.server.wait)
             delay = budget.ask("redis", time.monotonic())
             if delay is None:
-                return f"redis: ended with {code}, too often; see {self.server.directory / 'redis.log'}"
+                return f"redis: {exit_words(code)}, too often; see {self.server.directory / 'redis.log'}"
             await asyncio.sleep(delay)
             try:
                 await self._start_redis()
             except NoRedisError as error:
                 return f"redis: {error}"
-            watch.tell("restarted", actor="redis", cause=f"it ended with {code}")
+            watch.tell("restarted", actor="redis", cause=f"redis: {exit_words(code)}")

@@ -105,8 +105,9 @@ def test_every_kind_of_process_is_replaced_and_the_weights_are_those_of_the_reco
     victims = ["rollout-0", "engine-1", "router", "redis", "broadcaster", "learner-0", "dealer"]
     result = run_with_kills(config_file, tmp_path / "run", victims, stop=True)
     assert result.returncode == 130, result.stderr
-    restarted = [event["data"]["actor"] for event in events(tmp_path / "run", "restarted")]
-    assert restarted == victims
+    restarted = {event["data"]["actor"]: event["data"]["cause"] for event in events(tmp_path / "run", "restarted")}
+    assert list(restarted) == victims
+    assert restarted["redis"] == "redis: killed by signal 9"  # in the words that any other has
     check_that_nothing_is_lost_or_twice(tmp_path / "run", steps=None, batch=8, max_lag=2)
 
     check_that_the_weights_are_those_of_the_recorded_batches(config_file, tmp_path / "run")

@@ -26,6 +26,11 @@ class Ending:
     how: str
 
 
+def exit_words(code: int) -> str:
+    """What the exit code of a process says to people; negative: the signal that ended it."""
+    return f"killed by signal {-code}" if code < 0 else f"exit code {code}"
+
+
 class Placement(Protocol):
     """One launch's. All of it is called from the supervisor's event loop."""
 

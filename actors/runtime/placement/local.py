@@ -24,7 +24,7 @@ import setproctitle
 from actors.runtime.context import Actor, ActorContext, run_actor
 from actors.runtime.logs import log_path
 from actors.runtime.placement import fork_server
-from actors.runtime.placement.base import Ending
+from actors.runtime.placement.base import Ending, exit_words
 from actors.runtime.placement.process import place
 from actors.runtime.spec import ActorId, ActorSpec
 from bus.server import RedisServer, die_with_parent
@@ -53,7 +53,7 @@ def ending(code: int) -> Ending:
         return Ending(True, "it ended before the run did")
     if code == WITH_THE_FORK_SERVER:
         return Ending(False, "the fork server ended, and it with that")
-    return Ending(False, f"killed by signal {-code}" if code < 0 else f"exit code {code}")
+    return Ending(False, exit_words(code))
 
 
 def load_class(path: str) -> type:

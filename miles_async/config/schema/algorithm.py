@@ -10,7 +10,7 @@ from miles_async.config.schema.section import CountFloat, CountInt, PositiveFloa
 
 
 class Algorithm(Section, frozen=True):
-    """Functions are named as built-ins (docs/customization.md has the lists), or by dotted paths to functions of the user; the
+    """Functions are named as built-ins (docs/customization.md has the lists), or by paths to functions of the user; the
     mathematics of each is in docs/algorithms.md."""
 
     loss_type: Literal["policy_loss", "sft_loss"] = "policy_loss"  # sft_loss: likelihood of the tokens, no rewards

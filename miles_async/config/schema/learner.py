@@ -21,9 +21,9 @@ class Critic(Section, frozen=True):
 
 
 class Learner(Section, frozen=True):
-    """Functions are dotted paths to functions of the user; docs/customization.md has their signatures."""
+    """Functions are paths to functions of the user; docs/customization.md has their signatures."""
 
-    # "megatron", or a dotted path to one of the user's; docs/customization.md has what it is made with
+    # "megatron", or a path to a class of yours (train/backend.py)
     train_backend: str = "megatron"
     num_ranks: PositiveInt = 1  # data-parallel processes
     # optimizer steps of one pass over a batch; None: global_batch_size says it, and without both a pass is one step

@@ -10,7 +10,7 @@ from miles_async.config.schema.section import CountInt, PositiveFloat, PositiveI
 
 
 class Rollout(Section, frozen=True):
-    """Functions are named as built-ins (docs/customization.md has the lists), or by dotted paths to functions of the user."""
+    """Functions are named as built-ins (docs/customization.md has the lists), or by paths to functions of the user."""
 
     rollout_batch_size: PositiveInt = 32  # prompt groups of one batch, from which one weight version is made
     # prompt groups that are begun for one step, at least rollout_batch_size: the first ones that are ready are trained, the
@@ -69,7 +69,7 @@ class Rollout(Section, frozen=True):
 
 
 class Reward(Section, frozen=True):
-    rm_type: str = "graded_match"  # a built-in name, or a dotted path to ``async def reward(sample) -> float``
+    rm_type: str = "graded_match"  # a built-in name, or a path to a function (sample) that gives a number
     rm_types: list[str] = []  # functions that metadata["rm_type"] of a prompt may name, beside the built-ins
     rm_weights: dict[str, float] = {}  # of rm_type = "weighted_sum": by the names of its rewards
     reward_key: str | None = None  # which entry of a dict of numbers is the reward; a plain number needs none
@@ -82,5 +82,5 @@ class Reward(Section, frozen=True):
 
 
 class Staleness(Section, frozen=True):
-    policy: str = "fifo"  # "fifo", "drop", or a path to a function (staleness) that gives a policy
+    policy: str = "fifo"  # "fifo", "drop", or a path to a function (staleness, rollout) that gives a policy
     max_lag: CountInt = 2  # versions; 0 is the synchronous loop
