@@ -83,7 +83,10 @@ def _rank(said: dict[str, Any]) -> RankLoad:
 
 
 def _number(value: Any) -> float | None:
-    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+    try:
+        return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+    except OverflowError:  # an integer that no float holds
+        return None
 
 
 def _whole(value: Any) -> int | None:

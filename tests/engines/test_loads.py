@@ -44,3 +44,9 @@ def test_nonsense_in_a_report_is_not_known() -> None:
     report = read_report({"loads": [odd]})
     assert report is not None
     assert (report.running, report.waiting, report.kv_usage, report.throughput) == (None,) * 4
+
+
+def test_a_number_that_no_float_holds_is_not_known() -> None:
+    report = read_report({"loads": [{"num_running_reqs": 10**400, "num_generated_tokens": -(10**400)}]})
+    assert report is not None
+    assert (report.running, report.generated, report.progress) == (None, None, (0, 0))
