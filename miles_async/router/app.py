@@ -137,7 +137,7 @@ class RouterApp(RouterFleet):
         try:
             async with asyncio.timeout(self.request_timeout_s):
                 if route.by == "every":
-                    await ask_every_engine(self, head, body, send)
+                    await ask_every_engine(self, scope["path"], head, body, send)
                 else:
                     passage = Passage(scope, send)
                     await self.forwarder.carry(head, body, passage)

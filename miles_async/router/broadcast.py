@@ -15,11 +15,14 @@ from miles_async.router.engine import RoutedEngine
 from miles_async.router.fleet import RouterFleet
 from miles_async.router.head import Head
 
+PAUSES = {"/pause_generation": True, "/continue_generation": False}
 
-async def ask_every_engine(fleet: RouterFleet, head: Head, body: bytes, send: Send) -> None:
-    """Have all engines answer, and the client hear of it. Notes on the fleet whether it is paused."""
-    if not head.target.startswith((b"/abort", b"/flush")):
-        fleet.paused = head.target.startswith(b"/pause")
+
+async def ask_every_engine(fleet: RouterFleet, path: str, head: Head, body: bytes, send: Send) -> None:
+    """Have all engines answer, and the client hear of it. Notes on the fleet whether it is paused. ``path``: as the router
+    reads it; the client may have written it another way."""
+    if head.method == b"POST":
+        fleet.paused = PAUSES.get(path, fleet.paused)
     answers = await asyncio.gather(*(_ask(engine, head, body) for engine in fleet.engines.values() if not engine.dead))
     if not answers:
         return await say(send, 503, fleet.nobody())

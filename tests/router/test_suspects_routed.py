@@ -10,6 +10,7 @@ from typing import Any
 import aiohttp
 import pytest
 from fake_engines import ADMIN_KEY, served
+from yarl import URL
 
 from benchmarks.lib.synthetic.batch import Latency
 from benchmarks.lib.synthetic_engine import LIE, Misbehaviour, SyntheticEngine
@@ -141,6 +142,22 @@ async def test_a_pause_of_all_engines_through_the_router_makes_nobody_hung() -> 
             await session.post(router + "/continue_generation", json={})
         assert not app.paused and found.verdicts == []
         assert {status for status, _ in await asyncio.gather(*tasks)} == {200}
+
+
+@pytest.mark.parametrize("path", ["/%61bort_request", "/abort_request", "/%66lush_cache"])
+async def test_a_pause_of_all_engines_is_forgotten_by_nothing_but_the_request_to_go_on(path: str) -> None:
+    async with (
+        fleet(2) as (app, _, _, _),
+        aiohttp.ClientSession(headers={"authorization": f"Bearer {ADMIN_KEY}"}) as session,
+        served(app) as router,
+    ):
+        await session.post(URL(router + "/%70ause_generation", encoded=True), json={"mode": "in_place"})
+        assert app.paused
+        await session.post(URL(router + path, encoded=True), json={"rid": "none"})
+        await session.get(router + "/continue_generation")  # which no engine takes
+        assert app.paused
+        await session.post(router + "/continue_generation", json={})
+        assert not app.paused
 
 
 async def test_what_an_engine_is_taken_out_with_is_not_sent_to_it_again() -> None:
