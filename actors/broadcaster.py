@@ -29,12 +29,12 @@ from bus.messages import EngineDown, EngineUp, Message, Snapshot
 from bus.waits import WaitKind
 from miles_async.config.secrets import resolve
 from miles_async.engines.client import EngineClient, EngineError
-from miles_async.engines.kinds.table import kind_of
+from miles_async.engines.kinds.table import addresses_of
 from miles_async.router.addresses import is_of_run
 from miles_async.weights.fleet import Fleet, Member, key, next_wave, wave_partition
 from miles_async.weights.push import probe
 from miles_async.weights.snapshot import SnapshotError, has_weights
-from miles_async.weights.transports.table import make_transport
+from miles_async.weights.transports.table import make_transport, prepared
 from miles_async.weights.update import PushReport, Receiver, Update
 from miles_async.weights.verify import check, roots_of
 
@@ -59,7 +59,7 @@ class Broadcaster:
         self._news = asyncio.Event()
         self._update: Update | None = None
         self._api_key = resolve("engine.api_key", ctx.config.engine.api_key)
-        self._addresses = kind_of(ctx.config.engine).addresses(ctx.config.engine)
+        self._addresses = addresses_of(ctx.config.engine)
 
     async def run(self) -> None:
         connector = aiohttp.TCPConnector(limit=0)
@@ -182,10 +182,10 @@ class Broadcaster:
             report = await self.transport.push(receivers, update, probed=True)
         await self.comparison.compare([member for member in wave if member.name in report.served], snapshot, update)
         for member in wave:
-            if member.name in report.failed:
-                await self.told.down(member, report.failed[member.name])
-            else:
+            if member.name in report.served:
                 await self.told.serves(member, snapshot)
+            else:
+                await self.told.down(member, report.failed.get(member.name, "weights.transport left it out"))
         await self._report(report)
 
     async def _make_ready(self, wave: list[Member], snapshot: Snapshot) -> tuple[Update | None, list[Member]]:
@@ -244,7 +244,7 @@ class Broadcaster:
             self._update = None
             try:
                 await asyncio.to_thread(check, snapshot, roots_of(self.ctx.config, self.ctx.run_dir))
-                self._update = await self.transport.prepare(Path(snapshot.path), key(snapshot))
+                self._update = await prepared(self.transport, Path(snapshot.path), key(snapshot))
             except (SnapshotError, OSError) as error:
                 kind = "snapshot_refused" if has_weights(snapshot.path) else "snapshot_gone"
                 await self.ctx.event(kind, version=snapshot.version, cause=str(error))

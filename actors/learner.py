@@ -37,7 +37,7 @@ from miles_async.evaluation.settings import is_due
 from miles_async.filters.apply import BufferFilter
 from miles_async.staleness.choice import make_policy
 from miles_async.train import idle_steps
-from miles_async.train.backend import BACKENDS, LearnerBackend, make_backend
+from miles_async.train.backend import BACKENDS, LearnerBackend, check_step, make_backend
 from miles_async.train.checkpoint_choice import CheckpointChoice
 from miles_async.train.mismatch import warning
 from miles_async.train.ranks import Ranks
@@ -221,7 +221,10 @@ class Learner:
             await self.ctx.event("mismatch", step=step, warning=text)
 
     def _train(self, groups: list[Group]) -> dict[str, float]:
-        return self.trainer.step(groups, max_lag=self.max_lag, sizes=self.share.sizes)
+        step = self.trainer.version + 1
+        metrics = self.trainer.step(groups, max_lag=self.max_lag, sizes=self.share.sizes)
+        check_step(self.trainer, step, metrics)
+        return metrics
 
     async def _offer_snapshot(self) -> None:
         """Hand the weights to the broadcaster, and go on; in a run in which nobody samples there is nobody to have them.

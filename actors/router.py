@@ -27,7 +27,7 @@ from bus.waits import WaitKind
 from miles_async.config.schema import ConfigError
 from miles_async.config.schema import Router as RouterConfig
 from miles_async.config.secrets import resolve
-from miles_async.engines.kinds.table import kind_of
+from miles_async.engines.kinds.table import addresses_of
 from miles_async.http.address import url_of
 from miles_async.http.heap import settle_memory
 from miles_async.http.limits import answer_at_once
@@ -75,7 +75,7 @@ class Router:
             breaker_open_s=config.router.breaker_open_s,
             refusals=ctx.refusals,
         )
-        self._addresses = kind_of(config.engine).addresses(config.engine)
+        self._addresses = addresses_of(config.engine)
         self.ledger = VersionLedger(ctx.bus)
         self._joined: dict[str, EngineState] = {}  # as the ledger had them when they joined
         self._updating: set[str] = set()

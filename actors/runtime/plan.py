@@ -6,7 +6,7 @@ from pathlib import Path
 
 from actors.runtime.spec import ActorSpec
 from miles_async.config.schema import RunConfig, Topology
-from miles_async.engines.kinds.table import kind_of
+from miles_async.engines.kinds.table import number_of
 from miles_async.router.kinds import kind_of as kind_of_router
 
 # in which order they are asked to stop: first those who hand back their work or save it, then who serves them; the
@@ -16,7 +16,7 @@ STOP_STAGES = (("dealer", "rollout", "learner", "evaluator"), ("broadcaster",), 
 
 def topology(config: RunConfig) -> dict[str, int]:
     """How many processes of each role."""
-    engines = kind_of(config.engine).number(config.engine)
+    engines = number_of(config.engine)
     evaluates = config.eval.eval_interval is not None
     serving = {"engine": engines, "router": 1, "broadcaster": 1} if config.rollout.generates else {}
     evaluation = {"evaluator": 1, "eval_engine": len(config.eval.urls) or config.eval.num_engines} if evaluates else {}

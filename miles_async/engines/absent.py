@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from urllib.parse import urlsplit
 
 from miles_async.config.schema import ConfigError, RunConfig
-from miles_async.engines.kinds.table import kind_of
+from miles_async.engines.kinds.table import addresses_of
 
 ABSENT_S = 10.0  # who begins to listen by then was only started a little later
 CONNECT_S = 5.0
@@ -28,7 +28,7 @@ async def refuse_absent(config: RunConfig) -> None:
 
 
 def _places(config: RunConfig) -> Iterator[tuple[str, str]]:
-    yield from (("engine.urls", url) for url in kind_of(config.engine).addresses(config.engine))
+    yield from (("engine.urls", url) for url in addresses_of(config.engine))
     if config.algorithm.use_opd:
         yield from ((f"rollout.opd_teacher_urls.{name}", url) for name, url in config.rollout.opd_teacher_urls.items())
 

@@ -18,7 +18,7 @@ from bus import Bus
 from miles_async.config.schema import RunConfig
 from miles_async.config.secrets import resolve
 from miles_async.engines.client import EngineClient, EngineError
-from miles_async.engines.kinds.table import kind_of
+from miles_async.engines.kinds.table import addresses_of
 from miles_async.router.addresses import is_of_run
 from miles_async.weights.push import push
 from miles_async.weights.transports.disk import load_from_disk
@@ -46,7 +46,7 @@ class EvalEngines:
         self._api_key = resolve("engine.api_key", config.engine.api_key)
         # what an engine still does is of an attempt that nobody waits for any more
         self._push = msgspec.structs.replace(config.weights, pause_mode="abort")
-        self._addresses = config.eval.urls or kind_of(config.engine).addresses(config.engine)
+        self._addresses = config.eval.urls or addresses_of(config.engine)
         self._clients: list[EngineClient] = []
         self._inflight: Counter[str] = Counter()
 

@@ -25,11 +25,14 @@ R = TypeVar("R")
 class Choice(Generic[T]):
     """One key, whose value names a class below ``base``.
 
-    parameters: what an object of the class is made of, by position. ours: name to ``package.module.Class``.
+    parameters: what an object of the class is made of, by position. ours: name to ``package.module.Class``. needs: the methods
+    that ``base`` leaves to the classes below it, or one of several (``"carry or push"``).
     """
 
-    def __init__(self, key: str, base: type[T], parameters: tuple[str, ...], ours: Mapping[str, str]) -> None:
-        self.base, self.ours = base, ours
+    def __init__(
+        self, key: str, base: type[T], parameters: tuple[str, ...], ours: Mapping[str, str], needs: tuple[str, ...] = ()
+    ) -> None:
+        self.base, self.ours, self.needs = base, ours, needs
         self.hook = Hook(key, parameters, returns=f"a {base.__name__}", default="", built_in=ours)
 
     def load(self, value: str) -> type[T]:
@@ -42,6 +45,9 @@ class Choice(Generic[T]):
         if not (isinstance(found, type) and issubclass(found, self.base)):
             base = f"{self.base.__module__}.{self.base.__name__}"
             raise HookError(f'{key} = "{value}": it must be a class below {base}')
+        for need in self.needs:
+            if all(getattr(found, one) is getattr(self.base, one) for one in need.split(" or ")):
+                raise HookError(f'{key} = "{value}": it needs a method {need} of its own')
         return found
 
     def called(self, value: str, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:

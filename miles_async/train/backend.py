@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from bus.messages import Group
 from miles_async.config.schema import RunConfig
+from miles_async.hooks.calls import refused
 from miles_async.hooks.choice import Choice
 from miles_async.train.checkpoint_choice import CheckpointChoice
 from miles_async.train.ranks import Ranks
@@ -91,6 +92,7 @@ BACKENDS = Choice(
     LearnerBackend,
     ("config", "model_path", "ranks"),
     {"megatron": "miles_async.train.trainer.MegatronTrainer"},
+    needs=("__init__", *METHODS),
 )
 
 
@@ -105,3 +107,15 @@ def make_backend(config: RunConfig, model_path: str, ranks: Ranks) -> LearnerBac
     """The backend that ``learner.train_backend`` names. Raises HookError, HookFailed, and what one of ours raises."""
     name = config.learner.train_backend
     return BACKENDS.called(name, BACKENDS.load(name), config, model_path, ranks)
+
+
+def check_step(backend: LearnerBackend, step: int, metrics: Any) -> None:
+    """Refuse what no ``step`` may leave behind: the same batch would be trained without end, or what it was is not on record.
+    Raises HookFailed."""
+    of = type(backend).step
+    if backend.version != step:
+        raise refused(BACKENDS.hook, of, backend.version, f"{step} as the backend's version after step {step}")
+    if not isinstance(metrics, dict) or "raw_reward" not in metrics:
+        raise refused(BACKENDS.hook, of, metrics, "metrics by name, raw_reward among them")
+    if odd := {name: value for name, value in metrics.items() if not isinstance(value, int | float)}:
+        raise refused(BACKENDS.hook, of, odd, "metrics that are numbers")

@@ -48,6 +48,7 @@ async def push(
             if ask_first:
                 await wave.probe()
             await carry(wave, update)
+            wave.fail_all(f"weights.transport did not have it confirm version {update.version}")
     except TimeoutError:
         wave.fail_all(
             f"the update to version {update.version} took longer than weights.timeout_s = {config.timeout_s:g}"

@@ -17,6 +17,7 @@ from actors.runtime.context import FATAL
 from bus import Bus, Ledger, balanced
 from bus.messages import Event, Group, Metrics, Snapshot, Ticket
 from miles_async.config.schema import Checkpoint, Rollout, Run, Staleness
+from miles_async.hooks.calls import HookFailed
 from miles_async.train import checkpoint
 from miles_async.train.checkpoint import CheckpointError, LearnerState
 from miles_async.train.checkpoint_choice import CheckpointChoice, choose
@@ -247,3 +248,32 @@ async def test_steps_that_are_skipped_or_had_nothing_to_learn_are_on_record_and_
     metrics, _ = await bus.read("metrics", Metrics, "0")
     assert [line.values.get("skipped_steps", 0) for line in metrics if "raw_reward" in line.values] == [0, 1, 0]
     assert balanced(await Ledger(bus).counts())
+
+
+@pytest.mark.parametrize("behind", [-1, 1])
+async def test_a_backend_that_is_not_of_the_next_version_after_a_step_ends_the_learner_in_one_line(
+    behind: int, bus: Bus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Miscounting(StandInTrainer):
+        def step(self, groups: list[Group], *, max_lag: int, sizes: list[int]) -> dict[str, float]:
+            metrics = super().step(groups, max_lag=max_lag, sizes=sizes)
+            self.version += behind
+            return metrics
+
+    await publish(Ledger(bus), 6)
+    with pytest.raises(HookFailed, match=r"learner.train_backend, .*step: it gave \d, not 1 as the backend's version"):
+        await run(make_learner(bus, tmp_path, Miscounting(), monkeypatch))
+
+
+@pytest.mark.parametrize("given", [None, {}, {"raw_reward": "high"}])
+async def test_a_backend_whose_step_gives_no_metrics_ends_the_learner_in_one_line(
+    given: Any, bus: Bus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Silent(StandInTrainer):
+        def step(self, groups: list[Group], *, max_lag: int, sizes: list[int]) -> Any:
+            super().step(groups, max_lag=max_lag, sizes=sizes)
+            return given
+
+    await publish(Ledger(bus), 6)
+    with pytest.raises(HookFailed, match="not metrics"):
+        await run(make_learner(bus, tmp_path, Silent(), monkeypatch))

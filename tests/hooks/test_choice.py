@@ -104,3 +104,43 @@ def test_a_class_that_fails_before_the_start_is_one_line_with_its_key_and_its_pl
     with pytest.raises(ConfigError) as caught:
         load(write_config(tmp_path), [override])
     assert str(caught.value).replace(f"{tmp_path}/", "") == said
+
+
+NONSENSE = """
+from miles_async.engines.kinds.base import EngineKind
+from miles_async.engines.kinds.embedded import Embedded
+from miles_async.train.backend import LearnerBackend
+from miles_async.weights.transports.base import Transport
+
+class Counted(Embedded):
+    def number(self, engine): return None
+class NoneAtAll(Embedded):
+    def number(self, engine): return 0
+class Elsewhere(Embedded):
+    def addresses(self, engine): return "http://127.0.0.1:1"
+class Hostless(EngineKind): ...
+class Still(Transport): ...
+class Untaught(LearnerBackend):
+    def __init__(self, config, model_path, ranks): ...
+"""
+
+
+@pytest.mark.parametrize(
+    ("key", "name", "words"),
+    [
+        ("engine.kind", "Counted", "it gave None, not how many engines there are"),
+        ("engine.kind", "NoneAtAll", "it gave 0, not how many engines there are"),
+        ("engine.kind", "Elsewhere", "not a list of URLs"),
+        ("engine.kind", "Hostless", "it needs a method host of its own"),
+        ("weights.transport", "Still", "it needs a method carry or push of its own"),
+        ("learner.train_backend", "Untaught", "it needs a method step of its own"),
+    ],
+)
+def test_a_class_that_lacks_a_method_or_gives_nonsense_before_the_start_is_refused_in_one_line(
+    key: str, name: str, words: str, tmp_path: Path
+) -> None:
+    (tmp_path / "mine.py").write_text(NONSENSE)
+    with pytest.raises(ConfigError) as caught:
+        load(write_config(tmp_path), [f"{key}=mine.py:{name}"])
+    line = str(caught.value)
+    assert line.startswith(key) and name in line and words in line and "\n" not in line, line

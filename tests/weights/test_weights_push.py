@@ -18,10 +18,11 @@ from miles_async.engines.client import EngineClient, EngineError
 from miles_async.rollout.generate import own_cache
 from miles_async.weights.buckets import make_buckets
 from miles_async.weights.group import GroupError, WeightGroup
+from miles_async.weights.push import Wave
 from miles_async.weights.snapshot import load_snapshot, write_snapshot
 from miles_async.weights.transports.base import Transport
 from miles_async.weights.transports.table import make_transport
-from miles_async.weights.update import PushReport, Receiver
+from miles_async.weights.update import PushReport, Receiver, Update
 
 SMALL_BUCKET_BYTES = 64 << 10  # several of them make the model
 
@@ -91,6 +92,19 @@ async def test_after_a_push_every_engine_has_the_very_bits_of_the_snapshot(
     assert report.n_bytes == sum(t.nbytes for t in load_snapshot(path).values())
     expected = ("3", await checksum_of(path, session))
     assert [await state(target) for target in targets] == [expected, expected]
+
+
+async def test_an_engine_that_a_transport_did_not_have_confirm_the_version_is_reported_and_not_served(
+    fleet: list[EngineProcess], digits_model: Path, tmp_path: Path, session: aiohttp.ClientSession
+) -> None:
+    class Forgetful(Transport):
+        async def carry(self, wave: Wave, update: Update) -> None:
+            await wave.pause(session=False)
+
+    targets = receivers(fleet, session)
+    report = await push_path(targets, snapshot_of(digits_model, tmp_path, 5), 5, Forgetful(config("disk"), tmp_path))
+    assert report.served == () and set(report.failed) == {"e0", "e1"}
+    assert all("did not have it confirm version 5" in why for why in report.failed.values())
 
 
 async def test_a_request_under_way_survives_pushes_and_knows_which_version_wrote_each_token(

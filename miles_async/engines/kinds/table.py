@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from miles_async.config.effect import Rule, rules_of
 from miles_async.config.schema import Engine, RunConfig
 from miles_async.engines.kinds.base import EngineKind
+from miles_async.hooks.calls import refused
 from miles_async.hooks.choice import Choice
 
 KINDS = Choice(
@@ -16,6 +19,7 @@ KINDS = Choice(
         "sglang": "miles_async.engines.kinds.sglang.Sglang",
         "external": "miles_async.engines.kinds.external.External",
     },
+    needs=("host",),
 )
 
 
@@ -24,9 +28,29 @@ def kind_of(engine: Engine) -> EngineKind:
     return KINDS.called(engine.kind, KINDS.load(engine.kind))
 
 
+def number_of(engine: Engine) -> int:
+    """How many an ``[engine]`` asks for. Raises HookError, HookFailed."""
+    kind = kind_of(engine)
+    found: object = KINDS.called(engine.kind, kind.number, engine)
+    if isinstance(found, bool) or not isinstance(found, int) or found < 1:
+        raise refused(KINDS.hook, kind.number, found, "how many engines there are, a whole number of at least 1")
+    return found
+
+
+def addresses_of(engine: Engine) -> list[str]:
+    """Where those of an ``[engine]`` are; empty: on this machine. Raises HookError, HookFailed."""
+    kind = kind_of(engine)
+    found: Any = KINDS.called(engine.kind, kind.addresses, engine)
+    if not isinstance(found, list) or not all(isinstance(one, str) for one in found):
+        raise refused(KINDS.hook, kind.addresses, found, "a list of URLs, empty where each engine announces its own")
+    return found
+
+
 def check(config: RunConfig) -> None:
     """Refuse an ``[engine]`` that its kind cannot work with. Raises ConfigError."""
     KINDS.called(config.engine.kind, kind_of(config.engine).check, config)
+    number_of(config.engine)
+    addresses_of(config.engine)
 
 
 def check_use(config: RunConfig) -> None:
