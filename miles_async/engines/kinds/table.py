@@ -31,6 +31,8 @@ def kind_of(engine: Engine) -> EngineKind:
 def number_of(engine: Engine) -> int:
     """How many an ``[engine]`` asks for. Raises HookError, HookFailed."""
     kind = kind_of(engine)
+    if engine.kind in KINDS.ours:
+        return kind.number(engine)
     found: object = KINDS.called(engine.kind, kind.number, engine)
     if isinstance(found, bool) or not isinstance(found, int) or found < 1:
         raise refused(KINDS.hook, kind.number, found, "how many engines there are, a whole number of at least 1")
@@ -40,6 +42,8 @@ def number_of(engine: Engine) -> int:
 def addresses_of(engine: Engine) -> list[str]:
     """Where those of an ``[engine]`` are; empty: on this machine. Raises HookError, HookFailed."""
     kind = kind_of(engine)
+    if engine.kind in KINDS.ours:
+        return kind.addresses(engine)
     found: Any = KINDS.called(engine.kind, kind.addresses, engine)
     if not isinstance(found, list) or not all(isinstance(one, str) for one in found):
         raise refused(KINDS.hook, kind.addresses, found, "a list of URLs, empty where each engine announces its own")
