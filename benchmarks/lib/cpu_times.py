@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from itertools import pairwise
 from pathlib import Path
 
 import psutil
@@ -15,10 +16,11 @@ CPU_INTERVAL_S = 0.5
 
 
 class CpuTimes:
-    """CPU seconds of a process and all below it, by role, noted every CPU_INTERVAL_S (what a process did after its last
+    """CPU seconds of a process and all below it, by role, noted every ``interval_s`` (what a process did after its last
     note is missing). The role of an actor is the name of its log; all else goes by the name of the program."""
 
-    def __init__(self) -> None:
+    def __init__(self, interval_s: float = CPU_INTERVAL_S) -> None:
+        self._interval_s = interval_s
         # seconds since the epoch, role to CPU seconds, CPU seconds of the whole machine
         self.notes: list[tuple[float, dict[str, float], float]] = []
         self._seen: dict[int, tuple[str, float]] = {}
@@ -39,9 +41,28 @@ class CpuTimes:
         begin, _, before = self.notes[0]
         end, roles, busy = next(note for note in reversed(self.notes) if note[0] <= moment)
         total = sum(roles.values())
-        others = max(0.0, busy - before - total) / max(end - begin, CPU_INTERVAL_S)
+        others = max(0.0, busy - before - total) / max(end - begin, self._interval_s)
         by_role = {f"cpu_s/{role}": seconds for role, seconds in sorted(roles.items())}
         return {"cpu_s": total, "others_cores": others} | by_role
+
+    def between(self, begin: float, end: float) -> dict[str, float]:
+        """Role to CPU seconds from one moment (since the epoch) to another, as if each did equally much between two notes.
+
+        Raises ValueError: it was not followed for so long.
+        """
+        before, after = self._at(begin), self._at(end)
+        return {role: seconds - before.get(role, 0.0) for role, seconds in after.items()}
+
+    def roles(self) -> dict[int, str]:
+        """The role of every process that was seen, by its pid."""
+        return {pid: role for pid, (role, _) in self._seen.items()}
+
+    def _at(self, moment: float) -> dict[str, float]:
+        for (begin, before, _), (end, after, _) in pairwise(self.notes):
+            if begin <= moment <= end:
+                share = (moment - begin) / (end - begin)
+                return {role: before.get(role, 0.0) * (1 - share) + seconds * share for role, seconds in after.items()}
+        raise ValueError(f"nothing was noted around {moment}")
 
     def _follow(self, pid: int, ended: threading.Event) -> None:
         with suppress(psutil.NoSuchProcess):
@@ -55,7 +76,7 @@ class CpuTimes:
                 for role, seconds in self._seen.values():
                     roles[role] += seconds
                 self.notes.append((time.time(), roles, _machine_cpu_s()))
-                if ended.wait(CPU_INTERVAL_S):
+                if ended.wait(self._interval_s):
                     return
 
 
