@@ -23,6 +23,7 @@ from actors.runtime.tasks import end
 from bus import Bus, EngineState, Roster, connect
 from bus.messages import Control, Event, Heartbeat, Metrics, Wait
 from bus.waits import WaitKind
+from miles_async.config.schema import ConfigError
 from miles_async.http.refusals import Refusals
 
 COMMANDS = ("stop", "finish")
@@ -32,6 +33,17 @@ FATAL = (ValueError, ImportError)
 
 CONNECT_S = 60.0  # one that reads a large value back answers nothing meanwhile
 MAX_WAITS = 20  # that a heartbeat names
+
+
+def cause_of(error: BaseException) -> tuple[str, bool]:
+    """What an actor died of, in a line, and whether a restart would only meet it again. A task group's name says nothing: it is
+    the error in it that counts, and of several the one that a restart would not change."""
+    leaves = [error]
+    while isinstance(group := leaves[0], BaseExceptionGroup):
+        leaves[:1] = group.exceptions
+        leaves.sort(key=lambda one: not isinstance(one, ConfigError | BaseExceptionGroup))
+    cause = f"{type(leaves[0]).__name__}: {leaves[0]}".split("\n")[0]
+    return cause, isinstance(error, FATAL) or isinstance(leaves[0], ConfigError)
 
 
 class Actor(Protocol):
@@ -189,8 +201,8 @@ async def run_actor(spec: ActorSpec, make: Callable[[ActorContext], Actor], wher
                 task.result()
     except BaseException as error:
         if not isinstance(error, asyncio.CancelledError):
-            cause = f"{type(error).__name__}: {error}".split("\n")[0]
-            await asyncio.wait_for(ctx.event("died", cause=cause, fatal=isinstance(error, FATAL)), 2.0)
+            cause, fatal = cause_of(error)
+            await asyncio.wait_for(ctx.event("died", cause=cause, fatal=fatal), 2.0)
         raise
     finally:
         ctx.stop.set()
