@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Mapping
@@ -19,20 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.lib.cpu_sampler import DIRECTORY, PROFILER, Line
-from benchmarks.lib.cpu_times import CpuTimes
+from benchmarks.lib.launched import ROLES, ROOT, by_role, launched, python_path, step_ends
 from miles_async.cli.load import load
-from miles_async.monitor.record_lines import read_metrics
 
-ROOT = Path(__file__).resolve().parent.parent
 CONFIG = ROOT / "examples" / "quickstart.toml"
 STEPS = 50
 FIRST = 10  # the step from whose end on is counted
 NO_TARGET = "run.target_reward=1e9"
-NOTE_INTERVAL_S = 0.2
-TIMEOUT_S = 600.0
 FUNCTIONS = 8  # of each role that are named
-# of processes that are no actors; else as they are called
-ROLES = {"python": "launch", "miles-async fork server": "launch", "redis-server": "redis", "valkey-server": "redis"}
 
 
 def run(config: Path | None = None, steps: int | None = None, settings: list[str] | None = None) -> dict[str, Any]:
@@ -46,17 +38,14 @@ def run(config: Path | None = None, steps: int | None = None, settings: list[str
     with tempfile.TemporaryDirectory() as directory:
         samples, run_dir = Path(directory) / "samples", Path(directory) / "run"
         samples.mkdir()
-        cpu = _launch(config, run_dir, settings, samples)
-        ends = {
-            line.step: line.time
-            for line in read_metrics(run_dir)
-            if line.actor == "learner-0" and "raw_reward" in line.values
-        }
+        environment = {DIRECTORY: str(samples), "PYTHONPATH": python_path(ROOT / "benchmarks" / "lib" / "sampled")}
+        cpu, _ = launched(config, run_dir, settings, environment)
+        ends = step_ends(run_dir)
         begin, end = ends[FIRST], ends[last]
         places = _places(samples, cpu.roles(), begin, end)
     trained = steps * rollout.rollout_batch_size * rollout.n_samples_per_prompt
-    by_role = _per_sample(Counter(_renamed(cpu.between(begin, end))), trained)
-    roles = {role: _role(total, places.get(role, Counter()), trained) for role, total in by_role.items()}
+    totals = _per_sample(by_role(cpu.between(begin, end)), trained)
+    roles = {role: _role(total, places.get(role, Counter()), trained) for role, total in totals.items()}
     layers: Counter[str] = Counter()
     for role, figures in roles.items():
         layers.update(figures["layers"] or {role: figures["us_per_sample"]})
@@ -74,40 +63,6 @@ def run(config: Path | None = None, steps: int | None = None, settings: list[str
         "roles": roles,
         "cores": os.cpu_count(),
     }
-
-
-def _launch(config: Path, run_dir: Path, settings: list[str], samples: Path) -> CpuTimes:
-    """The run, sampled. Raises RuntimeError with the last line of its errors if it fails."""
-    command = [sys.executable, "-m", "miles_async.cli.app", "launch", str(config), "--run-dir", str(run_dir), "--json"]
-    for setting in settings:
-        command += ["--set", setting]
-    paths = [
-        str(ROOT / "benchmarks" / "lib" / "sampled"),
-        str(ROOT),
-        *os.environ.get("PYTHONPATH", "").split(os.pathsep),
-    ]
-    environment = os.environ | {
-        DIRECTORY: str(samples),
-        "PYTHONPATH": os.pathsep.join(path for path in paths if path),
-        "OMP_NUM_THREADS": "1",
-        "HF_HUB_OFFLINE": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-    }
-    cpu = CpuTimes(NOTE_INTERVAL_S)
-    process = subprocess.Popen(
-        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    with cpu.following(process.pid):
-        try:
-            _, errors = process.communicate(timeout=TIMEOUT_S)
-        except BaseException:
-            process.terminate()  # the supervisor stops its actors in order
-            process.communicate()
-            raise
-    if process.returncode:
-        said = errors.strip().splitlines() or ["it said nothing"]
-        raise RuntimeError(f"the run ended with code {process.returncode}: {said[-1]}")
-    return cpu
 
 
 def _places(directory: Path, roles: Mapping[int, str], begin: float, end: float) -> dict[str, Counter[tuple[str, str]]]:
@@ -139,13 +94,6 @@ def _role(total: float, places: Counter[tuple[str, str]], trained: int) -> dict[
         "layers": _largest_first(layers),
         "functions": _largest_first(Counter(dict(functions.most_common(FUNCTIONS)))),
     }
-
-
-def _renamed(roles: Mapping[str, float]) -> dict[str, float]:
-    named: Counter[str] = Counter()
-    for role, seconds in roles.items():
-        named[ROLES.get(role, role)] += seconds
-    return named
 
 
 def _per_sample(seconds: Counter[Any], trained: int) -> Counter[Any]:

@@ -20,7 +20,7 @@ from typing import Any, Literal, NamedTuple, cast
 import uvicorn
 from uvicorn.server import ServerState
 
-from benchmarks.lib.synthetic.batch import EOS, Batch, Latency, Lengths
+from benchmarks.lib.synthetic.batch import EOS, Batch, Draw, Latency, Lengths
 from benchmarks.lib.synthetic.compute import LoopCompute
 from benchmarks.lib.synthetic.weights import VersionControl
 from miles_async.engines.embedded.app import EngineApp
@@ -76,7 +76,7 @@ class SyntheticEngine:
         name: str = "synthetic",
         *,
         latency: Latency = LATENCY,
-        lengths: Lengths = LENGTHS,
+        lengths: Draw = LENGTHS,
         max_running_requests: int = 64,
         vocab_size: int = 1024,
         context_length: int = 32768,

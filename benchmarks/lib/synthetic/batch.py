@@ -22,7 +22,7 @@ import zlib
 from collections import deque
 from collections.abc import Iterable
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -49,8 +49,20 @@ class Lengths(NamedTuple):
     alpha: float = 1.4
 
     def draw(self, seed: int) -> int:
-        u = (_mix(seed & MASK) + 1) / 2**64
-        return math.ceil(self.shortest / u ** (1 / self.alpha))
+        return math.ceil(self.shortest / uniform(seed) ** (1 / self.alpha))
+
+
+class Draw(Protocol):
+    """A distribution of lengths."""
+
+    def draw(self, seed: int) -> int:
+        """The tokens of the response with ``sampling_seed = seed``."""
+        ...
+
+
+def uniform(seed: int) -> float:
+    """In (0, 1]."""
+    return (_mix(seed & MASK) + 1) / 2**64
 
 
 def logprob_of(version: str) -> float:
@@ -77,7 +89,7 @@ class _Row:
 class Batch:
     """The scheduler of one synthetic engine; it has the methods of ``miles_async.engines.embedded.scheduler.Scheduler``."""
 
-    def __init__(self, latency: Latency, lengths: Lengths, *, vocab: int, max_running: int, version: str) -> None:
+    def __init__(self, latency: Latency, lengths: Draw, *, vocab: int, max_running: int, version: str) -> None:
         self.latency, self.lengths, self.vocab, self.max_running = latency, lengths, vocab, max_running
         self.version = version  # what the tokens' spans say
         self.weights = version  # what sampled them; another one only if the engine lies

@@ -1,0 +1,168 @@
+"""The real loop beside what its staleness policy could do at best: synthetic engines, a learner that waits, one trace.
+
+A run (dealer, ledger, workers, router, broadcaster, learner with its bus) whose engines generate each group for as long as
+``lib/schedule/trace.py`` says and whose learner waits SCHEDULE_STEP_S a step, for each of SCHEDULE_LAGS and SCHEDULE_SIGMAS,
+under SCHEDULE_POLICY; SCHEDULE_STEPS steps count, those before FIRST do not. ``share``: the time that a simulation of the same
+policy on the same trace needs for the same steps, in which nothing but generation, training and updates takes time
+(``lib/schedule/ideal.py``), over the time that the run needed. ``cpu_us_per_group``: of all roles but the engines, of which
+``by_the_clock`` is what they take each second while nothing happens (in a last step of IDLE_S). ``miles-async bench schedule``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from benchmarks.lib.launched import by_role, launched, python_path, step_ends
+from benchmarks.lib.schedule.ideal import Outcome, World, schedule
+from benchmarks.lib.schedule.trace import (
+    BATCH_SIZE,
+    LONGEST,
+    SLOTS,
+    Trace,
+    to_environment,
+)
+from miles_async.cli.load import load
+from miles_async.config.schema import RunConfig
+from miles_async.staleness.choice import make_policy
+
+LAGS = "0 1 2 4 8"
+SIGMAS = "0.6"
+STEP_S = 0.5
+STEPS = 30
+SAMPLES = 8
+FIRST = 2  # the step from whose end on is counted
+IDLE_S = 5.0
+SETTLED_S = (1.5, 0.5)  # of which the first and the last do not count
+WORKERS = 2
+CONFIG = f"""
+[run]
+num_steps = 1
+seed = 0
+[model]
+hf_checkpoint = "builtin:words"
+device = "cpu"
+[data]
+prompt_data = "builtin:repeat"
+[rollout]
+rollout_batch_size = {BATCH_SIZE}
+rollout_max_response_len = {LONGEST}
+num_workers = {WORKERS}
+max_groups_in_flight = {SLOTS // WORKERS}
+[algorithm]
+correction = "behaviour"
+[learner]
+train_backend = "benchmarks.lib.schedule.parts.WaitingLearner"
+[engine]
+kind = "benchmarks.lib.schedule.parts.TracedEngine"
+num_engines = 2
+[weights]
+transport = "disk"
+update_waves = 1
+[checkpoint]
+save_interval = 100000
+save_hf = false
+[monitor]
+live = "off"
+"""
+
+
+def run(
+    lags: list[int] | None = None,
+    sigmas: list[float] | None = None,
+    steps: int | None = None,
+    step_s: float | None = None,
+    samples: int | None = None,
+    policy: str | None = None,
+) -> dict[str, Any]:
+    """Figures for each sigma and lag; None: as the environment or this file says. Raises RuntimeError: a run failed."""
+    ask = os.environ.get
+    lags = lags or [int(lag) for lag in ask("SCHEDULE_LAGS", LAGS).split()]
+    sigmas = sigmas or [float(sigma) for sigma in ask("SCHEDULE_SIGMAS", SIGMAS).split()]
+    steps = steps or int(ask("SCHEDULE_STEPS", STEPS))
+    step_s = step_s or float(ask("SCHEDULE_STEP_S", STEP_S))
+    samples = samples or int(ask("SCHEDULE_SAMPLES", SAMPLES))
+    policy = policy or ask("SCHEDULE_POLICY", "fifo")
+    last = FIRST + steps
+    runs: dict[str, Any] = {}
+    for sigma in sigmas:
+        for lag in lags:
+            trace = Trace(sigma, step_s, samples, idle_step=last + 1, idle_s=IDLE_S)
+            settings = [
+                f"run.num_steps={last + 1}",
+                f"rollout.n_samples_per_prompt={samples}",
+                f"staleness.max_lag={lag}",
+                f"staleness.policy={policy}",
+            ]
+            found = runs[f"sigma {sigma:g}, max_lag {lag}"] = one(trace, settings, steps)
+            print(f"sigma {sigma:g}, max_lag {lag}", json.dumps(found), file=sys.stderr)
+    return {
+        "policy": policy,
+        "steps": steps,
+        "step_s": step_s,
+        "samples_per_group": samples,
+        "batch_size": BATCH_SIZE,
+        "slots": SLOTS,
+        "runs": runs,
+        "cores": os.cpu_count(),
+    }
+
+
+def one(trace: Trace, settings: list[str], steps: int) -> dict[str, Any]:
+    """The figures of one run."""
+    last = FIRST + steps
+    with tempfile.TemporaryDirectory() as directory:
+        config, run_dir = Path(directory) / "run.toml", Path(directory) / "run"
+        config.write_text(CONFIG)
+        best = ideal(load(config, settings), trace)
+        cpu, summary = launched(config, run_dir, settings, to_environment(trace) | {"PYTHONPATH": python_path()})
+        ends = step_ends(run_dir)
+    began, ended = ends[FIRST], ends[last]
+    took, best_s = ended - began, best.step_ends[last - 1] - best.step_ends[FIRST - 1]
+    groups = steps * BATCH_SIZE
+    idle_from, idle_to = ended + SETTLED_S[0], ended + IDLE_S - SETTLED_S[1]
+    idle = by_role(cpu.between(idle_from, idle_to))
+    idle_cores = {role: seconds / (idle_to - idle_from) for role, seconds in idle.items()}
+    busy = by_role(cpu.between(began, ended))
+    return {
+        "share": round(best_s / took, 3),
+        "steps_per_s": round(steps / took, 3),
+        "ideal_steps_per_s": round(steps / best_s, 3),
+        "ideal_of_learner": round(steps * trace.step_s / best_s, 3),  # 1: it never waits
+        "max_token_lag": summary["max_token_lag"],
+        "ideal_max_lag": max(best.lags),
+        "dropped": sum(summary["ledger"]["dropped"].values()),
+        "ideal_dropped": len(best.dropped),
+        "cpu_us_per_group": _sum(busy, groups),
+        "by_the_clock": _sum({role: cores * took for role, cores in idle_cores.items()}, groups),
+        "roles": {role: round(seconds * 1e6 / groups, 1) for role, seconds in busy.most_common()},
+        "idle_ms_per_s": {role: round(cores * 1e3, 1) for role, cores in idle_cores.items()},
+        "others_cores": round(cpu.until(ended)["others_cores"], 3),
+    }
+
+
+def ideal(config: RunConfig, trace: Trace) -> Outcome:
+    """What the policy of ``config`` makes of ``trace``."""
+    world = World(
+        trace.seconds,
+        trace.train_s,
+        config.rollout.rollout_batch_size,
+        config.rollout.num_workers * config.rollout.max_groups_in_flight,
+        config.run.num_steps,
+        trace.update_s,
+    )
+    return schedule(make_policy(config), world)
+
+
+def _sum(seconds: Mapping[str, float], groups: int) -> float:
+    """µs of a group, without the engines: what they do stands for a model."""
+    return round(sum(s for role, s in seconds.items() if role != "engine") * 1e6 / groups, 1)
+
+
+if __name__ == "__main__":
+    print(json.dumps(run(), indent=2))
