@@ -1,9 +1,10 @@
-"""The quickstart side by side with Hugging Face TRL's GRPOTrainer: same model, prompts, reward, batch, loss and rates.
+"""Side by side with Hugging Face TRL's GRPOTrainer: same model, prompts, reward, batch, loss and rates.
 
-Each repeat has a seed of its own and runs, in turns, ``miles-async launch examples/quickstart.toml`` (target 0.9, no live
-view, otherwise as it is: bus, checkpoints and TensorBoard included) and ``trl_grpo.py`` with one thread of torch and with
-two. Time counts from the start of the process to the step whose 5-step mean reward reaches 0.9; rates count from the
-first step on. Medians over the repeats; against the faster one of TRL's. ``miles-async bench trl``.
+For each of TRL_JOBS (``lib/trl_jobs.py``: the quickstart, and one with long-tailed answers), each of TRL_REPEATS repeats has
+a seed of its own and runs, in turns, ``miles-async launch`` (no live view, otherwise as it is: bus, checkpoints and TensorBoard
+included) and ``trl_grpo.py`` with one thread of torch and with two. Time counts from the start of the process to the step
+whose 5-step mean reward reaches the target, where the job has one; rates count from the first step on. Medians over the
+repeats; each ratio is against the better one of TRL's. ``miles-async bench trl``.
 
 TRL has an environment of its own, see ``requirements/bench.txt``; TRL_PYTHON names its interpreter.
 """
@@ -23,19 +24,14 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.lib.cpu_times import CpuTimes
-from miles_async.cli.load import load
-from miles_async.config.schema import ConfigError, RunConfig
-from miles_async.data import prompt_at
-from miles_async.models import builtin
+from benchmarks.lib.trl_jobs import JOBS, ROOT, Job, for_trl
+from miles_async.config.schema import ConfigError
 from miles_async.monitor.record_lines import read_events, read_metrics
-from miles_async.train.schedule import learning_rate
 
-ROOT = Path(__file__).resolve().parent.parent
-EXAMPLE = ROOT / "examples" / "quickstart.toml"
-TARGET = 0.9
+REPEATS = 3
 WINDOW = 5  # steps
 TRL_THREADS = (1, 2)
-RUN_TIMEOUT_S = 600.0
+RUN_TIMEOUT_S = 1200.0
 STOP_TIMEOUT_S = 60.0
 HOW_TO_INSTALL = (
     "python3.11 -m venv .venv-trl && PYTHON=.venv-trl/bin/python requirements/install.sh torch && "
@@ -43,13 +39,21 @@ HOW_TO_INSTALL = (
 )
 
 
-def run(repeats: int = 3, first_seed: int = 1, trl_python: str | None = None) -> dict[str, Any]:
-    """Figures of both sides; times in seconds. Raises ConfigError where TRL is not installed.
-
-    A side that did not reach the target in a repeat has ``wall_s`` null there; its median is over those that did.
-    """
+def run(
+    repeats: int | None = None, first_seed: int = 1, trl_python: str | None = None, jobs: Sequence[str] | None = None
+) -> dict[str, Any]:
+    """Figures of both sides for each job; times in seconds. Raises ConfigError where TRL is not installed."""
     python = trl_python or os.environ.get("TRL_PYTHON") or str(ROOT / ".venv-trl" / "bin" / "python")
+    repeats = repeats or int(os.environ.get("TRL_REPEATS", REPEATS))
     version = trl_version(python)
+    jobs = jobs or os.environ.get("TRL_JOBS", " ".join(JOBS)).split()
+    found = {name: compare(name, repeats, first_seed, python) for name in jobs}
+    return {"jobs": found, "repeats": repeats, "trl_version": version, "cores": os.cpu_count()}
+
+
+def compare(name: str, repeats: int, first_seed: int, python: str) -> dict[str, Any]:
+    """The figures of one job. A side that did not reach the target in a repeat has ``wall_s`` null there; its median is over
+    those that did."""
     runs: dict[str, list[dict[str, Any]]] = {"miles_async": []} | {_trl(n): [] for n in TRL_THREADS}
     for index in range(repeats):
         seed = first_seed + index
@@ -57,51 +61,47 @@ def run(repeats: int = 3, first_seed: int = 1, trl_python: str | None = None) ->
         for side in sides:
             with tempfile.TemporaryDirectory() as directory:
                 root = Path(directory)
+                job = JOBS[name](root, seed)
                 if side == "miles_async":
-                    result = run_ours(root, seed)
+                    result = run_ours(root, job)
                 else:
-                    result = run_trl(root, seed, python, int(side.removeprefix("trl_threads_")))
+                    result = run_trl(root, job, python, int(side.removeprefix("trl_threads_")))
             runs[side].append(result | {"seed": seed})
-            print(side, json.dumps(runs[side][-1]), file=sys.stderr)
+            print(name, side, json.dumps(runs[side][-1]), file=sys.stderr)
     medians = {side: _medians(results) for side, results in runs.items()}
-    theirs = min((_trl(n) for n in TRL_THREADS), key=lambda side: medians[side].get("wall_s", float("inf")))
+    walls = [medians[_trl(n)]["wall_s"] for n in TRL_THREADS if "wall_s" in medians[_trl(n)]]
+    rate = max(medians[_trl(n)]["samples_per_s"] for n in TRL_THREADS)
     return {
         "medians": medians,
-        "trl": theirs,
-        # above 1: miles-async is faster
-        "wall_ratio": _ratio(medians[theirs].get("wall_s"), medians["miles_async"].get("wall_s")),
-        "samples_per_s_ratio": _ratio(
-            medians["miles_async"].get("samples_per_s"), medians[theirs].get("samples_per_s")
-        ),
+        # above 1: miles-async is faster than the better one of TRL's
+        "wall_ratio": _ratio(min(walls, default=None), medians["miles_async"].get("wall_s")),
+        "samples_per_s_ratio": _ratio(medians["miles_async"]["samples_per_s"], rate),
         "reached": {side: sum(result["wall_s"] is not None for result in results) for side, results in runs.items()},
-        "repeats": repeats,
-        "target_reward": TARGET,
         "runs": runs,
-        "trl_version": version,
-        "cores": os.cpu_count(),
     }
 
 
-def run_ours(root: Path, seed: int) -> dict[str, Any]:
-    """One launch of the example, in a process tree of its own."""
+def run_ours(root: Path, job: Job) -> dict[str, Any]:
+    """One launch of the job, in a process tree of its own."""
     run_dir = root / "run"
-    settings = (f"run.seed={seed}", f"run.target_reward={TARGET}", "monitor.live=off")
-    command = [sys.executable, "-m", "miles_async.cli.app", "launch", str(EXAMPLE), "--run-dir", str(run_dir), "--json"]
-    for setting in settings:
+    command = [sys.executable, "-m", "miles_async.cli.app", "launch", str(job.config_file), "--run-dir", str(run_dir)]
+    for setting in job.settings:
         command += ["--set", setting]
     started = time.time()
-    output, cpu = _run("miles-async", command, threads=1, log=root / "log")
+    output, cpu = _run("miles-async", [*command, "--json"], threads=1, log=root / "log")
     ended = time.time()
     summary = json.loads(output)
     steps = [line for line in read_metrics(run_dir) if line.actor == "learner-0" and "raw_reward" in line.values]
     learner_ready = next(event.time for event in read_events(run_dir) if event.kind == "learner_ready")
-    wall = _reached([(line.time - started, line.values["raw_reward"] or 0.0) for line in steps])
+    wall = _reached([(line.time - started, line.values["raw_reward"] or 0.0) for line in steps], job.target)
     return {
         "wall_s": wall,
         "steps": len(steps),
         "samples_per_s": summary["samples_per_s"],
         "tokens_per_s": summary["tokens_per_s"],
         "reward_last": summary["reward_last"],
+        "response_tokens": statistics.fmean(line.values["response_lengths"] or 0.0 for line in steps),
+        "truncated": statistics.fmean(line.values["truncated"] or 0.0 for line in steps),
         "learner_ready_s": learner_ready - started,
         "first_step_s": steps[0].time - started,
         "step_s": (steps[-1].time - steps[0].time) / (len(steps) - 1),
@@ -113,63 +113,19 @@ def run_ours(root: Path, seed: int) -> dict[str, Any]:
         "engine_busy": summary["engine_busy"],
         "mean_token_lag": summary["mean_token_lag"],
         "stop_s": ended - steps[-1].time,  # checkpoint, export, orderly end; not in wall_s
-        **cpu.until(started + (wall or ended)),
+        **cpu.until(started + wall if wall else steps[-1].time),
     }
 
 
-def run_trl(root: Path, seed: int, python: str, threads: int) -> dict[str, Any]:
-    """One run of ``trl_grpo.py`` on the example's configuration; the model is made before its time starts."""
-    config = load(EXAMPLE, [f"run.seed={seed}", f"run.target_reward={TARGET}"])
-    builtin.make_model(config.model.hf_checkpoint, root / "model", seed)
-    job = root / "job.json"
-    job.write_text(json.dumps(trl_job(config, root / "model", threads)))
+def run_trl(root: Path, job: Job, python: str, threads: int) -> dict[str, Any]:
+    """One run of ``trl_grpo.py`` on the same; the model is made before its time starts."""
+    written = root / "job.json"
+    written.write_text(json.dumps(for_trl(job, threads)))
     started = time.time()
-    command = [python, str(ROOT / "benchmarks" / "lib" / "trl_grpo.py"), str(job), repr(started)]
+    command = [python, str(ROOT / "benchmarks" / "lib" / "trl_grpo.py"), str(written), repr(started)]
     output, cpu = _run("TRL", command, threads, log=root / "log")
     result = json.loads(output.splitlines()[-1])
-    return result | cpu.until(started + (result["wall_s"] or time.time()))
-
-
-def trl_job(config: RunConfig, model: Path, threads: int) -> dict[str, Any]:
-    """The fields of ``trl_grpo.Job``: what ``config`` says, with prompts and rates written out step by step."""
-    run, rollout, algorithm, learner = config.run, config.rollout, config.algorithm, config.learner
-    rows = builtin.prompt_rows(config.data.prompt_data)
-    places = [
-        prompt_at(position, len(rows), run.seed, config.data.rollout_shuffle)[1]
-        for position in range(run.num_steps * rollout.rollout_batch_size)
-    ]
-    rates = [
-        learning_rate(
-            step,
-            lr=learner.lr,
-            min_lr=learner.min_lr,
-            warmup_steps=learner.lr_warmup_steps,
-            decay_steps=learner.lr_decay_steps,
-            decay_style=learner.lr_decay_style,
-        )
-        for step in range(run.num_steps)
-    ]
-    return {
-        "model": str(model),
-        "rows": [{"prompt": rows[place]["input"], "label": rows[place]["label"]} for place in places],
-        "num_steps": run.num_steps,
-        "target_reward": run.target_reward,
-        "seed": run.seed,
-        "rollout_batch_size": rollout.rollout_batch_size,
-        "n_samples_per_prompt": rollout.n_samples_per_prompt,
-        "rollout_max_response_len": rollout.rollout_max_response_len,
-        "rollout_temperature": rollout.rollout_temperature,
-        "rates": rates,
-        "adam_beta1": learner.adam_beta1,
-        "adam_beta2": learner.adam_beta2,
-        "adam_eps": learner.adam_eps,
-        "weight_decay": learner.weight_decay,
-        "clip_grad": learner.clip_grad,
-        "eps_clip": algorithm.eps_clip,
-        "eps_clip_high": algorithm.upper_clip,
-        "entropy_coef": algorithm.entropy_coef,
-        "threads": threads,
-    }
+    return result | cpu.until(started + (result["wall_s"] or result["last_step_s"]))
 
 
 def trl_version(python: str) -> str:
@@ -218,10 +174,12 @@ def _stop(process: subprocess.Popen[str]) -> None:
             process.wait()
 
 
-def _reached(steps: Sequence[tuple[float, float]]) -> float | None:
-    """The time of the first step at which the mean reward of the last WINDOW steps is at least TARGET."""
+def _reached(steps: Sequence[tuple[float, float]], target: float | None) -> float | None:
+    """The time of the first step at which the mean reward of the last WINDOW steps is at least ``target``."""
+    if target is None:
+        return None
     for end in range(WINDOW, len(steps) + 1):
-        if statistics.fmean(reward for _, reward in steps[end - WINDOW : end]) >= TARGET:
+        if statistics.fmean(reward for _, reward in steps[end - WINDOW : end]) >= target:
             return steps[end - 1][0]
     return None
 

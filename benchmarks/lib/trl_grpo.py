@@ -35,7 +35,7 @@ class Job:
     model: str  # a Hugging Face directory
     rows: list[dict[str, str]]  # "prompt" and "label" of each group, in the order they are trained on
     num_steps: int
-    target_reward: float
+    target_reward: float | None
     seed: int
     rollout_batch_size: int  # prompts of one step
     n_samples_per_prompt: int
@@ -67,12 +67,13 @@ class TimedTrainer(GRPOTrainer):
 
 
 class Recorder(TrainerCallback):
-    """Keeps reward and time of every step; ends the training at the target."""
+    """Keeps reward and time of every step; ends the training at the target, if there is one."""
 
-    def __init__(self, target: float, started: float):
+    def __init__(self, target: float | None, started: float):
         self.target, self.started = target, started
         self.rewards: list[float] = []
         self.lengths: list[float] = []  # mean response tokens
+        self.truncated: list[float] = []  # share of the responses that ended at the limit
         self.times: list[float] = []  # seconds from the start of the process to the end of the step
         self.reached: float | None = None
         self.setup_s = 0.0
@@ -86,7 +87,10 @@ class Recorder(TrainerCallback):
         self.times.append(time.time() - self.started)
         self.rewards.append(float(logs["reward"]))
         self.lengths.append(float(logs["completions/mean_length"]))
+        self.truncated.append(float(logs["completions/clipped_ratio"]))
         recent = self.rewards[-REWARD_WINDOW:]
+        if self.target is None:
+            return
         if len(recent) == REWARD_WINDOW and sum(recent) / REWARD_WINDOW >= self.target:
             self.reached = self.times[-1]
             control.should_training_stop = True
@@ -101,9 +105,12 @@ class Recorder(TrainerCallback):
             "samples_per_s": samples_per_step * (steps - 1) / wall,
             "tokens_per_s": samples_per_step * sum(self.lengths[1:]) / wall,
             "reward_last": sum(self.rewards[-REWARD_WINDOW:]) / len(self.rewards[-REWARD_WINDOW:]),
+            "response_tokens": sum(self.lengths) / steps,
+            "truncated": sum(self.truncated) / steps,
             "imports_s": imports_s,
             "setup_s": self.setup_s,  # imports included
             "first_step_s": self.times[0],
+            "last_step_s": self.times[-1],
             "step_s": wall / (steps - 1),
             "rollout_s": rollout_s / steps,  # the rest of a step is the optimizer step and the Trainer around it
         }

@@ -44,7 +44,7 @@ class Architecture:
     chat_template: str
 
 
-def _padded(tokens: tuple[str, ...], size: int) -> tuple[str, ...]:
+def padded(tokens: tuple[str, ...], size: int) -> tuple[str, ...]:
     """``tokens`` with spare ones up to ``size``: single private-use characters, which no text holds."""
     return tokens + tuple(chr(0xE000 + i) for i in range(size - len(tokens)))
 
@@ -65,14 +65,12 @@ _TERSE = (
 MODELS: dict[str, Architecture] = {
     # theta 100 and deviation 0.1 instead of the usual 10000 and 0.02: at this size they decide whether it learns at all
     "builtin:digits": Architecture(
-        _padded((PAD, EOS, ">", *string.digits), 16), 64, 128, 2, 4, 2, 16, 100.0, 0.1, 256, _ROLES
+        padded((PAD, EOS, ">", *string.digits), 16), 64, 128, 2, 4, 2, 16, 100.0, 0.1, 256, _ROLES
     ),
     "builtin:guess": Architecture(
         (PAD, EOS, ">", *string.digits, *"+-?"), 64, 128, 2, 4, 2, 16, 100.0, 0.1, 256, _TERSE
     ),
-    "builtin:words": Architecture(
-        _padded((PAD, EOS, *_ASCII), 128), 128, 384, 4, 8, 4, 16, 10000.0, 0.05, 2048, _ROLES
-    ),
+    "builtin:words": Architecture(padded((PAD, EOS, *_ASCII), 128), 128, 384, 4, 8, 4, 16, 10000.0, 0.05, 2048, _ROLES),
 }
 PROMPTS: dict[str, int] = {"builtin:repeat": 6, "builtin:repeat9": 9}  # name to the largest count asked for
 
@@ -96,9 +94,13 @@ def make_model(name: str, directory: Path, seed: int) -> None:
 
     Raises KeyError for an unknown name.
     """
+    write_model(MODELS[name], directory, seed)
+
+
+def write_model(arch: Architecture, directory: Path, seed: int) -> None:
+    """Write a checkpoint of ``arch``, as :func:`make_model` does."""
     from safetensors.numpy import save_file
 
-    arch = MODELS[name]
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     save_file(_weights(arch, seed), str(directory / "model.safetensors"), metadata={"format": "pt"})
