@@ -4,8 +4,10 @@ A run (dealer, ledger, workers, router, broadcaster, learner with its bus) whose
 ``lib/schedule/trace.py`` says and whose learner waits SCHEDULE_STEP_S a step, for each of SCHEDULE_LAGS and SCHEDULE_SIGMAS,
 under SCHEDULE_POLICY; SCHEDULE_STEPS steps count, those before FIRST do not. ``share``: the time that a simulation of the same
 policy on the same trace needs for the same steps, in which nothing but generation, training and updates takes time
-(``lib/schedule/ideal.py``), over the time that the run needed. ``cpu_us_per_group``: of all roles but the engines, of which
-``by_the_clock`` is what they take each second while nothing happens (in a last step of IDLE_S). ``miles-async bench schedule``.
+(``lib/schedule/ideal.py``), over the time that the run needed. ``added_ms``: what each link of the chain takes beyond the
+ideal (``lib/schedule/latencies.py``), and how much longer than its update an engine is paused. ``cpu_us_per_group``: of all
+roles but the engines, of which ``by_the_clock`` is what they take each second while nothing happens (in a last step of
+IDLE_S). ``miles-async bench schedule``.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from typing import Any
 
 from benchmarks.lib.launched import by_role, launched, python_path, step_ends
 from benchmarks.lib.schedule.ideal import Outcome, World, schedule
+from benchmarks.lib.schedule.latencies import latencies
 from benchmarks.lib.schedule.trace import (
     BATCH_SIZE,
     LONGEST,
@@ -29,6 +32,7 @@ from benchmarks.lib.schedule.trace import (
 )
 from miles_async.cli.load import load
 from miles_async.config.schema import RunConfig
+from miles_async.monitor.record_lines import TRANSITIONS_FILE
 from miles_async.staleness.choice import make_policy
 
 LAGS = "0 1 2 4 8"
@@ -122,6 +126,8 @@ def one(trace: Trace, settings: list[str], steps: int) -> dict[str, Any]:
         best = ideal(load(config, settings), trace)
         cpu, summary = launched(config, run_dir, settings, to_environment(trace) | {"PYTHONPATH": python_path()})
         ends = step_ends(run_dir)
+        with (run_dir / TRANSITIONS_FILE).open() as lines:
+            added = latencies(map(json.loads, lines), ends, trace, FIRST, last)
     began, ended = ends[FIRST], ends[last]
     took, best_s = ended - began, best.step_ends[last - 1] - best.step_ends[FIRST - 1]
     groups = steps * BATCH_SIZE
@@ -138,6 +144,7 @@ def one(trace: Trace, settings: list[str], steps: int) -> dict[str, Any]:
         "ideal_max_lag": max(best.lags),
         "dropped": sum(summary["ledger"]["dropped"].values()),
         "ideal_dropped": len(best.dropped),
+        "added_ms": added | {"pause": round((summary["weights_paused_s"] - trace.update_s) * 1e3, 1)},
         "cpu_us_per_group": _sum(busy, groups),
         "by_the_clock": _sum({role: cores * took for role, cores in idle_cores.items()}, groups),
         "roles": {role: round(seconds * 1e6 / groups, 1) for role, seconds in busy.most_common()},

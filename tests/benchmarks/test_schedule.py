@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import statistics
+from typing import Any
 
 import pytest
 
 from benchmarks import bench_schedule
 from benchmarks.lib.schedule import trace as traces
 from benchmarks.lib.schedule.ideal import Outcome, StuckError, World, schedule
+from benchmarks.lib.schedule.latencies import latencies
 from benchmarks.lib.schedule.trace import Trace
 from bus.messages import ReadyGroup
 from miles_async.staleness.policies import Drop, Fifo
@@ -115,6 +117,33 @@ def test_the_environment_hands_the_trace_on(monkeypatch: pytest.MonkeyPatch) -> 
     assert (trace.train_s(32), trace.train_s(33)) == (0.5, 5.0)
 
 
+def transition(ms: int, kind: str, *groups: str, step: int = 0, versions: int = 1) -> dict[str, Any]:
+    return {
+        "id": f"{ms}-0",
+        "kind": kind,
+        "groups": list(groups),
+        "step": step,
+        "versions": [[v, 1] for v in range(versions)],
+    }
+
+
+def test_what_each_link_of_the_chain_adds_is_read_from_the_record() -> None:
+    trace = Trace(0.6, 1.0, 1)
+    a, b = (round(trace.seconds(position) * 1e3) for position in (0, 1))
+    record = [
+        transition(1000, "admitted", "a"),
+        transition(1003, "claimed", "a"),
+        transition(1003 + a + 7, "published", "a"),
+        transition(1003 + a + 12, "batched", "a", step=1),
+        transition(20_040, "admitted", "b"),
+        transition(20_042, "claimed", "b"),
+        transition(20_042 + b + 50 + 8, "published", "b", versions=2),
+        transition(20_042 + b + 50 + 8 + 5, "batched", "b", step=2),
+    ]
+    ends = {0: 0.9, 1: 20.0, 2: (20_042 + b + 63) / 1e3 + 1.009}
+    assert latencies(record, ends, trace, 1, 2) == {"offer": 40, "claim": 2, "generate": 8, "batch": 5, "train": 9}
+
+
 def test_a_run_on_the_trace_trains_what_the_ideal_trains_at_no_more_than_its_pace() -> None:
     found = bench_schedule.run(lags=[2], sigmas=[0.6], steps=3, step_s=0.5, samples=2)
     (figures,) = found["runs"].values()
@@ -122,3 +151,4 @@ def test_a_run_on_the_trace_trains_what_the_ideal_trains_at_no_more_than_its_pac
     assert figures["max_token_lag"] <= 2 and figures["dropped"] == figures["ideal_dropped"] == 0
     assert {"dealer", "rollout", "learner", "redis", "router", "launch", "broadcaster"} <= figures["roles"].keys()
     assert figures["cpu_us_per_group"] > 0
+    assert {"offer", "claim", "generate", "batch", "train", "pause"} == {k for k, v in figures["added_ms"].items() if v}
