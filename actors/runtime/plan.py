@@ -21,11 +21,11 @@ def topology(config: RunConfig) -> dict[str, int]:
     serving = {"engine": engines, "router": 1, "broadcaster": 1} if config.rollout.generates else {}
     evaluation = {"evaluator": 1, "eval_engine": len(config.eval.urls) or config.eval.num_engines} if evaluates else {}
     return {
-        "learner": config.learner.num_ranks,  # first: it takes longest to start
         **serving,
         "rollout": config.rollout.num_workers,
         "dealer": 1,
         **evaluation,
+        "learner": config.learner.num_ranks,  # last: it can be started last, since it imports most
     }
 
 

@@ -121,7 +121,7 @@ def full_disk(run: Run) -> bool:
 def stopped_fork_server(run: Run) -> bool:
     """Who starts the actors and tells how they end stands still, and a worker dies meanwhile."""
     for child in psutil.Process(run.process.pid).children():
-        if "fork server" in " ".join(child.cmdline()):
+        if " ".join(child.cmdline()).strip() == "miles-async fork server":
             with stopped(child.pid):
                 os.kill(run.pid("rollout-1"), signal.SIGKILL)
             return True

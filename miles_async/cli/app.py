@@ -197,13 +197,16 @@ def default_run_dir(config_file: Path) -> Path:
 
 
 def _run(config: RunConfig, directory: Path, as_json: bool) -> int:
+    from miles_async.runs import placements
+
+    local = placements.PLACEMENTS[placements.LOCAL]
+    placements.load(local.warm_up)()
     from miles_async.cli.launch_check import resolve
     from miles_async.monitor import Monitor
     from miles_async.monitor.summary import describe
-    from miles_async.runs import placements
 
     monitor = Monitor(stream=sys.stderr if as_json else sys.stdout)
-    placement = placements.load(placements.PLACEMENTS[placements.LOCAL].placement)()
+    placement = placements.load(local.placement)()
     code = int(resolve(SUPERVISOR)(config, directory, monitor, placement).run())
     summary = monitor.summary
     if summary is not None:

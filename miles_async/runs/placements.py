@@ -13,15 +13,21 @@ LOCAL = "pid"
 
 
 class Named(NamedTuple):
-    """``placement``: a class, without arguments. ``look``: a function that is given what follows the kind of a place."""
+    """``placement``: a class, without arguments. ``look``: a function that is given what follows the kind of a place.
+    ``warm_up``: a function without arguments, whose module costs nothing to import: a launch calls it before all else."""
 
     placement: str
     look: str
+    warm_up: str
 
 
 # by the word that a heartbeat's place begins with
 PLACEMENTS = {
-    LOCAL: Named("actors.runtime.placement.local.LocalPlacement", "actors.runtime.placement.process.look"),
+    LOCAL: Named(
+        "actors.runtime.placement.local.LocalPlacement",
+        "actors.runtime.placement.process.look",
+        "actors.runtime.placement.fork_server.begin",
+    ),
 }
 
 

@@ -26,8 +26,9 @@ DEADLINE_S = 10.0
 @pytest.fixture
 def placement(monkeypatch: pytest.MonkeyPatch) -> Any:
     """One whose actors sleep, and whose fork server has nothing to import."""
-    fork_server.end()  # of another test
-    monkeypatch.setattr(local, "PRELOAD", ["time"])
+    server = fork_server.ForkServer("time")
+    monkeypatch.setattr(fork_server, "OTHERS", server)
+    monkeypatch.setattr(fork_server, "BOTH", {"the fork server": server})
     placement = LocalPlacement()
     yield placement
     placement.close()
@@ -37,7 +38,7 @@ def sleeper(placement: LocalPlacement, name: str) -> int:
     placement._processes[ActorId(name, 1)] = process = placement._context.Process(
         target=time.sleep, args=(1000,), name=name
     )
-    process.start()
+    fork_server.OTHERS.fork(process)
     assert process.pid is not None
     return process.pid
 
@@ -45,7 +46,7 @@ def sleeper(placement: LocalPlacement, name: str) -> int:
 def test_a_stopped_fork_server_does_not_hold_up_the_end_of_a_run(placement: LocalPlacement) -> None:
     sleeper(placement, "actor")
     os.kill(sleeper(placement, "stopped too"), signal.SIGSTOP)
-    forks = fork_server.pid()
+    forks = fork_server.OTHERS.pid()
     assert forks is not None
     os.kill(forks, signal.SIGSTOP)
     placement.end()
@@ -53,7 +54,7 @@ def test_a_stopped_fork_server_does_not_hold_up_the_end_of_a_run(placement: Loca
 
 
 def test_an_actor_that_ended_with_the_fork_server_says_so(placement: LocalPlacement) -> None:
-    actor, forks = sleeper(placement, "actor"), fork_server.pid()
+    actor, forks = sleeper(placement, "actor"), fork_server.OTHERS.pid()
     assert forks is not None
     os.kill(forks, signal.SIGKILL)
     (process,) = placement._processes.values()
@@ -65,7 +66,7 @@ def test_an_actor_that_ended_with_the_fork_server_says_so(placement: LocalPlacem
 
 
 def test_a_stopped_fork_server_is_seen_where_it_hides_that_an_actor_has_ended(placement: LocalPlacement) -> None:
-    ended, forks = sleeper(placement, "ended"), fork_server.pid()
+    ended, forks = sleeper(placement, "ended"), fork_server.OTHERS.pid()
     lives = sleeper(placement, "lives")
     assert forks is not None
     assert placement.look() == {"ended": process_of(ended), "lives": process_of(lives)}
@@ -84,7 +85,7 @@ def test_a_fork_server_that_was_stopped_starts_who_is_to_start(
     placement: LocalPlacement, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sleeper(placement, "first")
-    forks = fork_server.pid()
+    forks = fork_server.OTHERS.pid()
     assert forks is not None
     os.kill(forks, signal.SIGSTOP)
     begun: list[str] = []
@@ -99,7 +100,7 @@ def test_a_fork_server_that_was_stopped_starts_who_is_to_start(
 
 @pytest.mark.parametrize("stopped", [False, True])
 def test_the_fork_server_ends_with_the_launch(placement: LocalPlacement, stopped: bool) -> None:
-    pid, forks = sleeper(placement, "actor"), fork_server.pid()
+    pid, forks = sleeper(placement, "actor"), fork_server.OTHERS.pid()
     assert forks is not None
     if stopped:
         os.kill(forks, signal.SIGSTOP)
@@ -108,7 +109,7 @@ def test_the_fork_server_ends_with_the_launch(placement: LocalPlacement, stopped
     assert not psutil.pid_exists(forks) and not psutil.pid_exists(pid)
     placement.close()
     sleeper(placement, "of another launch in this process")
-    assert fork_server.pid() != forks
+    assert fork_server.OTHERS.pid() != forks
 
 
 # what is imported once says that it has begun to be, and takes its time
@@ -125,7 +126,8 @@ from actors.runtime.placement import fork_server, local
 signum, begun = int(sys.argv[1]), Path(sys.argv[2])
 heard = []
 signal.signal(signum, lambda *_: heard.append(signum))
-local.PRELOAD = ["preloaded"]
+server = fork_server.ForkServer("preloaded")
+fork_server.BOTH = {"the fork server": server}
 placement = local.LocalPlacement()
 placement.warm_up()
 if sys.argv[3] == "imports":
@@ -133,7 +135,7 @@ if sys.argv[3] == "imports":
         time.sleep(0.01)
 os.killpg(0, signum)
 actor = placement._context.Process(target=time.sleep, args=(1000,))
-actor.start()
+server.fork(actor)
 os.killpg(0, signum)
 os.kill(actor.pid, signal.SIGKILL)
 actor.join()
@@ -172,6 +174,6 @@ def _signals_of_an_actor() -> None:
 
 def test_an_actor_hears_of_the_signals_of_its_group_sigterm_only(placement: LocalPlacement) -> None:
     process = placement._context.Process(target=_signals_of_an_actor)
-    process.start()
+    fork_server.OTHERS.fork(process)
     process.join(30.0)
     assert process.exitcode == 0

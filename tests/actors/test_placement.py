@@ -21,7 +21,8 @@ from miles_async.monitor import Monitor
 @pytest.fixture
 def as_a_launch() -> Iterator[None]:
     """In this process, and nothing of it stays."""
-    fork_server.end()  # of another test
+    for server in fork_server.BOTH.values():
+        server.end()  # of another test
     before = os.umask(0o022)
     yield
     os.umask(before)

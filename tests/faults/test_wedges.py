@@ -60,7 +60,7 @@ def lifted(run_dir: Path, process: subprocess.Popen[str], number: int) -> None:
 
 def fork_server_of(process: subprocess.Popen[str]) -> int:
     names = {child.pid: " ".join(child.cmdline()) for child in psutil.Process(process.pid).children()}
-    return next(pid for pid, name in names.items() if name.startswith("miles-async fork server"))
+    return next(pid for pid, name in names.items() if name.strip() == "miles-async fork server")
 
 
 def status(run_dir: Path, *extra: str) -> subprocess.CompletedProcess[str]:

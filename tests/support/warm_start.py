@@ -34,7 +34,7 @@ _NEEDED = (
     "multiprocessing.forkserver",
     "multiprocessing.popen_forkserver",
 )
-_PRELOAD = "actors.runtime.placement.preload"
+_PRELOADS = ("actors.runtime.placement.preload", "actors.runtime.placement.preload_learner")
 # what Popen.__init__ of CPython 3.11 and 3.12 (Lib/subprocess.py) hands over besides the arguments, in its order
 _HANDED = (
     *("executable", "preexec_fn", "close_fds", "pass_fds", "cwd", "env", "startupinfo", "creationflags", "shell"),
@@ -93,7 +93,7 @@ def _server() -> socket.socket:
 
 
 def _serve(control: socket.socket) -> None:
-    for module in (_PRELOAD, *_NEEDED):
+    for module in (*_PRELOADS, *_NEEDED):
         importlib.import_module(module)
     # a fork server ends with the thread that started it, which may be one of a pool here; this ends when no order can come
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, 0, 0, 0, 0)
@@ -132,7 +132,7 @@ def _become(order: dict[str, Any], given: Sequence[int], path: Sequence[str]) ->
     sys.argv = [module, *arguments]
     sys.path[:] = [order["cwd"], *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep)), *path]
     setproctitle.setproctitle(" ".join(order["args"]))
-    for again in (module, _PRELOAD):  # they do something where they are imported
+    for again in (module, *_PRELOADS):  # they do something where they are imported
         sys.modules.pop(again, None)
     _fork_for_multiprocessing()
     runpy.run_module(module, run_name="__main__", alter_sys=True)

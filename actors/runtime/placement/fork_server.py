@@ -1,8 +1,9 @@
-"""The server that every actor of this process is forked from, and that alone tells how one ended.
+"""The servers that the actors of this process are forked from, and that alone tell how one ended: one for learners, which
+import more than all others together, and one for the others, which are not to wait for that.
 
-Promises: what a terminal or ``timeout`` says to the whole process group does not end it, not even while it starts; after
-:func:`go_on` a server that was stopped tells; after :func:`end` none is left, nor any process that it forked
-(``die_with_parent``).
+Promises: what a terminal or ``timeout`` says to the whole process group does not end one, not even while it starts; after
+:meth:`ForkServer.go_on` a server that was stopped tells; after :meth:`ForkServer.end` it is gone, and with it every process
+that it forked (``die_with_parent``). Importing this file costs next to nothing, so that a launch can begin them first.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import os
 import signal
 from collections.abc import Iterator
 from multiprocessing import forkserver, resource_tracker
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 import psutil
@@ -21,20 +23,78 @@ LAUNCH_PID = "MILES_ASYNC_LAUNCH_PID"  # in its environment: whose end is its ow
 OF_THE_GROUP = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
+class ForkServer:
+    """One of them. preload: the module that it imports before it forks anybody."""
+
+    def __init__(self, preload: str) -> None:
+        # multiprocessing has one for a program; these are further objects of its class
+        self._server: Any = forkserver.ForkServer()  # pyright: ignore[reportAttributeAccessIssue]  (it is not in the stubs)
+        self.preload(preload)
+
+    def preload(self, module: str) -> None:
+        """What it imports, when it begins."""
+        self._server.set_forkserver_preload([module])
+
+    def begin(self) -> None:
+        """Start it, unless it lives."""
+        if self._lives():
+            return
+        os.environ[LAUNCH_PID] = str(os.getpid())
+        os.environ.setdefault("OMP_NUM_THREADS", "1")  # torch asks when it is imported
+        # one after the other: a resource tracker that starts lets some of them through again
+        with _blocked():
+            resource_tracker.ensure_running()
+        with _blocked():
+            self._server.ensure_running()  # it and all its children inherit that
+
+    def fork(self, process: BaseProcess) -> None:
+        """Start ``process`` from it, which begins if need be, and goes on if somebody has stopped it. Waits for its imports."""
+        self.begin()
+        self.go_on()  # one that is stopped would be waited for
+        usual = forkserver.connect_to_new_process
+        forkserver.connect_to_new_process = self._server.connect_to_new_process
+        try:
+            process.start()
+        finally:
+            forkserver.connect_to_new_process = usual
+
+    def pid(self) -> int | None:
+        return self._server._forkserver_pid
+
+    def go_on(self) -> None:
+        """Let it run where somebody has stopped it; else nothing."""
+        if (number := self.pid()) is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(number, signal.SIGCONT)
+
+    def end(self) -> None:
+        """At once, whatever it does. Safe to call twice."""
+        if (number := self.pid()) is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(number, signal.SIGKILL)
+            self._server._stop()  # it is reaped, and another one can begin
+
+    def _lives(self) -> bool:
+        number = self.pid()
+        try:
+            return number is not None and psutil.Process(number).status() != psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            return False
+
+
+LEARNERS = ForkServer("actors.runtime.placement.preload_learner")
+OTHERS = ForkServer("actors.runtime.placement.preload")
+BOTH = {"the fork server of learners": LEARNERS, "the fork server": OTHERS}
+
+
 def begin() -> None:
-    """Start it, if none lives."""
-    if _lives():
-        return
-    os.environ[LAUNCH_PID] = str(os.getpid())
-    # one after the other: a resource tracker that starts lets some of them through again
-    with _blocked():
-        resource_tracker.ensure_running()
-    with _blocked():
-        forkserver.ensure_running()  # it and all its children inherit that
+    """Start both. They import at the same time, while the launch does other things."""
+    for server in BOTH.values():
+        server.begin()
 
 
 def become_an_actor() -> None:
-    """Be an actor, in a process that it forked: of the signals to the group, SIGTERM is for it."""
+    """Be an actor, in a process that one of them forked: of the signals to the group, SIGTERM is for it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, OF_THE_GROUP)
@@ -48,34 +108,3 @@ def _blocked() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _lives() -> bool:
-    number = pid()
-    try:
-        return number is not None and psutil.Process(number).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
-
-
-def pid() -> int | None:
-    return _server()._forkserver_pid
-
-
-def go_on() -> None:
-    """Let it run where somebody has stopped it; else nothing."""
-    if (number := pid()) is not None:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(number, signal.SIGCONT)
-
-
-def end() -> None:
-    """At once, whatever it does. Safe to call twice."""
-    if (number := pid()) is not None:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(number, signal.SIGKILL)
-        _server()._stop()  # it is reaped, and another one can begin
-
-
-def _server() -> Any:
-    return forkserver._forkserver  # pyright: ignore[reportAttributeAccessIssue]  (it has no public name)

@@ -1,4 +1,4 @@
-"""Actors as processes of this machine, forked from a server that has imported the heavy libraries once.
+"""Actors as processes of this machine, forked from servers that have imported the heavy libraries once.
 
 Promises: an actor process has its actor's name in ``ps``, writes to its own log, does not hear the terminal's Ctrl-C or its
 end, dies when the launch dies (also by kill -9), and its end is seen at once; none outlives
@@ -36,15 +36,14 @@ from miles_async.runs.state import REDIS_DIR
 
 # what multiprocessing says of a process whose fork server is gone, and that has ended with it
 WITH_THE_FORK_SERVER = 255
-FORK_SERVER = "the fork server"
 END_S = 3.0  # killed processes need none of it
-PRELOAD = ["actors.runtime.placement.preload"]  # by the fork server
 
 # Where actors share cores with the learner, it goes first: it is one, and what it waits for is there already as long as the
 # others find time at all. When it waits, they have every core.
 YIELD_TO_LEARNER = 10
 YIELD_TO_ALL = 19
-NICE = {"learner": 0, "eval_engine": YIELD_TO_ALL}  # by role
+LEARNER = "learner"
+NICE = {LEARNER: 0, "eval_engine": YIELD_TO_ALL}  # by role
 
 
 def ending(code: int) -> Ending:
@@ -94,9 +93,7 @@ class LocalPlacement:
     """Starts actor processes, and tells when and how they end."""
 
     def __init__(self) -> None:
-        os.environ.setdefault("OMP_NUM_THREADS", "1")  # inherited by the fork server, before torch is imported there
         self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(PRELOAD)
         self._processes: dict[ActorId, BaseProcess] = {}  # whose ends were not told yet
 
     def own_bus(self, config: RunConfig, run_dir: Path) -> RedisServer:
@@ -105,16 +102,15 @@ class LocalPlacement:
         return RedisServer(run_dir / REDIS_DIR, section.appendfsync, maxmemory_mb=section.maxmemory_mb)
 
     def warm_up(self) -> None:
-        """Begin to import, while the launch does other things."""
+        """Begin to import, unless the launch has begun already."""
         fork_server.begin()
 
     def start(self, spec: ActorSpec) -> None:
         """Start the process of ``spec``."""
         log_path(spec.run_dir, spec.name).parent.mkdir(parents=True, exist_ok=True)
-        fork_server.begin()
-        fork_server.go_on()  # one that is stopped would be waited for
         process = self._context.Process(target=_become, args=(spec,), name=spec.name, daemon=False)
-        process.start()
+        server = fork_server.LEARNERS if spec.role == LEARNER else fork_server.OTHERS
+        server.fork(process)
         self._processes[spec.id] = process
 
     def running(self) -> list[ActorId]:
@@ -122,11 +118,11 @@ class LocalPlacement:
         return [actor for actor, process in self._processes.items() if process.exitcode is None]
 
     def look(self) -> dict[str, Process]:
-        """The processes that run; and the fork server, where it has not told of an end that is to be seen."""
+        """The processes that run; and the fork servers, where one has not told of an end that is to be seen."""
         numbers = {actor.name: process.pid for actor, process in self._processes.items() if process.exitcode is None}
         seen = {name: process_of(number) for name, number in numbers.items() if number}
-        if any(process.state in DEAD for process in seen.values()) and (number := fork_server.pid()):
-            seen[FORK_SERVER] = process_of(number)
+        if any(process.state in DEAD for process in seen.values()):
+            seen |= {name: process_of(number) for name, server in fork_server.BOTH.items() if (number := server.pid())}
         return seen
 
     async def ended(self, actor: ActorId) -> Ending:
@@ -150,12 +146,13 @@ class LocalPlacement:
             os.kill(process.pid, signal.SIGKILL if by_force else signal.SIGTERM)
 
     def go_on(self) -> None:
-        """Have the fork server run."""
-        fork_server.go_on()
+        """Have the fork servers run."""
+        for server in fork_server.BOTH.values():
+            server.go_on()
 
     def end(self) -> None:
-        """Kill whoever runs, and wait for the ends: for a moment only, since the fork server may be in the way of the news."""
-        fork_server.go_on()
+        """Kill whoever runs, and wait for the ends: for a moment only, since a fork server may be in the way of the news."""
+        self.go_on()
         for actor in self.running():
             self.terminate(actor, by_force=True)
         until = time.monotonic() + END_S
@@ -163,5 +160,6 @@ class LocalPlacement:
             process.join(max(0.0, until - time.monotonic()))
 
     def close(self) -> None:
-        """The launch is over: no process is left, the fork server included."""
-        fork_server.end()
+        """The launch is over: no process is left, the fork servers included."""
+        for server in fork_server.BOTH.values():
+            server.end()
