@@ -38,6 +38,10 @@ REST_S = 30.0  # what reading the last messages may take
 JUDGE_S = 0.25
 BEHIND = 100_000  # messages that wait for the disk; more are not held in memory
 LOOK_S = 1.0  # how often heartbeats and the ledger are looked at
+BLOCK_MS = 500
+# what comes within it is read at once: messages read one by one, as each is published, cost the supervisor more than all else
+GATHER_S = 0.1
+MANY = 256  # so many at once: there may be more, which are not waited for
 
 
 class Watch:
@@ -132,7 +136,8 @@ class Watch:
         async def forever(read: Callable[[int], Awaitable[int]]) -> None:
             while True:
                 try:
-                    await read(500)
+                    if 0 < await read(BLOCK_MS) < MANY:
+                        await asyncio.sleep(GATHER_S)
                 except BUS_ERRORS:  # away for longer than the client is patient; the watchdog says so
                     await asyncio.sleep(LOOK_S)
 
