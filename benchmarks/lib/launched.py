@@ -18,7 +18,13 @@ ROOT = Path(__file__).resolve().parents[2]
 NOTE_INTERVAL_S = 0.2
 TIMEOUT_S = 900.0
 # of processes that are no actors; else as they are called
-ROLES = {"python": "launch", "miles-async fork server": "launch", "redis-server": "redis", "valkey-server": "redis"}
+ROLES = {
+    "python": "launch",
+    "miles-async fork server": "launch",
+    "miles-async fork server of learners": "launch",
+    "redis-server": "redis",
+    "valkey-server": "redis",
+}
 
 
 def launched(
