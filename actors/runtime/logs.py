@@ -7,6 +7,8 @@ from pathlib import Path
 
 from miles_async.monitor.outlet import Outlet
 
+PRIVATE = 0o077  # a umask: what a run writes is for its owner's eyes
+
 
 def log_path(run_dir: Path, name: str) -> Path:
     """The log of the process ``name``."""

@@ -21,7 +21,7 @@ import uvloop
 from actors.runtime.crew import Crew
 from actors.runtime.full_disk import RESTART_S, died_of_it, keep_written
 from actors.runtime.home import RunHome, check_prompts, make_inputs
-from actors.runtime.logs import log_beside_the_actors, log_path
+from actors.runtime.logs import PRIVATE, log_beside_the_actors, log_path
 from actors.runtime.memory import SnapshotRoom
 from actors.runtime.placement.base import Ending, Placement, exit_words
 from actors.runtime.plan import specs
@@ -43,7 +43,6 @@ from miles_async.resume.begin import Beginning, begin
 
 OK, FAILED, INTERRUPTED = 0, 1, 130
 BUS_CLOSE_S = 3.0
-PRIVATE = 0o077  # a umask: what a run writes is for its owner's eyes
 
 
 class Supervisor:
@@ -65,7 +64,7 @@ class Supervisor:
         Raises NoRedisError, RunInUseError, RunStateError, ConfigError (the run cannot go on like this), OSError before
         anything runs.
         """
-        os.umask(PRIVATE)  # of every process of the run: they are all ours
+        os.umask(PRIVATE)  # of this process, and of Redis
         return uvloop.run(self._main())
 
     async def _main(self) -> int:

@@ -52,8 +52,9 @@ def test_what_is_no_backend_is_refused_before_the_start(tmp_path: Path, name: st
 
 def test_a_backend_that_cannot_be_made_ends_the_run_with_its_line(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(
-        "from miles_async.train.backend import LearnerBackend\n\n\n"
+        "from miles_async.train.backend import METHODS, LearnerBackend\n\n\n"
         "class Mine(LearnerBackend):\n    def __init__(self, config, model_path, ranks): raise KeyError(ranks.dp_rank)\n"
+        "    for name in METHODS: locals()[name] = lambda self: None\n"
     )
     result = launch(write_config(tmp_path, learner={"train_backend": "mine.Mine"}), tmp_path / "run")
     assert result.returncode == 1

@@ -22,7 +22,7 @@ from typing import Any
 import setproctitle
 
 from actors.runtime.context import Actor, ActorContext, run_actor
-from actors.runtime.logs import log_path
+from actors.runtime.logs import PRIVATE, log_path
 from actors.runtime.placement import fork_server
 from actors.runtime.placement.base import Ending, exit_words
 from actors.runtime.placement.process import place
@@ -68,6 +68,7 @@ def _become(spec: ActorSpec) -> None:
     """The body of an actor process."""
     fork_server.become_an_actor()
     die_with_parent(signal.SIGKILL)()
+    os.umask(PRIVATE)  # the fork server may have begun before the launch had one
     setproctitle.setproctitle(f"miles-async {spec.name} {spec.run_dir}")
     log: Any = Outlet(open(log_path(spec.run_dir, spec.name), "a", buffering=1))  # noqa: SIM115  (its disk may be full)
     os.dup2(log.fileno(), 1)
