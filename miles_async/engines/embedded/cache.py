@@ -17,7 +17,7 @@ def align(length: int) -> int:
 
 
 class KVCache:
-    """Keys and values of shape ``[layers, rows, kv_heads, positions, head_dim]``.
+    """Keys and values of shape ``[layers, rows, kv_heads, 2, positions, head_dim]``: a head's keys, then its values.
 
     ``max_tokens`` bounds rows x positions; ``fits`` says whether a shape stays within it.
     """
@@ -48,32 +48,44 @@ class KVCache:
         new_rows = self.rows if rows <= self.rows else max(rows, 2 * self.rows)
         if new_rows * new_length > self.max_tokens:  # doubling is a convenience, the budget is not
             new_rows, new_length = rows, length
-        keys, values, kept = self.keys, self.values, min(self.length, new_length)
+        store, kept = self.store, min(self.length, new_length)
         self._allocate(new_rows, new_length)
         if used_rows and kept:
-            self.keys[:, :used_rows, :, :kept] = keys[:, :used_rows, :, :kept]
-            self.values[:, :used_rows, :, :kept] = values[:, :used_rows, :, :kept]
+            self.store[:, :used_rows, :, :, :kept] = store[:, :used_rows, :, :, :kept]
 
     def move(self, source: torch.Tensor, target: torch.Tensor, length: int) -> None:
         """Copy the first ``length`` positions of rows ``source`` over rows ``target`` (int64 ``[n]``, disjoint)."""
-        length = min(align(length), self.length)
-        for store in (self.keys, self.values):
-            view = store[:, :, :, :length]
-            view.index_copy_(1, target, view.index_select(1, source))
+        view = self.store[:, :, :, :, : min(align(length), self.length)]
+        view.index_copy_(1, target, view.index_select(1, source))
 
-    def decode_index(self, positions: torch.Tensor) -> torch.Tensor:
-        """Flat index ``[rows * kv_heads]`` at which each row's next key goes; ``positions`` is int64 ``[rows]``."""
-        heads = self.shape[1]
-        base = self._row_head[: positions.shape[0] * heads]
-        return base + positions.repeat_interleave(heads)
+    def targets(self, positions: torch.Tensor) -> torch.Tensor:
+        """Where the next keys, then values, of the first rows go: flat indices ``[rows * 2 * kv_heads]`` for :meth:`write`.
+
+        ``positions``: int64 ``[rows]``.
+        """
+        return (self._starts[: positions.shape[0]] + positions[:, None]).view(-1)
+
+    def write(self, layer: int, targets: torch.Tensor, heads: torch.Tensor) -> None:
+        """Store one position of the first rows: ``heads`` ``[rows, 2 * kv_heads, head_dim]``, keys before values."""
+        self._flat[layer].index_copy_(0, targets, heads.reshape(-1, heads.shape[-1]))
+
+    def fill(self, layer: int, first: int, source: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """Store the first positions of rows ``first + i``: those of prompt ``source[i]``; ``[prompts, kv_heads, positions, d]``."""
+        rows = self.store[layer, first : first + source.shape[0], :, :, : keys.shape[2]]
+        rows.copy_(torch.stack((keys, values), 2).index_select(0, source))
+
+    def read(self, layer: int, rows: int, length: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values of the first ``rows``, each a view ``[rows, kv_heads, length, head_dim]``."""
+        keys, values = self.store[layer, :rows, :, :, :length].unbind(2)
+        return keys, values
 
     def _allocate(self, rows: int, length: int) -> None:
         layers, kv_heads, head_dim = self.shape
         self.rows, self.length = rows, length
-        size = (layers, rows, kv_heads, length, head_dim)
         # zeros, not empty: a masked position still enters a product with 0, and 0 * nan is nan
-        self.keys = torch.zeros(size, dtype=self.dtype, device=self.device)
-        self.values = torch.zeros(size, dtype=self.dtype, device=self.device)
-        self.flat_keys = [self.keys[layer].view(-1, head_dim) for layer in range(layers)]
-        self.flat_values = [self.values[layer].view(-1, head_dim) for layer in range(layers)]
-        self._row_head = torch.arange(rows * kv_heads, device=self.device) * length
+        self.store = torch.zeros(
+            (layers, rows, kv_heads, 2, length, head_dim), dtype=self.dtype, device=self.device
+        )
+        self._flat = [self.store[layer].view(-1, head_dim) for layer in range(layers)]
+        starts = torch.arange(rows * kv_heads * 2, device=self.device) * length
+        self._starts = starts.view(rows, kv_heads, 2).transpose(1, 2).reshape(rows, 2 * kv_heads)

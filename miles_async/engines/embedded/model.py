@@ -9,17 +9,37 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 
 from miles_async.engines.embedded.cache import KVCache
 from miles_async.engines.embedded.checkpoint import ModelConfig, RopeConfig
+from miles_async.engines.embedded.kernels import add_linear, attend, linear, rms_norm, rotate
 from miles_async.engines.embedded.slots import EVERY_ROW, Slot
 
 
 class WeightError(ValueError):
     """Tensors that do not belong to this model: unknown name, wrong shape, or missing."""
+
+
+class Prompts(NamedTuple):
+    """Prompts that are computed in the same pass as the tokens of the running rows; equal ones once.
+
+    Cache row ``first + i`` gets the keys and values of prompt ``source[i]`` (int64 ``[requests]``), of ``width`` tokens with
+    its padding. Without ``want_hidden`` the work above the last keys and values is left out.
+    """
+
+    first: int
+    source: torch.Tensor
+    width: int
+    want_hidden: bool
+
+    def split(self, heads: torch.Tensor, nq: int, nk: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Queries, keys and values, each ``[prompts, heads, width, head_dim]``."""
+        heads = heads.view(-1, self.width, nq + 2 * nk, heads.shape[-1]).transpose(1, 2)
+        return heads[:, :nq], heads[:, nq : nq + nk], heads[:, nq + nk :]
 
 
 class _Layer:
@@ -72,8 +92,8 @@ class DenseModel:
         self.norm = torch.zeros(config.hidden_size, dtype=dtype, device=device)
         self.head = self.embed if config.tie_word_embeddings else torch.zeros_like(self.embed)
         self._scale = 1.0 / math.sqrt(config.head_dim)
-        # the plain product is faster than the fused kernel for float32 on a CPU, the fused one elsewhere (and exact)
-        self._plain_attention = device.type == "cpu" and dtype == torch.float32
+        self._plain = device.type == "cpu" and dtype == torch.float32  # see kernels.py
+        self._eps = torch.tensor(config.rms_norm_eps)
         self._grow_rope(256)
         self._slots = [slot for slot in self._all_slots() if slot.storage is not None]
         self._views = {name: view for slot in self._slots for name, view in slot.views()}
@@ -134,90 +154,62 @@ class DenseModel:
 
     # -- forward ------------------------------------------------------------------------------------------------
 
-    @torch.inference_mode()
-    def prefill(
-        self, ids: torch.Tensor, cache: KVCache, rows: torch.Tensor, source: torch.Tensor, *, want_hidden: bool
-    ) -> torch.Tensor | None:
-        """Run prompts ``[unique, length]`` (right-padded) and store their keys and values.
+    def forward(
+        self,
+        ids: torch.Tensor,
+        positions: torch.Tensor,
+        cache: KVCache,
+        rows: int,
+        length: int,
+        prompts: Prompts | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """One token for each of the first ``rows`` of the cache, and whole prompts for rows behind or among them.
 
-        Cache row ``rows[i]`` gets those of prompt ``source[i]`` (int64 ``[requests]``), so equal prompts are computed
-        once. Causality makes right padding harmless. With ``want_hidden``, returns the final hidden states
-        ``[unique, length, hidden]``; without, the work above the last keys and values is left out.
+        ``ids`` and ``positions``: int64 ``[rows + unique * width]``, the newest tokens, then the prompts, right-padded
+        (causality makes that harmless). The token of row ``i`` is written at ``positions[i]`` and attends to what lies before
+        it, what this pass writes included; ``length`` exceeds every position of a row and is at most the cache's.
+        Returns logits ``[rows, vocab]``, and with ``prompts.want_hidden`` the prompts' final hidden states
+        ``[unique, width, hidden]``. Belongs into ``torch.inference_mode``.
         """
-        cfg = self.config
-        unique, length = ids.shape
-        self._grow_rope(length)
-        cos, sin = self._cos[:length, None], self._sin[:length, None]
+        cfg, plain = self.config, self._plain
+        nq, nk, hd, eps = cfg.num_heads, cfg.num_kv_heads, cfg.head_dim, self._eps
+        self._grow_rope(max(length, prompts.width if prompts else 0))
+        cos, sin = self._cos[positions, None], self._sin[positions, None]
+        targets = cache.targets(positions[:rows])
+        mask = self._mask(positions[:rows], length)
         x = F.embedding(ids, self.embed)
         for index, layer in enumerate(self.layers):
-            q, k, v = self._qkv(layer, x, cos, sin)
-            q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # [unique, heads, length, head_dim]
-            cache.keys[index, :, :, :length].index_copy_(0, rows, k.index_select(0, source))
-            cache.values[index, :, :, :length].index_copy_(0, rows, v.index_select(0, source))
-            if index == cfg.num_layers - 1 and not want_hidden:
-                return None
-            a = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=cfg.num_heads != cfg.num_kv_heads)
-            x = self._mix(layer, x, a.transpose(1, 2).reshape(unique, length, -1))
-        return F.rms_norm(x, (cfg.hidden_size,), self.norm, cfg.rms_norm_eps)
+            y = rms_norm(x, layer.input_norm, eps, plain=plain)
+            heads = linear(y, layer.qkv, layer.qkv_bias, plain=plain).view(-1, nq + 2 * nk, hd)
+            qk = heads[:, : nq + nk]
+            normed = qk if layer.qk_norm is None else rms_norm(qk, layer.qk_norm, eps, plain=plain)
+            rotate(normed, cos, sin, qk)
+            if prompts is not None:  # first: what a shorter one is padded with lies where the next token of its row goes
+                q, k, v = prompts.split(heads[rows:], nq, nk)
+                cache.fill(index, prompts.first, prompts.source, k, v)
+            cache.write(index, targets, heads[:rows, nq:])
+            attention = attend(heads[:rows, :nq], *cache.read(index, rows, length), mask, self._scale, plain=plain)
+            if prompts is not None and index == len(self.layers) - 1 and not prompts.want_hidden:
+                x, prompts = x[:rows], None  # nothing reads what their last layer gives beyond keys and values
+            if prompts is not None:
+                a = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=nq != nk)
+                attention = torch.cat((attention, a.transpose(1, 2).reshape(-1, nq * hd)))
+            x = add_linear(x, attention, layer.o, layer.o_bias, plain=plain)
+            y = rms_norm(x, layer.post_norm, eps, plain=plain)
+            gate, up = linear(y, layer.gate_up, layer.gate_up_bias, plain=plain).chunk(2, -1)
+            x = add_linear(x, F.silu(gate).mul_(up), layer.down, layer.down_bias, plain=plain)
+        x = rms_norm(x, self.norm, eps, plain=plain)
+        hidden = None if prompts is None else x[rows:].view(-1, prompts.width, cfg.hidden_size)
+        return self.logits(x[:rows]), hidden
 
-    @torch.inference_mode()
-    def decode(self, ids: torch.Tensor, positions: torch.Tensor, cache: KVCache, length: int) -> torch.Tensor:
-        """One token for each of the first rows of the cache. ``ids``, ``positions`` ``[rows]``; logits ``[rows, vocab]``.
-
-        The token of row ``i`` is written at ``positions[i]`` and attends to positions ``0..positions[i]``;
-        ``length`` exceeds every position and is at most the cache's.
-        """
-        cfg = self.config
-        n = ids.shape[0]
-        self._grow_rope(length)
-        cos, sin = self._cos[positions, None], self._sin[positions, None]
-        index = cache.decode_index(positions)
-        later = torch.arange(length, device=self.device) > positions[:, None]
-        mask = torch.where(later, float("-inf"), 0.0).to(self.dtype)[:, None, None]
-        x = F.embedding(ids, self.embed)
-        group = cfg.num_heads // cfg.num_kv_heads
-        for layer_index, layer in enumerate(self.layers):
-            q, k, v = self._qkv(layer, x, cos, sin)
-            cache.flat_keys[layer_index].index_copy_(0, index, k.reshape(-1, cfg.head_dim))
-            cache.flat_values[layer_index].index_copy_(0, index, v.reshape(-1, cfg.head_dim))
-            keys = cache.keys[layer_index, :n, :, :length]
-            values = cache.values[layer_index, :n, :, :length]
-            # the query heads of one kv head stand at the same position: they are its "sequence", no repeat needed
-            q = q.reshape(n, cfg.num_kv_heads, group, cfg.head_dim)
-            if self._plain_attention:
-                weights = torch.matmul(q, keys.transpose(2, 3)).mul_(self._scale).add_(mask).softmax(-1)
-                a = torch.matmul(weights, values)
-            else:
-                a = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask)
-            x = self._mix(layer, x, a.reshape(n, -1))
-        return self.logits(F.rms_norm(x, (cfg.hidden_size,), self.norm, cfg.rms_norm_eps))
-
-    @torch.inference_mode()
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Float32 logits ``[..., vocab]`` of final hidden states ``[..., hidden]``."""
-        return F.linear(hidden, self.head).float()
+        """Float32 logits ``[rows, vocab]`` of final hidden states ``[rows, hidden]``."""
+        return linear(hidden, self.head, None, plain=self._plain).float()
 
-    def _qkv(
-        self, layer: _Layer, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Rotated queries and keys, and values, each ``[..., heads, head_dim]``."""
-        cfg = self.config
-        nq, nk, hd = cfg.num_heads, cfg.num_kv_heads, cfg.head_dim
-        x = F.rms_norm(x, (cfg.hidden_size,), layer.input_norm, cfg.rms_norm_eps)
-        heads = F.linear(x, layer.qkv, layer.qkv_bias).view(*x.shape[:-1], nq + 2 * nk, hd)
-        qk, v = heads[..., : nq + nk, :], heads[..., nq + nk :, :]
-        if layer.qk_norm is not None:
-            qk = F.rms_norm(qk, (hd,), None, cfg.rms_norm_eps) * layer.qk_norm
-        # rotate_half(x) is x rolled by half a head with its first half negated; the sign lives in the sine table
-        qk = torch.addcmul(qk * cos, qk.roll(hd // 2, -1), sin)
-        return qk[..., :nq, :], qk[..., nq:, :], v
-
-    def _mix(self, layer: _Layer, x: torch.Tensor, attention: torch.Tensor) -> torch.Tensor:
-        """Output projection, residual, gated MLP, residual."""
-        x = x + F.linear(attention, layer.o, layer.o_bias)
-        y = F.rms_norm(x, (self.config.hidden_size,), layer.post_norm, self.config.rms_norm_eps)
-        gate, up = F.linear(y, layer.gate_up, layer.gate_up_bias).chunk(2, -1)
-        return x + F.linear(F.silu(gate).mul_(up), layer.down, layer.down_bias)
+    def _mask(self, positions: torch.Tensor, length: int) -> torch.Tensor:
+        """What is added to each row's scores ``[rows, length]``: -inf behind its position."""
+        later = self._ascending[:length] > positions[:, None]
+        return torch.where(later, float("-inf"), 0.0).to(self.dtype)
 
     def _grow_rope(self, length: int) -> None:
         """Cosine and signed sine tables ``[positions, head_dim]`` for at least ``length`` positions."""
@@ -229,6 +221,7 @@ class DenseModel:
         cos, sin = angles.cos(), angles.sin()
         self._cos = torch.cat((cos, cos), -1).to(self.device, self.dtype)
         self._sin = torch.cat((-sin, sin), -1).to(self.device, self.dtype)
+        self._ascending = torch.arange(self._cos.shape[0], device=self.device)
 
 
 def inverse_frequencies(rope: RopeConfig, head_dim: int) -> torch.Tensor:

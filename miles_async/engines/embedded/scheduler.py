@@ -23,7 +23,7 @@ import numpy.typing as npt
 import torch
 
 from miles_async.engines.embedded.cache import KVCache, align
-from miles_async.engines.embedded.model import DenseModel
+from miles_async.engines.embedded.model import DenseModel, Prompts
 from miles_async.engines.embedded.request import EngineRequest, abort_reason, length_reason, stop_reason
 from miles_async.engines.embedded.rows import BIASED, FILTERED, GREEDY, WATCHED, Rows
 from miles_async.engines.embedded.sampling import Filters, sample, uniforms
@@ -74,6 +74,7 @@ class Scheduler:
     def submit(self, requests: Iterable[EngineRequest]) -> None:
         self.waiting.extend(requests)
 
+    @torch.inference_mode()
     def abort(self, victims: Iterable[EngineRequest]) -> list[EngineRequest]:
         """End live requests now, with the output they have. Returns those that were live."""
         victims = [request for request in victims if request.finish is None]
@@ -92,6 +93,7 @@ class Scheduler:
             request.version = self.version
         return victims
 
+    @torch.inference_mode()
     def pause(self, mode: PauseMode) -> list[EngineRequest]:
         """Stop sampling until :meth:`resume`. Returns the requests that ``abort`` ended."""
         self.paused = True
@@ -122,14 +124,15 @@ class Scheduler:
 
     # -- one step -----------------------------------------------------------------------------------------------
 
+    @torch.inference_mode()
     def step(self) -> StepOutput:
-        """Admit what fits, then one more token for every running request."""
+        """Admit what fits, then one more token for every running request, in the same pass as the last prompts."""
         self._out = StepOutput([], [])
-        if self.waiting:
-            for batch in self._admit():
-                self._prefill(batch)
-        if self.rows.requests:
-            self._decode()
+        batches = self._admit() if self.waiting else []
+        for batch in batches[:-1]:
+            self._forward(batch, decode=False)
+        if batches or self.rows.requests:
+            self._decode(batches[-1] if batches else [])
         return self._out
 
     def _admit(self) -> list[list[EngineRequest]]:
@@ -158,50 +161,50 @@ class Scheduler:
             size += 1
         return batches
 
-    def _prefill(self, batch: list[EngineRequest]) -> None:
-        """Fill the cache for all but the newest token of each request; the next decode step takes that one."""
-        unique: dict[tuple[int, ...], int] = {}
-        source = [unique.setdefault(tuple(request.tokens()), len(unique)) for request in batch]
-        width = max(map(len, unique)) - 1
-        first = self.rows.count
-        self.rows.add(batch)
-        wanted = [request.item.logprob_start_len >= 0 and request.input_logprobs is None for request in batch]
-        if width:
-            ids = np.zeros((len(unique), width), np.int64)
-            for index, tokens in enumerate(unique):
-                ids[index, : len(tokens) - 1] = tokens[:-1]
-            rows = torch.arange(first, self.rows.count, device=self.model.device)
-            hidden = self.model.prefill(
-                self._to_device(ids), self.cache, rows, self._to_device(np.array(source)), want_hidden=any(wanted)
-            )
-        else:
-            hidden = None
-        for index, request in enumerate(batch):
-            if wanted[index]:
-                self._score_prompt(request, None if hidden is None else hidden[source[index]])
-
-    def _decode(self) -> None:
-        """One token for every row; some go back to the queue if the cache cannot grow."""
-        while True:
-            n = self.rows.count
-            need = int(self.rows.length[:n].max()) + 1
-            if self.cache.fits(n, need) or n == 1:
-                break
-            self._retract(1)
-        self.cache.reserve(n, need, n)
-        logits = self.model.decode(
-            self._to_device(self.rows.last[:n]),
-            self._to_device(self.rows.length[:n]),
-            self.cache,
-            min(align(need), self.cache.length),
-        )
-        self.rows.length[:n] += 1
+    def _decode(self, batch: list[EngineRequest]) -> None:
+        """One token for every row, those of ``batch`` included; some go back to the queue if the cache cannot grow."""
+        logits = self._forward(batch, decode=True)
+        self.rows.length[: self.rows.count] += 1
         ended = self._sample(logits, self.rows.any_flag())
         leaving = np.flatnonzero(ended)
         if len(leaving):
             self._finish(leaving)
 
-    @torch.inference_mode()
+    def _forward(self, batch: list[EngineRequest], *, decode: bool) -> torch.Tensor:
+        """Fill the cache for all but the newest token of each request of ``batch``; with ``decode`` that one of every row."""
+        data, first = self.rows, self.rows.count
+        unique: dict[tuple[int, ...], int] = {}
+        source = [unique.setdefault(tuple(request.tokens()[:-1]), len(unique)) for request in batch]
+        if batch:
+            data.add(batch)
+        width = max(map(len, unique), default=0)
+        n, need = self._reserve() if decode else (0, width)
+        wanted = [request for request in batch if request.item.logprob_start_len >= 0 and request.input_logprobs is None]
+        ids, positions, prompts = data.last[:n], data.length[:n], None
+        if width:
+            padded = np.zeros((len(unique), width), np.int64)
+            for index, tokens in enumerate(unique):
+                padded[index, : len(tokens)] = tokens
+            ids = np.concatenate((ids, padded.ravel()))
+            positions = np.concatenate((positions, np.tile(np.arange(width), len(unique))))
+            prompts = Prompts(first, self._to_device(np.array(source)), width, bool(wanted))
+        logits, hidden = self.model.forward(
+            self._to_device(ids), self._to_device(positions), self.cache, n, min(align(need), self.cache.length), prompts
+        )
+        for request in wanted:
+            self._score_prompt(request, None if hidden is None else hidden[source[request.row - first]])
+        return logits
+
+    def _reserve(self) -> tuple[int, int]:
+        """Room for one more position of every row; the last ones give way. Returns how many rows, how many positions."""
+        while True:
+            n = self.rows.count
+            need = int(self.rows.length[:n].max()) + 1
+            if self.cache.fits(n, need) or n == 1:
+                self.cache.reserve(n, need, n)
+                return n, need
+            self._retract(1)
+
     def _sample(self, logits: torch.Tensor, flags: int) -> npt.NDArray[np.bool_]:
         """Draw the next token of every row. Returns which rows it ends."""
         data, n = self.rows, self.rows.count
@@ -273,8 +276,7 @@ class Scheduler:
         sources, targets = self.rows.remove(leaving)
         if len(sources):
             longest = int(self.rows.length[targets].max())
-            with torch.inference_mode():
-                self.cache.move(self._to_device(sources), self._to_device(targets), longest)
+            self.cache.move(self._to_device(sources), self._to_device(targets), longest)
 
     def _filters(self) -> Filters:
         data, chosen = self.rows, self.rows.flagged(FILTERED)
@@ -285,7 +287,6 @@ class Scheduler:
             self._to_device(data.min_p[chosen]),
         )
 
-    @torch.inference_mode()
     def _score_prompt(self, request: EngineRequest, hidden: torch.Tensor | None) -> None:
         """Log-probs of prompt tokens from ``logprob_start_len`` on (temperature 1; the first has none, as in SGLang)."""
         start, prompt = request.item.logprob_start_len, request.item.prompt

@@ -1,0 +1,68 @@
+"""The pieces of a decoder's forward pass that are worth more than one call of torch: which kernel is used where.
+
+Promises: pure functions of tensors, each with the value of the plain formula to rounding; what is chosen depends on shapes,
+dtype and device only, so equal calls give equal bits. ``plain``: float32 on a CPU, where torch's fused calls are composites
+(``rms_norm``) or slower than the products they stand for (attention); elsewhere the fused ones are taken.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+# Products (rows x in x out) from which oneDNN's matrices are faster than torch's default for float32 on a CPU, its set-up
+# for each call included; a new number of rows costs it half a millisecond once.
+ONEDNN_PRODUCTS = 3 << 20
+_onednn: Any = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
+
+
+def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: torch.Tensor, *, plain: bool) -> torch.Tensor:
+    """Over the last dimension; ``weight`` is broadcast. ``eps``: a float32 scalar tensor on the CPU."""
+    size = x.shape[-1]
+    if not plain:
+        return F.rms_norm(x, (size,), None, eps.item()) * weight
+    length = torch.linalg.vector_norm(x, 2, -1, True)
+    return (x * torch.addcmul(eps, length, length, value=1 / size).rsqrt_()).mul_(weight)
+
+
+def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, *, plain: bool) -> torch.Tensor:
+    """``x`` ``[rows, in]`` times a ``[out, in]`` matrix."""
+    if plain and x.shape[0] * weight.numel() >= ONEDNN_PRODUCTS and _onednn is not None:
+        return _onednn(x, weight, bias, "none", [], "")
+    return F.linear(x, weight, bias)
+
+
+def add_linear(
+    sum_: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, *, plain: bool
+) -> torch.Tensor:
+    """``sum_ + linear(x)``."""
+    if plain and x.shape[0] * weight.numel() >= ONEDNN_PRODUCTS and _onednn is not None:
+        return _onednn.binary(x, sum_, weight, bias, "add")
+    total = torch.addmm(sum_, x, weight.t())
+    return total if bias is None else total.add_(bias)
+
+
+def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+    """Rotary embedding of ``[..., head_dim]`` into ``out``, which may be ``x``; the sign of rotate_half lies in ``sin``."""
+    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin, out=out)
+
+
+def attend(
+    q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor, scale: float, *, plain: bool
+) -> torch.Tensor:
+    """``q`` ``[n, query heads, d]``, keys and values ``[n, kv heads, positions, d]``, mask ``[n, positions]``.
+
+    The query heads of one kv head stand at the same position: they are its "sequence", no repeat needed.
+    """
+    n, kv_heads, length, size = keys.shape
+    heads = q.shape[1]
+    q = q.reshape(n, kv_heads, heads // kv_heads, size)
+    if not plain:
+        a = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask[:, None, None], scale=scale)
+        return a.reshape(n, heads * size)
+    q, keys, values = q.flatten(0, 1), keys.flatten(0, 1), values.flatten(0, 1)  # views
+    mask = mask[:, None].expand(n, kv_heads, length).reshape(n * kv_heads, 1, length)
+    weights = torch.baddbmm(mask, q, keys.transpose(1, 2), alpha=scale).softmax(-1)
+    return torch.bmm(weights, values).view(n, heads * size)
