@@ -75,9 +75,12 @@ class KVCache:
         rows.copy_(torch.stack((keys, values), 2).index_select(0, source))
 
     def read(self, layer: int, rows: int, length: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys and values of the first ``rows``, each a view ``[rows, kv_heads, length, head_dim]``."""
-        keys, values = self.store[layer, :rows, :, :, :length].unbind(2)
-        return keys, values
+        """Keys and values of the first ``rows``, each a view ``[rows * kv_heads, length, head_dim]``."""
+        _, kv_heads, size = self.shape
+        head = self.length * size
+        at = layer * self.rows * kv_heads * 2 * head
+        shape, strides = (rows * kv_heads, length, size), (2 * head, size, 1)
+        return self.store.as_strided(shape, strides, at), self.store.as_strided(shape, strides, at + head)
 
     def _allocate(self, rows: int, length: int) -> None:
         layers, kv_heads, head_dim = self.shape

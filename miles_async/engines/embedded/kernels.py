@@ -52,17 +52,15 @@ def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, out: torch.Ten
 def attend(
     q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor, scale: float, *, plain: bool
 ) -> torch.Tensor:
-    """``q`` ``[n, query heads, d]``, keys and values ``[n, kv heads, positions, d]``, mask ``[n, positions]``.
+    """One position of each row: ``q`` ``[n, query heads, d]``, keys and values ``[n * kv heads, positions, d]``, ``mask``
+    ``[n * kv heads, 1, positions]``, added to the scores. Returns ``[n, query heads * d]``.
 
     The query heads of one kv head stand at the same position: they are its "sequence", no repeat needed.
     """
-    n, kv_heads, length, size = keys.shape
-    heads = q.shape[1]
-    q = q.reshape(n, kv_heads, heads // kv_heads, size)
-    if not plain:
-        a = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask[:, None, None], scale=scale)
-        return a.reshape(n, heads * size)
-    q, keys, values = q.flatten(0, 1), keys.flatten(0, 1), values.flatten(0, 1)  # views
-    mask = mask[:, None].expand(n, kv_heads, length).reshape(n * kv_heads, 1, length)
-    weights = torch.baddbmm(mask, q, keys.transpose(1, 2), alpha=scale).softmax(-1)
-    return torch.bmm(weights, values).view(n, heads * size)
+    n, heads, size = q.shape
+    q = q.reshape(keys.shape[0], -1, size) if n else q.view(0, 1, size)
+    if plain:
+        weights = torch.baddbmm(mask, q, keys.transpose(1, 2), alpha=scale).softmax(-1)
+        return torch.bmm(weights, values).view(n, heads * size)
+    a = F.scaled_dot_product_attention(q[None], keys[None], values[None], attn_mask=mask[None], scale=scale)
+    return a.reshape(n, heads * size)

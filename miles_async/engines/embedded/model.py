@@ -207,9 +207,9 @@ class DenseModel:
         return linear(hidden, self.head, None, plain=self._plain).float()
 
     def _mask(self, positions: torch.Tensor, length: int) -> torch.Tensor:
-        """What is added to each row's scores ``[rows, length]``: -inf behind its position."""
-        later = self._ascending[:length] > positions[:, None]
-        return torch.where(later, float("-inf"), 0.0).to(self.dtype)
+        """What is added to the scores of each row's kv heads ``[rows * kv heads, 1, length]``: -inf behind its position."""
+        later = (self._ascending[:length] > positions[:, None])[:, None].expand(-1, self.config.num_kv_heads, -1)
+        return torch.where(later, float("-inf"), 0.0).to(self.dtype).view(-1, 1, length)
 
     def _grow_rope(self, length: int) -> None:
         """Cosine and signed sine tables ``[positions, head_dim]`` for at least ``length`` positions."""

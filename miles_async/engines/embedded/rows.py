@@ -6,15 +6,17 @@ rows there are (Python work is paid for each request, not for each token). Host 
 
 from __future__ import annotations
 
-from typing import Any
+import operator
 
 import numpy as np
 import numpy.typing as npt
 
 from miles_async.engines.embedded.request import EngineRequest
-from miles_async.engines.embedded.sampling import NO_TOP_K
+from miles_async.engines.embedded.sampling import NO_TOP_K, uniforms
 
 NO_TOKEN = -1
+NOISE = 16  # tokens whose noise is drawn at once
+_FLOATS = operator.attrgetter("temperature", "top_p", "min_p")
 
 # bits of ``flags``
 GREEDY = 1
@@ -26,36 +28,36 @@ BIASED = 8  # has a logit_bias
 class Rows:
     """Columns over the running requests, each ``[capacity]`` unless said otherwise.
 
-    Columns of one dtype share one array (``[columns, capacity]``), so that moving rows is one operation for all of them.
+    What a row has lies in few arrays, so that moving rows is few operations: the numbers (``[columns, capacity]``), the
+    output (``[capacity, 2, outputs]``), the noise of its next tokens, and its stop ids.
     """
 
     def __init__(self) -> None:
         self.requests: list[EngineRequest] = []
-        self._ints = np.zeros((7, 0), np.int64)
-        self._floats = np.zeros((3, 0), np.float32)
+        self.any_flag = 0  # the flags that some row has
+        self._columns = np.zeros((10, 0), np.int64)
+        self._outputs = np.zeros((0, 2, 16), np.int32)
+        self._noise = np.zeros((0, NOISE), np.float64)  # of the tokens from the last multiple of NOISE on
         self.stop_ids = np.zeros((0, 1), np.int64)  # [capacity, stops], filled up with NO_TOKEN
-        self.tokens = np.zeros((0, 16), np.int32)  # [capacity, outputs]
-        self.logprobs = np.zeros((0, 16), np.float32)  # [capacity, outputs]
         self._bind()
 
     def _bind(self) -> None:
         """Name the columns."""
-        self.last = self._ints[0]  # the newest token, not yet in the cache
-        self.length = self._ints[1]  # positions in the cache
-        self.count_out = self._ints[2]  # output tokens
-        self.limit = self._ints[3]  # max_new_tokens
-        self.seed = self._ints[4].view(np.uint64)
-        self.top_k = self._ints[5]
-        self.flags = self._ints[6]
-        self.temperature, self.top_p, self.min_p = self._floats
+        self.last = self._columns[0]  # the newest token, not yet in the cache
+        self.length = self._columns[1]  # positions in the cache
+        self.count_out = self._columns[2]  # output tokens
+        self.limit = self._columns[3]  # max_new_tokens
+        self.seed = self._columns[4].view(np.uint64)
+        self.top_k = self._columns[5]
+        self.flags = self._columns[6]
+        self.temperature, self.top_p, self.min_p = self._columns[7:].view(np.float64)
+        self.tokens = self._outputs[:, 0]  # [capacity, outputs]
+        self.logprobs = self._outputs[:, 1].view(np.float32)  # [capacity, outputs]
+        self._every = np.arange(len(self.last))
 
     @property
     def count(self) -> int:
         return len(self.requests)
-
-    def any_flag(self) -> int:
-        """The flags that some row has."""
-        return int(np.bitwise_or.reduce(self.flags[: self.count]))
 
     def flagged(self, flag: int) -> npt.NDArray[np.int64]:
         """The rows that have ``flag``."""
@@ -70,8 +72,10 @@ class Rows:
             outputs=max(len(request.output) for request in requests) + 1,
         )
         self.requests.extend(requests)
-        self._ints[:, first:count] = np.array([_ints(request) for request in requests], np.int64).T
-        self._floats[:, first:count] = np.array([_floats(request) for request in requests], np.float32).T
+        self._columns[:7, first:count] = np.array([_ints(request) for request in requests], np.int64).T
+        floats = np.array([_FLOATS(request.item.sampling) for request in requests], np.float64)
+        self._columns[7:, first:count] = floats.T.view(np.int64)
+        self.any_flag |= int(np.bitwise_or.reduce(self.flags[first:count]))
         self.stop_ids[first:count] = NO_TOKEN
         for row, request in enumerate(requests, first):
             request.row = row
@@ -80,19 +84,32 @@ class Rows:
             if request.output:
                 self.tokens[row, : len(request.output)] = request.output
                 self.logprobs[row, : len(request.output)] = request.logprobs
+        self._draw_noise(self._every[first:count])
+
+    def next_noise(self) -> npt.NDArray[np.float64]:
+        """For the next token of every row, of its seed and place (:func:`uniforms`)."""
+        n = self.count
+        return self._noise[self._every[:n], self.count_out[:n] % NOISE]
+
+    def _draw_noise(self, rows: npt.NDArray[np.int64]) -> None:
+        at = self.count_out[rows]
+        self._noise[rows] = uniforms(self.seed[rows, None], (at - at % NOISE)[:, None] + np.arange(NOISE))
 
     def append(self, tokens: npt.NDArray[np.int64], logprobs: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
         """Give every row one more token. True for a row that this token ends by id or by length."""
         n = self.count
-        at = self.count_out[:n]
+        at, index = self.count_out[:n], self._every[:n]
         width = int(at.max()) + 1
         if width > self.tokens.shape[1]:
             self._widen(max(width, 2 * self.tokens.shape[1]))
-        index = np.arange(n)
         self.tokens[index, at] = tokens
         self.logprobs[index, at] = logprobs
         at += 1
         self.last[:n] = tokens
+        if width >= NOISE:
+            spent = np.flatnonzero(at % NOISE == 0)
+            if len(spent):
+                self._draw_noise(spent)
         return (self.stop_ids[:n] == tokens[:, None]).any(1) | (at >= self.limit[:n])
 
     def save_outputs(self, rows: npt.NDArray[np.int64]) -> None:
@@ -116,28 +133,28 @@ class Rows:
         for row in leaving.tolist():
             self.requests[row].row = -1
         if len(targets):
-            self._ints[:, targets] = self._ints[:, sources]
-            self._floats[:, targets] = self._floats[:, sources]
+            self._columns[:, targets] = self._columns[:, sources]
             width = int(self.count_out[targets].max())
-            self.tokens[targets, :width] = self.tokens[sources, :width]
-            self.logprobs[targets, :width] = self.logprobs[sources, :width]
+            self._outputs[targets, :, :width] = self._outputs[sources, :, :width]
+            self._noise[targets] = self._noise[sources]
             self.stop_ids[targets] = self.stop_ids[sources]
             for source, target in zip(sources.tolist(), targets.tolist(), strict=True):
                 request = self.requests[source]
                 self.requests[target] = request
                 request.row = target
         del self.requests[kept:]
+        if self.any_flag:
+            self.any_flag = int(np.bitwise_or.reduce(self.flags[:kept]))
         return sources, targets
 
     def _reserve(self, count: int, *, stops: int, outputs: int) -> None:
         size = len(self.last)
         if count > size:
             extra = max(count, 2 * size, 16) - size
-            self._ints = np.pad(self._ints, ((0, 0), (0, extra)))
-            self._floats = np.pad(self._floats, ((0, 0), (0, extra)))
+            self._columns = np.pad(self._columns, ((0, 0), (0, extra)))
             self.stop_ids = np.pad(self.stop_ids, ((0, extra), (0, 0)))
-            self.tokens = np.pad(self.tokens, ((0, extra), (0, 0)))
-            self.logprobs = np.pad(self.logprobs, ((0, extra), (0, 0)))
+            self._outputs = np.pad(self._outputs, ((0, extra), (0, 0), (0, 0)))
+            self._noise = np.pad(self._noise, ((0, extra), (0, 0)))
             self._bind()
         if stops > self.stop_ids.shape[1]:
             more = stops - self.stop_ids.shape[1]
@@ -146,12 +163,12 @@ class Rows:
             self._widen(max(outputs, 2 * self.tokens.shape[1]))
 
     def _widen(self, width: int) -> None:
-        more = width - self.tokens.shape[1]
-        self.tokens = np.pad(self.tokens, ((0, 0), (0, more)))
-        self.logprobs = np.pad(self.logprobs, ((0, 0), (0, more)))
+        self._outputs = np.pad(self._outputs, ((0, 0), (0, 0), (0, width - self.tokens.shape[1])))
+        self._bind()
 
 
 def _ints(request: EngineRequest) -> tuple[int, ...]:
+    """The columns up to ``flags``."""
     sampling = request.item.sampling
     filtered = sampling.top_k < NO_TOP_K or sampling.top_p < 1.0 or sampling.min_p > 0.0
     flags = (
@@ -168,8 +185,3 @@ def _ints(request: EngineRequest) -> tuple[int, ...]:
         sampling.top_k,
         flags,
     )
-
-
-def _floats(request: EngineRequest) -> tuple[Any, ...]:
-    sampling = request.item.sampling
-    return sampling.temperature, sampling.top_p, sampling.min_p

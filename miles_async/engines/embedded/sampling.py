@@ -28,7 +28,7 @@ class Filters(NamedTuple):
 
 
 def uniforms(seeds: npt.NDArray[np.uint64], positions: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-    """One number in (0, 1) for each (seed, position of the token in its response), both ``[n]``.
+    """One number in (0, 1) for each (seed, position of the token in its response); the shapes are broadcast.
 
     splitmix64 (Steele et al. 2014) over both; 32 bits, so that the product with a sum of probabilities never reaches it.
     """

@@ -26,7 +26,7 @@ from miles_async.engines.embedded.cache import KVCache, align
 from miles_async.engines.embedded.model import DenseModel, Prompts
 from miles_async.engines.embedded.request import EngineRequest, abort_reason, length_reason, stop_reason
 from miles_async.engines.embedded.rows import BIASED, FILTERED, GREEDY, WATCHED, Rows
-from miles_async.engines.embedded.sampling import Filters, sample, uniforms
+from miles_async.engines.embedded.sampling import Filters, sample
 from miles_async.engines.embedded.step_output import Partial, StepOutput
 from miles_async.engines.embedded.text import TextCodec
 
@@ -57,6 +57,7 @@ class Scheduler:
             max_tokens=max_tokens,
         )
         self.generated_tokens = 0
+        self._on_cpu = model.device.type == "cpu"
         self._out = StepOutput([], [])
 
     @property
@@ -165,7 +166,7 @@ class Scheduler:
         """One token for every row, those of ``batch`` included; some go back to the queue if the cache cannot grow."""
         logits = self._forward(batch, decode=True)
         self.rows.length[: self.rows.count] += 1
-        ended = self._sample(logits, self.rows.any_flag())
+        ended = self._sample(logits, self.rows.any_flag)
         leaving = np.flatnonzero(ended)
         if len(leaving):
             self._finish(leaving)
@@ -214,8 +215,8 @@ class Scheduler:
                 logits[row, list(bias)] += torch.tensor(list(bias.values()), device=logits.device)
         tokens, logprobs = sample(
             logits,
-            self._to_device(data.temperature[:n]),
-            self._to_device(uniforms(data.seed[:n], data.count_out[:n])),
+            self._to_device(data.temperature[:n].astype(np.float32)),
+            self._to_device(data.next_noise()),
             self._to_device((data.flags[:n] & GREEDY) != 0) if flags & GREEDY else None,
             self._filters() if flags & FILTERED else None,
         )
@@ -283,8 +284,8 @@ class Scheduler:
         return Filters(
             self._to_device(chosen),
             self._to_device(data.top_k[chosen]),
-            self._to_device(data.top_p[chosen]),
-            self._to_device(data.min_p[chosen]),
+            self._to_device(data.top_p[chosen].astype(np.float32)),
+            self._to_device(data.min_p[chosen].astype(np.float32)),
         )
 
     def _score_prompt(self, request: EngineRequest, hidden: torch.Tensor | None) -> None:
@@ -303,7 +304,8 @@ class Scheduler:
 
     def _to_device(self, array: npt.NDArray) -> torch.Tensor:
         """A tensor of the array's values; on a CPU it may share memory, so it must not outlive the step."""
-        return torch.from_numpy(array).to(self.model.device, non_blocking=True)
+        tensor = torch.from_numpy(array)
+        return tensor if self._on_cpu else tensor.to(self.model.device, non_blocking=True)
 
 
 def _length(request: EngineRequest) -> int:
