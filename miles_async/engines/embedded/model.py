@@ -94,6 +94,7 @@ class DenseModel:
         self._scale = 1.0 / math.sqrt(config.head_dim)
         self._plain = device.type == "cpu" and dtype == torch.float32  # see kernels.py
         self._eps = torch.tensor(config.rms_norm_eps)
+        self._most = 0
         self._grow_rope(256)
         self._slots = [slot for slot in self._all_slots() if slot.storage is not None]
         self._views = {name: view for slot in self._slots for name, view in slot.views()}
@@ -174,7 +175,7 @@ class DenseModel:
         cfg, plain = self.config, self._plain
         nq, nk, hd, eps = cfg.num_heads, cfg.num_kv_heads, cfg.head_dim, self._eps
         self._grow_rope(max(length, prompts.width if prompts else 0))
-        cos, sin = self._cos[positions, None], self._sin[positions, None]
+        cos, sin = F.embedding(positions, self._rope)[:, None].chunk(2, -1)
         targets = cache.targets(positions[:rows])
         mask = self._mask(positions[:rows], length)
         x = F.embedding(ids, self.embed)
@@ -208,20 +209,21 @@ class DenseModel:
 
     def _mask(self, positions: torch.Tensor, length: int) -> torch.Tensor:
         """What is added to the scores of each row's kv heads ``[rows * kv heads, 1, length]``: -inf behind its position."""
-        later = (self._ascending[:length] > positions[:, None])[:, None].expand(-1, self.config.num_kv_heads, -1)
-        return torch.where(later, float("-inf"), 0.0).to(self.dtype).view(-1, 1, length)
+        starts = (self._most - 1 - positions)[:, None].expand(-1, self.config.num_kv_heads)
+        return self._open_then_closed.as_strided((self._most, length), (1, 1))[starts].view(-1, 1, length)
 
     def _grow_rope(self, length: int) -> None:
-        """Cosine and signed sine tables ``[positions, head_dim]`` for at least ``length`` positions."""
-        known = getattr(self, "_cos", None)
-        if known is not None and known.shape[0] >= length:
+        """Cosines and signed sines ``[positions, 2 * head_dim]``, and masks, for at least ``length`` positions."""
+        if length <= self._most:
             return
         positions = torch.arange(1 << (length - 1).bit_length(), dtype=torch.float32)
         angles = torch.outer(positions, inverse_frequencies(self.config.rope, self.config.head_dim))
         cos, sin = angles.cos(), angles.sin()
-        self._cos = torch.cat((cos, cos), -1).to(self.device, self.dtype)
-        self._sin = torch.cat((-sin, sin), -1).to(self.device, self.dtype)
-        self._ascending = torch.arange(self._cos.shape[0], device=self.device)
+        self._rope = torch.cat((cos, cos, -sin, sin), -1).to(self.device, self.dtype)
+        self._most = positions.shape[0]
+        # as many zeros, then as many -inf: the mask of a position is what lies from (most - 1 - position) on
+        self._open_then_closed = torch.zeros(2 * self._most, dtype=self.dtype, device=self.device)
+        self._open_then_closed[self._most :] = float("-inf")
 
 
 def inverse_frequencies(rope: RopeConfig, head_dim: int) -> torch.Tensor:

@@ -12,10 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from miles_async.engines.embedded.request import EngineRequest
-from miles_async.engines.embedded.sampling import NO_TOP_K, uniforms
+from miles_async.engines.embedded.sampling import NO_TOP_K, mixed
 
 NO_TOKEN = -1
-NOISE = 16  # tokens whose noise is drawn at once
 _FLOATS = operator.attrgetter("temperature", "top_p", "min_p")
 
 # bits of ``flags``
@@ -29,7 +28,7 @@ class Rows:
     """Columns over the running requests, each ``[capacity]`` unless said otherwise.
 
     What a row has lies in few arrays, so that moving rows is few operations: the numbers (``[columns, capacity]``), the
-    output (``[capacity, 2, outputs]``), the noise of its next tokens, and its stop ids.
+    output (``[capacity, 2, outputs]``) and its stop ids.
     """
 
     def __init__(self) -> None:
@@ -37,7 +36,6 @@ class Rows:
         self.any_flag = 0  # the flags that some row has
         self._columns = np.zeros((10, 0), np.int64)
         self._outputs = np.zeros((0, 2, 16), np.int32)
-        self._noise = np.zeros((0, NOISE), np.float64)  # of the tokens from the last multiple of NOISE on
         self.stop_ids = np.zeros((0, 1), np.int64)  # [capacity, stops], filled up with NO_TOKEN
         self._bind()
 
@@ -47,7 +45,7 @@ class Rows:
         self.length = self._columns[1]  # positions in the cache
         self.count_out = self._columns[2]  # output tokens
         self.limit = self._columns[3]  # max_new_tokens
-        self.seed = self._columns[4].view(np.uint64)
+        self.noise = self._columns[4].view(np.uint64)  # its seed, mixed (sampling.py)
         self.top_k = self._columns[5]
         self.flags = self._columns[6]
         self.temperature, self.top_p, self.min_p = self._columns[7:].view(np.float64)
@@ -77,23 +75,17 @@ class Rows:
         self._columns[7:, first:count] = floats.T.view(np.int64)
         self.any_flag |= int(np.bitwise_or.reduce(self.flags[first:count]))
         self.stop_ids[first:count] = NO_TOKEN
+        alike = len({request.stop_ids for request in requests}) == 1
+        if alike:
+            self.stop_ids[first:count, : len(requests[0].stop_ids)] = list(requests[0].stop_ids)
         for row, request in enumerate(requests, first):
             request.row = row
-            if request.stop_ids:
+            if not alike:
                 self.stop_ids[row, : len(request.stop_ids)] = list(request.stop_ids)
             if request.output:
                 self.tokens[row, : len(request.output)] = request.output
                 self.logprobs[row, : len(request.output)] = request.logprobs
-        self._draw_noise(self._every[first:count])
-
-    def next_noise(self) -> npt.NDArray[np.float64]:
-        """For the next token of every row, of its seed and place (:func:`uniforms`)."""
-        n = self.count
-        return self._noise[self._every[:n], self.count_out[:n] % NOISE]
-
-    def _draw_noise(self, rows: npt.NDArray[np.int64]) -> None:
-        at = self.count_out[rows]
-        self._noise[rows] = uniforms(self.seed[rows, None], (at - at % NOISE)[:, None] + np.arange(NOISE))
+        self.noise[first:count] = mixed(self.noise[first:count])
 
     def append(self, tokens: npt.NDArray[np.int64], logprobs: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
         """Give every row one more token. True for a row that this token ends by id or by length."""
@@ -106,10 +98,6 @@ class Rows:
         self.logprobs[index, at] = logprobs
         at += 1
         self.last[:n] = tokens
-        if width >= NOISE:
-            spent = np.flatnonzero(at % NOISE == 0)
-            if len(spent):
-                self._draw_noise(spent)
         return (self.stop_ids[:n] == tokens[:, None]).any(1) | (at >= self.limit[:n])
 
     def save_outputs(self, rows: npt.NDArray[np.int64]) -> None:
@@ -136,7 +124,6 @@ class Rows:
             self._columns[:, targets] = self._columns[:, sources]
             width = int(self.count_out[targets].max())
             self._outputs[targets, :, :width] = self._outputs[sources, :, :width]
-            self._noise[targets] = self._noise[sources]
             self.stop_ids[targets] = self.stop_ids[sources]
             for source, target in zip(sources.tolist(), targets.tolist(), strict=True):
                 request = self.requests[source]
@@ -154,7 +141,6 @@ class Rows:
             self._columns = np.pad(self._columns, ((0, 0), (0, extra)))
             self.stop_ids = np.pad(self.stop_ids, ((0, extra), (0, 0)))
             self._outputs = np.pad(self._outputs, ((0, extra), (0, 0), (0, 0)))
-            self._noise = np.pad(self._noise, ((0, extra), (0, 0)))
             self._bind()
         if stops > self.stop_ids.shape[1]:
             more = stops - self.stop_ids.shape[1]

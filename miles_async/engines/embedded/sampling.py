@@ -15,7 +15,10 @@ import torch
 
 NO_TOP_K = 1 << 30
 
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+# arrays, whose products wrap without the warning that numpy has for scalars
+_GOLDEN, _ONE, _BITS = np.array([[0x9E3779B97F4A7C15], [1], [32]], np.uint64)
+_SHIFTS = np.array([[30], [27], [31]], np.uint64)
+_FACTORS = np.array([[0xBF58476D1CE4E5B9], [0x94D049BB133111EB]], np.uint64)
 
 
 class Filters(NamedTuple):
@@ -28,13 +31,22 @@ class Filters(NamedTuple):
 
 
 def uniforms(seeds: npt.NDArray[np.uint64], positions: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-    """One number in (0, 1) for each (seed, position of the token in its response); the shapes are broadcast.
+    """One number in (0, 1) for each (seed, position of the token in its response), both ``[n]``.
 
     splitmix64 (Steele et al. 2014) over both; 32 bits, so that the product with a sum of probabilities never reaches it.
     """
-    with np.errstate(over="ignore"):
-        x = _mix(_mix(seeds + _GOLDEN) + (positions.astype(np.uint64) + np.uint64(1)) * _GOLDEN)
-    return ((x >> np.uint64(32)).astype(np.float64) + 0.5) * 2.0**-32
+    return uniforms_of(mixed(seeds), positions)
+
+
+def mixed(seeds: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """What :func:`uniforms_of` takes: the part of the noise that is the same for every token of a response."""
+    return _mix(seeds + _GOLDEN)
+
+
+def uniforms_of(mixed_seeds: npt.NDArray[np.uint64], positions: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+    """:func:`uniforms`, from :func:`mixed` seeds."""
+    x = _mix(mixed_seeds + (positions.view(np.uint64) + _ONE) * _GOLDEN)
+    return ((x >> _BITS) + 0.5) * 2.0**-32
 
 
 def sample(
@@ -76,6 +88,6 @@ def truncate(probs: torch.Tensor, filters: Filters) -> torch.Tensor:
 
 
 def _mix(x: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
+    x = (x ^ (x >> _SHIFTS[0])) * _FACTORS[0]
+    x = (x ^ (x >> _SHIFTS[1])) * _FACTORS[1]
+    return x ^ (x >> _SHIFTS[2])

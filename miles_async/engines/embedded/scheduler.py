@@ -26,7 +26,7 @@ from miles_async.engines.embedded.cache import KVCache, align
 from miles_async.engines.embedded.model import DenseModel, Prompts
 from miles_async.engines.embedded.request import EngineRequest, abort_reason, length_reason, stop_reason
 from miles_async.engines.embedded.rows import BIASED, FILTERED, GREEDY, WATCHED, Rows
-from miles_async.engines.embedded.sampling import Filters, sample
+from miles_async.engines.embedded.sampling import Filters, sample, uniforms_of
 from miles_async.engines.embedded.step_output import Partial, StepOutput
 from miles_async.engines.embedded.text import TextCodec
 
@@ -216,7 +216,7 @@ class Scheduler:
         tokens, logprobs = sample(
             logits,
             self._to_device(data.temperature[:n].astype(np.float32)),
-            self._to_device(data.next_noise()),
+            self._to_device(uniforms_of(data.noise[:n], data.count_out[:n])),
             self._to_device((data.flags[:n] & GREEDY) != 0) if flags & GREEDY else None,
             self._filters() if flags & FILTERED else None,
         )
