@@ -8,7 +8,6 @@ there is no prefix cache, so ``cached_tokens`` is 0 and ``/flush_cache`` only gi
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Awaitable
 from datetime import UTC, datetime
@@ -60,7 +59,7 @@ class EngineApp:
             if self._key is not None and path not in OPEN and not has_key(scope, self._key):
                 await _send(send, 401, b'{"error":"Unauthorized"}')
             elif path == "/generate" and scope["method"] in ("POST", "PUT"):
-                await self._generate(receive, send)
+                await self._generate(scope, receive, send)
             elif path == "/generate":
                 await _send(send, 405, b'{"detail":"Method Not Allowed"}')
             else:
@@ -68,7 +67,7 @@ class EngineApp:
         except BodyTooLongError as error:
             await say(send, 413, str(error), close=True)
 
-    async def _generate(self, receive: Receive, send: Send) -> None:
+    async def _generate(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             data = await read_body(receive)
             if data is None:
@@ -80,8 +79,7 @@ class EngineApp:
         except EngineStopped as error:
             await _send(send, 503, msgspec.json.encode({"error": {"message": str(error)}}))
             return
-        watch = asyncio.get_running_loop().create_task(_until_disconnect(receive))
-        watch.add_done_callback(lambda task: None if task.cancelled() else self._frontend.abort_job(job))
+        scope["on_disconnect"](lambda: self._frontend.abort_job(job))
         try:
             if job.stream is not None:
                 await self._stream(job, send)
@@ -92,8 +90,6 @@ class EngineApp:
             await _send(send, error.status, msgspec.json.encode(error.body))
         except EngineStopped as error:
             await _send(send, 500, msgspec.json.encode({"error": {"message": str(error)}}))
-        finally:
-            watch.cancel()
 
     async def _stream(self, job: Job, send: Send) -> None:
         headers = [(b"content-type", b"text/event-stream; charset=utf-8")]
@@ -101,11 +97,6 @@ class EngineApp:
         async for chunk in self._frontend.chunks(job):
             await send({"type": "http.response.body", "body": chunk, "more_body": True})
         await send({"type": "http.response.body", "body": b""})
-
-
-async def _until_disconnect(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
 
 
 async def _send(send: Send, status: int, body: bytes) -> None:

@@ -156,6 +156,7 @@ class Frontend:
         for request in output.finished:
             self._live.pop(request.item.rid, None)
             job: Job = request.job
+            request.job = None  # no reference cycle: looking for them would cost more than the rest
             job.remaining -= 1
             if job.stream is not None:
                 job.stream.put_nowait(request)

@@ -17,7 +17,7 @@ from miles_async.engines.embedded.sampling_params import (
     RequestLimits,
     Sampling,
     SamplingParams,
-    check_sampling,
+    check_samplings,
     schema_error,
 )
 
@@ -129,7 +129,7 @@ def expand(
     count = len(prompts) * copies
     if count > MAX_RESPONSES:
         raise RequestError(f"at most {MAX_RESPONSES} responses are given to one request, it asks for {count}")
-    checked = [check_sampling(p, limits) for p in request.params]
+    checked = check_samplings(request.params, limits)
     rids = _spread_rids(request, count, len(prompts), new_rid)
     wants = _spread(request.body.return_logprob, False, count, "return_logprob")
     starts = _spread(request.body.logprob_start_len, -1, count, "logprob_start_len")

@@ -110,6 +110,19 @@ class RequestLimits(NamedTuple):
             raise RequestError(f"token id {bad} in input_ids is outside of the vocabulary [0, {self.vocab_size - 1}]")
 
 
+def check_samplings(params: list[SamplingParams], limits: RequestLimits) -> list[Sampling]:
+    """:func:`check_sampling` for each. The samples of a group differ in their seeds only: the rest is checked once."""
+    checked: list[Sampling] = []
+    known: SamplingParams | None = None
+    for one in params:
+        seed, one.sampling_seed = one.sampling_seed, None
+        if one != known:
+            known, sampling = one, check_sampling(one, limits)
+        _check_seed(seed)
+        checked.append(sampling._replace(seed=seed))
+    return checked
+
+
 def check_sampling(params: SamplingParams, limits: RequestLimits) -> Sampling:
     """Defaults for nulls, SGLang's ranges. Raises RequestError naming the parameter and its value."""
     temperature = 1.0 if params.temperature is None else params.temperature
@@ -128,8 +141,7 @@ def check_sampling(params: SamplingParams, limits: RequestLimits) -> Sampling:
     if max_new is not None and max_new < 0:
         raise RequestError(f"max_new_tokens must be at least 0, got {max_new}.")
     seed = params.sampling_seed
-    if seed is not None and not -SEED_LIMIT <= seed < SEED_LIMIT:
-        raise RequestError(f"sampling_seed must be in [-2**63, 2**63 - 1], got {seed}.")
+    _check_seed(seed)
     tail = msgspec.structs.astuple(params)[_FIRST_UNSERVED:]
     if tail != _DEFAULT_TAIL:
         for name, value, default in zip(params.__struct_fields__[_FIRST_UNSERVED:], tail, _DEFAULT_TAIL, strict=True):
@@ -151,6 +163,11 @@ def check_sampling(params: SamplingParams, limits: RequestLimits) -> Sampling:
         no_stop_trim=bool(params.no_stop_trim),
         logit_bias=_check_bias(params.logit_bias, limits),
     )
+
+
+def _check_seed(seed: int | None) -> None:
+    if seed is not None and not -SEED_LIMIT <= seed < SEED_LIMIT:
+        raise RequestError(f"sampling_seed must be in [-2**63, 2**63 - 1], got {seed}.")
 
 
 def _check_bias(bias: dict[str, float] | None, limits: RequestLimits) -> dict[int, float] | None:

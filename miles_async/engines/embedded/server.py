@@ -36,6 +36,7 @@ from miles_async.engines.embedded.sampling_params import RequestLimits
 from miles_async.engines.embedded.scheduler import Scheduler
 from miles_async.engines.embedded.text import TextCodec
 from miles_async.http.address import url_of
+from miles_async.http.heap import settle_memory
 from miles_async.http.limits import answer_at_once
 from miles_async.http.refusals import Refusals
 from miles_async.http.server import HttpServer
@@ -116,7 +117,7 @@ async def serve(
         timeout_graceful_shutdown=STOP_TIMEOUT_S,
     )
     gc.collect()
-    gc.freeze()  # torch's many objects stay: without them the collections that requests cause cost half as much
+    settle_memory()
     frontend.compute.start()
     try:
         await _run(server, listener, host, frontend, on_ready, stop)
