@@ -91,4 +91,4 @@ def test_memory_is_given_back_when_the_cache_is_flushed(checkpoint: Path) -> Non
     scheduler = make_scheduler(checkpoint)
     scheduler.cache.reserve(8, 100, 0)
     assert scheduler.flush()
-    assert scheduler.cache.keys.numel() == 0
+    assert scheduler.cache.store.numel() == 0

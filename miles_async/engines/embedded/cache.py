@@ -70,7 +70,7 @@ class KVCache:
         self._flat[layer].index_copy_(0, targets, heads.reshape(-1, heads.shape[-1]))
 
     def fill(self, layer: int, first: int, source: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> None:
-        """Store the first positions of rows ``first + i``: those of prompt ``source[i]``; ``[prompts, kv_heads, positions, d]``."""
+        """Store prompts ``[prompts, kv_heads, positions, head_dim]``: row ``first + i`` gets prompt ``source[i]``."""
         rows = self.store[layer, first : first + source.shape[0], :, :, : keys.shape[2]]
         rows.copy_(torch.stack((keys, values), 2).index_select(0, source))
 
@@ -86,9 +86,7 @@ class KVCache:
         layers, kv_heads, head_dim = self.shape
         self.rows, self.length = rows, length
         # zeros, not empty: a masked position still enters a product with 0, and 0 * nan is nan
-        self.store = torch.zeros(
-            (layers, rows, kv_heads, 2, length, head_dim), dtype=self.dtype, device=self.device
-        )
+        self.store = torch.zeros((layers, rows, kv_heads, 2, length, head_dim), dtype=self.dtype, device=self.device)
         self._flat = [self.store[layer].view(-1, head_dim) for layer in range(layers)]
         starts = torch.arange(rows * kv_heads * 2, device=self.device) * length
         self._starts = starts.view(rows, kv_heads, 2).transpose(1, 2).reshape(rows, 2 * kv_heads)

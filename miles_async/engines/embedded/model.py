@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,29 +16,12 @@ import torch.nn.functional as F
 from miles_async.engines.embedded.cache import KVCache
 from miles_async.engines.embedded.checkpoint import ModelConfig, RopeConfig
 from miles_async.engines.embedded.kernels import add_linear, attend, linear, rms_norm, rotate
+from miles_async.engines.embedded.prompts import Prompts
 from miles_async.engines.embedded.slots import EVERY_ROW, Slot
 
 
 class WeightError(ValueError):
     """Tensors that do not belong to this model: unknown name, wrong shape, or missing."""
-
-
-class Prompts(NamedTuple):
-    """Prompts that are computed in the same pass as the tokens of the running rows; equal ones once.
-
-    Cache row ``first + i`` gets the keys and values of prompt ``source[i]`` (int64 ``[requests]``), of ``width`` tokens with
-    its padding. Without ``want_hidden`` the work above the last keys and values is left out.
-    """
-
-    first: int
-    source: torch.Tensor
-    width: int
-    want_hidden: bool
-
-    def split(self, heads: torch.Tensor, nq: int, nk: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Queries, keys and values, each ``[prompts, heads, width, head_dim]``."""
-        heads = heads.view(-1, self.width, nq + 2 * nk, heads.shape[-1]).transpose(1, 2)
-        return heads[:, :nq], heads[:, nq : nq + nk], heads[:, nq + nk :]
 
 
 class _Layer:
@@ -185,7 +167,9 @@ class DenseModel:
             qk = heads[:, : nq + nk]
             normed = qk if layer.qk_norm is None else rms_norm(qk, layer.qk_norm, eps, plain=plain)
             rotate(normed, cos, sin, qk)
-            if prompts is not None:  # first: what a shorter one is padded with lies where the next token of its row goes
+            if (
+                prompts is not None
+            ):  # first: what a shorter one is padded with lies where the next token of its row goes
                 q, k, v = prompts.split(heads[rows:], nq, nk)
                 cache.fill(index, prompts.first, prompts.source, k, v)
             cache.write(index, targets, heads[:rows, nq:])

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
-from itertools import repeat
+from operator import attrgetter
 from typing import Literal
 
 import numpy as np
@@ -23,7 +23,8 @@ import numpy.typing as npt
 import torch
 
 from miles_async.engines.embedded.cache import KVCache, align
-from miles_async.engines.embedded.model import DenseModel, Prompts
+from miles_async.engines.embedded.model import DenseModel
+from miles_async.engines.embedded.prompts import Prompts, padded, score, wants_scores
 from miles_async.engines.embedded.request import EngineRequest, abort_reason, length_reason, stop_reason
 from miles_async.engines.embedded.rows import BIASED, FILTERED, GREEDY, WATCHED, Rows
 from miles_async.engines.embedded.sampling import Filters, sample, uniforms_of
@@ -150,7 +151,7 @@ class Scheduler:
         if not admitted:
             return []
         self.cache.reserve(count, longest, self.rows.count)
-        admitted.sort(key=_length)
+        admitted.sort(key=attrgetter("length"))
         batches: list[list[EngineRequest]] = []
         shortest = size = 0
         for request in admitted:
@@ -174,26 +175,29 @@ class Scheduler:
     def _forward(self, batch: list[EngineRequest], *, decode: bool) -> torch.Tensor:
         """Fill the cache for all but the newest token of each request of ``batch``; with ``decode`` that one of every row."""
         data, first = self.rows, self.rows.count
-        unique: dict[tuple[int, ...], int] = {}
-        source = [unique.setdefault(tuple(request.tokens()[:-1]), len(unique)) for request in batch]
+        tokens, source = padded(batch)
         if batch:
             data.add(batch)
-        width = max(map(len, unique), default=0)
+        width = tokens.shape[1]
         n, need = self._reserve() if decode else (0, width)
-        wanted = [request for request in batch if request.item.logprob_start_len >= 0 and request.input_logprobs is None]
         ids, positions, prompts = data.last[:n], data.length[:n], None
+        scored = [request for request in batch if wants_scores(request)]
         if width:
-            padded = np.zeros((len(unique), width), np.int64)
-            for index, tokens in enumerate(unique):
-                padded[index, : len(tokens)] = tokens
-            ids = np.concatenate((ids, padded.ravel()))
-            positions = np.concatenate((positions, np.tile(np.arange(width), len(unique))))
-            prompts = Prompts(first, self._to_device(np.array(source)), width, bool(wanted))
+            ids = np.concatenate((ids, tokens.ravel()))
+            positions = np.concatenate((positions, np.tile(np.arange(width), len(tokens))))
+            prompts = Prompts(first, self._to_device(np.array(source)), width, bool(scored))
         logits, hidden = self.model.forward(
-            self._to_device(ids), self._to_device(positions), self.cache, n, min(align(need), self.cache.length), prompts
+            self._to_device(ids),
+            self._to_device(positions),
+            self.cache,
+            n,
+            min(align(need), self.cache.length),
+            prompts,
         )
-        for request in wanted:
-            self._score_prompt(request, None if hidden is None else hidden[source[request.row - first]])
+        for request in scored:
+            start, end = request.item.logprob_start_len, len(request.item.prompt) - 1
+            places = hidden[source[request.row - first], start:end] if hidden is not None else logits.new_empty(0, 0)
+            score(request, self.model.logits(places) if len(places) else places)
         return logits
 
     def _reserve(self) -> tuple[int, int]:
@@ -288,25 +292,7 @@ class Scheduler:
             self._to_device(data.min_p[chosen].astype(np.float32)),
         )
 
-    def _score_prompt(self, request: EngineRequest, hidden: torch.Tensor | None) -> None:
-        """Log-probs of prompt tokens from ``logprob_start_len`` on (temperature 1; the first has none, as in SGLang)."""
-        start, prompt = request.item.logprob_start_len, request.item.prompt
-        request.input_logprobs = [None] if start < len(prompt) else []
-        request.input_top = [None] * len(request.input_logprobs)
-        if hidden is not None and start + 1 < len(prompt):
-            scores = torch.log_softmax(self.model.logits(hidden[start : len(prompt) - 1]), -1)
-            targets = self._to_device(np.array(prompt[start + 1 :]))
-            request.input_logprobs += scores.gather(1, targets[:, None])[:, 0].tolist()
-            if request.item.top_logprobs:
-                top = scores.topk(request.item.top_logprobs)
-                pairs = zip(top.values.tolist(), top.indices.tolist(), strict=True)
-                request.input_top += [list(zip(values, ids, repeat(None))) for values, ids in pairs]
-
     def _to_device(self, array: npt.NDArray) -> torch.Tensor:
         """A tensor of the array's values; on a CPU it may share memory, so it must not outlive the step."""
         tensor = torch.from_numpy(array)
         return tensor if self._on_cpu else tensor.to(self.model.device, non_blocking=True)
-
-
-def _length(request: EngineRequest) -> int:
-    return request.length
