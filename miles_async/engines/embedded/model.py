@@ -167,18 +167,19 @@ class DenseModel:
             qk = heads[:, : nq + nk]
             normed = qk if layer.qk_norm is None else rms_norm(qk, layer.qk_norm, eps, plain=plain)
             rotate(normed, cos, sin, qk)
-            if (
-                prompts is not None
-            ):  # first: what a shorter one is padded with lies where the next token of its row goes
+            of_prompts: list[torch.Tensor] = []
+            if prompts is not None:  # first: a shorter one is padded where the newest token of its row goes
                 q, k, v = prompts.split(heads[rows:], nq, nk)
                 cache.fill(index, prompts.first, prompts.source, k, v)
+                if index == len(self.layers) - 1 and not prompts.want_hidden:
+                    x, prompts = x[:rows], None  # nothing reads what their last layer gives beyond keys and values
+                else:
+                    a = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=nq != nk)
+                    of_prompts = [a.transpose(1, 2).reshape(-1, nq * hd)]
             cache.write(index, targets, heads[:rows, nq:])
             attention = attend(heads[:rows, :nq], *cache.read(index, rows, length), mask, self._scale, plain=plain)
-            if prompts is not None and index == len(self.layers) - 1 and not prompts.want_hidden:
-                x, prompts = x[:rows], None  # nothing reads what their last layer gives beyond keys and values
-            if prompts is not None:
-                a = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=nq != nk)
-                attention = torch.cat((attention, a.transpose(1, 2).reshape(-1, nq * hd)))
+            if of_prompts:
+                attention = torch.cat((attention, *of_prompts))
             x = add_linear(x, attention, layer.o, layer.o_bias, plain=plain)
             y = rms_norm(x, layer.post_norm, eps, plain=plain)
             gate, up = linear(y, layer.gate_up, layer.gate_up_bias, plain=plain).chunk(2, -1)

@@ -113,13 +113,13 @@ class RequestLimits(NamedTuple):
 def check_samplings(params: list[SamplingParams], limits: RequestLimits) -> list[Sampling]:
     """:func:`check_sampling` for each. The samples of a group differ in their seeds only: the rest is checked once."""
     checked: list[Sampling] = []
-    known: SamplingParams | None = None
+    known: tuple[SamplingParams, Sampling] | None = None
     for one in params:
         seed, one.sampling_seed = one.sampling_seed, None
-        if one != known:
-            known, sampling = one, check_sampling(one, limits)
+        if known is None or one != known[0]:
+            known = one, check_sampling(one, limits)
         _check_seed(seed)
-        checked.append(sampling._replace(seed=seed))
+        checked.append(known[1]._replace(seed=seed))
     return checked
 
 
