@@ -28,9 +28,10 @@ ROLES = {
 
 
 def launched(
-    config: Path, run_dir: Path, settings: list[str], environment: Mapping[str, str]
+    config: Path, run_dir: Path, settings: list[str], environment: Mapping[str, str], root: Path = ROOT
 ) -> tuple[CpuTimes, dict[str, Any]]:
     """A launch of ``config``, as it was followed, and its summary. ``environment``: beside the one of this process.
+    ``root``: the checkout that is launched; the path that Python imports from has to begin with it.
 
     Raises RuntimeError with the last line of its errors if it fails, subprocess.TimeoutExpired past TIMEOUT_S.
     """
@@ -40,7 +41,7 @@ def launched(
     offline = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     cpu = CpuTimes(NOTE_INTERVAL_S)
-    process = subprocess.Popen(command, cwd=ROOT, env=os.environ | offline | environment, **pipes)
+    process = subprocess.Popen(command, cwd=root, env=os.environ | offline | environment, **pipes)
     with cpu.following(process.pid):
         try:
             output, errors = process.communicate(timeout=TIMEOUT_S)

@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import json
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
@@ -14,6 +15,8 @@ import pytest
 from launching import write_config
 from typer.testing import CliRunner
 
+from benchmarks import bench_step
+from benchmarks.bench_step import ROOT, Measured, Plan
 from benchmarks.lib.layers import LAYERS, OTHER, LayerTable
 from miles_async.cli.app import app
 
@@ -53,6 +56,25 @@ def test_the_innermost_frame_that_is_named_counts_and_the_innermost_function_of_
     assert TABLE.place(actor(library)) == (OTHER, "actors.dealer:f")
     assert TABLE.place(library()) == (OTHER, "?")
     assert TABLE.place(None) == (OTHER, "?")
+
+
+def test_two_checkouts_are_measured_in_turns_and_compared_by_their_medians(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, order = Plan(None, [], 8), list[Path]()
+    figures = {tmp_path: [4.0, 8.0, 9.0], ROOT: [2.0, 1.0, 4.0]}
+
+    def measure(_: Plan, root: Path, environment: dict[str, str]) -> Measured:
+        assert environment["PYTHONPATH"].startswith(str(root))
+        order.append(root)
+        return Measured(Counter(learner=figures[root][order.count(root) - 1], router=1.0), 0.0, 1.0, {})
+
+    monkeypatch.setattr(bench_step, "measure", measure)
+    found = bench_step.compare(plan, tmp_path, 3)
+    assert order == [tmp_path, ROOT, ROOT, tmp_path, tmp_path, ROOT]
+    assert found["learner"] == {"before": 8.0, "now": 2.0, "ratio": 0.25}
+    assert found["router"]["ratio"] == 1.0
+    assert found["all"] == {"before": 9.0, "now": 3.0, "ratio": 0.333}
 
 
 def test_the_cpu_time_of_a_real_run_is_accounted_for_by_role_and_by_layer(
