@@ -117,19 +117,11 @@ def _bridge_class(model_type: str, local: bool) -> Any:
             if not local:
                 return super()._get_transformer_layer_spec(vp_stage)
             self.has_vp_stage = True
-            return _local_layer_spec(self.config)
+            from miles_async.train.local_layers import local_block_spec
+
+            return local_block_spec(self.config)
 
     return Bridge
-
-
-def _local_layer_spec(config: Any) -> Any:
-    from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
-
-    from miles_async.train.attention import CausalAttention
-
-    spec: Any = get_gpt_layer_local_spec(qk_layernorm=config.qk_layernorm, normalization=config.normalization)
-    spec.submodules.self_attention.submodules.core_attention = CausalAttention
-    return spec
 
 
 class _TransformerEngineNames:

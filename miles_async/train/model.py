@@ -34,6 +34,7 @@ class TrainedModel:
         rate: Callable[[int], float],
         prefix: str = "",
     ) -> None:
+        from megatron.core import parallel_state
         from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
 
         from miles_async.train.optimizer import LearnerOptimizer
@@ -41,6 +42,7 @@ class TrainedModel:
         self.module: Any = gpt_model(model)
         self.steps = 0  # optimizer steps in the weights
         self._device, self._rate, self._prefix = device, rate, prefix
+        self._alone = parallel_state.get_data_parallel_world_size() == 1
         self._ddp = DistributedDataParallel(
             config,
             DistributedDataParallelConfig(
@@ -79,7 +81,8 @@ class TrainedModel:
         from megatron.core.distributed import finalize_model_grads
 
         # Gradients are reduced here, once, not in backward: without overlap DDP needs no no_sync().
-        finalize_model_grads([self._ddp])
+        if not self._alone:
+            finalize_model_grads([self._ddp])
         with cpu_shim.cuda_means_cpu(self._device):
             return self._optimizer.gradient_norm()
 
@@ -87,8 +90,7 @@ class TrainedModel:
         """One optimizer step with gradients that were reduced and are finite. Returns their norm before clipping, and the
         learning rate."""
         lr = self._rate(self.steps)
-        with cpu_shim.cuda_means_cpu(self._device):
-            norm = self._optimizer.step(lr)
+        norm = self._optimizer.step(lr)
         self.steps += 1
         return {f"{self._prefix}grad_norm": norm, f"{self._prefix}lr": lr}
 

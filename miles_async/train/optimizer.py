@@ -30,11 +30,12 @@ class LearnerOptimizer:
             adam_eps=config.adam_eps,
             bf16=dtype is torch.bfloat16,
             params_dtype=dtype,
-            clip_grad=config.clip_grad or math.inf,  # 0 means "do not clip"; Megatron would also stop measuring
             use_distributed_optimizer=config.use_distributed_optimizer,
         )
         self.megatron: Any = get_megatron_optimizer(settings, [model])  # pyright: ignore[reportArgumentType]
         self._sharded = config.use_distributed_optimizer
+        self._whole = not self._sharded and next(model.parameters()).device.type == "cpu"
+        self._clip_grad, self._norm = config.clip_grad or math.inf, 0.0
         self._weight_decay = config.weight_decay
         self._torch_adamw = [part for part in self._parts() if isinstance(part.optimizer, torch.optim.AdamW)]
         for part in self._torch_adamw:
@@ -54,16 +55,28 @@ class LearnerOptimizer:
         """The norm of the gradients in the DDP buffers, float32; inf or nan if they cannot be applied. Weights and state stay
         as they are. Collective with the distributed optimizer."""
         self.megatron.prepare_grads()
-        return float(self.megatron.get_grad_norm())
+        self._norm = self._own_norm() if self._whole else float(self.megatron.get_grad_norm())
+        return self._norm
+
+    def _own_norm(self) -> float:
+        """Megatron's, where every rank has every gradient, on a CPU: without a collective of one rank."""
+        norms = [
+            torch.linalg.vector_norm(grad) for part in self._parts() for grad in part.get_main_grads_for_grad_norm()
+        ]
+        return float(torch.linalg.vector_norm(torch.stack(norms)) ** 2.0) ** 0.5
 
     def step(self, lr: float) -> float:
-        """Clip and apply the gradients in the DDP buffers, whose :meth:`gradient_norm` is finite, with rate ``lr``. Returns the
-        norm before clipping. Collective with the distributed optimizer."""
+        """Clip and apply the gradients whose :meth:`gradient_norm` was asked for last, and is finite, with rate ``lr``. Returns
+        the norm before clipping. Collective with the distributed optimizer."""
         for group in self.megatron.param_groups:
             group["lr"] = lr
             group["weight_decay"] = self._weight_decay * group.get("wd_mult", 1.0)  # 0 for norms and biases
-        _, norm, _ = self.megatron.step()
-        return float(norm)
+        clip = self._clip_grad / (self._norm + 1e-6)  # as Megatron's own step does, which would measure them again
+        if clip < 1.0:
+            for part in self._parts():
+                torch._foreach_mul_([p.grad for p in part.get_parameters() if p.grad is not None], clip)
+        self.megatron.step_with_ready_grads()
+        return self._norm
 
     def sharded_state_dict(self, model_state: dict[str, Any], is_loading: bool) -> dict[str, Any]:
         """What dist_checkpointing stores, in the form that any other number of ranks can load."""
