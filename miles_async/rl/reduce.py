@@ -9,6 +9,7 @@ run) share it and lie on one rank. Results are [N] float64.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -54,5 +55,14 @@ def constant(
 
 
 def weighted_sum(values: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """``sum(values * weights)`` where tokens of weight zero count as zero even if their value is not finite. Scalar."""
-    return (values.masked_fill(weights == 0, 0.0) * weights).sum()
+    """``sum(values * weights)`` where tokens of weight zero count as zero even if their value is not finite; over the last
+    dimension of ``values`` [..., n]."""
+    return (values.masked_fill(weights == 0, 0.0) * weights).sum(-1)
+
+
+def weighted_sums(values: Mapping[str, torch.Tensor], weights: torch.Tensor) -> dict[str, torch.Tensor]:
+    """:func:`weighted_sum` of each of the ``values`` [n], without gradient, float64."""
+    if not values:
+        return {}
+    stacked = torch.stack([value.detach() for value in values.values()]).double()
+    return dict(zip(values, weighted_sum(stacked, weights).unbind(), strict=True))

@@ -1,7 +1,7 @@
 """What the local layers compute besides products and attention, each with its gradient in one piece.
 
-Promises: the numbers of torch's own operations, one after the other, output and gradients to the bit; autograd would keep a node
-and a copy for each of them.
+Promises: output and gradients have the bits of torch's own operations, one after the other; autograd would keep a node and a
+copy for each of them.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
-"""Megatron's local (non-TransformerEngine) layers for what this learner trains: dense models, no tensor parallelism, no dropout.
+"""Megatron's local (non-TransformerEngine) layers for what this learner trains: dense models without tensor parallelism or
+dropout.
 
-Promises: modules, parameters and checkpoints are Megatron's own, and so are the bits of the output and of every gradient (but for
-the sign of a zero): the same operations on the same numbers in the same order. Megatron's own ``forward`` asks at each call for some
-forty features that none of these models has, and wraps each product in autograd functions for tensor parallelism; with
-small models that was a quarter of an optimizer step.
+Promises: modules, parameters and checkpoints are Megatron's own, and so are the bits of the output and of every gradient (but
+for the sign of a zero): the same operations on the same numbers in the same order. Megatron's own ``forward`` asks at each call
+for some forty features that none of these models has, wraps each product in functions for tensor parallelism, and leaves
+norms, rotations and SwiGLU to autograd piece by piece.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from miles_async.rl.builtin.table import ESTIMATORS
 from miles_async.rl.checked import checked
 from miles_async.rl.corrections import loglinear_old
 from miles_async.rl.hooks import CORRECTION, ESTIMATOR, POLICY_LOSS, REDUCER
-from miles_async.rl.reduce import Totals, sample_mean, token_mean, weighted_sum
+from miles_async.rl.reduce import Totals, sample_mean, token_mean, weighted_sum, weighted_sums
 from miles_async.rl.terms import (
     Correction,
     CorrectionFunction,
@@ -153,8 +153,7 @@ class Objective:
                 correction = _product(correction, batch_correction)
         pg_weights = weights if pg_weights is None else pg_weights
         change = -metrics["ppo_kl"] if "ppo_kl" in metrics else losses.log_ratio(terms.logprobs.detach(), terms.old)
-        fixed = {name: weighted_sum(value.double(), weights) for name, value in correction.metrics.items()}
-        fixed |= self._shift(change, terms, weights)
+        fixed = self._shift(change, terms, weights, correction.metrics)
         if correction.keep is not None:
             weights, pg_weights = (w * correction.keep for w in (weights, pg_weights))
         # a token of weight 0 is out, whatever its loss is
@@ -169,7 +168,7 @@ class Objective:
                 loss = loss + algorithm.kl_loss_coef * weighted_sum(kl_loss, weights)
         with torch.no_grad():
             metrics = metrics | {"entropy_loss": entropy} | _apart(terms)
-            sums = {name: weighted_sum(value.detach().double(), weights) for name, value in metrics.items()}
+            sums = weighted_sums(metrics, weights)
             pg_sum = weighted_sum(pg_loss.detach().double(), pg_weights)
         return loss, {"loss": loss.detach(), "pg_loss": pg_sum} | sums | fixed
 
@@ -186,8 +185,8 @@ class Objective:
             product = _product(product, function(terms, self.algorithm))
         return product
 
-    def _shift(self, change: torch.Tensor, terms: LossTerms, weights: torch.Tensor) -> Sums:
-        """How far the policy is from the denominator, and the learner's own tokens from the engine's.
+    def _shift(self, change: torch.Tensor, terms: LossTerms, weights: torch.Tensor, more: Metrics) -> Sums:
+        """How far the policy is from the denominator, and the learner's own tokens from the engine's; ``more`` beside it.
 
         change: [n] log-ratio, of the sample where the loss looks at samples.
         """
@@ -195,12 +194,8 @@ class Objective:
         ratio = losses.bounded_exp(change)
         own = ((terms.versions == terms.version) & (terms.mask != 0)).double()
         apart = (terms.logprobs.detach() - terms.behaviour).abs().double()
-        return {
-            "ois": weighted_sum(ratio.double(), weights),
-            "ess_ratio": weighted_sum(ess.double(), weights),
-            MISMATCH: weighted_sum(apart, own),
-            MISMATCH_TOKENS: own.sum(),
-        }
+        mismatch = {MISMATCH: weighted_sum(apart, own), MISMATCH_TOKENS: own.sum()}
+        return weighted_sums(more | {"ois": ratio, "ess_ratio": ess}, weights) | mismatch
 
     def _try_out(self) -> Sums:
         """Two tokens of one sample, to see what the functions give."""
@@ -234,6 +229,8 @@ def _without_masked(
 ) -> tuple[LossTerms, torch.Tensor, torch.Tensor | None]:
     """Zeros in the place of whatever a masked token holds, so that no gradient of it can be NaN."""
     kept = terms.mask != 0
+    if kept.device.type == "cpu" and bool(kept.all()):  # elsewhere the question costs more than the answer saves
+        return terms, entropy, reference
 
     def only(values: torch.Tensor) -> torch.Tensor:
         return torch.where(kept, values, torch.zeros_like(values))

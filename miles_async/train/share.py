@@ -150,12 +150,13 @@ def micro_share(share: Share, micro: MicroBatch, device: torch.device) -> MicroS
     index = torch.from_numpy(micro.token_index)
 
     def part(values: torch.Tensor) -> torch.Tensor:
-        return values[index].to(device)
+        return values.index_select(0, index).to(device)
 
     def maybe(values: torch.Tensor | None) -> torch.Tensor | None:
         return None if values is None else part(values)
 
-    _, numbers = np.unique(share.sample_index[index].numpy(), return_inverse=True)
+    samples = share.sample_index.index_select(0, index).numpy()
+    numbers = np.cumsum(np.diff(samples, prepend=samples[:1]) != 0)  # those of a sample lie together
     correction = share.correction
     if correction is not None:
         metrics = {name: part(value) for name, value in correction.metrics.items()}
@@ -164,7 +165,7 @@ def micro_share(share: Share, micro: MicroBatch, device: torch.device) -> MicroS
     return MicroShare(
         behaviour=part(share.behaviour),
         versions=part(share.versions),
-        sample_index=torch.from_numpy(numbers.astype(np.int64)).to(device),
+        sample_index=torch.from_numpy(numbers).to(device),
         advantages=part(share.advantages),
         weights=part(share.weights),
         pg_weights=part(share.pg_weights),
