@@ -42,10 +42,9 @@ class LocalNorm(torch.nn.RMSNorm):
 class LocalColumnLinear(ColumnParallelLinear):
     """A matrix whose only column of blocks is this rank's: ``(x @ weight.T + bias, None)``."""
 
-    def forward(
-        self, input_: torch.Tensor, weight: torch.Tensor | None = None, runtime_gather_output: bool | None = None
-    ) -> tuple[torch.Tensor, None]:
-        out = F.linear(input_, self.weight if weight is None else weight)
+    def forward(self, input_: torch.Tensor, *_: Any, **__: Any) -> tuple[torch.Tensor, None]:
+        weight: Any = self.weight
+        out = F.linear(input_, weight)
         return (out if self.bias is None else out + self.bias), None
 
 
@@ -59,13 +58,13 @@ class LocalRowLinear(RowParallelLinear):
 class LocalAttention(SelfAttention):
     """Causal self-attention with rotary positions over right-padded [s, b, h]."""
 
-    def forward(
-        self, hidden_states: torch.Tensor, attention_mask: None = None, *, rotary_pos_emb: torch.Tensor, **_: Any
-    ) -> tuple[torch.Tensor, None]:
-        query, key, value = self.get_query_key_value_tensors(hidden_states)
-        cos, sin = _rotation(rotary_pos_emb, query.dtype)
-        query, key = Rotary.apply(query, cos, sin), Rotary.apply(key, cos, sin)
-        return self.linear_proj(self.core_attention(query, key, value, attention_mask))
+    def forward(self, hidden_states: torch.Tensor, *_: Any, **kwargs: Any) -> Any:
+        qkv: Any = self.get_query_key_value_tensors(hidden_states)
+        query, key, value = qkv
+        cos, sin = _rotation(kwargs["rotary_pos_emb"], query.dtype)
+        core: Any = self.core_attention
+        projection: Any = self.linear_proj
+        return projection(core(Rotary.apply(query, cos, sin), Rotary.apply(key, cos, sin), value))
 
 
 class LocalMLP(MLP):
@@ -74,7 +73,7 @@ class LocalMLP(MLP):
     def __init__(self, config: Any, **kwargs: Any) -> None:
         super().__init__(config, MLPSubmodules(linear_fc1=LocalColumnLinear, linear_fc2=LocalRowLinear), **kwargs)
 
-    def forward(self, hidden_states: torch.Tensor, **_: Any) -> tuple[torch.Tensor, None]:
+    def forward(self, hidden_states: torch.Tensor, *_: Any, **__: Any) -> tuple[torch.Tensor, None]:
         return self.linear_fc2(SwiGLU.apply(self.linear_fc1(hidden_states)[0]))
 
 
@@ -82,9 +81,11 @@ class LocalLayer(TransformerLayer):
     """Attention and MLP, each of the norm of what its output is added to."""
 
     def forward(self, hidden_states: torch.Tensor, **kwargs: Any) -> tuple[torch.Tensor, None]:
-        residual, normed = self.input_layernorm.beside(hidden_states)
+        before_attention: Any = self.input_layernorm
+        before_mlp: Any = self.pre_mlp_layernorm
+        residual, normed = before_attention.beside(hidden_states)
         attended, _ = self.self_attention(normed, rotary_pos_emb=kwargs["rotary_pos_emb"])
-        residual, normed = self.pre_mlp_layernorm.beside(residual + attended)
+        residual, normed = before_mlp.beside(residual + attended)
         return residual + self.mlp(normed)[0], None
 
 
@@ -102,7 +103,8 @@ def local_block_spec(config: Any) -> Any:
     attention.submodules.linear_qkv, attention.submodules.linear_proj = LocalColumnLinear, LocalRowLinear
     if config.qk_layernorm:
         attention.submodules.q_layernorm = attention.submodules.k_layernorm = LocalNorm
-    return TransformerBlockSubmodules(layer_specs=[spec] * config.num_layers, layer_norm=LocalNorm)
+    norm: Any = LocalNorm
+    return TransformerBlockSubmodules(layer_specs=[spec] * config.num_layers, layer_norm=norm)
 
 
 @lru_cache(maxsize=1)  # the layers of a model ask with one tensor

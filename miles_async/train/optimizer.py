@@ -74,7 +74,8 @@ class LearnerOptimizer:
         clip = self._clip_grad / (self._norm + 1e-6)  # as Megatron's own step does, which would measure them again
         if clip < 1.0:
             for part in self._parts():
-                torch._foreach_mul_([p.grad for p in part.get_parameters() if p.grad is not None], clip)
+                grads = [parameter.grad for parameter in part.get_parameters() if parameter.grad is not None]
+                torch._foreach_mul_(grads, clip)  # pyright: ignore[reportPrivateImportUsage]
         self.megatron.step_with_ready_grads()
         return self._norm
 
