@@ -68,9 +68,13 @@ class RolloutWorker:
     async def run(self) -> None:
         config = self.ctx.config
         async with contextlib.AsyncExitStack() as stack:
-            session = await stack.enter_async_context(aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)))
-            await self.requests.open(session, self.tokenizer.vocab_size, context_length(config, self.ctx.model_path))
-            self.teachers = teachers(config, session, self.ctx.event) if config.algorithm.use_opd else None
+            stack.callback(self.requests.close)
+            await self.requests.open(self.tokenizer.vocab_size, context_length(config, self.ctx.model_path))
+            self.teachers = None
+            if config.algorithm.use_opd:
+                connections = aiohttp.TCPConnector(limit=0)
+                session = await stack.enter_async_context(aiohttp.ClientSession(connector=connections))
+                self.teachers = teachers(config, session, self.ctx.event)
             self.grader = await stack.enter_async_context(Grader(config.reward))
             tokenizer = self.tokenizer.for_chats(config.data.chat_template_path, config.data.apply_chat_template_kwargs)
             self.context = RolloutContext(config, tokenizer, self.requests.slots.begin(0).ask, stack, self.ctx.event)

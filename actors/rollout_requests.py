@@ -14,14 +14,13 @@ import asyncio
 import contextlib
 from typing import Any
 
-import aiohttp
-
 from actors.runtime.context import ActorContext
 from bus.codec import VERSIONS, unpack
 from bus.messages import UNSAMPLED, Sample
 from bus.waits import WaitKind
 from miles_async.config.secrets import resolve
-from miles_async.engines.client import EngineClient, EngineError
+from miles_async.engines.client import EngineError
+from miles_async.engines.lean_client import LeanEngineClient
 from miles_async.rollout.generate import own_cache
 from miles_async.rollout.inflight import AdaptiveLimit, read_loads
 from miles_async.rollout.published import PublishedVersions
@@ -45,6 +44,7 @@ class EngineRequests:
             self.slots.limit = self.policy.limit
         self.published_versions = PublishedVersions(ctx.bus)
         self._version = 0  # the newest weights that a published sample was made with
+        self._clients: dict[str, LeanEngineClient] = {}  # of the places where the router was
 
     def _policy(self) -> AdaptiveLimit:
         """Begins with this worker's share of what the engines run at once."""
@@ -55,10 +55,8 @@ class EngineRequests:
             min(rollout.n_samples_per_prompt, rollout.samples_in_flight), rollout.samples_in_flight, share
         )
 
-    async def open(
-        self, session: aiohttp.ClientSession, vocab_size: int | None = None, context_length: int | None = None
-    ) -> None:
-        """Find the router, unless nobody will be asked. ``vocab_size``: other ids are not sent.
+    async def open(self, vocab_size: int | None = None, context_length: int | None = None) -> None:
+        """Find the router, unless nobody will be asked. ``vocab_size``: other ids are not sent. :meth:`close` it.
 
         Raises TimeoutError: none in ``engine.start_timeout_s``.
         """
@@ -66,14 +64,24 @@ class EngineRequests:
             return
         with self.ctx.waiting(WaitKind.ROUTER_ADDRESS):
             url = await self.ctx.bus.address("router", deadline_s=self.ctx.config.engine.start_timeout_s)
-        self.session, self.vocab_size, self.context_length = session, vocab_size, context_length
+        self.vocab_size, self.context_length = vocab_size, context_length
         self.client = self._router_at(url)
 
-    def _router_at(self, url: str) -> EngineClient:
+    def close(self) -> None:
+        """Break off what is asked."""
+        for client in self._clients.values():
+            client.close()
+
+    def _router_at(self, url: str) -> LeanEngineClient:
+        """The client of the router there, with the connections it has."""
+        if url not in self._clients:
+            self._clients[url] = self._client_of(url)
+        return self._clients[url]
+
+    def _client_of(self, url: str) -> LeanEngineClient:
         config = self.ctx.config.router
-        return EngineClient(
+        return LeanEngineClient(
             url,
-            self.session,
             resolve("router.api_key", config.api_key),
             batches=kind_of(config).takes_batches,
             vocab_size=self.vocab_size,

@@ -4,7 +4,7 @@ Promises: a command whose server is being restarted is sent again for about 20 s
 one whose server reads its append-only file back waits as long as that makes progress, and ``loading`` says how far it is;
 one that the server refuses because its memory or its disk is full is sent again until there is room, for
 ``FULL_TIMEOUT_S`` at most, and ``troubles`` says meanwhile which refusal that is and since when. So a full bus slows a
-run down and loses nothing.
+run down and loses nothing. What does not block shares one connection (``bus/wire.py``).
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from redis.backoff import ExponentialBackoff
 from bus.deadline import within
 from bus.errors import BusFullError
 from bus.loading import STILL_S, Loading, LoadWatch, loading_of
+from bus.wire import Wires
 
 FULL_TIMEOUT_S = 600.0
 LOOK_AGAIN_S = 0.25
@@ -46,6 +47,7 @@ class PatientRedis(aioredis.Redis):
         self.loading: Loading | None = None  # while a command waits for it
         self.tell: Callable[[str], None] = lambda text: None  # hears how far a load is
         self._numbers = itertools.count()
+        self._wires = Wires(self.connection_pool)
 
     async def execute_command(self, *args: Any, **options: Any) -> Any:
         """Raises BusFullError after ``FULL_TIMEOUT_S``, NoRedisError for a load that stands still, and what the base class
@@ -58,7 +60,27 @@ class PatientRedis(aioredis.Redis):
 
     async def at_once(self, *args: Any) -> Any:
         """A command that can be left out: it waits for no room."""
-        return await super().execute_command(*args)
+        return await self._send(*args)
+
+    async def aclose(self, close_connection_pool: bool | None = None) -> None:
+        await self._wires.close()
+        await super().aclose(close_connection_pool)
+
+    def ahead(self, *args: Any) -> None:
+        """Send a command in one write with the next one. It may be lost, or refused: what follows has to tell."""
+        self._wires.ahead(args)
+
+    async def _send(self, *args: Any, **options: Any) -> Any:
+        """What the base class does, over fewer connections."""
+        try:
+            answer = await self._wires.ask(args)
+        except (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError) as error:
+            if isinstance(error, redis.exceptions.BusyLoadingError):
+                raise
+            answer = await self.get_retry().call_with_retry(lambda: self._wires.ask(args), _go_on)
+        options.pop("keys", None)  # as the base class does: they are for a cache
+        parse = self.response_callbacks.get(args[0])
+        return answer if parse is None else parse(answer, **options)
 
     async def _until_loaded(self) -> None:
         load = LoadWatch(self.tell)
@@ -71,11 +93,11 @@ class PatientRedis(aioredis.Redis):
             self.loading = None
 
     async def _persistence(self) -> dict[str, Any]:
-        return await super().execute_command("INFO", "persistence") or {}
+        return await self._send("INFO", "persistence") or {}
 
     async def _when_there_is_room(self, *args: Any, **options: Any) -> Any:
         try:
-            return await super().execute_command(*args, **options)
+            return await self._send(*args, **options)
         except redis.exceptions.ResponseError as error:
             if not is_full(error):
                 raise
@@ -86,13 +108,17 @@ class PatientRedis(aioredis.Redis):
             while time.monotonic() < deadline:
                 await asyncio.sleep(LOOK_AGAIN_S)
                 try:
-                    return await super().execute_command(*args, **options)
+                    return await self._send(*args, **options)
                 except redis.exceptions.ResponseError as error:
                     if not is_full(error):
                         raise
         finally:
             del self.troubles[number]
         raise BusFullError(f"waited {FULL_TIMEOUT_S:.0f} s for room in Redis: {trouble.refusal}")
+
+
+async def _go_on(error: Exception) -> None:
+    """Nothing is to be done before a command is sent again."""
 
 
 class _UnlessLoading(Retry):

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import aiohttp
+import msgspec
 
 from miles_async.engines.token_ids import TokenIdError, check_token_ids
 from miles_async.models.context_length import fitted
@@ -70,31 +71,32 @@ class EngineClient:
         self, method: str, path: str, body: Mapping[str, Any] | None, timeout: float, headers: Mapping[str, str] = {}
     ) -> Any:
         """The answer as JSON, or as text where it is not JSON. Raises EngineError for any status but 200."""
-        limit = aiohttp.ClientTimeout(total=timeout)
         try:
-            async with self._session.request(
-                method,
-                self.url + path,
-                json=body,
-                headers={**self._headers, **headers},
-                timeout=limit,
-                allow_redirects=False,  # its key is for this address only
-            ) as response:
-                content = await self._read(response, path)
-                status = response.status
+            status, content = await self._exchange(method, path, body, timeout, headers)
         except TimeoutError:
             raise EngineError(self.name, path, f"no answer within {timeout:g} s") from None
         except (aiohttp.ClientError, OSError, ValueError) as error:
-            refused = isinstance(error, aiohttp.ClientConnectorError)
+            refused = isinstance(error, aiohttp.ClientConnectorError) or getattr(error, "refused", False)
             raise EngineError(self.name, path, f"{type(error).__name__}: {error}", refused=refused) from None
-        text = content.decode(errors="replace")
-        try:
-            answer: Any = json.loads(text) if text else {}
-        except (ValueError, RecursionError):
-            answer = text
+        answer = _read_json(content)
         if status != 200 or (isinstance(answer, dict) and answer.get("success") is False):
+            text = content.decode(errors="replace")
             raise EngineError(self.name, path, f"HTTP {status}: {text[:ANSWER_CHARS]}", status)
         return answer
+
+    async def _exchange(
+        self, method: str, path: str, body: Mapping[str, Any] | None, timeout: float, headers: Mapping[str, str]
+    ) -> tuple[int, bytes]:
+        """Status and content of the answer. Raises what the HTTP client raises, and TimeoutError."""
+        async with self._session.request(
+            method,
+            self.url + path,
+            json=body,
+            headers={**self._headers, **headers},
+            timeout=aiohttp.ClientTimeout(total=timeout),
+            allow_redirects=False,  # its key is for this address only
+        ) as response:
+            return response.status, await self._read(response, path)
 
     async def _read(self, response: aiohttp.ClientResponse, path: str) -> bytes:
         parts: list[bytes] = []
@@ -274,3 +276,17 @@ class EngineClient:
     async def set_version(self, version: str, timeout: float = CONTROL_TIMEOUT_S) -> None:
         """Name the weights. SGLang's default for this call aborts every request; that is switched off here."""
         await self._post("/update_weight_version", {"new_version": version, "abort_all_requests": False}, timeout)
+
+
+def _read_json(content: bytes) -> Any:
+    """What is in it; its text where it is not JSON."""
+    if not content:
+        return {}
+    try:
+        return msgspec.json.decode(content)
+    except (ValueError, RecursionError):  # Python's own reads NaN, and halves of surrogate pairs
+        text = content.decode(errors="replace")
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text
