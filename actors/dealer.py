@@ -70,18 +70,18 @@ class Dealer:
     async def _deal(self) -> Wait:
         """Admit all that may start now; returns what the next admission waits for."""
         while True:
-            used, limit = await self.ctx.bus.memory()
-            if limit and used > MEMORY_SHARE * limit:
-                return wait_for(WaitKind.ROOM_TO_DEAL, used=used >> 20, limit=limit >> 20)
             state = await self._state()
             if state is None:
                 return wait_for(WaitKind.ENGINE_TO_SERVE)
             allowed = min(self.policy.admit(state), MAX_TICKETS_AT_ONCE)
             if allowed <= 0:
                 return self._awaited(state)
+            used, limit = await self.ctx.bus.memory()
+            if limit and used > MEMORY_SHARE * limit:
+                return wait_for(WaitKind.ROOM_TO_DEAL, used=used >> 20, limit=limit >> 20)
             tickets = list(self._tickets(self._position, allowed))
-            limit = state.open_groups + allowed
-            await self.ledger.admit(tickets, limit=limit, position=self._position, step=state.batched_steps)
+            upto = state.open_groups + allowed
+            await self.ledger.admit(tickets, limit=upto, position=self._position, step=state.batched_steps)
 
     async def _state(self) -> StalenessState | None:
         engines = (await self.ctx.engine_states()).values()
@@ -89,11 +89,11 @@ class Dealer:
         generates = self.ctx.config.rollout.generates
         if generates and not serving:
             return None
-        now = await self.ledger.open_groups()
+        now = await self.ledger.room()
         self._position = now.next_position
         return StalenessState(
             batched_steps=now.last_step,
-            open_groups=len(now.order),
+            open_groups=now.open_groups,
             batch_size=self.ctx.config.rollout.rollout_batch_size,
             serving_version=min(serving) if generates else now.last_step,
             total_steps=self.ctx.config.run.num_steps,

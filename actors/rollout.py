@@ -27,8 +27,9 @@ from actors.rollout_requests import EngineRequests
 from actors.runtime.context import ActorContext, Waiting
 from actors.runtime.tasks import end
 from bus import Ledger
-from bus.ledger_leases import ClaimedTicket
+from bus.ledger_leases import ClaimedTicket, Publication
 from bus.messages import Group, Sample, Ticket
+from bus.publisher import Publisher
 from bus.waits import WaitKind
 from miles_async.filters.apply import GroupFilters
 from miles_async.groups.limits import group_limits
@@ -54,6 +55,7 @@ class RolloutWorker:
         self.ctx = ctx
         self.ledger = Ledger(ctx.bus)
         self.lease = f"{ctx.name}/{ctx.incarnation}"
+        self.publisher = Publisher(self.ledger, self.lease)
         self.tokenizer = Tokenizer(ctx.model_path)
         self.requests = EngineRequests(ctx)
         self.make, self.filters = rollout_function(ctx.config), GroupFilters(ctx.config)
@@ -85,6 +87,7 @@ class RolloutWorker:
                 await self.requests.report()
             finally:
                 await end([*duties, *self.in_flight])
+                self.publisher.close()
                 await self.ledger.release(self.lease)
 
     async def _work(self) -> None:
@@ -228,12 +231,14 @@ class RolloutWorker:
             )
         )
         newest = await self.requests.published_versions.newest_for(group.samples)
-        check_group(group, replace(self.limits, newest_version=newest))
+        if newest != self.limits.newest_version:
+            self.limits = replace(self.limits, newest_version=newest)
+        check_group(group, self.limits)
         return group, payload
 
     async def _publish(self, group: Group, payload: bytes) -> None:
         self.requests.published(group.samples)
-        if not await self.ledger.publish(group, self.lease, group.finished, payload):
+        if not await self.publisher.publish(Publication(group, group.finished, payload)):
             await self.ctx.event("late_publication_refused", group=group.group_id)
 
     async def _fail(self, ticket: Ticket, reason: str, detail: str, samples: list[Sample]) -> None:

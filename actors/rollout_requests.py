@@ -136,7 +136,7 @@ class EngineRequests:
 
     def published(self, samples: tuple[Sample, ...]) -> None:
         """Metrics are put at the version of what was published last."""
-        newest = max((int(unpack(sample.versions, VERSIONS)[-1]) for sample in samples), default=0)
+        newest = int(unpack(b"".join([s.versions[-VERSIONS.itemsize :] for s in samples]), VERSIONS).max(initial=0))
         if newest != UNSAMPLED:
             self._version = max(self._version, newest)
 

@@ -7,7 +7,6 @@ record. Both are run in turns; medians. ``miles-async bench bus``.
 
 from __future__ import annotations
 
-import asyncio
 import json
 import multiprocessing
 import statistics
@@ -21,6 +20,7 @@ import numpy as np
 
 from bus import Bus, Ledger, connect
 from bus.codec import LOGPROBS, MASK, TOKENS, VERSIONS, decode, encode, pack
+from bus.ledger_leases import Publication
 from bus.messages import Group, Sample, Ticket
 from bus.server import RedisServer
 
@@ -61,7 +61,8 @@ async def ledger_producer(bus: Bus, n_groups: int, n_samples: int, n_tokens: int
         claimed = await ledger.next_tickets("w", "w/1", BATCH, 60_000)
         groups = [make_group(c.ticket.group_id, n_samples, n_tokens) for c in claimed]
         for start in range(0, len(groups), 8):
-            await asyncio.gather(*(ledger.publish(g, "w/1", 0.0) for g in groups[start : start + 8]))
+            some = [Publication(g, 0.0, encode(g)) for g in groups[start : start + 8]]
+            await ledger.publish_all(some, "w/1")
         done += len(groups)
 
 

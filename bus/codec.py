@@ -6,6 +6,9 @@ arrays come back as read-only views with the dtype asked for.
 
 from __future__ import annotations
 
+import contextlib
+import sys
+from array import array
 from typing import Any, TypeVar
 
 import msgspec
@@ -18,6 +21,9 @@ TOKENS = np.dtype("<i4")
 LOGPROBS = np.dtype("<f4")
 MASK = np.dtype("u1")
 VERSIONS = np.dtype("<i4")
+
+# what ``array`` calls them, where it lays them out in the same way
+_ARRAY_CODES = {TOKENS: "i", LOGPROBS: "f", MASK: "B"} if sys.byteorder == "little" and array("i").itemsize == 4 else {}
 
 MAX_MESSAGE_BYTES = 256 * 1024 * 1024
 
@@ -56,6 +62,9 @@ def decode(data: bytes, kind: type[M]) -> M:
 
 def pack(values: Any, dtype: np.dtype[Any]) -> bytes:
     """Raw little-endian bytes of a sequence or array, converted to ``dtype``."""
+    if type(values) is list and (code := _ARRAY_CODES.get(dtype)) is not None:
+        with contextlib.suppress(TypeError):  # of whole numbers as floats, say
+            return array(code, values).tobytes()  # a third of numpy's time
     return np.ascontiguousarray(values, dtype=dtype).tobytes()
 
 

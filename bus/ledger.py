@@ -22,7 +22,7 @@ Promises (design invariants 1, 2 and 7):
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import redis.exceptions
@@ -40,6 +40,14 @@ class OpenGroups(msgspec.Struct, frozen=True):
     next_position: int  # prompts dealt so far
     order: tuple[str, ...]  # ids in the order they were dealt
     states: tuple[str, ...]  # "w", "f" or "r", aligned with ``order``
+
+
+class Room(NamedTuple):
+    """What admission looks at, in one consistent view."""
+
+    last_step: int  # batches recorded so far
+    next_position: int  # prompts dealt so far
+    open_groups: int  # waiting, in flight or ready
 
 
 class Ledger(Leases, Batches):
@@ -68,6 +76,10 @@ class Ledger(Leases, Batches):
             flat += (ticket.group_id, encode(ticket))
         admitted, next_position = await self._run("admit", limit, position, -1 if step is None else step, *flat)
         return int(admitted), int(next_position)
+
+    async def room(self) -> Room:
+        """What admission looks at."""
+        return Room(*map(int, await self._run("room")))
 
     async def open_groups(self) -> OpenGroups:
         last_step, next_position, order, states = await self._run("open")

@@ -6,8 +6,9 @@ every transition can be repeated.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 
@@ -21,6 +22,7 @@ WORKERS = "rollout"  # the consumer group of the tickets
 ATTEMPTS = 3  # of a group, where the caller names no other number
 # A payload that was written and never published (its worker died in between) goes away by itself after so long.
 _UNPUBLISHED_S = 3600
+_CLAIMS_AT_ONCE = 256  # in one script, which holds up everybody else
 
 
 class ClaimedTicket(msgspec.Struct, frozen=True):
@@ -29,6 +31,14 @@ class ClaimedTicket(msgspec.Struct, frozen=True):
     ticket: Ticket
     entry_id: bytes
     attempt: int = 1
+
+
+class Publication(NamedTuple):
+    """A group that is to be ready; ``when``: seconds since the epoch. ``payload``: its bytes."""
+
+    group: Group
+    when: float
+    payload: bytes
 
 
 class Leases(LedgerScripts):
@@ -63,19 +73,22 @@ class Leases(LedgerScripts):
         return await self._claim(entries, lease, attempts)
 
     async def _claim(self, entries: Sequence[tuple[bytes, Any]], lease: str, attempts: int) -> list[ClaimedTicket]:
+        tickets = [(i, self.bus.decode("tickets", i, fields, Ticket)) for i, fields in entries]
+        over = [i for i, ticket in tickets if ticket is None]  # done with, or never a ticket
+        known = [(i, ticket) for i, ticket in tickets if ticket is not None]
         claimed: list[ClaimedTicket] = []
-        over: list[bytes] = []  # done with, or never a ticket
-        for entry_id, fields in entries:
-            ticket = self.bus.decode("tickets", entry_id, fields, Ticket)
-            attempt = 0
-            if ticket is not None:
-                attempt = int(await self._run("claim", ticket.group_id, lease, attempts, entry_id))
+        for start in range(0, len(known), _CLAIMS_AT_ONCE):
+            some = known[start : start + _CLAIMS_AT_ONCE]
+            pairs = [part for entry_id, ticket in some for part in (ticket.group_id, entry_id)]
+            for (entry_id, ticket), attempt in zip(
+                some, await self._run("claim", lease, attempts, *pairs), strict=True
+            ):
+                if attempt > 0:
+                    claimed.append(ClaimedTicket(ticket, entry_id, attempt))
+                    continue
+                over.append(entry_id)
                 if attempt < 0:
                     self.bus.refuse("tickets", entry_id, CodecError(f"it is not the ticket of {ticket.group_id}"))
-            if ticket is not None and attempt > 0:
-                claimed.append(ClaimedTicket(ticket, entry_id, attempt))
-            else:
-                over.append(entry_id)
         if over:
             await self.bus.redis.xack(self.bus.key("tickets"), WORKERS, *over)
             await self.bus.remove("tickets", over)
@@ -95,11 +108,25 @@ class Leases(LedgerScripts):
 
         ``payload``: the bytes of the group, of who has encoded it already.
         """
-        payload_key = self.bus.key(f"payload:{group.group_id}:{lease}")
-        ready = describe(group, payload_key, when)
-        # the payload stays outside Lua, which would copy it several times; it is lasting once it is published
-        await self.bus.redis.set(payload_key, payload or encode(group), ex=_UNPUBLISHED_S, nx=True)
-        return bool(await self._run("publish", group.group_id, lease, payload_key, encode(ready)))
+        (done,) = await self.publish_all([Publication(group, when, payload or encode(group))], lease)
+        return done
+
+    async def publish_all(self, publications: Sequence[Publication], lease: str) -> list[bool]:
+        """As :meth:`publish`, of several groups of one lease at once."""
+        puts: list[tuple[Any, ...]] = []
+        flat: list[list[Any]] = []
+        for group, when, payload in publications:
+            key = self.bus.key(f"payload:{group.group_id}:{lease}")
+            # payloads stay outside Lua, which would copy them several times; they are lasting once they are published
+            puts.append(("SET", key, payload, "EX", _UNPUBLISHED_S, "NX"))
+            flat.append([group.group_id, key, encode(describe(group, key, when))])
+            self.bus.redis.ahead(*puts[-1])
+        done = [int(one) for one in await self._run("publish", lease, *itertools.chain(*flat))]
+        for i, put in enumerate(puts):
+            if done[i] < 0:  # it was lost, or there was no room for it
+                await self.bus.redis.execute_command(*put)
+                done[i] = int((await self._run("publish", lease, *flat[i]))[0])
+        return [one > 0 for one in done]
 
     async def fail(
         self,

@@ -27,6 +27,7 @@ _NAMES = (
     "batch",
     "commit",
     "open",
+    "room",
     "reconcile",
     "foreign",
     "quarantine",

@@ -10,9 +10,7 @@ from bus.messages import Group, ReadyGroup
 
 def describe(group: Group, payload_key: str, published: float) -> ReadyGroup:
     """The description of ``group``, whose payload lies under ``payload_key``; ``published``: seconds since the epoch."""
-    sampled_by = unpack(b"".join([sample.versions for sample in group.samples]), VERSIONS)
-    numbers, counts = np.unique(sampled_by, return_counts=True)
-    versions = list(zip(numbers.tolist(), counts.tolist(), strict=True))
+    versions = _by_version(b"".join([sample.versions for sample in group.samples]))
     lengths = tuple(len(sample.tokens) // TOKENS.itemsize for sample in group.samples)
     return ReadyGroup(
         group_id=group.group_id,
@@ -25,3 +23,12 @@ def describe(group: Group, payload_key: str, published: float) -> ReadyGroup:
         rewards=tuple(sample.reward for sample in group.samples),
         versions=tuple(versions),
     )
+
+
+def _by_version(sampled_by: bytes) -> list[tuple[int, int]]:
+    """(weight version, tokens that it sampled), ascending."""
+    one, count = sampled_by[: VERSIONS.itemsize], len(sampled_by) // VERSIONS.itemsize
+    if count and sampled_by == one * count:  # most often
+        return [(int.from_bytes(one, "little", signed=True), count)]
+    numbers, counts = np.unique(unpack(sampled_by, VERSIONS), return_counts=True)
+    return list(zip(numbers.tolist(), counts.tolist(), strict=True))

@@ -11,19 +11,26 @@ if step >= 0 and step ~= number(META, 'last_step') then return { 0, position } e
 redis.call('HSET', META, 'next_position', position)
 local open = number(COUNT, 'waiting') + number(COUNT, 'in_flight') + number(COUNT, 'ready')
 local admitted, passed = {}, 0
+local entries, states, order = {}, {}, {}
+local sequence = number(META, 'sequence')
+local some_ahead = redis.call('EXISTS', AHEAD) == 1
 for i = 4, #ARGV, 2 do
   if open + #admitted >= limit then break end
   local gid = ARGV[i]
-  if redis.call('SREM', AHEAD, gid) == 1 then
+  if some_ahead and redis.call('SREM', AHEAD, gid) == 1 then
     passed = passed + 1 -- trained before this ledger lost its end: counted when it was reconciled
   else
     local entry = redis.call('XADD', TICKETS, '*', 'g', gid, 'm', ARGV[i + 1])
-    redis.call('HSET', TICKET, gid, entry)
-    redis.call('HSET', STATE, gid, 'w')
-    redis.call('ZADD', ORDER, redis.call('HINCRBY', META, 'sequence', 1), gid)
     admitted[#admitted + 1] = gid
+    append(entries, gid, entry)
+    append(states, gid, 'w')
+    append(order, sequence + #admitted, gid)
   end
 end
+with_all(entries, 'HSET', TICKET)
+with_all(states, 'HSET', STATE)
+with_all(order, 'ZADD', ORDER)
+redis.call('HINCRBY', META, 'sequence', #admitted)
 redis.call('HINCRBY', COUNT, 'dealt', #admitted)
 redis.call('HINCRBY', COUNT, 'waiting', #admitted)
 redis.call('HINCRBY', META, 'next_position', #admitted + passed)

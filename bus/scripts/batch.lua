@@ -9,15 +9,22 @@ if step <= last then return 2 end
 if step ~= last + 1 then return 0 end
 local ids, named = {}, {}
 for i = 4, #ARGV do
-  if named[ARGV[i]] or redis.call('HGET', STATE, ARGV[i]) ~= 'r' then return 0 end
+  if named[ARGV[i]] then return 0 end
   named[ARGV[i]] = true
   ids[#ids + 1] = ARGV[i]
 end
-even_if_full()
-for _, gid in ipairs(ids) do
-  move(gid, 'r', 'b')
-  redis.call('ZREM', ORDER, gid)
+for _, state in ipairs(values_of(STATE, ids)) do
+  if state ~= 'r' then return 0 end
 end
+even_if_full()
+local states = {}
+for _, gid in ipairs(ids) do
+  append(states, gid, 'b')
+end
+with_all(states, 'HSET', STATE)
+with_all(ids, 'ZREM', ORDER)
+count('ready', -#ids)
+count('batched', #ids)
 redis.call('HSET', BATCH, step, ARGV[2])
 redis.call('HSET', META, 'last_step', step)
 redis.call('XADD', BATCHES, 'MAXLEN', 1000, '*', 'm', ARGV[2])

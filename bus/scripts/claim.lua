@@ -1,31 +1,56 @@
--- claim: group ARGV[1] is in flight under lease ARGV[2]; it has ARGV[3] attempts; its ticket is entry ARGV[4]. Returns
--- the number of this attempt; 0 if the group is not to be generated any more, be it because its attempts are spent; -1 if
--- the entry is on the stream and the ledger has not put it there.
+-- claim: groups are in flight under lease ARGV[1]; each has ARGV[2] attempts. ARGV[3..]: group id, the entry of its ticket, group
+-- id, ... Returns for each the number of this attempt; 0 if the group is not to be generated any more, be it because its
+-- attempts are spent; -1 if the entry is on the stream and the ledger has not put it there.
 -- A claim of a group that is in flight already takes it over: the former lease is fenced off.
 -- The last of several attempts counts only once it begins: a worker that is killed by one group on its last attempt may
 -- hold others that wait for theirs.
-local gid, lease, attempts = ARGV[1], ARGV[2], tonumber(ARGV[3])
-local entry = redis.call('HGET', TICKET, gid)
-if entry ~= ARGV[4] then
-  if #redis.call('XRANGE', TICKETS, ARGV[4], ARGV[4]) == 0 then return 0 end -- replaced since it was delivered
-  return -1
-end
-local state = redis.call('HGET', STATE, gid)
-if state ~= 'w' and state ~= 'f' then return 0 end
+local lease, attempts = ARGV[1], tonumber(ARGV[2])
 even_if_full()
-if state == 'f' then
-  local holder = redis.call('HGET', LEASE, gid)
-  if holder == lease then return number(CLAIM, gid) end -- the retry of a lost answer
-  add_cause(gid, holder .. ': its lease ended')
+local ids = {}
+for i = 3, #ARGV, 2 do ids[#ids + 1] = ARGV[i] end
+local tickets, states, holders = values_of(TICKET, ids), values_of(STATE, ids), values_of(LEASE, ids)
+local claims, counted = values_of(CLAIM, ids), values_of(ATTEMPTS, ids)
+local taken, leases, numbers, counts = {}, {}, {}, {}
+local kinds, by_attempt = {}, {} -- of attempts; the groups that are on each of them
+
+local function claim(i, gid, entry)
+  if tickets[i] ~= entry then
+    if #redis.call('XRANGE', TICKETS, entry, entry) == 0 then return 0 end -- replaced since it was delivered
+    return -1
+  end
+  if states[i] ~= 'w' and states[i] ~= 'f' then return 0 end
+  if states[i] == 'f' then
+    if holders[i] == lease then return tonumber(claims[i]) end -- the retry of a lost answer
+    add_cause(gid, holders[i] .. ': its lease ended')
+  end
+  local attempt = tonumber(counted[i] or '0') + 1
+  if attempt > attempts then
+    bury(gid, { by = lease, reason = 'worker_died', detail = 'no worker survived it' })
+    return 0
+  end
+  if states[i] == 'w' then append(taken, gid, 'f') end
+  append(leases, gid, lease)
+  append(numbers, gid, attempt)
+  if attempt == 1 or attempt < attempts then append(counts, gid, attempt) end
+  if not by_attempt[attempt] then
+    by_attempt[attempt] = {}
+    table.insert(kinds, attempt)
+  end
+  table.insert(by_attempt[attempt], gid)
+  return attempt
 end
-local attempt = number(ATTEMPTS, gid) + 1
-if attempt > attempts then
-  bury(gid, { by = lease, reason = 'worker_died', detail = 'no worker survived it' })
-  return 0
+
+local answers, named = {}, {}
+for i, gid in ipairs(ids) do
+  local entry = ARGV[2 * i + 2]
+  named[entry] = named[entry] or claim(i, gid, entry)
+  answers[i] = named[entry]
 end
-if state == 'w' then move(gid, 'w', 'f') end
-redis.call('HSET', LEASE, gid, lease)
-redis.call('HSET', CLAIM, gid, attempt)
-if attempt == 1 or attempt < attempts then redis.call('HSET', ATTEMPTS, gid, attempt) end
-record('claimed', { gid }, { by = lease, attempt = attempt })
-return attempt
+with_all(taken, 'HSET', STATE)
+with_all(leases, 'HSET', LEASE)
+with_all(numbers, 'HSET', CLAIM)
+with_all(counts, 'HSET', ATTEMPTS)
+count('waiting', -#taken / 2)
+count('in_flight', #taken / 2)
+for _, attempt in ipairs(kinds) do record('claimed', by_attempt[attempt], { by = lease, attempt = attempt }) end
+return answers

@@ -9,22 +9,22 @@ local forgotten = forgotten_step()
 even_if_full()
 local trained, committed = 0, math.max(step, from - 1)
 for s = from, step do
-  local ids = {}
-  for _, gid in ipairs(groups_of(s)) do
-    if redis.call('HEXISTS', QUARANTINE, gid) == 0 then
-      forget_news(gid)
-      redis.call('HDEL', STATE, gid)
-      trained = trained + 1
-      ids[#ids + 1] = gid
-    end
+  local ids, members = {}, groups_of(s)
+  for i, quarantined in ipairs(values_of(QUARANTINE, members)) do
+    if not quarantined then ids[#ids + 1] = members[i] end
   end
+  with_all(some_of(values_of(SAMPLE, ids)), 'XDEL', SAMPLES)
+  with_all(ids, 'HDEL', SAMPLE)
+  with_all(ids, 'HDEL', READY)
+  with_all(ids, 'HDEL', STATE)
+  trained = trained + #ids
   record('trained', ids, { step = s })
 end
 for s = forgotten + 1, math.min(forget, committed) do
-  for _, gid in ipairs(groups_of(s)) do
-    forget_payload(gid)
-    redis.call('HDEL', QUARANTINE, gid)
-  end
+  local ids = groups_of(s)
+  with_all(some_of(values_of(PAYLOAD, ids)), 'DEL')
+  with_all(ids, 'HDEL', PAYLOAD)
+  with_all(ids, 'HDEL', QUARANTINE)
   redis.call('HDEL', BATCH, s)
   forgotten = s
 end

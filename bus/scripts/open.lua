@@ -1,6 +1,4 @@
 -- open: what admission and selection look at, in one consistent view: {last step, next position, open ids in the order
 -- they were dealt, their states}.
 local ids = redis.call('ZRANGE', ORDER, 0, -1)
-local states = {}
-for i = 1, #ids do states[i] = redis.call('HGET', STATE, ids[i]) end
-return { number(META, 'last_step'), number(META, 'next_position'), ids, states }
+return { number(META, 'last_step'), number(META, 'next_position'), ids, values_of(STATE, ids) }

@@ -21,10 +21,48 @@ local function number(hash, field)
   return tonumber(redis.call('HGET', hash, field) or '0')
 end
 
+local function count(place, more)
+  if more ~= 0 then redis.call('HINCRBY', COUNT, place, more) end -- there is a -0 in Lua, and none in Redis
+end
+
 local function move(gid, from, to)
   redis.call('HINCRBY', COUNT, NAME[from], -1)
   redis.call('HINCRBY', COUNT, NAME[to], 1)
   redis.call('HSET', STATE, gid, to)
+end
+
+local function append(items, one, other)
+  items[#items + 1] = one
+  items[#items + 1] = other
+end
+
+-- A command, its key and whatever comes before `items`, on all of these, some at a time: Lua hands over no more than a few
+-- thousand at once.
+local function with_all(items, ...)
+  for from = 1, #items, 1000 do
+    local words = { ... }
+    for i = from, math.min(from + 999, #items) do words[#words + 1] = items[i] end
+    redis.call(unpack(words))
+  end
+end
+
+-- What the hash `key` holds for `ids`, in order; false where it holds nothing.
+local function values_of(key, ids)
+  local values = {}
+  for from = 1, #ids, 1000 do
+    local some = redis.call('HMGET', key, unpack(ids, from, math.min(from + 999, #ids)))
+    for i = 1, #some do values[from + i - 1] = some[i] end
+  end
+  return values
+end
+
+-- Those of `values` that are there.
+local function some_of(values)
+  local some = {}
+  for _, value in ipairs(values) do
+    if value then some[#some + 1] = value end
+  end
+  return some
 end
 
 -- The array in a message.
@@ -46,23 +84,24 @@ end
 local function record(kind, ids, t)
   local message = pack('transition', {
     kind = kind, group_ids = ids, by = t.by or '', step = t.step or 0, reason = t.reason or '', detail = t.detail or '',
-    attempt = t.attempt or 0, lengths = t.lengths or {}, group = t.ready and unpacked(t.ready),
+    attempt = t.attempt or 0, lengths = t.lengths or {},
   })
+  if t.ready then -- as it is, behind the other fields: unpacking and packing it would take as long as all the rest
+    message = SCHEMA .. string.char(string.byte(message, 2) + 1) .. string.sub(message, 3) .. string.sub(t.ready, 2)
+  end
   redis.call('XADD', EVENTS, '*', 'm', message)
   return message
 end
 
+-- `entries`: those of their tickets, as far as they have one.
+local function forget_tickets(ids, entries)
+  with_all(entries, 'XACK', TICKETS, 'rollout')
+  with_all(entries, 'XDEL', TICKETS)
+  for _, table in ipairs({ TICKET, LEASE, ATTEMPTS, CLAIM, CAUSES }) do with_all(ids, 'HDEL', table) end
+end
+
 local function forget_ticket(gid)
-  local entry = redis.call('HGET', TICKET, gid)
-  if entry then
-    redis.call('XACK', TICKETS, 'rollout', entry)
-    redis.call('XDEL', TICKETS, entry)
-    redis.call('HDEL', TICKET, gid)
-  end
-  redis.call('HDEL', LEASE, gid)
-  redis.call('HDEL', ATTEMPTS, gid)
-  redis.call('HDEL', CLAIM, gid)
-  redis.call('HDEL', CAUSES, gid)
+  forget_tickets({ gid }, { redis.call('HGET', TICKET, gid) or nil })
 end
 
 -- The last step that no learner can train again. Before it was written down, what was committed was forgotten.

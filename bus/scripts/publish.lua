@@ -1,18 +1,41 @@
--- publish: group ARGV[1], generated under lease ARGV[2], is ready; its payload lies at ARGV[3], ARGV[4] describes it.
--- Returns 1; 2 if this very publication was made before; 0 if the lease is not valid any more (the payload is deleted).
-local gid, lease, payload = ARGV[1], ARGV[2], ARGV[3]
-local state = redis.call('HGET', STATE, gid)
-if redis.call('HGET', PAYLOAD, gid) == payload then return 2 end
+-- publish: groups that were generated under lease ARGV[1] are ready. ARGV[2..]: group id, where its payload lies, what describes
+-- it, group id, ... Returns for each 1; 2 if this very publication was made before; 0 if the lease is not valid any more (the
+-- payload is deleted); -1 if there is no payload: Redis had no room for it, or its worker slept so long that it is gone.
+local lease, ids = ARGV[1], {}
+for i = 2, #ARGV, 3 do ids[#ids + 1] = ARGV[i] end
+local states, holders = values_of(STATE, ids), values_of(LEASE, ids)
+local tickets, published = values_of(TICKET, ids), values_of(PAYLOAD, ids)
 even_if_full()
-if state ~= 'f' or redis.call('HGET', LEASE, gid) ~= lease then
-  redis.call('DEL', payload)
-  return 0
+local done, entries, moved, payloads, news, samples = {}, {}, {}, {}, {}, {}
+
+local function publish(i, gid, payload, ready)
+  if published[i] == payload then return 2 end
+  if states[i] ~= 'f' or holders[i] ~= lease then
+    redis.call('DEL', payload)
+    return 0
+  end
+  if redis.call('PERSIST', payload) == 0 then return -1 end
+  done[#done + 1] = gid
+  entries[#entries + 1] = tickets[i] or nil
+  append(moved, gid, 'r')
+  append(payloads, gid, payload)
+  append(news, gid, ready)
+  append(samples, gid, redis.call('XADD', SAMPLES, '*', 'm', ready))
+  record('published', { gid }, { by = lease, ready = ready })
+  return 1
 end
-if redis.call('PERSIST', payload) == 0 then return 0 end -- the worker slept so long that its payload is gone
-move(gid, 'f', 'r')
-forget_ticket(gid)
-redis.call('HSET', PAYLOAD, gid, payload)
-redis.call('HSET', READY, gid, ARGV[4])
-redis.call('HSET', SAMPLE, gid, redis.call('XADD', SAMPLES, '*', 'm', ARGV[4]))
-record('published', { gid }, { by = lease, ready = ARGV[4] })
-return 1
+
+local answers, named = {}, {}
+for i, gid in ipairs(ids) do
+  local payload = ARGV[3 * i]
+  answers[i] = named[payload] and 2 or publish(i, gid, payload, ARGV[3 * i + 1])
+  named[payload] = answers[i] > 0
+end
+forget_tickets(done, entries)
+with_all(moved, 'HSET', STATE)
+with_all(payloads, 'HSET', PAYLOAD)
+with_all(news, 'HSET', READY)
+with_all(samples, 'HSET', SAMPLE)
+count('in_flight', -#done)
+count('ready', #done)
+return answers

@@ -132,7 +132,8 @@ def _check_tokens(pairs: Pairs, limits: Limits) -> None:
         _refuse(*pairs[worst], "invalid_length", problem)
     if limits.vocab_size is not None:
         ids = unpack(b"".join(parts), TOKENS)
-        if (found := _first(pairs, (ids < 0) | (ids >= limits.vocab_size), lengths)) is not None:
+        outside = ids.view(np.uint32) >= limits.vocab_size  # those below 0, too
+        if (found := _first(pairs, outside, lengths)) is not None:
             owner, worst = found
             problem = f"a token id is not in 0..{limits.vocab_size - 1}: {ids[worst]}"
             _refuse(*owner, "invalid_tokens", problem)
@@ -177,6 +178,8 @@ def _check_top(pairs: Pairs, kept: Flags, limits: Limits) -> None:
 def _check_range(pairs: Pairs, kept: Flags, buffers: list[bytes], reason: str, what: str) -> None:
     """Log-probs of unmasked tokens are finite and those of a probability."""
     values = unpack(b"".join(buffers), LOGPROBS)
+    if values.min(initial=0.0) >= MIN_LOGPROB and values.max(initial=0.0) <= MAX_LOGPROB:
+        return  # all of them, as nearly always
     with np.errstate(invalid="ignore"):
         sound = (values >= MIN_LOGPROB) & (values <= MAX_LOGPROB)
     if (found := _first(pairs, kept & ~sound, _counts(pairs))) is not None:
@@ -189,6 +192,10 @@ def _check_range(pairs: Pairs, kept: Flags, buffers: list[bytes], reason: str, w
 def _check_versions(pairs: Pairs, kept: Flags, limits: Limits) -> None:
     newest = limits.newest_version
     versions = unpack(b"".join([sample.versions for _, sample in pairs]), VERSIONS)
+    oldest, highest = int(versions.min(initial=UNSAMPLED)), int(versions.max(initial=0))
+    bound = None if newest is None or limits.max_lag is None else newest - limits.max_lag
+    if oldest >= max(bound or 0, 0) and highest <= (UNSAMPLED if newest is None else newest):
+        return  # all of them, as nearly always
     sampled = versions != UNSAMPLED
     unknown = sampled & ((versions < 0) | (versions > (UNSAMPLED if newest is None else newest)))
     if newest is None:

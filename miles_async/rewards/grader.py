@@ -76,7 +76,8 @@ class Grader:
                 places.setdefault(registry.chosen(sample, self.config), []).append(place)
             except RewardError as error:
                 grades[place] = error
-        found = await asyncio.gather(*(self._score(name, [samples[i] for i in mine]) for name, mine in places.items()))
+        calls = [self._score(name, [samples[i] for i in mine]) for name, mine in places.items()]
+        found = [await calls[0]] if len(calls) == 1 else await asyncio.gather(*calls)
         for mine, their_grades in zip(places.values(), found, strict=True):
             for place, grade in zip(mine, their_grades, strict=True):
                 grades[place] = grade
@@ -103,6 +104,8 @@ class Grader:
                 return [self._graded(name, result) for result in await self._in_process(name, samples, group=True)]
             except RewardError as error:
                 return [error for _ in samples]
+        if (entry := built_in(name)) is not None and entry.inline:
+            return [self._grade_here(name, sample) for sample in samples]
         return list(await asyncio.gather(*(self._score_one(name, sample) for sample in samples)))
 
     async def _score_sum(self, samples: list[RewardSample]) -> Grades:
@@ -118,10 +121,14 @@ class Grader:
         try:
             if (entry := built_in(name)) is not None and entry.asks_server:
                 return self._graded(name, await self._remotely(name, sample))
-            if self._runs_here(name):
-                return self._graded(name, self._here(name, sample))
             (result,) = await self._in_process(name, [sample], group=False)
             return self._graded(name, result)
+        except RewardError as error:
+            return error
+
+    def _grade_here(self, name: str, sample: RewardSample) -> Graded | RewardError:
+        try:
+            return self._graded(name, self._here(name, sample))
         except RewardError as error:
             return error
 

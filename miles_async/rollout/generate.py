@@ -14,11 +14,8 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 from uuid import uuid4
 
-import numpy as np
-import numpy.typing as npt
-
-from bus.codec import TOKENS, VERSIONS, unpack
-from bus.messages import Sample, Ticket
+from bus.codec import TOKENS, unpack
+from bus.messages import MAX_NUMBER, Sample, Ticket
 from miles_async.config.schema import Rollout
 from miles_async.rollout.bounds import NO_BOUNDS, Bounds
 from miles_async.rollout.interface import Ask
@@ -204,28 +201,38 @@ def read_answer(answer: dict[str, Any]) -> EngineAnswer:
     version spans do not fit together."""
     try:
         meta = answer["meta_info"]
-        logprobs = [entry[0] for entry in meta["output_token_logprobs"]]
-        tokens = [entry[1] for entry in meta["output_token_logprobs"]]
+        logprobs, tokens = _columns(meta["output_token_logprobs"])
         if tokens != list(answer["output_ids"]):
             raise AnswerError(f"{meta.get('id')}: output_ids and output_token_logprobs differ")
         finish = dict(meta["finish_reason"])
         if finish["type"] not in ("stop", "length", "abort"):
             raise AnswerError(f"{meta.get('id')}: finish_reason {finish!r:.100}")
-        return EngineAnswer(tokens, logprobs, token_versions(meta, len(tokens)).tolist(), finish)
+        return EngineAnswer(tokens, logprobs, token_versions(meta, len(tokens)), finish)
     except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise AnswerError(f"an answer of another form than /generate gives: {type(error).__name__}: {error}") from None
 
 
-def token_versions(meta: dict[str, Any], n_tokens: int) -> npt.NDArray[np.int32]:
+def _columns(entries: Sequence[Any]) -> tuple[list[float], list[int]]:
+    """The log-probs and the ids of ``[log-prob, id, ...]`` for each token."""
+    if not entries:
+        return [], []
+    logprobs, tokens, *_ = zip(*entries, strict=True)
+    return list(logprobs), list(tokens)
+
+
+def token_versions(meta: dict[str, Any], n_tokens: int) -> list[int]:
     """The weight version that sampled each of ``n_tokens`` tokens, from SGLang's ``weight_versions`` spans.
 
     Raises AnswerError: the spans leave a token without a version. No spans at all (a server before 0.5.2x) means that all
     tokens are booked under ``weight_version``, which is the newest one and so could understate the lag: refused too.
     """
-    versions = np.full(n_tokens, -1, dtype=VERSIONS)
+    versions = [-1] * n_tokens
     for span in meta.get("weight_versions") or ():
-        versions[int(span["start"]) : int(span["end"])] = int(span["version"])
-    if n_tokens and versions.min() < 0:
+        start, end = max(int(span["start"]), 0), min(int(span["end"]), n_tokens)
+        versions[start:end] = [int(span["version"])] * (end - start)
+    if n_tokens and max(versions) > MAX_NUMBER:
+        raise AnswerError(f"{meta.get('id')}: weight version {max(versions)}")
+    if n_tokens and min(versions) < 0:
         spans = meta.get("weight_versions")
         raise AnswerError(f"{meta.get('id')}: a token without a weight version in spans {spans}")
     return versions

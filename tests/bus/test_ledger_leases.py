@@ -9,6 +9,7 @@ from ledger_steps import deal, group, make_ready, ticket
 
 from bus import Bus, Ledger, balanced
 from bus.codec import encode
+from bus.ledger_leases import Publication
 
 
 async def test_a_publication_is_idempotent_and_a_given_up_worker_cannot_publish(bus: Bus) -> None:
@@ -113,3 +114,32 @@ async def test_a_group_whose_payload_has_expired_is_not_ready(bus: Bus, monkeypa
     monkeypatch.setattr(ledger, "_run", after_an_hour)
     assert not await ledger.publish(group("0-0-0"), "w/1", 0.0)
     assert (await ledger.counts())["ready"] == 0
+
+
+async def test_several_groups_are_published_at_once_each_under_its_own_fate(bus: Bus) -> None:
+    ledger = Ledger(bus)
+    await deal(ledger, 3)
+    await ledger.next_tickets("w", "w/1", 2, 60_000)
+    await ledger.next_tickets("x", "x/1", 1, 60_000)
+    groups = [group(f"0-{i}-0") for i in (0, 0, 1, 2)]
+    all_at_once = [Publication(one, 0.0, encode(one)) for one in groups]
+    assert await ledger.publish_all(all_at_once, "w/1") == [True, True, True, False]
+    ready, _ = await ledger.ready_groups("0")
+    assert [one.group_id for one in ready] == ["0-0-0", "0-1-0"]
+    assert await bus.redis.xlen(bus.key("samples")) == 2
+    counts = await ledger.counts()
+    assert (counts["ready"], counts["in_flight"]) == (2, 1) and balanced(counts)
+    assert await ledger.publish_all(all_at_once, "w/1") == [True, True, True, False]  # the answer was lost
+    assert await ledger.counts() == counts
+
+
+async def test_a_publication_whose_payload_was_lost_on_its_way_is_made_all_the_same(
+    bus: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger = Ledger(bus)
+    await deal(ledger, 1)
+    await ledger.next_tickets("w", "w/1", 1, 60_000)
+    monkeypatch.setattr(bus.redis, "ahead", lambda *args: None)
+    assert await ledger.publish(group("0-0-0"), "w/1", 0.0)
+    (ready,), _ = await ledger.ready_groups("0")
+    assert (await ledger.payloads([ready.payload_key]))[0].group_id == "0-0-0"

@@ -37,6 +37,9 @@ class GatedRedis(PatientRedis):
     async def execute_command(self, *args: Any, **options: Any) -> Any:
         return await _permission(Command(args, options))
 
+    def ahead(self, *args: Any) -> None:
+        """It is lost, which the client has to notice."""
+
 
 class Operation:
     """One call of a client, standing before its next command (``pending``) or at its end (``result`` or ``error``)."""

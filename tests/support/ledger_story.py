@@ -88,7 +88,20 @@ class Story:
         self.position += len(ids) + passed
         return Expected([len(ids), self.position], [("admitted", sorted(ids))] if ids else [])
 
-    def _claim(self, view: Any, gid: str, lease: str, attempts: int, entry: bytes) -> Expected:
+    def _claim(self, view: Any, lease: str, attempts: int, *pairs: Any) -> Expected:
+        each = [self._claim_one(view, lease, attempts, *pair) for pair in zip(pairs[::2], pairs[1::2], strict=True)]
+        moves: list[tuple[str, list[str]]] = []
+        claimed: dict[int, list[str]] = {}  # by the number of their attempt
+        for one in each:
+            for kind, gids in one.moves:
+                if kind == "claimed":
+                    claimed.setdefault(one.answer, []).extend(gids)
+                else:
+                    moves.append((kind, gids))
+        moves += [("claimed", sorted(gids)) for gids in claimed.values()]
+        return Expected([one.answer for one in each], moves)
+
+    def _claim_one(self, view: Any, lease: str, attempts: int, gid: str, entry: bytes) -> Expected:
         if view.ticket.get(gid) != entry:
             return Expected(-1 if entry in view.tickets else 0, [])
         if self._valid(gid, lease):
@@ -107,11 +120,17 @@ class Story:
     def _valid(self, gid: str, lease: str) -> bool:
         return self.place.get(gid) == "f" and self.lease[gid] == lease
 
-    def _publish(self, view: Any, gid: str, lease: str, payload: str, _ready: bytes) -> Expected:
+    def _publish(self, view: Any, lease: str, *triples: Any) -> Expected:
+        each = [self._publish_one(view, lease, *triples[i : i + 3]) for i in range(0, len(triples), 3)]
+        return Expected([one.answer for one in each], [move for one in each for move in one.moves])
+
+    def _publish_one(self, view: Any, lease: str, gid: str, payload: str, _ready: bytes) -> Expected:
         if view.payload.get(gid) == payload:
             return Expected(2, [])
-        if not self._valid(gid, lease) or payload not in view.payloads:
+        if not self._valid(gid, lease):
             return Expected(0, [])
+        if payload not in view.payloads:
+            return Expected(-1, [])
         return Expected(1, [("published", [gid])])
 
     def _fail(self, view: Any, gid: str, lease: str, _reason: str, _detail: str, attempts: int, _: bytes) -> Expected:
@@ -175,11 +194,11 @@ class Story:
                 self.attempts.pop(gid, None)
                 self.claim.pop(gid, None)
         if t.kind == "claimed":
-            (gid,) = t.group_ids
-            assert t.attempt == self.attempts.get(gid, 0) + 1, f"{gid}: attempt {t.attempt}"
-            self.lease[gid], self.claim[gid] = t.by, t.attempt
-            if t.attempt == 1 or t.attempt < self.most:
-                self.attempts[gid] = t.attempt  # the last one of several counts when it begins
+            for gid in t.group_ids:
+                assert t.attempt == self.attempts.get(gid, 0) + 1, f"{gid}: attempt {t.attempt}"
+                self.lease[gid], self.claim[gid] = t.by, t.attempt
+                if t.attempt == 1 or t.attempt < self.most:
+                    self.attempts[gid] = t.attempt  # the last one of several counts when it begins
         elif t.kind == "released" and not t.detail:
             for gid in t.group_ids:
                 self.attempts[gid] = self.claim[gid] - 1  # work that is handed back was no attempt
