@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -45,6 +46,7 @@ from miles_async.rollout.slots import GroupSlots
 from miles_async.rollout.teacher import TeacherGoneError, teachers
 from miles_async.text.tokenizer import Tokenizer
 
+LOOK_AT_THE_SILENT = 1 / 8  # of a lease: how often their tickets are looked for
 TICKETS_AT_ONCE = 4  # a read takes few, so that the tickets of a small batch spread over the workers
 
 
@@ -63,6 +65,7 @@ class RolloutWorker:
         self.attempts = ctx.config.rollout.max_attempts
         self.graded = ctx.config.algorithm.loss_type != "sft_loss"  # nobody looks at those rewards
         self.in_flight: dict[asyncio.Task[None], ClaimedTicket] = {}
+        self.looked_at_the_silent = -math.inf
         self.grading: set[Waiting] = set()  # of the groups that are being scored
         # groups on their last attempt wait here until nothing is in flight
         self.last_chances: deque[ClaimedTicket] = deque()
@@ -131,7 +134,13 @@ class RolloutWorker:
         return 1 < claimed.attempt == self.attempts
 
     async def _take(self, count: int, lease_ms: int) -> int:
-        tickets = await self.ledger.next_tickets(self.ctx.name, self.lease, count, lease_ms, self.attempts)
+        """Claim tickets and begin them; now and then also those of workers that have been silent for ``lease_ms``."""
+        now = time.monotonic()
+        if now < self.looked_at_the_silent + lease_ms / 1000 * LOOK_AT_THE_SILENT:
+            of_the_silent = None
+        else:
+            of_the_silent, self.looked_at_the_silent = lease_ms, now
+        tickets = await self.ledger.next_tickets(self.ctx.name, self.lease, count, of_the_silent, self.attempts)
         self._begin(tickets)
         return len(tickets)
 

@@ -45,16 +45,19 @@ class Leases(LedgerScripts):
     """The part of the ledger that moves groups between waiting, in flight, ready and dropped."""
 
     async def next_tickets(
-        self, worker: str, lease: str, count: int, lease_ms: int, attempts: int = ATTEMPTS
+        self, worker: str, lease: str, count: int, lease_ms: int | None, attempts: int = ATTEMPTS
     ) -> list[ClaimedTicket]:
         """Up to ``count`` tickets, claimed under ``lease``: those of workers silent for ``lease_ms``, then new ones.
+        None: only new ones.
 
         A group that had ``attempts`` attempts already is dropped instead (``worker_died``) and on ``dead``.
         """
         key = self.bus.key("tickets")
-        # entries that 6.2 answers without fields are of tickets that are done with
-        reclaimed = await self.bus.redis.xautoclaim(key, WORKERS, worker, lease_ms, start_id="0-0", count=count)
-        entries = [(i, fields) for i, fields in reclaimed[1] if fields]
+        entries: list[tuple[bytes, Any]] = []
+        if lease_ms is not None:
+            reclaimed = await self.bus.redis.xautoclaim(key, WORKERS, worker, lease_ms, start_id="0-0", count=count)
+            # entries that 6.2 answers without fields are of tickets that are done with
+            entries = [(i, fields) for i, fields in reclaimed[1] if fields]
         if len(entries) < count:
             answer = await self.bus.redis.xreadgroup(
                 WORKERS, worker, {key: ">"}, count=count - len(entries), block=None if entries else READ_BLOCK_MS

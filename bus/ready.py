@@ -10,7 +10,7 @@ from bus.messages import Group, ReadyGroup
 
 def describe(group: Group, payload_key: str, published: float) -> ReadyGroup:
     """The description of ``group``, whose payload lies under ``payload_key``; ``published``: seconds since the epoch."""
-    versions = _by_version(b"".join([sample.versions for sample in group.samples]))
+    versions = by_version(b"".join([sample.versions for sample in group.samples]))
     lengths = tuple(len(sample.tokens) // TOKENS.itemsize for sample in group.samples)
     return ReadyGroup(
         group_id=group.group_id,
@@ -25,7 +25,7 @@ def describe(group: Group, payload_key: str, published: float) -> ReadyGroup:
     )
 
 
-def _by_version(sampled_by: bytes) -> list[tuple[int, int]]:
+def by_version(sampled_by: bytes) -> list[tuple[int, int]]:
     """(weight version, tokens that it sampled), ascending."""
     one, count = sampled_by[: VERSIONS.itemsize], len(sampled_by) // VERSIONS.itemsize
     if count and sampled_by == one * count:  # most often

@@ -10,11 +10,10 @@ import re
 import secrets
 import string
 from collections import Counter
-from typing import Any
+from operator import eq
 
 from miles_async.rewards.sample import RewardSample
 
-_EOS = object()  # equal to nothing but itself
 _ARTICLES = re.compile(r"\b(?:a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 _CLOSED = {"yes", "no", "noanswer"}
@@ -26,10 +25,9 @@ def graded_match(sample: RewardSample) -> float:
     The end of sequence counts as one position: the label always has one, the response if it ended by itself. So 1 means
     the label and then a stop, and both rambling and stopping early cost. Raises ValueError without a label.
     """
-    target: list[Any] = [*label_of(sample), _EOS]
-    response: list[Any] = [*sample.response, _EOS] if sample.finish_reason == "stop" else [*sample.response]
-    equal = sum(mine == theirs for mine, theirs in zip(response, target, strict=False))
-    return equal / max(len(response), len(target))
+    label, response, ended = label_of(sample), sample.response, sample.finish_reason == "stop"
+    equal = sum(map(eq, response, label)) + (ended and len(response) == len(label))
+    return equal / (max(len(response) + ended, len(label) + 1))
 
 
 def exact_match(sample: RewardSample) -> float:
