@@ -78,10 +78,10 @@ class Wire(asyncio.Protocol):
             self._put(args, None)
 
     def _put(self, args: Sequence[Any], answer: asyncio.Future[Any] | None) -> None:
-        packed = self._connection.pack_command(*args)
+        packed = hiredis.pack_command((*args[0].split(), *args[1:]))  # the name may be two words
         if not self._unsent and self._loop is not None:
             self._loop.call_soon(self._send)
-        self._unsent += packed
+        self._unsent.append(packed)
         self._asked.append(answer)
 
     def _send(self) -> None:
