@@ -7,6 +7,7 @@ record. Both are run in turns; medians. ``miles-async bench bus``.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import multiprocessing
 import statistics
@@ -49,7 +50,7 @@ def make_group(group_id: str, n_samples: int, n_tokens: int) -> Group:
 
 
 async def ledger_producer(bus: Bus, n_groups: int, n_samples: int, n_tokens: int) -> None:
-    """Dealer and rollout worker in one: admit, claim, publish; 8 publications at a time, as a worker has."""
+    """Dealer and rollout worker in one: admit, claim, publish; 8 publications in a script, as a worker's gather in one."""
     ledger = Ledger(bus)
     await ledger.prepare()
     position = done = 0
@@ -58,11 +59,10 @@ async def ledger_producer(bus: Bus, n_groups: int, n_samples: int, n_tokens: int
             Ticket(group_id=f"0-{p}-0", prompt_tokens=b"", sampling_seed=p) for p in range(position, position + BATCH)
         ]
         _, position = await ledger.admit(tickets, limit=4 * BATCH, position=position)
-        claimed = await ledger.next_tickets("w", "w/1", BATCH, 60_000)
+        claimed = await ledger.next_tickets("w", "w/1", BATCH, None)
         groups = [make_group(c.ticket.group_id, n_samples, n_tokens) for c in claimed]
-        for start in range(0, len(groups), 8):
-            some = [Publication(g, 0.0, encode(g)) for g in groups[start : start + 8]]
-            await ledger.publish_all(some, "w/1")
+        ready = [Publication(group, 0.0, encode(group)) for group in groups]
+        await asyncio.gather(*(ledger.publish_all(ready[i : i + 8], "w/1") for i in range(0, len(ready), 8)))
         done += len(groups)
 
 

@@ -55,7 +55,7 @@ async def test_no_answer_in_time_and_nobody_there_are_an_engines_errors() -> Non
     async def silent(_: FakeEngine, scope: Any, body: bytes, receive: Any, send: Any) -> None:
         await asyncio.sleep(60)
 
-    async with served(FakeEngine("e", silent)) as url:
+    async with served(FakeEngine("e", silent)) as url, asyncio.timeout(20):
         client = LeanEngineClient(url)
         assert await said(client, {}, timeout=0.1) == ("/generate", "no answer within 0.1 s", None)
     with pytest.raises(EngineError) as refused:
