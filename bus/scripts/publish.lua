@@ -1,6 +1,7 @@
 -- publish: groups that were generated under lease ARGV[1] are ready. ARGV[2..]: group id, where its payload lies, what describes
 -- it, group id, ... Returns for each 1; 2 if this very publication was made before; 0 if the lease is not valid any more (the
--- payload is deleted); -1 if there is no payload: Redis had no room for it, or its worker slept so long that it is gone.
+-- payload is deleted); -1 if there is no payload: Redis had no room for it, or its worker slept so long that it is gone. (So it
+-- is for the second of two publications of one group in one script, which will be told 2 when it is made again.)
 local lease, ids = ARGV[1], {}
 for i = 2, #ARGV, 3 do ids[#ids + 1] = ARGV[i] end
 local states, holders = values_of(STATE, ids), values_of(LEASE, ids)
@@ -25,12 +26,8 @@ local function publish(i, gid, payload, ready)
   return 1
 end
 
-local answers, named = {}, {}
-for i, gid in ipairs(ids) do
-  local payload = ARGV[3 * i]
-  answers[i] = named[payload] and 2 or publish(i, gid, payload, ARGV[3 * i + 1])
-  named[payload] = answers[i] > 0
-end
+local answers = {}
+for i, gid in ipairs(ids) do answers[i] = publish(i, gid, ARGV[3 * i], ARGV[3 * i + 1]) end
 forget_tickets(done, entries)
 with_all(moved, 'HSET', STATE)
 with_all(payloads, 'HSET', PAYLOAD)
