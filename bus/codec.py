@@ -6,7 +6,6 @@ arrays come back as read-only views with the dtype asked for.
 
 from __future__ import annotations
 
-import sys
 from array import array
 from typing import Any, TypeVar
 
@@ -22,7 +21,7 @@ MASK = np.dtype("u1")
 VERSIONS = np.dtype("<i4")
 
 # of numbers that ``array`` lays out in the same way
-_ARRAY_CODES = "ifB" if sys.byteorder == "little" and array("i").itemsize == 4 else ""
+_ARRAY_CODES = "ifB" if TOKENS.isnative and array("i").itemsize == TOKENS.itemsize else ""
 
 MAX_MESSAGE_BYTES = 256 * 1024 * 1024
 

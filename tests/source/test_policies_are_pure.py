@@ -67,6 +67,7 @@ PURE = (
 # modules that can neither wait, nor ask for the time, nor reach the outside, as they are used here
 LIBRARIES = {"__future__", "collections", "dataclasses", "functools", "itertools", "math", "typing", "msgspec"}
 LIBRARIES |= {
+    "array",
     "bisect",
     "enum",
     "fnmatch",
