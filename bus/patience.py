@@ -77,7 +77,8 @@ class PatientRedis(aioredis.Redis):
         except (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError) as error:
             if isinstance(error, redis.exceptions.BusyLoadingError):
                 raise
-            answer = await self.get_retry().call_with_retry(lambda: self._wires.ask(args), _go_on)
+            retry: Any = self.get_retry()
+            answer = await retry.call_with_retry(lambda: self._wires.ask(args), _go_on)
         options.pop("keys", None)  # as the base class does: they are for a cache
         parse = self.response_callbacks.get(args[0])
         return answer if parse is None else parse(answer, **options)
