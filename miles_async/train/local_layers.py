@@ -89,6 +89,25 @@ class LocalLayer(TransformerLayer):
         return residual + self.mlp(normed)[0], None
 
 
+def is_local(model: Any) -> bool:
+    """Whether it is a GPTModel of these layers and of nothing else."""
+    from megatron.core.models.gpt import GPTModel
+
+    return type(model) is GPTModel and all(type(layer) is LocalLayer for layer in model.decoder.layers)
+
+
+def local_outputs(model: Any, tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    """[n, width]: what the output layer of a GPTModel of these layers gives at ``positions`` [n] of [columns, rows]."""
+    hidden = F.embedding(tokens, model.embedding.word_embeddings.weight).transpose(0, 1).contiguous()
+    rotary = model.rotary_pos_emb(tokens.shape[1])
+    for layer in model.decoder.layers:
+        hidden, _ = layer(hidden, rotary_pos_emb=rotary)
+    wanted = model.decoder.final_layernorm(hidden).flatten(0, 1).index_select(0, positions)
+    if model.share_embeddings_and_output_weights:
+        return F.linear(wanted, model.shared_embedding_or_output_weight())
+    return model.output_layer(wanted[:, None])[0][:, 0]
+
+
 def local_block_spec(config: Any) -> Any:
     """The layers of a model with this TransformerConfig, and the norm of their output."""
     from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec

@@ -37,9 +37,11 @@ class TrainedModel:
         from megatron.core import parallel_state
         from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
 
+        from miles_async.train.local_layers import is_local, local_outputs
         from miles_async.train.optimizer import LearnerOptimizer
 
         self.module: Any = gpt_model(model)
+        self._outputs = local_outputs if is_local(self.module) else None
         self.steps = 0  # optimizer steps in the weights
         self._device, self._rate, self._prefix = device, rate, prefix
         self._alone = parallel_state.get_data_parallel_world_size() == 1
@@ -59,6 +61,8 @@ class TrainedModel:
         other positions."""
         tokens = torch.from_numpy(micro.tokens).to(self._device)
         positions = torch.from_numpy(micro.positions).to(self._device)
+        if self._outputs is not None:
+            return self._outputs(self.module, tokens, positions)
         position_ids = torch.arange(tokens.shape[1], device=self._device).expand_as(tokens)
 
         def keep_wanted(_: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
