@@ -13,7 +13,6 @@ import msgspec
 import torch
 from train_support import make_config, make_groups
 
-from actors.runtime.placement.local import PRELOAD
 from bus.codec import VERSIONS, pack
 from bus.messages import Group
 from miles_async.config import optimizer_steps
@@ -27,7 +26,7 @@ def spawn(target: Callable[..., None], *args: Any, ranks: int = 2) -> list[int |
     """Run ``target(rank, *args)`` in so many new processes, forked as those of a run are; their exit codes, None for one
     that missed the deadline."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOAD)
+    context.set_forkserver_preload(["actors.runtime.placement.preload_learner"])
     processes = [context.Process(target=target, args=(rank, *args)) for rank in range(ranks)]
     for process in processes:
         process.start()
