@@ -18,8 +18,6 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
-import aiohttp
-
 from actors.announcements import Announcements
 from actors.comparison import Comparison
 from actors.learner_offers import ask_again
@@ -30,7 +28,8 @@ from bus.waits import WaitKind
 from miles_async.config.secrets import resolve
 from miles_async.engines.client import EngineClient, EngineError
 from miles_async.engines.kinds.table import addresses_of
-from miles_async.router.addresses import is_of_run
+from miles_async.engines.lean_client import LeanEngineClient
+from miles_async.router.addresses import host_and_port, is_of_run
 from miles_async.weights.fleet import Fleet, Member, key, next_wave, wave_partition
 from miles_async.weights.push import probe
 from miles_async.weights.snapshot import SnapshotError, has_weights
@@ -58,24 +57,23 @@ class Broadcaster:
         self.comparison = Comparison(ctx, self.fleet, self.told, self._client)
         self._news = asyncio.Event()
         self._update: Update | None = None
+        self._clients: dict[tuple[str, str], LeanEngineClient] = {}  # by name and address
         self._api_key = resolve("engine.api_key", ctx.config.engine.api_key)
         self._addresses = addresses_of(ctx.config.engine)
 
     async def run(self) -> None:
-        connector = aiohttp.TCPConnector(limit=0)
-        async with aiohttp.ClientSession(connector=connector) as self.session:
+        try:
             cursor = await self._read_history()
-            try:
-                async with asyncio.TaskGroup() as tasks:
-                    tasks.create_task(self._follow(cursor))  # ends by itself: a blocking read may swallow a cancel
-                    duties = [
-                        tasks.create_task(duty) for duty in (self._update_all(), self._revive(), self.told.mend())
-                    ]
-                    await self.ctx.stop.wait()
-                    for duty in duties:
-                        duty.cancel()
-            finally:
-                await self.transport.close()
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._follow(cursor))  # ends by itself: a blocking read may swallow a cancel
+                duties = [tasks.create_task(duty) for duty in (self._update_all(), self._revive(), self.told.mend())]
+                await self.ctx.stop.wait()
+                for duty in duties:
+                    duty.cancel()
+        finally:
+            await self.transport.close()
+            for client in self._clients.values():
+                client.close()
 
     # what the stream says
 
@@ -126,10 +124,13 @@ class Broadcaster:
         if isinstance(message, EngineUp | EngineDown) and not await self.ctx.has_engine(message.engine):
             self.ctx.bus.refuse("weights", message.engine, ValueError("no engine of this run"))
             return False
-        if isinstance(message, EngineUp) and not is_of_run(message.url, self._addresses):
+        if isinstance(message, EngineUp) and not self._can_be_at(message.url):
             self.ctx.bus.refuse("weights", message.url, ValueError("no place for an engine of this run"))
             return False
         return True
+
+    def _can_be_at(self, url: str) -> bool:
+        return is_of_run(url, self._addresses) and host_and_port(url) is not None
 
     async def _revive(self) -> None:
         """An engine that was reported gone and answers after all is brought back like a new one."""
@@ -254,7 +255,11 @@ class Broadcaster:
         return self._update
 
     def _client(self, member: Member) -> EngineClient:
-        return EngineClient(member.url, self.session, self._api_key, name=member.name)
+        """With the connections that it has: an update is some seven calls of each engine."""
+        where = member.name, member.url
+        if where not in self._clients:
+            self._clients[where] = LeanEngineClient(member.url, self._api_key, name=member.name)
+        return self._clients[where]
 
     async def _receiver(self, member: Member) -> Receiver:
         """The engine as a member of groups; its tensor-parallel size is asked once."""

@@ -179,10 +179,8 @@ Push = Callable[[str, int, "dict[str, torch.Tensor]"], Awaitable[dict[str, float
 @contextlib.asynccontextmanager
 async def pushes(urls: list[str], home: Path, transports: Sequence[str], bare: Bare) -> AsyncIterator[Push]:
     """A function that brings all engines to a version by a transport and says what each part took, in seconds."""
-    import aiohttp
-
     from miles_async.config.schema import Data, Model, RunConfig, Weights
-    from miles_async.engines.client import EngineClient
+    from miles_async.engines.lean_client import LeanEngineClient
     from miles_async.weights.delta_mirror import Mirror
     from miles_async.weights.push import probe
     from miles_async.weights.snapshot import prune, write_snapshot
@@ -191,8 +189,11 @@ async def pushes(urls: list[str], home: Path, transports: Sequence[str], bare: B
     from miles_async.weights.update import Receiver
 
     names = [f"engine-{i}" for i in range(len(urls))]
-    async with aiohttp.ClientSession() as session, AsyncExitStack() as stack:
-        receivers = [Receiver(n, EngineClient(url, session, name=n)) for n, url in zip(names, urls, strict=True)]
+    async with AsyncExitStack() as stack:
+        clients = [LeanEngineClient(url, name=name) for name, url in zip(names, urls, strict=True)]
+        for client in clients:
+            stack.callback(client.close)
+        receivers = [Receiver(client.name, client) for client in clients]
         ways: dict[str, Transport] = {}
         for transport in transports:
             weights = Weights(transport=transport, backend="gloo", timeout_s=DEADLINE_S, delta_dir=str(home / "shared"))

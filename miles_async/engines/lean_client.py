@@ -26,13 +26,20 @@ class LeanEngineClient(EngineClient):
         url: str,
         api_key: str | None = None,
         *,
+        name: str | None = None,
         vocab_size: int | None = None,
         context_length: int | None = None,
         batches: bool = True,
     ) -> None:
         no_session: Any = None
         super().__init__(
-            url, no_session, api_key, vocab_size=vocab_size, context_length=context_length, batches=batches
+            url,
+            no_session,
+            api_key,
+            name=name,
+            vocab_size=vocab_size,
+            context_length=context_length,
+            batches=batches,
         )
         self._upstream = Upstream(url, api_key)
 
