@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from engine_support import make_scheduler, request, run
 
 from miles_async.engines.embedded import kernels
-from miles_async.engines.embedded.kernels import add_linear, attend, linear, rms_norm, rotate
+from miles_async.engines.embedded.kernels import add_linear, attend, linear, rms_norm, rotate, whole_rows
 
 EPS = torch.tensor(1e-6)
 
@@ -26,7 +26,7 @@ def test_a_norm_is_the_norm(plain: bool) -> None:
 
 
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("rows", [0, 1, 40, 400])  # the last one is above the threshold of the other library
+@pytest.mark.parametrize("rows", [0, 1, 40, 400, 477])  # the last two are above the threshold of the other library
 def test_a_product_is_the_product_on_both_sides_of_the_threshold(rows: int, bias: bool) -> None:
     assert 40 * 96 * 128 < kernels.ONEDNN_PRODUCTS < 400 * 96 * 128
     x, weight, base = torch.randn(rows, 128), torch.randn(96, 128), torch.randn(rows, 96)
@@ -36,6 +36,12 @@ def test_a_product_is_the_product_on_both_sides_of_the_threshold(rows: int, bias
         for plain in (True, False):
             close(linear(x, weight, b, plain=plain), expected)
             close(add_linear(base, x, weight, b, plain=plain), base + expected)
+
+
+def test_however_many_rows_come_few_programs_are_made_for_them() -> None:
+    sizes = {whole_rows(rows) for rows in range(24, 16385)}
+    assert len(sizes) < 50
+    assert all(rows <= whole_rows(rows) < rows * 1.25 + 8 for rows in range(24, 16385))
 
 
 @pytest.mark.parametrize("plain", [True, False])

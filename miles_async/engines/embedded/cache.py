@@ -69,10 +69,12 @@ class KVCache:
         """Store one position of the first rows: ``heads`` ``[rows, 2 * kv_heads, head_dim]``, keys before values."""
         self._flat[layer].index_copy_(0, targets, heads.reshape(-1, heads.shape[-1]))
 
-    def fill(self, layer: int, first: int, source: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> None:
-        """Store prompts ``[prompts, kv_heads, positions, head_dim]``: row ``first + i`` gets prompt ``source[i]``."""
-        rows = self.store[layer, first : first + source.shape[0], :, :, : keys.shape[2]]
-        rows.copy_(torch.stack((keys, values), 2).index_select(0, source))
+    def fill(self, layer: int, first: int, source: torch.Tensor, heads: torch.Tensor) -> None:
+        """Store prompts: row ``first + i`` gets prompt ``source[i]`` of ``[prompts, positions, 2 * kv_heads, head_dim]``."""
+        prompts, length, both, size = heads.shape
+        heads = heads.view(prompts, length, 2, both // 2, size).permute(0, 3, 2, 1, 4)
+        rows = self.store[layer, first : first + source.shape[0], :, :, :length]
+        rows.copy_(heads if prompts == 1 else heads[source])
 
     def read(self, layer: int, rows: int, length: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values of the first ``rows``, each a view ``[rows * kv_heads, length, head_dim]``."""

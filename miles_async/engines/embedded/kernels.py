@@ -12,8 +12,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-# Products (rows x in x out) from which oneDNN's matrices are faster than torch's default for float32 on a CPU, its set-up
-# for each call included; a new number of rows costs it half a millisecond once.
+# From so many rows, and products (rows x in x out), on oneDNN's matrices are faster than torch's default for float32 on a CPU
+# (up to twice, where that default has no AVX-512), its set-up for each call included.
+ONEDNN_ROWS = 24
 ONEDNN_PRODUCTS = 3 << 20
 _onednn: Any = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
 
@@ -29,19 +30,36 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: torch.Tensor, *, plain:
 
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, *, plain: bool) -> torch.Tensor:
     """``x`` ``[rows, in]`` times a ``[out, in]`` matrix."""
-    if plain and x.shape[0] * weight.numel() >= ONEDNN_PRODUCTS and _onednn is not None:
-        return _onednn(x, weight, bias, "none", [], "")
-    return F.linear(x, weight, bias)
+    rows = x.shape[0]
+    if not (plain and _for_onednn(rows, weight)):
+        return F.linear(x, weight, bias)
+    full = whole_rows(rows)
+    if full != rows:
+        x = F.pad(x, (0, 0, 0, full - rows))
+    return _onednn(x, weight, bias, "none", [], "")[:rows]
 
 
 def add_linear(
     sum_: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, *, plain: bool
 ) -> torch.Tensor:
     """``sum_ + linear(x)``."""
-    if plain and x.shape[0] * weight.numel() >= ONEDNN_PRODUCTS and _onednn is not None:
-        return _onednn.binary(x, sum_, weight, bias, "add")
+    if plain and _for_onednn(x.shape[0], weight):
+        return sum_ + linear(x, weight, bias, plain=plain)
     total = torch.addmm(sum_, x, weight.t())
     return total if bias is None else total.add_(bias)
+
+
+def _for_onednn(rows: int, weight: torch.Tensor) -> bool:
+    return rows >= ONEDNN_ROWS and rows * weight.numel() >= ONEDNN_PRODUCTS and _onednn is not None
+
+
+def whole_rows(rows: int) -> int:
+    """``rows`` rounded up by less than a quarter (or 8).
+
+    For every number of rows that it has not seen oneDNN makes a program: half a millisecond, and half a megabyte for good.
+    """
+    unit = max(8, 1 << (rows - 1).bit_length() >> 3)
+    return -(-rows // unit) * unit
 
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, out: torch.Tensor) -> torch.Tensor:

@@ -169,11 +169,12 @@ class DenseModel:
             rotate(normed, cos, sin, qk)
             of_prompts: list[torch.Tensor] = []
             if prompts is not None:  # first: a shorter one is padded where the newest token of its row goes
-                q, k, v = prompts.split(heads[rows:], nq, nk)
-                cache.fill(index, prompts.first, prompts.source, k, v)
+                whole = heads[rows:].unflatten(0, (-1, prompts.width))
+                cache.fill(index, prompts.first, prompts.source, whole[:, :, nq:])
                 if index == len(self.layers) - 1 and not prompts.want_hidden:
                     x, prompts = x[:rows], None  # nothing reads what their last layer gives beyond keys and values
                 else:
+                    q, k, v = whole.transpose(1, 2).split((nq, nk, nk), 1)
                     a = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=nq != nk)
                     of_prompts = [a.transpose(1, 2).reshape(-1, nq * hd)]
             cache.write(index, targets, heads[:rows, nq:])

@@ -27,11 +27,6 @@ class Prompts(NamedTuple):
     width: int
     want_hidden: bool
 
-    def split(self, heads: torch.Tensor, nq: int, nk: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Queries, keys and values, each ``[prompts, heads, width, head_dim]``."""
-        heads = heads.view(-1, self.width, nq + 2 * nk, heads.shape[-1]).transpose(1, 2)
-        return heads[:, :nq], heads[:, nq : nq + nk], heads[:, nq + nk :]
-
 
 def wants_scores(request: EngineRequest) -> bool:
     """Whether the log-probs of its prompt are still to be computed."""

@@ -22,6 +22,7 @@ GREEDY = 1
 FILTERED = 2  # wants top-k, top-p or min-p
 WATCHED = 4  # streams, or has stop strings: looked at after every token
 BIASED = 8  # has a logit_bias
+TEMPERED = 16  # has another temperature than 1
 
 
 class Rows:
@@ -161,6 +162,7 @@ def _ints(request: EngineRequest) -> tuple[int, ...]:
         (GREEDY if sampling.greedy else FILTERED if filtered else 0)
         | (WATCHED if request.stream or sampling.stop else 0)
         | (BIASED if sampling.logit_bias else 0)
+        | (TEMPERED if sampling.temperature != 1.0 else 0)
     )
     return (
         (request.output or request.item.prompt)[-1],

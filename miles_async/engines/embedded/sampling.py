@@ -51,17 +51,17 @@ def uniforms_of(mixed_seeds: npt.NDArray[np.uint64], positions: npt.NDArray[np.i
 
 def sample(
     logits: torch.Tensor,
-    temperatures: torch.Tensor,
+    temperatures: torch.Tensor | None,
     noise: torch.Tensor,
     greedy: torch.Tensor | None,
     filters: Filters | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Tokens (int64 ``[n]``) and their log-probs (float32 ``[n]``).
 
-    logits: float32 ``[n, vocab]``. temperatures: float32 ``[n]``, above 0 (1 for a greedy row). noise: float64 ``[n]`` of
-    :func:`uniforms`. greedy: bool ``[n]``, rows that take the most likely token, None for no such row.
+    logits: float32 ``[n, vocab]``. temperatures: float32 ``[n]``, above 0 (1 for a greedy row), None: 1 everywhere. noise:
+    float64 ``[n]`` of :func:`uniforms`. greedy: bool ``[n]``, rows that take the most likely token, None for no such row.
     """
-    logprobs = torch.log_softmax(logits / temperatures[:, None], -1)
+    logprobs = torch.log_softmax(logits if temperatures is None else logits / temperatures[:, None], -1)
     probs = logprobs.exp()
     if filters is not None:
         probs.index_copy_(0, filters.rows, truncate(probs[filters.rows], filters))

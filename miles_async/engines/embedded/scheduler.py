@@ -26,7 +26,7 @@ from miles_async.engines.embedded.cache import KVCache, align
 from miles_async.engines.embedded.model import DenseModel
 from miles_async.engines.embedded.prompts import Prompts, padded, score, wants_scores
 from miles_async.engines.embedded.request import EngineRequest, abort_reason, length_reason, stop_reason
-from miles_async.engines.embedded.rows import BIASED, FILTERED, GREEDY, WATCHED, Rows
+from miles_async.engines.embedded.rows import BIASED, FILTERED, GREEDY, TEMPERED, WATCHED, Rows
 from miles_async.engines.embedded.sampling import Filters, sample, uniforms_of
 from miles_async.engines.embedded.step_output import Partial, StepOutput
 from miles_async.engines.embedded.text import TextCodec
@@ -219,7 +219,7 @@ class Scheduler:
                 logits[row, list(bias)] += torch.tensor(list(bias.values()), device=logits.device)
         tokens, logprobs = sample(
             logits,
-            self._to_device(data.temperature[:n].astype(np.float32)),
+            self._to_device(data.temperature[:n].astype(np.float32)) if flags & TEMPERED else None,
             self._to_device(uniforms_of(data.noise[:n], data.count_out[:n])),
             self._to_device((data.flags[:n] & GREEDY) != 0) if flags & GREEDY else None,
             self._filters() if flags & FILTERED else None,
