@@ -12,10 +12,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-# From so many rows, and products (rows x in x out), on oneDNN's matrices are faster than torch's default for float32 on a CPU
-# (up to twice, where that default has no AVX-512), its set-up for each call included.
+# From so many rows, and numbers in the matrix, on oneDNN's product is faster than torch's default for float32 on a CPU (up to
+# twice, where that default has no AVX-512), its set-up for each call included.
 ONEDNN_ROWS = 24
-ONEDNN_PRODUCTS = 3 << 20
+ONEDNN_NUMBERS = 1 << 16
 _onednn: Any = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
 
 
@@ -50,7 +50,7 @@ def add_linear(
 
 
 def _for_onednn(rows: int, weight: torch.Tensor) -> bool:
-    return rows >= ONEDNN_ROWS and rows * weight.numel() >= ONEDNN_PRODUCTS and _onednn is not None
+    return rows >= ONEDNN_ROWS and weight.numel() >= ONEDNN_NUMBERS and _onednn is not None
 
 
 def whole_rows(rows: int) -> int:

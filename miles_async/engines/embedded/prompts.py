@@ -14,6 +14,8 @@ import torch
 
 from miles_async.engines.embedded.request import EngineRequest
 
+_NOTHING = np.zeros((0, 0), np.int64)
+
 
 class Prompts(NamedTuple):
     """Prompts that are computed in the same pass as the tokens of the running rows; equal ones once.
@@ -35,9 +37,11 @@ def wants_scores(request: EngineRequest) -> bool:
 
 def padded(requests: list[EngineRequest]) -> tuple[npt.NDArray[np.int64], list[int]]:
     """All but the newest token of each, equal ones once: ids ``[unique, width]``, filled up with 0; and which is whose."""
+    if not requests:
+        return _NOTHING, []
     unique: dict[tuple[int, ...], int] = {}
     source = [unique.setdefault(tuple(request.tokens()[:-1]), len(unique)) for request in requests]
-    ids = np.zeros((len(unique), max(map(len, unique), default=0)), np.int64)
+    ids = np.zeros((len(unique), max(map(len, unique))), np.int64)
     for row, tokens in zip(ids, unique, strict=True):
         row[: len(tokens)] = tokens
     return ids, source

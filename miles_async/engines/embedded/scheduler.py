@@ -176,9 +176,9 @@ class Scheduler:
         """Fill the cache for all but the newest token of each request of ``batch``; with ``decode`` that one of every row."""
         data, first = self.rows, self.rows.count
         tokens, source = padded(batch)
+        width = tokens.shape[1]
         if batch:
             data.add(batch)
-        width = tokens.shape[1]
         n, need = self._reserve() if decode else (0, width)
         ids, positions, prompts = data.last[:n], data.length[:n], None
         scored = [request for request in batch if wants_scores(request)]
