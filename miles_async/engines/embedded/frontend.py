@@ -32,12 +32,13 @@ _encode = msgspec.json.Encoder().encode
 class Job:
     """The sequences of one HTTP request. ``stream`` is a queue of chunks for a streaming job, else None."""
 
-    __slots__ = ("done", "is_list", "remaining", "requests", "stream")
+    __slots__ = ("computed", "done", "is_list", "remaining", "requests", "stream")
 
     def __init__(self, requests: list[EngineRequest], *, is_list: bool, stream: bool) -> None:
         self.requests = requests
         self.is_list = is_list
         self.remaining = len(requests)
+        self.computed = 0  # counted on the compute thread, which delivers them when they are all there
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.stream: asyncio.Queue[Partial | EngineRequest | None] | None = asyncio.Queue() if stream else None
 
@@ -52,7 +53,7 @@ class Frontend:
         self.codec = codec
         self.failure: BaseException | None = None
         self.failed = asyncio.Event()
-        self.compute = EngineThread(scheduler, asyncio.get_running_loop(), self._deliver, self._fail)
+        self.compute = EngineThread(scheduler, asyncio.get_running_loop(), self._deliver, self._due, self._fail)
         self._eos = eos_token_ids
         self._live: dict[str, EngineRequest] = {}
         self._random = random.Random(os.urandom(16))
@@ -147,6 +148,16 @@ class Frontend:
         except (TimeoutError, EngineStopped):
             return False
         return True
+
+    @staticmethod
+    def _due(output: StepOutput) -> bool:
+        """On the compute thread: whether a job has all its answers with this output, or streams."""
+        due = bool(output.partial)
+        for request in output.finished:
+            job: Job = request.job
+            job.computed += 1
+            due = due or job.stream is not None or job.computed == len(job.requests)
+        return due
 
     def _deliver(self, output: StepOutput) -> None:
         for partial in output.partial:

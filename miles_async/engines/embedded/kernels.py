@@ -42,11 +42,11 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, *, 
 def add_linear(
     sum_: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, *, plain: bool
 ) -> torch.Tensor:
-    """``sum_ + linear(x)``."""
+    """``sum_ + linear(x)``, in the place of ``sum_``."""
     if plain and _for_onednn(x.shape[0], weight):
-        return sum_ + linear(x, weight, bias, plain=plain)
-    total = torch.addmm(sum_, x, weight.t())
-    return total if bias is None else total.add_(bias)
+        return sum_.add_(linear(x, weight, bias, plain=plain))
+    sum_.addmm_(x, weight.t())
+    return sum_ if bias is None else sum_.add_(bias)
 
 
 def _for_onednn(rows: int, weight: torch.Tensor) -> bool:

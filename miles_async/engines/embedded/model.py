@@ -157,10 +157,10 @@ class DenseModel:
         cfg, plain = self.config, self._plain
         nq, nk, hd, eps = cfg.num_heads, cfg.num_kv_heads, cfg.head_dim, self._eps
         self._grow_rope(max(length, prompts.width if prompts else 0))
-        cos, sin = F.embedding(positions, self._rope)[:, None].chunk(2, -1)
+        cos, sin = torch.embedding(self._rope, positions)[:, None].chunk(2, -1)
         targets = cache.targets(positions[:rows])
         mask = self._mask(positions[:rows], length)
-        x = F.embedding(ids, self.embed)
+        x = torch.embedding(self.embed, ids)
         for index, layer in enumerate(self.layers):
             y = rms_norm(x, layer.input_norm, eps, plain=plain)
             heads = linear(y, layer.qkv, layer.qkv_bias, plain=plain).view(-1, nq + 2 * nk, hd)
@@ -181,10 +181,10 @@ class DenseModel:
             attention = attend(heads[:rows, :nq], *cache.read(index, rows, length), mask, self._scale, plain=plain)
             if of_prompts:
                 attention = torch.cat((attention, *of_prompts))
-            x = add_linear(x, attention, layer.o, layer.o_bias, plain=plain)
+            add_linear(x, attention, layer.o, layer.o_bias, plain=plain)
             y = rms_norm(x, layer.post_norm, eps, plain=plain)
             gate, up = linear(y, layer.gate_up, layer.gate_up_bias, plain=plain).chunk(2, -1)
-            x = add_linear(x, F.silu(gate).mul_(up), layer.down, layer.down_bias, plain=plain)
+            add_linear(x, F.silu(gate).mul_(up), layer.down, layer.down_bias, plain=plain)
         x = rms_norm(x, self.norm, eps, plain=plain)
         hidden = None if prompts is None else x[rows:].view(-1, prompts.width, cfg.hidden_size)
         return self.logits(x[:rows]), hidden
@@ -195,7 +195,7 @@ class DenseModel:
 
     def _mask(self, positions: torch.Tensor, length: int) -> torch.Tensor:
         """What is added to the scores of each row's kv heads ``[rows * kv heads, 1, length]``: -inf behind its position."""
-        starts = (self._most - 1 - positions)[:, None].expand(-1, self.config.num_kv_heads)
+        starts = torch.rsub(positions, self._most - 1)[:, None].expand(-1, self.config.num_kv_heads)
         return self._open_then_closed.as_strided((self._most, length), (1, 1))[starts].view(-1, 1, length)
 
     def _grow_rope(self, length: int) -> None:

@@ -114,12 +114,11 @@ class Rows:
 
     def remove(self, leaving: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """Take rows out (sorted), filling the holes from the end. Returns (moved from, moved to)."""
-        kept = self.count - len(leaving)
-        staying = np.ones(self.count, np.bool_)
-        staying[leaving] = False
-        sources = np.flatnonzero(staying[kept:]) + kept
+        kept, gone = self.count - len(leaving), leaving.tolist()
+        behind = set(gone)
+        sources = np.array([row for row in range(kept, self.count) if row not in behind], np.int64)
         targets = leaving[: len(sources)]
-        for row in leaving.tolist():
+        for row in gone:
             self.requests[row].row = -1
         if len(targets):
             self._columns[:, targets] = self._columns[:, sources]
