@@ -164,7 +164,7 @@ class DenseModel:
         for index, layer in enumerate(self.layers):
             y = rms_norm(x, layer.input_norm, eps, plain=plain)
             heads = linear(y, layer.qkv, layer.qkv_bias, plain=plain).view(-1, nq + 2 * nk, hd)
-            qk = heads[:, : nq + nk]
+            qk = heads.narrow(1, 0, nq + nk)
             normed = qk if layer.qk_norm is None else rms_norm(qk, layer.qk_norm, eps, plain=plain)
             rotate(normed, cos, sin, qk)
             of_prompts: list[torch.Tensor] = []
@@ -177,8 +177,10 @@ class DenseModel:
                     q, k, v = whole.transpose(1, 2).split((nq, nk, nk), 1)
                     a = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=nq != nk)
                     of_prompts = [a.transpose(1, 2).reshape(-1, nq * hd)]
-            cache.write(index, targets, heads[:rows, nq:])
-            attention = attend(heads[:rows, :nq], *cache.read(index, rows, length), mask, self._scale, plain=plain)
+            newest = heads if len(ids) == rows else heads[:rows]
+            cache.write(index, targets, newest.narrow(1, nq, 2 * nk))
+            keys, values = cache.read(index, rows, length)
+            attention = attend(newest.narrow(1, 0, nq), keys, values, mask, self._scale, plain=plain)
             if of_prompts:
                 attention = torch.cat((attention, *of_prompts))
             add_linear(x, attention, layer.o, layer.o_bias, plain=plain)
