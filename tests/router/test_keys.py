@@ -164,8 +164,8 @@ async def test_every_endpoint_of_an_engine_asks_for_its_key_but_those_that_tell_
         passed.append(scope["path"])
         await respond(send, 200, b"{}")
 
-    app._admin = behind  # type: ignore[assignment]
-    app._generate = lambda receive, send: behind({"path": "/generate"}, receive, send)  # type: ignore[assignment,method-assign]
+    app._page = behind  # type: ignore[method-assign]
+    app._generate = behind  # type: ignore[method-assign]
     async with served(app) as url:
         for method, path in [
             *engine_routes(),

@@ -11,7 +11,7 @@ import aiohttp
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
 
-from miles_async.engines.embedded.app import build_admin
+from miles_async.engines.embedded.pages import build_pages
 from miles_async.http.refusals import Refusals
 
 KEYS = {"none": "", "router": "of-clients", "admin": "of-control", "engine": "of-engines", "wrong": "of-nobody"}
@@ -32,11 +32,10 @@ def routes(app: FastAPI) -> list[tuple[str, str]]:
 def engine_routes() -> list[tuple[str, str]]:
     # only its list of endpoints is looked at: nothing behind it is called
     nothing: Any = type("Nothing", (), {"compute": type("Compute", (), {"scheduler": None})})
-    return [
-        *routes(build_admin(nothing, nothing, nothing, {}, Refusals())),
-        ("POST", "/generate"),
-        ("PUT", "/generate"),
-    ]
+    pages = build_pages(nothing, nothing, nothing, {}, Refusals())
+    found = [(method, path) for path, methods in pages.items() for method in methods]
+    assert len(found) > 20
+    return [*sorted(found), ("POST", "/generate"), ("PUT", "/generate")]
 
 
 def sglang_routes() -> list[tuple[str, str]]:
