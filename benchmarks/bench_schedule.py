@@ -12,6 +12,7 @@ IDLE_S). ``miles-async bench schedule``.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import sys
@@ -32,6 +33,7 @@ from benchmarks.lib.schedule.trace import (
 )
 from miles_async.cli.load import load
 from miles_async.config.schema import RunConfig
+from miles_async.models import builtin
 from miles_async.monitor.record_lines import TRANSITIONS_FILE
 from miles_async.staleness.choice import make_policy
 
@@ -44,12 +46,14 @@ FIRST = 2  # the step from whose end on is counted
 IDLE_S = 5.0
 SETTLED_S = (1.5, 0.5)  # of which the first and the last do not count
 WORKERS = 2
+# the smallest there is, with room for the longest response: what weights cost by their size is the matter of ``bench weights``
+MODEL = dataclasses.replace(builtin.MODELS["builtin:digits"], max_position=2048)
 CONFIG = f"""
 [run]
 num_steps = 1
 seed = 0
 [model]
-hf_checkpoint = "builtin:words"
+hf_checkpoint = "MODEL"
 device = "cpu"
 [data]
 prompt_data = "builtin:repeat"
@@ -122,7 +126,9 @@ def one(trace: Trace, settings: list[str], steps: int) -> dict[str, Any]:
     last = FIRST + steps
     with tempfile.TemporaryDirectory() as directory:
         config, run_dir = Path(directory) / "run.toml", Path(directory) / "run"
-        config.write_text(CONFIG)
+        model = Path(directory) / "model"
+        builtin.write_model(MODEL, model, seed=1)
+        config.write_text(CONFIG.replace("MODEL", str(model)))
         best = ideal(load(config, settings), trace)
         cpu, summary = launched(config, run_dir, settings, to_environment(trace) | {"PYTHONPATH": python_path()})
         ends = step_ends(run_dir)
