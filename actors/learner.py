@@ -153,7 +153,8 @@ class Learner:
             self.waited_s = time.monotonic() - started
 
     async def _decide(self, step: int) -> Batch | None:
-        looked = 0.0
+        looked, seen = 0.0, -1
+        order: dict[str, None] = {}  # the open groups, as they were when so many had been dropped
         while not self.ctx.stop.is_set():
             if (now_s := time.monotonic()) >= looked + ASKED_S:  # not at each group that is ready
                 looked = now_s
@@ -161,11 +162,14 @@ class Learner:
                     await self._offer_snapshot()
             groups, self.samples_cursor = await self.ledger.ready_groups(self.samples_cursor)
             self.ready.update((group.group_id, group) for group in groups)
-            now = await self.ledger.open_groups()
-            is_ready = {g for g, state in zip(now.order, now.states, strict=True) if state == "r"}
-            self.ready = {g: group for g, group in self.ready.items() if g in is_ready}  # in order of publication
+            dropped = await self.ledger.dropped()
+            if dropped != seen or not self.ready.keys() <= order.keys():  # they are many, and the same at most looks
+                now, seen = await self.ledger.open_groups(), dropped
+                order = dict.fromkeys(now.order)
+                is_ready = {g for g, state in zip(now.order, now.states, strict=True) if state == "r"}
+                self.ready = {g: group for g, group in self.ready.items() if g in is_ready}  # in order of publication
             evicted = await self._evict()
-            open_order = [g for g in now.order if g not in evicted]
+            open_order = [g for g in order if g not in evicted]
             size = self.config.rollout.rollout_batch_size
             chosen = self.policy.select(list(self.ready.values()), open_order, self.trainer.version, size)
             if chosen:

@@ -90,6 +90,11 @@ class Ledger(Leases, Batches):
             tuple(state.decode() for state in states),
         )
 
+    async def dropped(self) -> int:
+        """How many groups were dropped so far: until it grows, or a batch is recorded, the order of the open groups only grows
+        at its end."""
+        return int(await self.bus.redis.hget(self.bus.key("l:count"), "dropped") or 0)
+
     # everybody
 
     async def dead_letters(

@@ -79,6 +79,12 @@ async def publish(ledger: Ledger, count: int, version: int = 0) -> None:
     start = (await ledger.open_groups()).next_position
     tickets = [Ticket(group_id=f"0-{start + i}-0", prompt_tokens=b"", sampling_seed=i) for i in range(count)]
     await ledger.admit(tickets, limit=10**6, position=start)
+    for claimed in await ledger.next_tickets("w", "w/1", count, 60_000):
+        assert await ledger.publish(made(claimed.ticket.group_id, version), "w/1", 0.0)
+
+
+def made(group_id: str, version: int = 0) -> Group:
+    """A group of one sample with one token."""
     sample = Sample(
         index=0,
         tokens=pack([1], TOKENS),
@@ -88,12 +94,9 @@ async def publish(ledger: Ledger, count: int, version: int = 0) -> None:
         reward=0.0,
         finish_reason="stop",
     )
-    for claimed in await ledger.next_tickets("w", "w/1", count, 60_000):
-        gid = claimed.ticket.group_id
-        group = Group(
-            group_id=gid, prompt_tokens=pack([1], TOKENS), samples=(sample,), worker="w", started=0.0, finished=0.0
-        )
-        assert await ledger.publish(group, "w/1", 0.0)
+    return Group(
+        group_id=group_id, prompt_tokens=pack([1], TOKENS), samples=(sample,), worker="w", started=0.0, finished=0.0
+    )
 
 
 async def run(learner: Learner) -> None:
