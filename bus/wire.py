@@ -69,19 +69,18 @@ class Wire(asyncio.Protocol):
             await self._connect()
         assert self._loop is not None
         answer: asyncio.Future[Any] = self._loop.create_future()
-        self._put(args, answer)
+        self._put([hiredis.pack_command((*args[0].split(), *args[1:]))], answer)  # the name may be two words
         return await answer
 
     def ahead(self, args: Sequence[Any]) -> None:
         """As :meth:`Wires.ahead`."""
         if self._transport is not None:
-            self._put(args, None)
+            self._put(self._connection.pack_command(*args), None)  # which copies nothing large
 
-    def _put(self, args: Sequence[Any], answer: asyncio.Future[Any] | None) -> None:
-        packed = hiredis.pack_command((*args[0].split(), *args[1:]))  # the name may be two words
+    def _put(self, packed: list[bytes], answer: asyncio.Future[Any] | None) -> None:
         if not self._unsent and self._loop is not None:
             self._loop.call_soon(self._send)
-        self._unsent.append(packed)
+        self._unsent += packed
         self._asked.append(answer)
 
     def _send(self) -> None:
