@@ -125,6 +125,9 @@ def _become(order: dict[str, Any], given: Sequence[int], path: Sequence[str]) ->
     os.closerange(3, max(given) + 1)
     if order["session"]:
         os.setsid()
+    signal.signal(
+        signal.SIGHUP, signal.SIG_DFL
+    )  # who tests may have been started to outlive a terminal; a launch would be, too
     os.chdir(order["cwd"])
     os.environ.clear()
     os.environ.update(order["env"])
