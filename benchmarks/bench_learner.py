@@ -1,13 +1,15 @@
 """One optimizer step of the Megatron learner against the same step with a transformers model and AdamW.
 
 Both get the same random groups (32 prompts of 4 tokens, 8 responses of 1 to 12), the same micro-batches and the same loss
-on the same 75k-parameter Qwen3, one thread, float32 on the CPU; steps alternate, medians. The learner's step includes what
-the other leaves out: reading the wire format, refusing lag, planning, metrics. ``miles-async bench learner``.
+on the same 75k-parameter Qwen3, one thread, float32 on the CPU; steps alternate, medians of the CPU time of the process, which
+other work on the machine leaves nearly as it is. The learner's step includes what the other leaves out: reading the wire
+format, refusing lag, planning, metrics. ``miles-async bench learner``.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import statistics
 import tempfile
 import time
@@ -111,8 +113,8 @@ class TransformersStep:
         return total
 
 
-def run(steps: int = 30, warm_up: int = 3) -> dict[str, Any]:
-    """Medians over ``steps`` alternating steps. Times in seconds, tokens are trained response tokens."""
+def run(steps: int = 100, warm_up: int = 5) -> dict[str, Any]:
+    """Medians over ``steps`` alternating steps. Seconds: CPU for steps, else wall clock; tokens are trained response tokens."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -138,8 +140,8 @@ def _measure(root: Path, steps: int, warm_up: int) -> dict[str, Any]:
         theirs: list[float] = []
         gap, metrics = 0.0, dict[str, float]()
         for step in range(warm_up + steps):
-            mine, metrics = _timed(lambda: trainer.step(groups))
-            other, loss = _timed(reference)
+            mine, metrics = _timed(lambda: trainer.step(groups), time.process_time)
+            other, loss = _timed(reference, time.process_time)
             if step >= warm_up:
                 ours.append(mine)
                 theirs.append(other)
@@ -166,13 +168,14 @@ def _measure(root: Path, steps: int, warm_up: int) -> dict[str, Any]:
         "checkpoint_s": statistics.median(saves[1:]),
         "torch": torch.__version__,
         "threads": 1,
+        "load": os.getloadavg(),
     }
 
 
-def _timed(work: Callable[[], Any]) -> tuple[float, Any]:
-    started = time.perf_counter()
+def _timed(work: Callable[[], Any], clock: Callable[[], float] = time.perf_counter) -> tuple[float, Any]:
+    started = clock()
     result = work()
-    return time.perf_counter() - started, result
+    return clock() - started, result
 
 
 if __name__ == "__main__":
