@@ -3,7 +3,8 @@
 Tokens per second for 1, 8 and 32 concurrent requests of 32 prompt and 128 new tokens, sampled, with log-probs, on a 4x256
 Qwen3 (about the smallest model whose matrices matter). The padded loop is the ceiling: in this process, one length, no
 admission, no HTTP. Then the quickstart's own load: groups of 8 responses of 2 to 12 tokens, one request each, on the
-75k-parameter model. All on one thread each, run in turns; medians.
+75k-parameter model. All on one thread each, run in turns; medians. CPU times are of the engine's process, or of this one,
+and say more than the rates where other work shares the cores.
 ``miles-async bench engine`` or ``python -m benchmarks.bench_engine``.
 """
 
@@ -18,6 +19,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import aiohttp
+import psutil
 import torch
 import torch.nn.functional as F
 
@@ -97,8 +100,8 @@ class PaddedLoop:
 
 
 @contextlib.asynccontextmanager
-async def engine(directory: Path) -> AsyncIterator[str]:
-    """An engine process on ``directory``; its URL."""
+async def engine(directory: Path) -> AsyncIterator[tuple[str, psutil.Process]]:
+    """An engine process on ``directory``: its URL, and itself."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "miles_async.engines.embedded.server", "--model-path", str(directory), "--port", "0"),
         stdout=asyncio.subprocess.PIPE,
@@ -109,7 +112,7 @@ async def engine(directory: Path) -> AsyncIterator[str]:
             line = (await process.stdout.readline()).decode()
         if not line.startswith("ready at "):
             raise RuntimeError(f"the engine did not start: exit code {await process.wait()}")
-        yield line.split()[-1]
+        yield line.split()[-1], psutil.Process(process.pid)
     finally:
         if process.returncode is None:
             process.terminate()
@@ -169,10 +172,20 @@ def hugging_face(model: Any) -> Callable[[int], None]:
     return run
 
 
-async def timed(work: Awaitable[Any]) -> float:
-    begin = time.perf_counter()
+def cpu_s(process: psutil.Process) -> float:
+    times = process.cpu_times()
+    return times.user + times.system
+
+
+async def timed(work: Awaitable[Any], process: psutil.Process) -> tuple[float, float]:
+    """Seconds, and those of a core that ``process`` took."""
+    begin, used = time.perf_counter(), cpu_s(process)
     await work
-    return time.perf_counter() - begin
+    return time.perf_counter() - begin, cpu_s(process) - used
+
+
+def per_token(totals: dict[tuple[str, int], float], name: str, repeats: int) -> dict[str, float]:
+    return {str(n): round(1e6 * totals[name, n] / (repeats * n * NEW), 1) for n in CONCURRENCY}
 
 
 async def _run(repeats: int, n_groups: int) -> dict[str, Any]:
@@ -200,39 +213,51 @@ async def _run(repeats: int, n_groups: int) -> dict[str, Any]:
     model = Qwen3ForCausalLM(config).eval()
     padded, generate = PaddedLoop(model), hugging_face(model)
     seconds: dict[tuple[str, int], list[float]] = {}
+    # of all repeats together: a process's times come in hundredths of a second
+    cpu: dict[tuple[str, int], float] = defaultdict(float)
     with tempfile.TemporaryDirectory() as root:
         model.save_pretrained(Path(root) / "model")
         make_model("builtin:digits", Path(root) / "digits", 1)
         async with aiohttp.ClientSession() as session:
-            async with engine(Path(root) / "model") as url:
+            async with engine(Path(root) / "model") as (url, process):
                 await ask_alike(session, url, 8, config.vocab_size)  # warm-up of all three
                 padded.run(8)
                 generate(8)
                 for _ in range(repeats):
                     for n in CONCURRENCY:
-                        took = await timed(ask_alike(session, url, n, config.vocab_size))
+                        took, used = await timed(ask_alike(session, url, n, config.vocab_size), process)
                         seconds.setdefault(("engine_http", n), []).append(took)
+                        cpu["engine_http", n] += used
                         for name, function in (("padded_loop", padded.run), ("hf_generate", generate)):
-                            begin = time.perf_counter()
+                            begin, used = time.perf_counter(), time.process_time()
                             function(n)
                             seconds.setdefault((name, n), []).append(time.perf_counter() - begin)
+                            cpu[name, n] += time.process_time() - used
             groups = []
-            async with engine(Path(root) / "digits") as url:
+            async with engine(Path(root) / "digits") as (url, process):
                 await ask_groups(session, url, GROUPS_IN_FLIGHT)
+                used = cpu_s(process)
                 for _ in range(repeats):
                     begin = time.perf_counter()
                     tokens = await ask_groups(session, url, n_groups)
                     groups.append((n_groups * GROUP / (time.perf_counter() - begin), tokens / (n_groups * GROUP)))
+                group_cpu = (cpu_s(process) - used) / (repeats * n_groups * GROUP)
     rates = {
         name: {str(n): round(n * NEW / statistics.median(seconds[name, n]), 1) for n in CONCURRENCY}
         for name in ("engine_http", "padded_loop", "hf_generate")
     }
+    cpu_us = {name: per_token(cpu, name, repeats) for name in rates}
     samples = statistics.median(rate for rate, _ in groups)
     return {
         "tokens_per_s": rates,
         "ratio_to_padded_loop": {n: round(v / rates["padded_loop"][n], 3) for n, v in rates["engine_http"].items()},
         "ratio_to_hf_generate": {n: round(v / rates["hf_generate"][n], 3) for n, v in rates["engine_http"].items()},
+        "cpu_us_per_token": cpu_us,
+        "cpu_of_padded_loop_to_engine": {
+            n: round(v / cpu_us["engine_http"][n], 3) for n, v in cpu_us["padded_loop"].items()
+        },
         "quickstart_groups": {
+            "cpu_us_per_sample": round(1e6 * group_cpu, 1),
             "samples_per_s": round(samples, 1),
             "tokens_per_s": round(samples * groups[0][1], 1),
             "tokens_per_sample": round(groups[0][1], 2),
