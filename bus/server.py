@@ -22,6 +22,7 @@ from typing import Any
 
 from bus.append_only import appended_to, cut_zeros, put_zeros_back
 from bus.errors import NoRedisError
+from bus.file_sync import FileSync
 from bus.loading import Loading, LoadWatch, reading
 
 Tell = Callable[[str], None]
@@ -79,8 +80,9 @@ class RedisServer:
         maxmemory_mb: int | None = None,
         flags: Mapping[str, str] | None = None,
     ) -> None:
-        """``flags``: further ones of the server, which win over ours."""
+        """appendfsync: "everysec" (by ``file_sync.py``), "always", or "no". ``flags``: further ones, which win over ours."""
         self.directory = directory
+        self._sync = FileSync(directory) if appendfsync == "everysec" else None
         self._more = {"maxmemory": f"{maxmemory_mb or 0}mb", **(flags or {})}
         self.appendfsync = appendfsync
         self.program = program or find_redis()
@@ -124,6 +126,8 @@ class RedisServer:
             # SIGKILL, which a stopped process obeys, too; what it has answered is in its file
             preexec_fn=die_with_parent(signal.SIGKILL),  # noqa: PLW1509  (prctl only; no lock is taken)
         )
+        if self._sync is not None:
+            self._sync.begin()
 
     def wait_until_it_answers(self, timeout_s: float = START_S, tell: Tell = lambda text: None) -> None:
         """After :meth:`spawn`: ``timeout_s`` without an answer, but as long as it takes to load its file.
@@ -154,7 +158,7 @@ class RedisServer:
             "unixsocketperm": "700",
             "dir": str(self.directory.resolve()),
             "appendonly": "yes",
-            "appendfsync": self.appendfsync,
+            "appendfsync": "no" if self._sync else self.appendfsync,
             "aof-load-truncated": "yes",
             "auto-aof-rewrite-percentage": "100",
             "auto-aof-rewrite-min-size": "64mb",
@@ -232,6 +236,8 @@ class RedisServer:
     def stop(self, timeout_s: float = 5.0) -> None:
         """Orderly stop (the append-only file is flushed), then by force. Safe to call twice."""
         self._stopped = True
+        if self._sync is not None:
+            self._sync.end()
         if self._process is not None:
             self._process.terminate()
             try:
