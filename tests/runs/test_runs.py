@@ -108,10 +108,12 @@ def test_a_closed_terminal_stops_a_run_in_order(tmp_path: Path) -> None:
     """It tells every process of its group, and more than once."""
     config = write_config(tmp_path, run=TINY["run"] | {"num_steps": 400})
     run_dir = tmp_path / "run"
+    tests = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # who may be meant to outlive a terminal
     with (tmp_path / "errors").open("w") as errors:
         process = WarmPopen(
             command(config, run_dir), stdout=errors, stderr=errors, text=True, env=environment(), start_new_session=True
         )
+    signal.signal(signal.SIGHUP, tests)
     wait_for_step(run_dir, 2, process)
     os.killpg(process.pid, signal.SIGHUP)
     os.kill(process.pid, signal.SIGHUP)

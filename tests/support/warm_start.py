@@ -56,6 +56,7 @@ class WarmPopen(subprocess.Popen[Any]):
             "cwd": os.fspath(how["cwd"] or os.getcwd()),
             "env": dict(how["env"] or os.environ),
             "session": bool(how["start_new_session"]),
+            "outlives": signal.getsignal(signal.SIGHUP) is signal.SIG_IGN,  # a terminal
         }
         ends = (how["p2cread"], how["c2pwrite"], how["errwrite"])
         given = [number if number >= 0 else inherited for inherited, number in enumerate(ends)]
@@ -125,9 +126,7 @@ def _become(order: dict[str, Any], given: Sequence[int], path: Sequence[str]) ->
     os.closerange(3, max(given) + 1)
     if order["session"]:
         os.setsid()
-    signal.signal(
-        signal.SIGHUP, signal.SIG_DFL
-    )  # who tests may have been started to outlive a terminal; a launch would be, too
+    signal.signal(signal.SIGHUP, signal.SIG_IGN if order["outlives"] else signal.SIG_DFL)
     os.chdir(order["cwd"])
     os.environ.clear()
     os.environ.update(order["env"])
