@@ -42,6 +42,8 @@ _HANDED = (
     *("restore_signals", "gid", "gids", "uid", "umask", "start_new_session", "process_group"),
 )
 _PIPES = slice(9, 15)
+# what a program ignores if whoever starts it does (`nohup`, a shell's `&`); else it does this
+_INHERITED = {signal.SIGHUP: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
 
 
 class WarmPopen(subprocess.Popen[Any]):
@@ -56,7 +58,7 @@ class WarmPopen(subprocess.Popen[Any]):
             "cwd": os.fspath(how["cwd"] or os.getcwd()),
             "env": dict(how["env"] or os.environ),
             "session": bool(how["start_new_session"]),
-            "outlives": signal.getsignal(signal.SIGHUP) is signal.SIG_IGN,  # a terminal
+            "ignored": [number for number in _INHERITED if signal.getsignal(number) is signal.SIG_IGN],
         }
         ends = (how["p2cread"], how["c2pwrite"], how["errwrite"])
         given = [number if number >= 0 else inherited for inherited, number in enumerate(ends)]
@@ -126,7 +128,8 @@ def _become(order: dict[str, Any], given: Sequence[int], path: Sequence[str]) ->
     os.closerange(3, max(given) + 1)
     if order["session"]:
         os.setsid()
-    signal.signal(signal.SIGHUP, signal.SIG_IGN if order["outlives"] else signal.SIG_DFL)
+    for number, usual in _INHERITED.items():
+        signal.signal(number, signal.SIG_IGN if number in order["ignored"] else usual)
     os.chdir(order["cwd"])
     os.environ.clear()
     os.environ.update(order["env"])
