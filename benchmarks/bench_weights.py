@@ -68,6 +68,7 @@ def start_engine(stack: ExitStack, model: Path) -> str:
         "cpu",
     ]
     command += ["--dtype", "float32", "--weight-version", "0", "--port", "0", "--max-running-requests", "4"]
+    command += ["--weight-roots", str(model.parent)]  # where the snapshots are
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, text=True, bufsize=1, env={**os.environ, "OMP_NUM_THREADS": "1"}
     )
