@@ -29,11 +29,7 @@ class ForkServer:
     def __init__(self, preload: str) -> None:
         # multiprocessing has one for a program; these are further objects of its class
         self._server: Any = forkserver.ForkServer()  # pyright: ignore[reportAttributeAccessIssue]  (it is not in the stubs)
-        self.preload(preload)
-
-    def preload(self, module: str) -> None:
-        """What it imports, when it begins."""
-        self._server.set_forkserver_preload([module])
+        self._server.set_forkserver_preload([preload])
 
     def begin(self) -> None:
         """Start it, unless it lives."""

@@ -157,35 +157,28 @@ def _weight_pages(weights: WeightControl) -> Pages:
         decoded(data, control_bodies.NoBody)
         return await weights.end()
 
-    async def init_group(data: bytes) -> Answer:
-        return await weights.init_group(decoded(data, control_bodies.InitGroupBody))
-
-    async def destroy_group(data: bytes) -> Answer:
-        return await weights.destroy_group(decoded(data, control_bodies.DestroyGroupBody))
-
-    async def update_from_distributed(data: bytes) -> Answer:
-        return await weights.update_from_distributed(decoded(data, control_bodies.UpdateDistributedBody))
-
-    async def update_from_disk(data: bytes) -> Answer:
-        return await weights.update_from_disk(decoded(data, control_bodies.UpdateDiskBody))
-
-    async def update_weight_version(data: bytes) -> Answer:
-        return await weights.set_version(decoded(data, control_bodies.VersionBody))
-
-    async def weights_checker(data: bytes) -> Answer:
-        return await weights.check(decoded(data, control_bodies.CheckerBody))
-
     posts: dict[str, Page] = {
         "/begin_weight_update": begin,
         "/end_weight_update": end,
-        "/init_weights_update_group": init_group,
-        "/destroy_weights_update_group": destroy_group,
-        "/update_weights_from_distributed": update_from_distributed,
-        "/update_weights_from_disk": update_from_disk,
-        "/update_weight_version": update_weight_version,
+        "/init_weights_update_group": _taking(control_bodies.InitGroupBody, weights.init_group),
+        "/destroy_weights_update_group": _taking(control_bodies.DestroyGroupBody, weights.destroy_group),
+        "/update_weights_from_distributed": _taking(
+            control_bodies.UpdateDistributedBody, weights.update_from_distributed
+        ),
+        "/update_weights_from_disk": _taking(control_bodies.UpdateDiskBody, weights.update_from_disk),
+        "/update_weight_version": _taking(control_bodies.VersionBody, weights.set_version),
     }
-    checker: Pages = {"/weights_checker": {"GET": weights_checker, "POST": weights_checker}}
-    return {path: {"POST": page} for path, page in posts.items()} | checker
+    check = _taking(control_bodies.CheckerBody, weights.check)
+    return {path: {"POST": page} for path, page in posts.items()} | {"/weights_checker": {"GET": check, "POST": check}}
+
+
+def _taking(kind: type[B], answer: Callable[[B], Awaitable[Answer]]) -> Page:
+    """The page that hands its body to ``answer``, as ``kind``."""
+
+    async def page(data: bytes) -> Answer:
+        return await answer(decoded(data, kind))
+
+    return page
 
 
 def _load(frontend: Frontend) -> dict[str, Any]:
