@@ -69,7 +69,9 @@ def test_a_stopped_fork_server_is_seen_where_it_hides_that_an_actor_has_ended(pl
     ended, forks = sleeper(placement, "ended"), fork_server.OTHERS.pid()
     lives = sleeper(placement, "lives")
     assert forks is not None
-    assert placement.look() == {"ended": process_of(ended), "lives": process_of(lives)}
+    seen = placement.look()
+    assert {name: process.where for name, process in seen.items()} == {"ended": f"pid {ended}", "lives": f"pid {lives}"}
+    assert "zombie" not in {process.state for process in seen.values()}
     os.kill(forks, signal.SIGSTOP)
     os.kill(ended, signal.SIGKILL)
     until = time.monotonic() + DEADLINE_S
