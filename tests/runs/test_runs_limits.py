@@ -67,11 +67,18 @@ def test_a_learner_that_stands_still_or_a_full_redis_stops_admission_and_loses_n
     # or for its snapshot to reach the engines, if it was stopped before it had one
     ended = ("waits for the learner", "waits for engines to serve")
     wait_until(lambda: doing(run_dir, "dealer").startswith(ended), "end of admission", process)
-    wait_until(lambda: ledger(run_dir)["in_flight"] + ledger(run_dir)["waiting"] == 0, "end of generation", process)
-    still = ledger(run_dir)
-    assert still["ready"] <= (max_lag + 1) * batch
     (samples,) = [key for key in client.keys("*samples")]
-    assert client.xlen(samples) == still["ready"] + still["batched"]
+    still: dict[str, int] = {}
+    kept = 0
+
+    def generation_has_ended() -> bool:
+        nonlocal still, kept
+        still, kept = ledger(run_dir), client.xlen(samples)  # of one moment, if nothing has changed after it
+        return still == ledger(run_dir) and still["in_flight"] + still["waiting"] == 0
+
+    wait_until(generation_has_ended, "end of generation", process)
+    assert still["ready"] <= (max_lag + 1) * batch
+    assert kept == still["ready"] + still["batched"]
     memory = client.info("memory")["used_memory"]
     os.kill(learner, signal.SIGCONT)
     wait_for_step(run_dir, 20, process)
