@@ -164,6 +164,10 @@ class RedisServer:
             "auto-aof-rewrite-min-size": "64mb",
             "save": "",
             "maxmemory-policy": "noeviction",
+            # compact forms are searched from one end to the other, which costs the scripts more than all that they do
+            "hash-max-ziplist-entries": "0",
+            "zset-max-ziplist-entries": "0",
+            "stream-node-max-entries": "16",
             "daemonize": "no",
             **self._more,
         }
