@@ -15,7 +15,7 @@ import msgspec
 from bus.client import READ_BLOCK_MS
 from bus.codec import CodecError, encode
 from bus.ledger_scripts import LedgerScripts, words
-from bus.messages import Group, Ticket
+from bus.messages import Group, Ticket, Transition
 from bus.ready import describe
 
 WORKERS = "rollout"  # the consumer group of the tickets
@@ -122,7 +122,9 @@ class Leases(LedgerScripts):
             key = self.bus.key(f"payload:{group.group_id}:{lease}")
             # payloads stay outside Lua, which would copy them several times; they are lasting once they are published
             puts.append(("SET", key, payload, "EX", _UNPUBLISHED_S, "NX"))
-            flat.append([group.group_id, key, encode(describe(group, key, when))])
+            news = describe(group, key, when)
+            record = Transition(kind="published", group_ids=(group.group_id,), by=lease, group=news)
+            flat.append([group.group_id, key, encode(news), encode(record)])
             self.bus.redis.ahead(*puts[-1])
         done = [int(one) for one in await self._run("publish", lease, *itertools.chain(*flat))]
         for i, put in enumerate(puts):

@@ -13,6 +13,7 @@ import redis.exceptions
 from bus import positions
 from bus.client import Bus
 from bus.errors import LedgerError
+from bus.script_text import with_parts
 
 _SCRIPTS = Path(__file__).parent / "scripts"
 _NAMES = (
@@ -57,8 +58,8 @@ class LedgerScripts:
 
 
 def _load(bus: Bus) -> dict[str, Any]:
-    prelude = positions.lua() + (_SCRIPTS / "prelude.lua").read_text()
-    return {n: bus.redis.register_script(prelude + (_SCRIPTS / f"{n}.lua").read_text()) for n in _NAMES}
+    parts = positions.lua() + (_SCRIPTS / "prelude.lua").read_text()
+    return {n: bus.redis.register_script(with_parts((_SCRIPTS / f"{n}.lua").read_text(), parts)) for n in _NAMES}
 
 
 def words(text: str) -> str:

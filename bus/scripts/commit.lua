@@ -15,7 +15,6 @@ for s = from, step do
   end
   with_all(some_of(values_of(SAMPLE, ids)), 'XDEL', SAMPLES)
   with_all(ids, 'HDEL', SAMPLE)
-  with_all(ids, 'HDEL', READY)
   with_all(ids, 'HDEL', STATE)
   trained = trained + #ids
   record('trained', ids, { step = s })

@@ -1,15 +1,27 @@
--- Names and moves shared by every ledger script. KEYS[1] is the run's prefix.
+-- Names and moves for the ledger's scripts, each of which gets those that it uses (bus/script_text.py). KEYS[1] is the run's
+-- prefix.
 -- A group is in exactly one state: w(aiting), f (in flight), r(eady), b(atched); trained and dropped groups are counters.
 local P = KEYS[1]
-local COUNT, STATE, LEASE, ORDER = P .. 'l:count', P .. 'l:state', P .. 'l:lease', P .. 'l:order'
-local TICKET, READY, SAMPLE, META = P .. 'l:ticket', P .. 'l:ready', P .. 'l:sample', P .. 'l:meta'
-local PAYLOAD, AHEAD, BATCH = P .. 'l:payload', P .. 'l:ahead', P .. 'l:batch'
+local COUNT = P .. 'l:count'
+local STATE = P .. 'l:state'
+local LEASE = P .. 'l:lease'
+local ORDER = P .. 'l:order'
+local TICKET = P .. 'l:ticket'
+local SAMPLE = P .. 'l:sample'
+local META = P .. 'l:meta'
+local PAYLOAD = P .. 'l:payload'
+local AHEAD = P .. 'l:ahead'
+local BATCH = P .. 'l:batch'
 local QUARANTINE = P .. 'l:quarantine' -- the groups of recorded steps that are no part of them any more, and why
-local ATTEMPTS, CLAIM, CAUSES = P .. 'l:attempts', P .. 'l:claim', P .. 'l:causes'
-local TICKETS, SAMPLES, BATCHES = P .. 'tickets', P .. 'samples', P .. 'batches'
-local EVENTS, DEAD = P .. 'events', P .. 'dead'
+local ATTEMPTS = P .. 'l:attempts'
+local CLAIM = P .. 'l:claim'
+local CAUSES = P .. 'l:causes'
+local TICKETS = P .. 'tickets'
+local SAMPLES = P .. 'samples'
+local BATCHES = P .. 'batches'
+local EVENTS = P .. 'events'
+local DEAD = P .. 'dead'
 local NAME = { w = 'waiting', f = 'in_flight', r = 'ready', b = 'batched' }
-local SCHEMA = '\1' -- bus.messages.SCHEMA_VERSION
 
 -- A write that needs no memory, first: Redis then lets the script finish even when its memory is full. Whatever
 -- frees memory in the end must go on; admission alone is refused (it does not call this).
@@ -32,22 +44,28 @@ local function move(gid, from, to)
 end
 
 local function append(items, one, other)
-  items[#items + 1] = one
-  items[#items + 1] = other
+  local last = #items
+  items[last + 1], items[last + 2] = one, other
 end
 
--- A command, its key and whatever comes before `items`, on all of these, some at a time: Lua hands over no more than a few
--- thousand at once.
-local function with_all(items, ...)
+-- A command, its key and a consumer group, as far as it has these, on all `items`, some at a time: Lua hands over no more than a
+-- few thousand at once.
+local function with_all(items, command, key, group)
   for from = 1, #items, 1000 do
-    local words = { ... }
-    for i = from, math.min(from + 999, #items) do words[#words + 1] = items[i] end
-    redis.call(unpack(words))
+    local upto = math.min(from + 999, #items)
+    if group then
+      redis.call(command, key, group, unpack(items, from, upto))
+    elseif key then
+      redis.call(command, key, unpack(items, from, upto))
+    else
+      redis.call(command, unpack(items, from, upto))
+    end
   end
 end
 
 -- What the hash `key` holds for `ids`, in order; false where it holds nothing.
 local function values_of(key, ids)
+  if #ids > 0 and #ids <= 1000 then return redis.call('HMGET', key, unpack(ids)) end
   local values = {}
   for from = 1, #ids, 1000 do
     local some = redis.call('HMGET', key, unpack(ids, from, math.min(from + 999, #ids)))
@@ -70,25 +88,13 @@ local function unpacked(message)
   return cmsgpack.unpack(string.sub(message, 2))
 end
 
--- A message of the fields of its type, as far as they are given without a gap: FIELD says where each of them lies.
-local function pack(tag, fields)
-  local message = { tag }
-  for name, value in pairs(fields) do
-    if value then message[FIELD[tag][name]] = value end
-  end
-  return SCHEMA .. cmsgpack.pack(message)
-end
-
 -- The transition, on the stream of events, in the same atomic script. `t` has the fields of bus.messages.Transition.
 -- Returns the message.
 local function record(kind, ids, t)
-  local message = pack('transition', {
+  local message = pack_transition({
     kind = kind, group_ids = ids, by = t.by or '', step = t.step or 0, reason = t.reason or '', detail = t.detail or '',
     attempt = t.attempt or 0, lengths = t.lengths or {},
   })
-  if t.ready then -- as it is, behind the other fields: unpacking and packing it would take as long as all the rest
-    message = SCHEMA .. string.char(string.byte(message, 2) + 1) .. string.sub(message, 3) .. string.sub(t.ready, 2)
-  end
   redis.call('XADD', EVENTS, '*', 'm', message)
   return message
 end
@@ -111,7 +117,14 @@ end
 
 -- The groups of a step that is not forgotten.
 local function groups_of(step)
-  return unpacked(redis.call('HGET', BATCH, step))[FIELD.batch.group_ids]
+  return unpacked(redis.call('HGET', BATCH, step))[BATCH_GROUP_IDS]
+end
+
+-- Response tokens of each sample of a group whose news is there.
+local function lengths_of(gid)
+  local entry = redis.call('HGET', SAMPLE, gid)
+  local news = entry and redis.call('XRANGE', SAMPLES, entry, entry)[1]
+  return news and unpacked(news[2][2])[READY_LENGTHS] or {}
 end
 
 -- The news that the group was published; its payload stays.
@@ -119,7 +132,6 @@ local function forget_news(gid)
   local entry = redis.call('HGET', SAMPLE, gid)
   if entry then redis.call('XDEL', SAMPLES, entry) end
   redis.call('HDEL', SAMPLE, gid)
-  redis.call('HDEL', READY, gid)
 end
 
 local function forget_payload(gid)
@@ -143,9 +155,7 @@ end
 -- The open group leaves undone, counted under `t.reason`. Admission, which has a place more to give, is woken.
 local function drop(gid, t)
   local state = redis.call('HGET', STATE, gid)
-  if state == 'r' and not t.lengths then
-    t.lengths = unpacked(redis.call('HGET', READY, gid))[FIELD.ready.lengths]
-  end
+  if state == 'r' and not t.lengths then t.lengths = lengths_of(gid) end
   forget_ticket(gid)
   forget_payload(gid)
   redis.call('HDEL', STATE, gid)
@@ -170,6 +180,6 @@ local function bury(gid, t)
   local entry = redis.call('HGET', TICKET, gid)
   local ticket = redis.call('XRANGE', TICKETS, entry, entry)[1][2][4]
   local letter = { group_id = gid, attempts = number(ATTEMPTS, gid), reason = t.reason, causes = causes }
-  redis.call('XADD', DEAD, 'MAXLEN', '~', 10000, '*', 'm', pack('dead_letter', letter), 't', ticket)
+  redis.call('XADD', DEAD, 'MAXLEN', '~', 10000, '*', 'm', pack_dead_letter(letter), 't', ticket)
   drop(gid, t)
 end

@@ -17,13 +17,11 @@ redis.call('HINCRBY', COUNT, state == 'b' and 'batched' or 'trained', -1)
 redis.call('HINCRBY', COUNT, 'dropped', 1)
 redis.call('HINCRBY', COUNT, 'dropped:quarantined', 1)
 redis.call('HSET', QUARANTINE, gid, reason .. ': ' .. detail)
-local lengths = {}
-local ready = redis.call('HGET', READY, gid)
-if ready then lengths = unpacked(ready)[FIELD.ready.lengths] end
+local lengths = lengths_of(gid)
 redis.call('HDEL', STATE, gid)
 forget_news(gid)
 local causes = { 'step ' .. step .. ': ' .. reason .. ': ' .. detail }
 local letter = { group_id = gid, attempts = 1, reason = 'quarantined', causes = causes }
-redis.call('XADD', DEAD, 'MAXLEN', '~', 10000, '*', 'm', pack('dead_letter', letter), 't', ARGV[5])
+redis.call('XADD', DEAD, 'MAXLEN', '~', 10000, '*', 'm', pack_dead_letter(letter), 't', ARGV[5])
 record('quarantined', { gid }, { step = step, reason = reason, detail = detail, lengths = lengths })
 return total + 1

@@ -120,11 +120,11 @@ class Story:
     def _valid(self, gid: str, lease: str) -> bool:
         return self.place.get(gid) == "f" and self.lease[gid] == lease
 
-    def _publish(self, view: Any, lease: str, *triples: Any) -> Expected:
-        each = [self._publish_one(view, lease, *triples[i : i + 3]) for i in range(0, len(triples), 3)]
+    def _publish(self, view: Any, lease: str, *parts: Any) -> Expected:
+        each = [self._publish_one(view, lease, *parts[i : i + 2]) for i in range(0, len(parts), 4)]
         return Expected([one.answer for one in each], [move for one in each for move in one.moves])
 
-    def _publish_one(self, view: Any, lease: str, gid: str, payload: str, _ready: bytes) -> Expected:
+    def _publish_one(self, view: Any, lease: str, gid: str, payload: str) -> Expected:
         if view.payload.get(gid) == payload:
             return Expected(2, [])
         if not self._valid(gid, lease):

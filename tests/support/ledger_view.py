@@ -20,7 +20,7 @@ _READ = """
 local P, since = KEYS[1], ARGV[1]
 local view = {}
 local tables = {
-  'count', 'state', 'lease', 'ticket', 'ready', 'sample', 'payload', 'attempts', 'claim', 'causes', 'batch', 'quarantine',
+  'count', 'state', 'lease', 'ticket', 'sample', 'payload', 'attempts', 'claim', 'causes', 'batch', 'quarantine',
 }
 for _, name in ipairs(tables) do
   view[#view + 1] = redis.call('HGETALL', P .. 'l:' .. name)
@@ -67,7 +67,6 @@ class View:
             state,
             lease,
             ticket,
-            ready,
             sample,
             payload,
             attempts,
@@ -82,7 +81,7 @@ class View:
         ) = raw
         self.count = {name: int(value) for name, value in _table(count).items()}
         self.state, self.lease, self.payload = _text(_table(state)), _text(_table(lease)), _text(_table(payload))
-        self.ticket, self.ready, self.sample = _table(ticket), _table(ready), _table(sample)
+        self.ticket, self.sample = _table(ticket), _table(sample)
         self.attempts = {gid: int(n) for gid, n in _table(attempts).items()}
         self.claim, self.causes = {gid: int(n) for gid, n in _table(claim).items()}, _table(causes)
         self.batch = {int(step): record for step, record in _table(batch).items()}
@@ -170,12 +169,12 @@ def _check_tickets(view: View, story: Story) -> None:
 def _check_payloads(view: View, story: Story) -> None:
     published = story.in_place("rb")
     kept = {gid for step in range(story.forgotten + 1, story.last_step + 1) for gid in story.batches[step]}
-    assert sorted(view.ready) == sorted(view.sample) == sorted(published)
+    assert sorted(view.sample) == sorted(published)
     assert view.payload.keys() == kept | set(published)
-    assert {view.sample[gid]: view.ready[gid] for gid in published} == {i: f["m"] for i, f in view.samples.items()}
+    assert sorted(view.sample.values()) == sorted(view.samples)
     lasting = set(view.payload.values())
     for gid in published:
-        assert _described(view.ready[gid]) == (gid, view.payload[gid])
+        assert _described(view.samples[view.sample[gid]]["m"]) == (gid, view.payload[gid])
     for gid, key in view.payload.items():
         assert key in view.payloads, f"the payload of {gid} is gone"
         assert _group_id(view.payloads[key][1]) == gid
