@@ -13,9 +13,13 @@ from typing import Any
 
 from miles_async.config.schema import ConfigError, RunConfig
 from miles_async.models import builtin
+from miles_async.models.hf_config import defaults, rope
 
 ARCHITECTURES = {"qwen3": "Qwen3ForCausalLM", "qwen2": "Qwen2ForCausalLM", "llama": "LlamaForCausalLM"}  # by model_type
 SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+
+
+_KINDS = {int: "a whole number", float: "a number", bool: "true or false"}
 
 
 @dataclass(frozen=True)
@@ -51,11 +55,6 @@ def read_config_json(directory: str | Path) -> dict[str, Any]:
     return found
 
 
-def rope(raw: dict[str, Any]) -> dict[str, Any]:
-    """transformers 5 writes ``rope_parameters``, transformers 4 wrote ``rope_theta`` and ``rope_scaling``."""
-    return {**(raw.get("rope_scaling") or {}), **(raw.get("rope_parameters") or {})}
-
-
 def problems(raw: dict[str, Any], part: ComputingPart) -> list[str]:
     """What ``part`` would compute differently from transformers; empty: nothing."""
     if (model_type := raw.get("model_type")) not in ARCHITECTURES:
@@ -63,6 +62,11 @@ def problems(raw: dict[str, Any], part: ComputingPart) -> list[str]:
     found = []
     if missing := [name for name in SIZES if not isinstance(raw.get(name), int)]:
         found.append(f"config.json has no {' and no '.join(missing)}")
+    found += [
+        f"{name} {raw[name]!r} (supported: {_KINDS[type(default)]})"
+        for name, default in defaults(model_type).items()
+        if type(default) in _KINDS and raw.get(name) is not None and not _is(raw[name], default)
+    ]
     if raw.get("hidden_act", "silu") != "silu":
         found.append(f"hidden_act {raw['hidden_act']!r} (supported: silu)")
     if raw.get("use_sliding_window") or any(kind != "full_attention" for kind in raw.get("layer_types") or ()):
@@ -77,6 +81,12 @@ def problems(raw: dict[str, Any], part: ComputingPart) -> list[str]:
     if raw.get("quantization_config"):
         found.append("quantization_config: its weights are quantized")
     return found
+
+
+def _is(value: Any, default: Any) -> bool:
+    """Whether it is of the kind of ``default``; a number that has no fraction may be written without one."""
+    kinds = (int, float) if isinstance(default, float) else (type(default),)
+    return isinstance(value, kinds) and isinstance(value, bool) == isinstance(default, bool)
 
 
 def check_model(directory: str | Path, part: ComputingPart) -> dict[str, Any]:

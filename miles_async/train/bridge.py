@@ -15,8 +15,9 @@ from typing import Any
 
 import torch
 
+from miles_async.models.hf_config import HfConfig
 from miles_async.models.support import LEARNER, ModelError, check_model
-from miles_async.train.undecorated import undecorated
+from miles_async.train.light_imports import imported_when_called
 
 __all__ = ["ModelBridge", "ModelError"]
 
@@ -37,14 +38,9 @@ _OVERRIDES: dict[str, Any] = {
 }
 
 
-def load_hf_config(path: str) -> Any:
-    """The transformers configuration at ``path``. Raises ModelError if the learner would compute its model differently."""
-    from transformers import AutoConfig
-
-    check_model(path, LEARNER)
-    # the docstring of a configuration class is written when that is imported, and its models are imported for it: over a second
-    with undecorated(importlib.import_module("transformers.utils"), "auto_docstring"):
-        return AutoConfig.from_pretrained(path)
+def load_hf_config(path: str) -> HfConfig:
+    """The configuration at ``path``. Raises ModelError if the learner would compute its model differently."""
+    return HfConfig(check_model(path, LEARNER))
 
 
 class ModelBridge:
@@ -105,13 +101,15 @@ def _bridge_class(model_type: str, local: bool) -> Any:
 
         def _get_gptmodel_args(self) -> dict[str, Any]:
             config = self.hf_config
-            rope = getattr(config, "rope_parameters", None) or {}  # transformers 5; before: rope_theta
             return {
                 "vocab_size": config.vocab_size,
                 "max_sequence_length": config.max_position_embeddings,
                 "position_embedding_type": "rope",
-                "rotary_base": rope.get("rope_theta") or getattr(config, "rope_theta", 10000.0),
+                "rotary_base": config.rope_theta,
             }
+
+        def _get_actual_hf_path(self, weight_path: str) -> str:
+            return weight_path  # a directory already
 
         def _get_transformer_layer_spec(self, vp_stage: int | None = None) -> Any:
             if not local:
@@ -151,7 +149,9 @@ def _mbridge_class(model_type: str) -> Any:
             spec = importlib.util.find_spec(name)
             assert spec is not None, "mbridge is a dependency"
             sys.modules[name] = importlib.util.module_from_spec(spec)
-    importlib.import_module(f"mbridge.models.{model_type}")
+    # of transformers it wants a name for an annotation, and a function that downloads a model
+    with imported_when_called("transformers", "transformers.utils", "transformers.utils.hub"):
+        importlib.import_module(f"mbridge.models.{model_type}")
     from mbridge.core.bridge import _MODEL_REGISTRY
 
     return _MODEL_REGISTRY[model_type]

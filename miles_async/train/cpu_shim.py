@@ -17,7 +17,17 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
-from miles_async.train.undecorated import undecorated
+from miles_async.train.light_imports import absent, imported_when_called, undecorated
+
+# What Megatron loads besides itself, and gets by without; it is most of the time that it takes: DTensor (with sympy) and FSDP,
+# its timers' TensorBoard, a compiler of extensions for CUDA. The first checkpoint loads DTensor (dist_save.py).
+_ABSENT = (
+    "torch.distributed._tensor",
+    "torch.distributed.fsdp",
+    "megatron.core.distributed.fsdp.src.megatron_fsdp",
+    "torch.utils.tensorboard",
+)
+_WHEN_CALLED = ("megatron.core.transformer.fsdp_dtensor_checkpoint", "torch.utils.cpp_extension")
 
 
 def install(device: torch.device) -> None:
@@ -40,7 +50,7 @@ def install(device: torch.device) -> None:
     torch.cuda.random.get_rng_state = torch.cuda.get_rng_state
     # Its ``jit_fuser`` is ``torch.compile``, which on a CPU would load the inductor (over a second) and call a C++ compiler at
     # the first step, for functions of a few microseconds.
-    with undecorated(torch, "compile"):
+    with undecorated(torch, "compile"), absent(*_ABSENT), imported_when_called(*_WHEN_CALLED):
         from megatron.core.tensor_parallel import random as megatron_random
 
     megatron_random._set_cuda_rng_state = set_state

@@ -21,6 +21,5 @@ with for_good("miles-async fork server of learners"):
                 "miles_async.train.trainer",
                 "miles_async.train.attention",
                 "megatron.core.optimizer",
-                "transformers.models.auto.configuration_auto",
             )
         )

@@ -15,7 +15,8 @@ import msgspec
 import torch
 from safetensors import safe_open
 
-from miles_async.models.support import ARCHITECTURES, ENGINE, ModelError, check_model, rope
+from miles_async.models.hf_config import completed, rope, rope_theta
+from miles_async.models.support import ARCHITECTURES, ENGINE, ModelError, check_model
 
 
 class ModelFilesError(ValueError):
@@ -59,12 +60,11 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
 def read_config(path: str | Path) -> ModelConfig:
     """The model of a Hugging Face directory. Raises ModelFilesError naming the file or the value that does not fit."""
     try:
-        raw = check_model(path, ENGINE)
+        raw = completed(check_model(path, ENGINE))
     except ModelError as error:
         raise ModelFilesError(str(error)) from None
     model_type = str(raw["model_type"])
     attention_bias = bool(raw.get("attention_bias", False))
-    heads = int(raw["num_attention_heads"])
     return ModelConfig(
         model_type=model_type,
         architecture=ARCHITECTURES[model_type],
@@ -72,17 +72,17 @@ def read_config(path: str | Path) -> ModelConfig:
         hidden_size=int(raw["hidden_size"]),
         intermediate_size=int(raw["intermediate_size"]),
         num_layers=int(raw["num_hidden_layers"]),
-        num_heads=heads,
-        num_kv_heads=int(raw.get("num_key_value_heads") or heads),
-        head_dim=int(raw.get("head_dim") or int(raw["hidden_size"]) // heads),
-        rms_norm_eps=float(raw.get("rms_norm_eps", 1e-6)),
+        num_heads=int(raw["num_attention_heads"]),
+        num_kv_heads=int(raw["num_key_value_heads"]),
+        head_dim=int(raw["head_dim"]),
+        rms_norm_eps=float(raw["rms_norm_eps"]),
         rope=_read_rope(raw),
-        tie_word_embeddings=bool(raw.get("tie_word_embeddings", False)),
+        tie_word_embeddings=bool(raw["tie_word_embeddings"]),
         qk_norm=model_type == "qwen3",
         qkv_bias=model_type == "qwen2" or attention_bias,
         o_bias=model_type != "qwen2" and attention_bias,
         mlp_bias=bool(raw.get("mlp_bias", False)),
-        max_positions=int(raw.get("max_position_embeddings", 2048)),
+        max_positions=int(raw["max_position_embeddings"]),
         dtype=str(raw.get("dtype") or raw.get("torch_dtype") or "float32"),
     )
 
@@ -124,7 +124,7 @@ def _read_rope(raw: dict[str, Any]) -> RopeConfig:
     spec = rope(raw)
     kind = spec.get("rope_type") or spec.get("type") or "default"
     return RopeConfig(
-        theta=float(spec.get("rope_theta") or raw.get("rope_theta") or 10000.0),
+        theta=rope_theta(raw),
         kind=kind,
         factor=float(spec.get("factor", 1.0)),
         low_freq_factor=float(spec.get("low_freq_factor", 1.0)),
