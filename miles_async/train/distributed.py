@@ -1,7 +1,7 @@
 """The learner's process groups and the few collectives its step needs itself.
 
 Promises: one set of groups for each process; every collective has a deadline, and passing it names the ranks waited for;
-with one rank no collective is entered.
+with one rank no collective is entered; over gloo there is one group for the same ranks, however many Megatron asks for.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import datetime
 import os
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -49,9 +50,10 @@ class LearnerGroups:
                 world_size=ranks.world_size,
                 timeout=datetime.timedelta(seconds=timeout_s),
             )
-            parallel_state.initialize_model_parallel(
-                distributed_timeout_minutes=max(1, round(timeout_s / 60)),
-            )
+            with _shared_groups() if device.type == "cpu" else contextlib.nullcontext():
+                parallel_state.initialize_model_parallel(
+                    distributed_timeout_minutes=max(1, round(timeout_s / 60)),
+                )
 
     def gather(self, values: list[float]) -> torch.Tensor:
         """The values of every data-parallel rank: [dp_size, len(values)] float64 on the CPU."""
@@ -132,3 +134,27 @@ class LearnerGroups:
         parallel_state.destroy_model_parallel()
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def _shared_groups() -> Iterator[None]:
+    """Inside the ``with``, ``new_group`` makes one group for the same ranks, and none for all of them.
+
+    Of Megatron's twenty each would have three threads that poll, and the ranks one meeting more. Nobody enters collectives of
+    two of them at once, for which NCCL has them apart.
+    """
+    everybody = tuple(range(dist.get_world_size()))
+    made: dict[tuple[int, ...], Any] = {everybody: dist.group.WORLD}
+    new_group = dist.new_group
+
+    def shared(ranks: list[int] | None = None, **options: Any) -> Any:
+        key = everybody if ranks is None else tuple(sorted(ranks))
+        if key not in made:
+            made[key] = new_group(ranks, **options)
+        return made[key]
+
+    dist.new_group = shared
+    try:
+        yield
+    finally:
+        dist.new_group = new_group
