@@ -10,13 +10,15 @@ import asyncio
 from collections.abc import Coroutine, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from bus.waits import WaitKind
 from miles_async.config.schema import ConfigError, Engine, RunConfig
-from miles_async.engines.client import EngineClient
 from miles_async.http.refusals import Refusals
 from miles_async.models.support import ComputingPart
+
+if TYPE_CHECKING:
+    from miles_async.engines.client import EngineClient  # it loads aiohttp, which neither a launch nor a learner needs
 
 
 class EngineHost(Protocol):
