@@ -68,6 +68,8 @@ def launch(
 ) -> None:
     """Train: start the processes of a run, watch them, and stop them in order."""
     directory = (run_dir or default_run_dir(config_file)).absolute()  # it means the same in every process
+    if not dry_run and config_file.is_file():
+        _warm_up()
     with clear_errors(directory):
         from miles_async.cli.launch_check import check_topology
         from miles_async.cli.load import load
@@ -196,17 +198,21 @@ def default_run_dir(config_file: Path) -> Path:
     return Path("runs") / f"{config_file.stem}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
-def _run(config: RunConfig, directory: Path, as_json: bool) -> int:
+def _warm_up() -> None:
+    """Begin to import what actors need: of all that a launch does it takes longest. It ends with this process at the latest."""
     from miles_async.runs import placements
 
-    local = placements.PLACEMENTS[placements.LOCAL]
-    placements.load(local.warm_up)()
+    placements.load(placements.PLACEMENTS[placements.LOCAL].warm_up)()
+
+
+def _run(config: RunConfig, directory: Path, as_json: bool) -> int:
     from miles_async.cli.launch_check import resolve
     from miles_async.monitor import Monitor
     from miles_async.monitor.summary import describe
+    from miles_async.runs import placements
 
     monitor = Monitor(stream=sys.stderr if as_json else sys.stdout)
-    placement = placements.load(local.placement)()
+    placement = placements.load(placements.PLACEMENTS[placements.LOCAL].placement)()
     code = int(resolve(SUPERVISOR)(config, directory, monitor, placement).run())
     summary = monitor.summary
     if summary is not None:
