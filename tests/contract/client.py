@@ -25,12 +25,16 @@ class Answer:
 
 
 class Watched:
-    """A streamed /generate request that runs in the background; ``answer`` is the latest (cumulative) chunk."""
+    """A streamed /generate request that runs in the background.
+
+    A chunk is parsed when somebody looks at it: each has all tokens so far, and who parsed them all would be far behind an
+    engine that shares its core.
+    """
 
     def __init__(self, engine: Engine, body: dict[str, Any]) -> None:
         self.rid: str = body["rid"]
-        self.answer: dict[str, Any] = {}
-        self.chunks: list[dict[str, Any]] = []
+        self._lines: list[bytes] = []
+        self._parsed: tuple[int, dict[str, Any]] = (0, {})  # of so many lines the last one
         self.done_line = False
         self._news = asyncio.Event()
         self._task = asyncio.create_task(self._read(engine, body))
@@ -44,11 +48,21 @@ class Watched:
                     if data == b"[DONE]":
                         self.done_line = True
                     elif data:
-                        self.answer = json.loads(data)
-                        self.chunks.append(self.answer)
+                        self._lines.append(data)
                         self._news.set()
         finally:
             self._news.set()
+
+    @property
+    def chunks(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self._lines]
+
+    @property
+    def answer(self) -> dict[str, Any]:
+        """The latest chunk."""
+        if self._parsed[0] != len(self._lines):
+            self._parsed = len(self._lines), json.loads(self._lines[-1])
+        return self._parsed[1]
 
     @property
     def n_tokens(self) -> int:
