@@ -35,6 +35,7 @@ from bus.waits import WaitKind
 from miles_async.filters.apply import GroupFilters
 from miles_async.groups.limits import group_limits
 from miles_async.groups.sound import check_group, received
+from miles_async.http.heap import settle_memory
 from miles_async.models.context_length import context_length
 from miles_async.rewards import Grader
 from miles_async.rollout.failures import cause_of, check_samples, lengths_of, lost
@@ -71,6 +72,7 @@ class RolloutWorker:
         self.last_chances: deque[ClaimedTicket] = deque()
 
     async def run(self) -> None:
+        settle_memory()
         config = self.ctx.config
         async with contextlib.AsyncExitStack() as stack:
             stack.callback(self.requests.close)
@@ -95,15 +97,14 @@ class RolloutWorker:
 
     async def _work(self) -> None:
         lease_ms = int(self.ctx.config.rollout.lease_s * 1000)
+        freed = self.requests.slots.freed
         stopped = asyncio.create_task(self.ctx.stop.wait())
+        stopped.add_done_callback(lambda _: freed.set())
         while not self._is_over():
-            freed = self.requests.slots.freed
             freed.clear()
             if (free := self._free()) <= 0:
                 with self.ctx.waiting(WaitKind.SLOT):
-                    news = asyncio.create_task(freed.wait())
-                    await asyncio.wait({stopped, news}, return_when=asyncio.FIRST_COMPLETED)
-                    news.cancel()
+                    await freed.wait()
             elif self.in_flight:
                 await self._take(min(free, TICKETS_AT_ONCE), lease_ms)
             else:

@@ -6,7 +6,7 @@ arrays come back as read-only views with the dtype asked for.
 
 from __future__ import annotations
 
-from array import array
+import struct
 from typing import Any, TypeVar
 
 import msgspec
@@ -20,8 +20,7 @@ LOGPROBS = np.dtype("<f4")
 MASK = np.dtype("u1")
 VERSIONS = np.dtype("<i4")
 
-# of numbers that ``array`` lays out in the same way
-_ARRAY_CODES = "ifB" if TOKENS.isnative and array("i").itemsize == TOKENS.itemsize else ""
+_STRUCT_CODES = "ifB"  # of the same numbers
 
 MAX_MESSAGE_BYTES = 256 * 1024 * 1024
 
@@ -60,10 +59,10 @@ def decode(data: bytes, kind: type[M]) -> M:
 
 def pack(values: Any, dtype: np.dtype[Any]) -> bytes:
     """Raw little-endian bytes of a sequence or array, converted to ``dtype``."""
-    if type(values) is list and dtype.char in _ARRAY_CODES:
+    if type(values) is list and dtype.char in _STRUCT_CODES:
         try:
-            return array(dtype.char, values).tobytes()  # a third of numpy's time
-        except TypeError:  # whole numbers as floats, say
+            return struct.pack(f"<{len(values)}{dtype.char}", *values)  # a fifth of numpy's time
+        except (struct.error, OverflowError):  # whole numbers as floats, say
             pass
     return np.ascontiguousarray(values, dtype=dtype).tobytes()
 

@@ -31,7 +31,7 @@ def check_token_ids(body: Mapping[str, Any], vocab_size: int) -> None:
 
 
 def _is_list(value: Any) -> TypeGuard[Sequence[Any]]:
-    return isinstance(value, Sequence) and not isinstance(value, str)
+    return type(value) is list or (isinstance(value, Sequence) and not isinstance(value, str))
 
 
 def _check(ids: Any, where: str, vocab_size: int) -> None:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
+
+import msgspec
 
 from miles_async.hooks.faults import one_line, printable, words
 
@@ -34,12 +35,11 @@ class RewardError(Exception):
         self.trace = trace
 
 
-@dataclass(frozen=True)
-class Graded:
+class Graded(msgspec.Struct, frozen=True):
     """What a sample is worth, and the numbers beside it by name: the entries of a dict, the addends of a sum, or none."""
 
     reward: float
-    parts: dict[str, float] = field(default_factory=dict)
+    parts: dict[str, float] = {}
 
 
 def numbers(result: Any) -> Numbers:

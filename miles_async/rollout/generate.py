@@ -113,8 +113,6 @@ async def complete(turns: Sequence[Turn], config: Rollout, ask: Ask, bounds: Bou
     Raises NoRoomError (before anything is asked), AnswerError, AbortedError, and what ``ask`` raises.
     """
     open_turns, number = list(turns), 0
-    for turn in turns:
-        _check_room(turn, config, bounds)
     while open_turns:
         answers = await ask(_body(open_turns, config, bounds, number))
         if not isinstance(answers, list) or len(answers) != len(open_turns):
@@ -125,26 +123,29 @@ async def complete(turns: Sequence[Turn], config: Rollout, ask: Ask, bounds: Bou
         number += 1
 
 
-def _check_room(turn: Turn, config: Rollout, bounds: Bounds) -> None:
-    if bounds.room(turn.trajectory, config) < 1:
+def _room(turn: Turn, config: Rollout, bounds: Bounds) -> int:
+    """Tokens that the response may still get, at least one. Raises NoRoomError."""
+    room = bounds.room(turn.trajectory, config)
+    if room < 1:
         raise NoRoomError(
             f"sample {turn.rid}: {len(turn.trajectory.prompt)} tokens of prompt and {len(turn.trajectory.tokens)} of response "
             f"leave no room: rollout.rollout_max_response_len = {config.rollout_max_response_len}, the engines' context is "
             f"{bounds.context_length} (engine.context_length)"
         )
+    return room
 
 
 def _body(turns: Sequence[Turn], config: Rollout, bounds: Bounds, number: int) -> dict[str, Any]:
+    same = sampling_params(config, 0, 0, bounds.stop_token_ids)
     return {
         "rid": [f"{turn.rid}.{number}" for turn in turns],
         "input_ids": [turn.trajectory.input_ids for turn in turns],
         "sampling_params": [
-            sampling_params(
-                config,
-                continuation_seed(turn.seed, len(turn.trajectory.tokens)),
-                bounds.room(turn.trajectory, config),
-                bounds.stop_token_ids,
-            )
+            {
+                **same,
+                "sampling_seed": continuation_seed(turn.seed, len(turn.trajectory.tokens)),
+                "max_new_tokens": _room(turn, config, bounds),
+            }
             for turn in turns
         ],
         "return_logprob": True,
@@ -214,25 +215,27 @@ def read_answer(answer: dict[str, Any]) -> EngineAnswer:
 
 def _columns(entries: Sequence[Any]) -> tuple[list[float], list[int]]:
     """The log-probs and the ids of ``[log-prob, id, ...]`` for each token."""
-    if not entries:
-        return [], []
-    logprobs, tokens, *_ = zip(*entries, strict=True)
-    return list(logprobs), list(tokens)
+    return [entry[0] for entry in entries], [entry[1] for entry in entries]
 
 
 def token_versions(meta: dict[str, Any], n_tokens: int) -> list[int]:
     """The weight version that sampled each of ``n_tokens`` tokens, from SGLang's ``weight_versions`` spans.
 
-    Raises AnswerError: the spans leave a token without a version. No spans at all (a server before 0.5.2x) means that all
-    tokens are booked under ``weight_version``, which is the newest one and so could understate the lag: refused too.
+    Raises AnswerError: the spans, which follow one another, leave a token without a version. No spans at all (a server before
+    0.5.2x) means that all tokens are booked under ``weight_version``, which is the newest one and so could understate the lag:
+    refused too.
     """
-    versions = [-1] * n_tokens
+    versions: list[int] = []
     for span in meta.get("weight_versions") or ():
-        start, end = max(int(span["start"]), 0), min(int(span["end"]), n_tokens)
-        versions[start:end] = [int(span["version"])] * (end - start)
-    if n_tokens and max(versions) > MAX_NUMBER:
-        raise AnswerError(f"{meta.get('id')}: weight version {max(versions)}")
-    if n_tokens and min(versions) < 0:
+        start, end, version = max(int(span["start"]), 0), min(int(span["end"]), n_tokens), int(span["version"])
+        if start >= end:
+            continue
+        if not 0 <= version <= MAX_NUMBER:
+            raise AnswerError(f"{meta.get('id')}: weight version {version}")
+        if start > len(versions):
+            break
+        versions[start:end] = [version] * (end - start)
+    if len(versions) < n_tokens:
         spans = meta.get("weight_versions")
         raise AnswerError(f"{meta.get('id')}: a token without a weight version in spans {spans}")
     return versions

@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from bus import Bus, SnapshotLedger
+from bus.codec import VERSIONS, unpack
 from bus.messages import UNSAMPLED, Sample, Snapshot
-from bus.ready import by_version
 from miles_async.rollout.generate import AnswerError
 
 
@@ -39,8 +39,10 @@ class PublishedVersions:
 
     async def newest_for(self, samples: Sequence[Sample]) -> int:
         """The newest version that was ever published, as far as it has to be known for ``samples``; 0 where there was none."""
-        named = by_version(b"".join([sample.versions for sample in samples]))
-        await self._read_on(max((version for version, _ in named if version != UNSAMPLED), default=-1))
+        versions = unpack(b"".join([sample.versions for sample in samples]), VERSIONS)
+        if (newest := int(versions.max(initial=-1))) == UNSAMPLED:
+            newest = int(versions[versions != UNSAMPLED].max(initial=-1))
+        await self._read_on(newest)
         return max(self.newest, 0)
 
     async def _read_on(self, version: int) -> None:

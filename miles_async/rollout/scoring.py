@@ -39,11 +39,12 @@ async def score(
     scored: list[Sample] = []
     for sample in samples:
         grade = graded.get(rollout_of(sample))
-        sample = msgspec.structs.replace(sample, raw_text="")
         if grade is None:
-            scored.append(sample)
+            scored.append(msgspec.structs.replace(sample, raw_text=""))
         elif isinstance(grade, Graded):
-            scored.append(msgspec.structs.replace(sample, reward=grade.reward, reward_parts=dict(grade.parts)))
+            scored.append(
+                msgspec.structs.replace(sample, raw_text="", reward=grade.reward, reward_parts=dict(grade.parts))
+            )
     if not scored:
         raise lost[0][1]
     return scored, lost

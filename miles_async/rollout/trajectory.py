@@ -26,7 +26,7 @@ class Trajectory:
     @property
     def input_ids(self) -> list[int]:
         """What an engine continues."""
-        return self.prompt + self.tokens
+        return self.prompt + self.tokens if self.tokens else self.prompt
 
     def sampled(self, tokens: Sequence[int], logprobs: Sequence[float], versions: Sequence[int]) -> None:
         """The policy wrote ``tokens``."""
@@ -53,6 +53,7 @@ class Trajectory:
 
     def sample(self, index: int, finish_reason: str, tokenizer: Tokenizer) -> Sample:
         """The sample, unscored."""
+        text, raw_text = tokenizer.texts(self.tokens)
         return Sample(
             index=index,
             tokens=pack(self.tokens, TOKENS),
@@ -61,6 +62,6 @@ class Trajectory:
             versions=pack(self.versions, VERSIONS),
             reward=0.0,
             finish_reason=finish_reason,
-            text=tokenizer.decode(self.tokens, skip_special_tokens=True),
-            raw_text=tokenizer.decode(self.tokens, skip_special_tokens=False),
+            text=text,
+            raw_text=raw_text,
         )

@@ -17,6 +17,7 @@ from typing import Any
 
 import jinja2
 import tokenizers
+import tokenizers.decoders
 
 from miles_async.models.context_length import model_length
 from miles_async.text import tokenizer_files as files
@@ -90,6 +91,30 @@ class Tokenizer:
     def decode(self, tokens: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """Text of token ids."""
         return self._tokenizer.decode(list(tokens), skip_special_tokens=skip_special_tokens)
+
+    def texts(self, tokens: Sequence[int]) -> tuple[str, str]:
+        """Text of token ids without special tokens and with them, as :meth:`decode` has them, from one call where that can
+        be: no token is special, or only the last one is."""
+        special = self._special.keys()
+        if special.isdisjoint(tokens):
+            text = self.decode(tokens)
+            return text, text
+        if (end := self._special.get(tokens[-1])) is not None and special.isdisjoint(tokens[:-1]):
+            text = self.decode(tokens[:-1])
+            return text, text + end
+        return self.decode(tokens), self.decode(tokens, skip_special_tokens=False)
+
+    @cached_property
+    def _special(self) -> dict[int, str | None]:
+        """The special tokens, and what each adds to any text that it stands behind; None: that depends on the text."""
+        # these join what they have; behind bytes that are no letter yet, a whole one completes nothing
+        joins = isinstance(self._tokenizer.decoder, tokenizers.decoders.ByteLevel | tokenizers.decoders.Fuse)
+        found: dict[int, str | None] = {}
+        for number, token in self._tokenizer.get_added_tokens_decoder().items():
+            if token.special:
+                alone = self.decode([number], skip_special_tokens=False)
+                found[number] = alone if joins and alone == token.content else None
+        return found
 
     def render_chat(
         self, messages: Sequence[dict[str, Any]], *, add_generation_prompt: bool = True, **variables: Any

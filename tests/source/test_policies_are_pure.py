@@ -67,7 +67,6 @@ PURE = (
 # modules that can neither wait, nor ask for the time, nor reach the outside, as they are used here
 LIBRARIES = {"__future__", "collections", "dataclasses", "functools", "itertools", "math", "typing", "msgspec"}
 LIBRARIES |= {
-    "array",
     "bisect",
     "enum",
     "fnmatch",
@@ -78,6 +77,7 @@ LIBRARIES |= {
     "re",
     "statistics",
     "string",
+    "struct",
     "torch",
 }
 MODULES = {"urllib.parse"}  # of packages that reach outside elsewhere

@@ -16,6 +16,9 @@ class Decoder:
     def decode(self, tokens: list[int], skip_special_tokens: bool = False) -> str:
         return " ".join(map(str, tokens))
 
+    def texts(self, tokens: list[int]) -> tuple[str, str]:
+        return self.decode(tokens), self.decode(tokens)
+
 
 def answer(rid: str, tokens: list[int], finish: str = "stop", version: int = 4, **meta: Any) -> dict[str, Any]:
     spans = [{"version": str(version), "start": 0, "end": len(tokens)}]
