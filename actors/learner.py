@@ -32,6 +32,7 @@ from bus import Ledger, LedgerError
 from bus.client import READ_BLOCK_MS
 from bus.messages import Batch, Control, Group, ReadyGroup
 from bus.waits import WaitKind
+from miles_async.config.layout import layout_of
 from miles_async.evaluation.pins import pin
 from miles_async.evaluation.settings import is_due
 from miles_async.filters.apply import BufferFilter
@@ -66,7 +67,8 @@ class Learner:
         self.policy = make_policy(ctx.config)
         self.buffer_filter = BufferFilter(ctx.config)
         meeting = ctx.spec.site.rendezvous(ctx.run_dir, ctx.incarnation)
-        self.ranks = Ranks(ctx.index, ctx.config.learner.num_ranks, init_method=meeting)
+        learner = ctx.config.learner
+        self.ranks = Ranks(ctx.index, learner.num_ranks, init_method=meeting, layout=layout_of(learner))
         self.rank, self.share = ctx.index, LearnerShare(ctx, self.ledger, self.ranks)
         self.max_lag = ctx.config.staleness.max_lag  # of the batch that is being trained
         self.checkpoints = ctx.run_dir / "checkpoints"

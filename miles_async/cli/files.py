@@ -16,6 +16,7 @@ from miles_async.data.rows import PARQUET, sources, split_slice
 from miles_async.data.source import FILES
 from miles_async.engines.kinds.table import kind_of
 from miles_async.models import builtin
+from miles_async.models.layout_fit import check_layout
 from miles_async.models.support import check_models
 
 
@@ -31,6 +32,7 @@ def check_files(config: RunConfig) -> None:
         if other is not None:
             _check_checkpoint(key, other)
     check_models(config, kind_of(config.engine).COMPUTES)
+    check_layout(config)
     _check_data(config.data)
     if config.eval.eval_interval is not None:
         for name, dataset in config.eval.datasets.items():

@@ -11,7 +11,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TypeVar
 
-from miles_async.config.schema import ConfigError, RunConfig
+from miles_async.config.layout import layout_of, replicas
+from miles_async.config.schema import ConfigError, Learner, RunConfig
 
 T = TypeVar("T")
 
@@ -58,14 +59,25 @@ def check(config: RunConfig) -> None:
         )
     if size is not None and groups * samples % size:
         raise ConfigError(f"learner.global_batch_size = {size} does not divide {batch} samples of a batch")
-    steps = steps_of_pass(config)
-    if groups % (steps * learner.num_ranks):
-        ranks = f" on each of learner.num_ranks = {learner.num_ranks}" if learner.num_ranks > 1 else ""
+    steps, shares = steps_of_pass(config), replicas(learner)
+    if groups % shares:
+        raise ConfigError(
+            f"rollout.rollout_batch_size = {groups} must be a multiple of {_replicas(learner)}: each trains on as many groups"
+        )
+    if groups % (steps * shares):
+        ranks = f" on each of {_replicas(learner)}" if shares > 1 else ""
         raise ConfigError(
             f"{_named(config)} optimizer steps for rollout.rollout_batch_size = {groups} prompt groups: each step trains "
             f"whole groups, as many as the others{ranks}, so that {groups} must be a multiple of "
-            f"{steps * learner.num_ranks}"
+            f"{steps * shares}"
         )
+
+
+def _replicas(learner: Learner) -> str:
+    layout = layout_of(learner)
+    if layout.model == 1:
+        return f"learner.num_ranks = {learner.num_ranks}"
+    return f"the {replicas(learner)} replicas that learner.num_ranks = {learner.num_ranks} are at {layout.model} processes each"
 
 
 def _named(config: RunConfig) -> str:

@@ -8,16 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from miles_async.config.layout import check as check_layout
+from miles_async.config.layout import layout_of
 from miles_async.config.optimizer_steps import check as check_steps
 from miles_async.config.schema import ConfigError, RunConfig
 
 
 def check(config: RunConfig, *rooms: Callable[[RunConfig], None]) -> None:
     """All of the checks; ``rooms``, in their turn, are those of other rooms. Raises ConfigError."""
-    if config.rollout.rollout_batch_size % config.learner.num_ranks:
+    check_layout(config.learner)
+    if config.model.model_provider and (split := layout_of(config.learner)).model * split.expert > 1:
         raise ConfigError(
-            f"rollout.rollout_batch_size = {config.rollout.rollout_batch_size} must be a multiple of "
-            f"learner.num_ranks = {config.learner.num_ranks}"
+            "model.model_provider gives a bridge that builds whole models: learner.tensor_parallel_size, "
+            "pipeline_parallel_size, context_parallel_size and expert_parallel_size must be 1"
         )
     check_steps(config)
     check_rollout(config)

@@ -97,6 +97,11 @@ def make_model(name: str, directory: Path, seed: int) -> None:
     write_model(MODELS[name], directory, seed)
 
 
+def shape_of(name: str) -> dict[str, Any]:
+    """``config.json`` of the model of that name."""
+    return _model_config(MODELS[name])
+
+
 def write_model(arch: Architecture, directory: Path, seed: int) -> None:
     """Write a checkpoint of ``arch``, as :func:`make_model` does."""
     from safetensors.numpy import save_file

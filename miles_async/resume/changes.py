@@ -66,9 +66,11 @@ FREE: dict[str, str] = {
         tis_clip tis_clip_low mis_level mis_mode mis_upper mis_lower mis_batch_normalize rs_level rs_upper rs_lower
         rs_veto_threshold opsm_delta m2po_threshold dppo_tv_threshold dppo_kl_coef mismatch_warn""",
     "critic": "critic_load critic_save critic_lr critic_lr_warmup_steps value_clip num_critic_only_steps",
-    "learner": """num_ranks num_steps_per_rollout global_batch_size ppo_epochs max_skipped_steps lr min_lr lr_warmup_steps
-        lr_decay_steps lr_decay_style weight_decay clip_grad max_tokens_per_micro_batch grad_reduce_timeout_s batch_function
-        before_log_prob_function before_train_step_function log_function max_quarantined_groups""",
+    "learner": """num_ranks tensor_parallel_size pipeline_parallel_size virtual_pipeline_size context_parallel_size
+        expert_parallel_size expert_tensor_parallel_size sequence_parallel num_steps_per_rollout global_batch_size ppo_epochs
+        max_skipped_steps lr min_lr lr_warmup_steps lr_decay_steps lr_decay_style weight_decay clip_grad
+        max_tokens_per_micro_batch grad_reduce_timeout_s batch_function before_log_prob_function before_train_step_function
+        log_function max_quarantined_groups""",
     "checkpoint": "save_interval keep save_hf post_save_function",
     "engine": """kind num_engines urls max_running_requests context_length tp_size args start_timeout_s hang_timeout_s
         api_key""",

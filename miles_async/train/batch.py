@@ -74,6 +74,12 @@ class MicroBatch:
     targets: Array  # [n] int64: the token itself
     token_index: Array  # [n] int64: its place among the N response tokens
 
+    @classmethod
+    def empty(cls) -> MicroBatch:
+        """One that has nothing to compute: it keeps a rank in step with others that have more."""
+        none = np.zeros(0, dtype=np.int64)
+        return cls(np.zeros((1, 1), dtype=np.int64), none, none, none)
+
 
 def flatten(groups: Sequence[Group], vocab_size: int) -> TrainBatch:
     """The flat arrays of the groups. Raises BatchError naming the group and sample."""

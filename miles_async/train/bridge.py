@@ -10,13 +10,15 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 
+from miles_async.config.layout import WHOLE, Layout
 from miles_async.models.hf_config import HfConfig
 from miles_async.models.support import LEARNER, ModelError, check_model
+from miles_async.train.gathered import gathered
 from miles_async.train.light_imports import imported_when_called
 
 __all__ = ["ModelBridge", "ModelError"]
@@ -44,55 +46,80 @@ def load_hf_config(path: str) -> HfConfig:
 
 
 class ModelBridge:
-    """One model of one checkpoint. Megatron's parallel state must be initialised first."""
+    """One model of one checkpoint. Megatron's parallel state must be initialised first, with the same ``layout``."""
 
-    def __init__(self, path: str, dtype: torch.dtype, device: torch.device):
+    def __init__(self, path: str, dtype: torch.dtype, device: torch.device, layout: Layout = WHOLE):
         self.path = path
         self.device = device
+        self.layout = layout
         self.hf_config = load_hf_config(path)
         local = device.type != "cuda" or importlib.util.find_spec("transformer_engine") is None
-        self._bridge = _bridge_class(self.hf_config.model_type, local)(self.hf_config, dtype=dtype)
-        self._view = _TransformerEngineNames if local else (lambda module: module)
+        kind = _bridge_class(self.hf_config.model_type, local, layout)
+        self.mbridge: Any = kind(self.hf_config, dtype=dtype)
+        self.view = _TransformerEngineNames if local else (lambda module: module)
 
     @property
     def config(self) -> Any:
         """Megatron's TransformerConfig."""
-        return self._bridge.config
+        return self.mbridge.config
 
-    def build(self) -> torch.nn.Module:
-        """The model with the checkpoint's weights, on the device, in Float16Module for bfloat16. Collective over
-        tensor-parallel ranks."""
-        from megatron.core import tensor_parallel
+    def chunks(self) -> list[torch.nn.Module]:
+        """This process' part of the model, with the checkpoint's weights, on the device: one module, or ``layout.virtual`` of
+        them, each in Float16Module for bfloat16. Collective over tensor-parallel ranks."""
         from megatron.core.transformer.module import Float16Module
 
-        module = self._bridge._model_provider([])(pre_process=True, post_process=True)
+        virtual = self.layout.virtual > 1
+        modules = [self._chunk(stage if virtual else None) for stage in range(self.layout.virtual)]
+        # A transformers-tied output layer has no weight of its own, so it is enough to convert what is there.
+        wrapped = [Float16Module(self.config, module) for module in modules] if self.config.bf16 else modules
+        with torch.no_grad():
+            self.mbridge.load_weights([self.view(module) for module in modules], self.path)
+        return [*wrapped]
+
+    def _chunk(self, stage: int | None) -> torch.nn.Module:
+        from megatron.core import parallel_state, tensor_parallel
+
+        where: Any = {"ignore_virtual": stage is None, "vp_stage": stage}
+        module = self.mbridge._model_provider([])(
+            pre_process=parallel_state.is_pipeline_first_stage(**where),
+            post_process=parallel_state.is_pipeline_last_stage(**where),
+            **({} if stage is None else {"vp_stage": stage}),
+        )
+        if stage is not None:
+            module.vp_stage = stage
+        if self.layout.sequence and module.post_process:
+            module.output_layer.sequence_parallel = False  # what it is given is gathered before (model.py)
         for parameter in module.parameters():
             tensor_parallel.set_defaults_if_not_set_tensor_model_parallel_attributes(parameter)
-        module.to(self.device)
-        if self.config.bf16:
-            # A transformers-tied output layer has no weight of its own, so it is enough to convert what is there.
-            wrapped = Float16Module(self.config, module)
-        else:
-            wrapped = module
-        with torch.no_grad():
-            self._bridge.load_weights([self._view(module)], self.path)
-        return wrapped
+        return module.to(self.device)
+
+    def all_tensors(self, chunks: Sequence[Any]) -> Iterator[tuple[str, torch.Tensor]]:
+        """Name and value of each tensor of the Hugging Face checkpoint, on rank 0; values may be views of the parameters.
+
+        chunks: of the model, without Float16Module. Collective over the first replica's ranks where the layout splits the
+        model; else there is no communication.
+        """
+        return self.hf_tensors(chunks[0]) if self.layout.model == 1 else gathered(self, chunks)
+
+    # of a model in one piece; a bridge of the user's has these
+
+    def build(self) -> torch.nn.Module:
+        """The model with the checkpoint's weights, on the device, in Float16Module for bfloat16."""
+        return self.chunks()[0]
 
     def hf_tensors(self, module: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-        """Name and value of each tensor of the Hugging Face checkpoint; values may be views of the parameters.
-
-        For the data-parallel layouts of this learner, where every rank holds the whole model: no communication.
-        """
-        for name, parameter in self._view(module).named_parameters():
-            yield from zip(*self._bridge._weight_to_hf_format(name, parameter.detach()), strict=True)
+        """What :meth:`all_tensors` gives of the only part of a model. No communication."""
+        for name, parameter in self.view(module).named_parameters():
+            yield from zip(*self.mbridge._weight_to_hf_format(name, parameter.detach()), strict=True)
 
 
-def _bridge_class(model_type: str, local: bool) -> Any:
+def _bridge_class(model_type: str, local: bool, layout: Layout) -> Any:
     base = _mbridge_class(model_type)
+    overrides = _OVERRIDES | {"sequence_parallel": layout.sequence}
 
     class Bridge(base):
         def _build_base_config(self, *args: Any, **kwargs: Any) -> Any:
-            return super()._build_base_config(*args, **{**kwargs, **_OVERRIDES})
+            return super()._build_base_config(*args, **{**kwargs, **overrides})
 
         def _adjust_mapping_for_shared_weights(self) -> None:
             # mbridge changes the class's mapping for a tied model; the next untied model must not inherit that
@@ -115,9 +142,11 @@ def _bridge_class(model_type: str, local: bool) -> Any:
             if not local:
                 return super()._get_transformer_layer_spec(vp_stage)
             self.has_vp_stage = True
-            from miles_async.train.local_layers import local_block_spec
-
-            return local_block_spec(self.config)
+            if layout.splits_layers:
+                from miles_async.train.split_layers import split_block_spec as block_spec
+            else:
+                from miles_async.train.local_layers import local_block_spec as block_spec
+            return block_spec(self.config, vp_stage)
 
     return Bridge
 

@@ -1,11 +1,12 @@
 """What megatron-core 0.16 needs to run on a CPU: the few places where it names CUDA without asking.
 
-Promises: nothing happens for a CUDA device; nothing on disk is changed; only dense models with data parallelism (and
-the distributed optimizer) are covered. Two parts:
+Promises: nothing happens for a CUDA device; nothing on disk is changed; only dense models are covered, in any layout. Two
+parts:
 
 - :func:`install` points six functions of ``torch.cuda`` at the CPU, for the whole process: the learner's own process.
-- :func:`cuda_means_cpu` rewrites ``device="cuda"``, ``Tensor.cuda()`` and ``Tensor.type()`` in the calling thread and only
-  inside the ``with``: Megatron's model construction, optimizer and checkpoints need it, forward and backward do not.
+- :func:`cuda_means_cpu` rewrites ``device="cuda"``, ``pin_memory``, ``Tensor.cuda()`` and ``Tensor.type()`` in the calling
+  thread and only inside the ``with``: Megatron's model construction, optimizer and checkpoints need it, and passes through a
+  model that is split.
 """
 
 from __future__ import annotations
@@ -76,6 +77,8 @@ class _CudaMeansCpu(TorchFunctionMode):
             device = kwargs.get("device")
             if device is not None and str(device).startswith("cuda"):
                 kwargs = {**kwargs, "device": "cpu"}
+            if kwargs.get("pin_memory"):  # rope_utils.py
+                kwargs = {**kwargs, "pin_memory": False}
         else:
             kwargs = {}
         if func is torch.Tensor.cuda:

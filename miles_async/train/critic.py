@@ -9,6 +9,7 @@ Sources: GAE, arXiv 1506.02438; value clipping, PPO's reference code; names as i
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,10 @@ from miles_async.rl.losses import value_loss
 from miles_async.rl.reduce import weighted_sum
 from miles_async.train.batch import MicroBatch, Sequences
 from miles_async.train.bridge import ModelError
-from miles_async.train.model import TrainedModel, gpt_model, of_all_tokens
+from miles_async.train.distributed import LearnerGroups
+from miles_async.train.model import TrainedModel, gpt_model
+from miles_async.train.objective import Sums
+from miles_async.train.outputs import Outputs
 from miles_async.train.schedule import rate_of
 from miles_async.train.share import MicroShare
 
@@ -58,7 +62,7 @@ class Critic:
     """
 
     def __init__(
-        self, config: RunConfig, bridge: Any, vocab_size: int, *, dtype: torch.dtype, device: torch.device
+        self, config: RunConfig, bridge: Any, vocab_size: int, groups: LearnerGroups, *, dtype: torch.dtype
     ) -> None:
         if bridge.hf_config.vocab_size < vocab_size:
             raise ModelError(
@@ -66,49 +70,73 @@ class Critic:
                 f"{vocab_size}: critic.critic_load has to know every token of model.hf_checkpoint"
             )
         learner, critic = config.learner, config.critic
-        self._max_tokens, self._value_clip = learner.max_tokens_per_micro_batch, critic.value_clip
-        model = bridge.build()
-        module = gpt_model(model)
-        # a tied model would hand its embedding to the head as the weight to use
-        module.share_embeddings_and_output_weights = False
-        module.output_layer = ValueHead(module.config.hidden_size, dtype, device)
+        self._value_clip = critic.value_clip
+        chunks = bridge.chunks()
+        for module in map(gpt_model, chunks):
+            # a tied model would hand its embedding to the head as the weight to use, and the stages of a pipeline wait for one
+            # another's gradients of it
+            module.share_embeddings_and_output_weights = False
+            if module.post_process:
+                module.output_layer = ValueHead(module.config.hidden_size, dtype, groups.device)
+                if (head := value_head(Path(bridge.path))) is not None:
+                    module.output_layer.load_state_dict(head)
         self._bridge = bridge
-        if (head := value_head(Path(bridge.path))) is not None:
-            module.output_layer.load_state_dict(head)
         rate = rate_of(learner, lr=critic.critic_lr or learner.lr, warmup_steps=critic.critic_lr_warmup_steps)
-        self.model = TrainedModel(model, bridge.config, learner, dtype=dtype, device=device, rate=rate, prefix=_ROLE)
-
-    def values(self, micro: MicroBatch) -> torch.Tensor:
-        """[n] float32, with gradient: the value of the state before each of the micro-batch's tokens."""
-        return self.model.outputs(micro)[:, 0]
+        self.model = TrainedModel(chunks, bridge.config, learner, groups, dtype=dtype, rate=rate, prefix=_ROLE)
 
     def all_values(self, sequences: Sequences) -> torch.Tensor:
         """[N] float32 on the CPU: the values of all unmasked response tokens, without gradient."""
-        return of_all_tokens(sequences, self._max_tokens, self.values)
+        return self.model.of_all_tokens(sequences, lambda _, outputs: _values(outputs))
 
     def save_hf(self, directory: Path) -> None:
-        """A token classifier with one label for transformers: its output at a token is the value of what ends there."""
+        """A token classifier with one label for transformers: its output at a token is the value of what ends there. Written by
+        rank 0; collective as the bridge's ``all_tensors`` is."""
         from miles_async.train.hf_export import save_hf
 
-        module = self.model.module
-        head, module.output_layer = module.output_layer, torch.nn.Identity()  # the bridge has no name for it
+        last = self.model.modules[-1]
+        head, tensors = None, {}
+        if last.post_process:
+            head, last.output_layer = last.output_layer, torch.nn.Identity()  # the bridge has no name for it
         try:
-            tensors = {name: _copy(tensor) for name, tensor in self._bridge.hf_tensors(module)}
+            tensors = {name: _copy(tensor) for name, tensor in self._bridge.all_tensors(self.model.modules)}
         finally:
-            module.output_layer = head
-        tensors |= {f"{_HEAD}{name}": _copy(tensor) for name, tensor in head.named_parameters()}
+            if head is not None:
+                last.output_layer = head
+        weights = self._head_on_first_stage(head)
+        if self.model.groups.rank != 0:
+            return
+        tensors |= {f"{_HEAD}{name}": _copy(tensor) for name, tensor in weights.items()}
         kind = self._bridge.hf_config.architectures[0].replace("ForCausalLM", _CLASSIFIER)
         # there is no output layer that the embeddings could be tied to, and none that would have to be there
         settings = {"architectures": [kind], "id2label": {"0": "value"}, "label2id": {"value": 0}}
         save_hf(tensors, Path(self._bridge.path), directory, settings | {"tie_word_embeddings": True})
 
-    def backward(self, micro: MicroBatch, part: MicroShare) -> dict[str, torch.Tensor]:
-        """Add the gradient of a micro-batch's share in the step's value loss. Returns its share of METRICS, float64."""
-        assert part.values is not None and part.returns is not None
-        per_token, clipped = value_loss(self.values(micro), part.values, part.returns, value_clip=self._value_clip)
-        loss = weighted_sum(per_token, part.weights)
-        loss.backward()
-        return {VALUE_LOSS: loss.detach(), VALUE_CLIPFRAC: weighted_sum(clipped.double(), part.weights)}
+    def _head_on_first_stage(self, head: ValueHead | None) -> dict[str, torch.Tensor]:
+        config, groups = self._bridge.config, self.model.groups
+        if head is None:
+            head = ValueHead(config.hidden_size, config.params_dtype, groups.device)  # of its shapes and types
+        return {name: groups.from_last_stage(tensor.detach()) for name, tensor in head.named_parameters()}
+
+    def train_pass(self, micros: Sequence[tuple[MicroBatch, MicroShare]], observe: Callable[[Sums], None]) -> None:
+        """Add the gradients of micro-batches' shares in the step's value loss up. observe: is given each one's part of METRICS,
+        float64."""
+        shares = iter(micros)
+
+        def loss_of(micro: MicroBatch, outputs: Outputs) -> torch.Tensor:
+            part = next(shares)[1]
+            assert part.values is not None and part.returns is not None
+            values = _values(outputs)
+            per_token, clipped = value_loss(values, part.values, part.returns, value_clip=self._value_clip)
+            loss = weighted_sum(per_token, part.weights)
+            observe({VALUE_LOSS: loss.detach(), VALUE_CLIPFRAC: weighted_sum(clipped.double(), part.weights)})
+            return loss
+
+        self.model.train_pass([micro for micro, _ in micros], loss_of)
+
+
+def _values(outputs: Outputs) -> torch.Tensor:
+    """[n] float32, with gradient: the value of the state before each of the micro-batch's tokens."""
+    return outputs.whole(outputs.values[:, 0])
 
 
 def value_head(directory: Path) -> dict[str, torch.Tensor] | None:

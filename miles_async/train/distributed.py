@@ -24,9 +24,10 @@ class RanksSilent(TimeoutError):
 
 
 class LearnerGroups:
-    """Megatron's parallel state of this process: data parallelism over all ranks. One at a time in a process.
+    """Megatron's parallel state of this process, in the layout of ``ranks``. One at a time in a process.
 
-    ``rank``, ``world_size``: of all processes; ``dp_rank``, ``dp_size``: of the data-parallel replicas (ranks.py).
+    ``rank``, ``world_size``: of all processes; ``dp_rank``, ``dp_size``: of the data-parallel replicas (ranks.py), over which
+    the collectives below go unless they say otherwise: the processes of a replica have the same share of a batch.
     """
 
     def __init__(self, device: torch.device, ranks: Ranks, *, timeout_s: float) -> None:
@@ -38,7 +39,7 @@ class LearnerGroups:
             # All ranks are on this machine: do not let gloo resolve its host name, which containers often cannot.
             os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo")
         self.rank, self.world_size, self.device = ranks.rank, ranks.world_size, device
-        self.dp_rank, self.dp_size = ranks.dp_rank, ranks.dp_size
+        self.dp_rank, self.dp_size, self.layout = ranks.dp_rank, ranks.dp_size, ranks.layout
         self._timeout_s = timeout_s
         if device.type == "cuda":
             torch.cuda.set_device(device)
@@ -50,10 +51,26 @@ class LearnerGroups:
                 world_size=ranks.world_size,
                 timeout=datetime.timedelta(seconds=timeout_s),
             )
+            layout = self.layout
             with _shared_groups() if device.type == "cpu" else contextlib.nullcontext():
                 parallel_state.initialize_model_parallel(
+                    layout.tensor,
+                    layout.pipeline,
+                    layout.virtual if layout.virtual > 1 else None,
+                    context_parallel_size=layout.context,
+                    expert_model_parallel_size=layout.expert,
+                    expert_tensor_parallel_size=layout.expert_tensor,
                     distributed_timeout_minutes=max(1, round(timeout_s / 60)),
                 )
+        self._dp: Any = parallel_state.get_data_parallel_group()
+        self._pp: Any = parallel_state.get_pipeline_model_parallel_group()
+        # who has the other parts of the vocabulary, and the other tokens of a micro-batch; None: nobody
+        self.tensor_group: Any = parallel_state.get_tensor_model_parallel_group() if layout.tensor > 1 else None
+        self.context_group: Any = parallel_state.get_context_parallel_group() if layout.context > 1 else None
+        first = parallel_state.get_data_parallel_rank(with_context_parallel=True) == 0
+        # whether rank 0 needs this one to have the whole model
+        self.exports = first if layout.model > 1 else ranks.rank == 0
+        self.context_rank = parallel_state.get_context_parallel_rank()
 
     def gather(self, values: list[float]) -> torch.Tensor:
         """The values of every data-parallel rank: [dp_size, len(values)] float64 on the CPU."""
@@ -63,15 +80,29 @@ class LearnerGroups:
         mine = mine.to(self.device)
         rows = [torch.empty_like(mine) for _ in range(self.dp_size)]
         with self.waiting("the batch sizes of"):
-            dist.all_gather(rows, mine)
+            dist.all_gather(rows, mine, group=self._dp)
         return torch.stack(rows).cpu()
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:
         """The sum over data-parallel ranks of a float64 tensor, in place."""
         if self.dp_size > 1:
             with self.waiting("the metrics of"):
-                dist.all_reduce(values)
+                dist.all_reduce(values, group=self._dp)
         return values
+
+    def most(self, mine: int) -> int:
+        """The largest of the replicas' numbers."""
+        return int(self.gather([float(mine)]).max())
+
+    def from_last_stage(self, values: torch.Tensor) -> torch.Tensor:
+        """What the last stage of this rank's pipeline has, on the CPU or the device; elsewhere ``values`` says of which shape
+        and type it is."""
+        if self.layout.pipeline == 1:
+            return values
+        theirs = values.to(self.device, copy=True)
+        with self.waiting("the last stage among"):
+            dist.broadcast(theirs, src=dist.get_process_group_ranks(self._pp)[-1], group=self._pp)
+        return theirs.to(values.device)
 
     def any(self, mine: bool) -> bool:
         """Whether it is so on any data-parallel rank."""
@@ -90,7 +121,7 @@ class LearnerGroups:
         mine[: len(values)] = values.to(self.device)
         rows = [torch.empty_like(mine) for _ in sizes]
         with self.waiting("the tokens of"):
-            dist.all_gather(rows, mine)
+            dist.all_gather(rows, mine, group=self._dp)
         return torch.cat([row[:size] for row, size in zip(rows, sizes, strict=True)]).to(values.device)
 
     def agree(self, what: str, text: str = "") -> str:

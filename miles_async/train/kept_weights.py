@@ -19,25 +19,30 @@ REFERENCE = "reference"
 Weights = list[torch.Tensor]
 
 
-def copies(module: torch.nn.Module) -> Weights:
-    """The module's parameters, in their order, as copies on the CPU."""
-    return [parameter.detach().to("cpu", copy=True) for parameter in module.parameters()]
+def copies(modules: Sequence[Any]) -> Weights:
+    """The modules' parameters, in their order, as copies on the CPU."""
+    return [parameter.detach().to("cpu", copy=True) for _, parameter in _named(modules)]
+
+
+def _named(modules: Sequence[Any]) -> list[tuple[tuple[int, str], torch.nn.Parameter]]:
+    """Each parameter with the number of its module and its name there."""
+    return [((i, name), parameter) for i, module in enumerate(modules) for name, parameter in module.named_parameters()]
 
 
 class KeptWeights:
-    """The weights of ``module`` that are kept. reference: what a reference model begins with, None without one;
+    """The weights of a model's ``modules`` that are kept. reference: what a reference model begins with, None without one;
     ref_update_interval: after so many versions it becomes the policy; old_versions: how many versions before the current one
     are kept, 0: none is."""
 
     def __init__(
         self,
-        module: Any,
+        modules: Sequence[Any],
         reference: Weights | None,
         *,
         ref_update_interval: int | None = None,
         old_versions: int = 0,
     ) -> None:
-        self._module, self._interval, self._count = module, ref_update_interval, old_versions
+        self._modules, self._interval, self._count = modules, ref_update_interval, old_versions
         self._reference = reference
         self._old: dict[int, Weights] = {}
 
@@ -68,17 +73,17 @@ class KeptWeights:
     def before_batch(self, version: int) -> None:
         """The weights of ``version`` are about to change."""
         if self._count:
-            self._old[version] = copies(self._module)
+            self._old[version] = copies(self._modules)
 
     def after_batch(self, version: int) -> None:
         """The weights are those of ``version``: what is older than its batch can hold is dropped."""
         self._old = {old: weights for old, weights in self._old.items() if old >= version - self._count}
         if self._reference is not None and self._interval is not None and version % self._interval == 0:
-            self._reference = copies(self._module)
+            self._reference = copies(self._modules)
 
     @contextlib.contextmanager
     def _in_place(self, weights: Weights) -> Iterator[None]:
-        own = copies(self._module)
+        own = copies(self._modules)
         self._put(weights)
         try:
             yield
@@ -87,7 +92,7 @@ class KeptWeights:
 
     def _put(self, weights: Weights) -> None:
         with torch.no_grad():
-            for parameter, weight in zip(self._module.parameters(), weights, strict=True):
+            for (_, parameter), weight in zip(_named(self._modules), weights, strict=True):
                 parameter.copy_(weight)
 
     # in a checkpoint
@@ -107,18 +112,18 @@ class KeptWeights:
         """What dist_checkpointing stores of these, or fills in to load."""
         from megatron.core.dist_checkpointing.utils import add_prefix_for_sharding
 
-        order = [name for name, _ in self._module.named_parameters()]
+        order = [place for place, _ in _named(self._modules)]
         state: dict[str, Any] = {}
         for name in names:
             weights = self._named(name)
-            sharded = self._module.sharded_state_dict()
-            state[name] = {key: replace(sharded[key], data=weights[i]) for i, key in enumerate(order)}
+            sharded = [module.sharded_state_dict() for module in self._modules]
+            state[name] = {f"{i}.{key}": replace(sharded[i][key], data=weights[n]) for n, (i, key) in enumerate(order)}
             add_prefix_for_sharding(state[name], f"kept.{name}.")
         return state
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Restore what was loaded into :meth:`sharded_state`."""
-        order = [name for name, _ in self._module.named_parameters()]
+        order = [f"{i}.{key}" for (i, key), _ in _named(self._modules)]
         found = {name: [part[key].detach().to("cpu", copy=True) for key in order] for name, part in state.items()}
         self._reference = found.pop(REFERENCE, self._reference)
         self._old = {int(name): weights for name, weights in found.items()}
@@ -126,4 +131,4 @@ class KeptWeights:
     def _named(self, name: str) -> Weights:
         """The weights of that name, or as many zeros where there are none yet."""
         known = self._reference if name == REFERENCE else self._old.get(int(name))
-        return known if known is not None else [torch.zeros_like(p, device="cpu") for p in self._module.parameters()]
+        return known if known is not None else [torch.zeros_like(p, device="cpu") for _, p in _named(self._modules)]

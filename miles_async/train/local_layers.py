@@ -1,5 +1,5 @@
-"""Megatron's local (non-TransformerEngine) layers for what this learner trains: dense models without tensor parallelism or
-dropout.
+"""Megatron's local (non-TransformerEngine) layers for dense models whose layers are each computed by one process, without
+dropout; for others there is split_layers.py.
 
 Promises: modules, parameters and checkpoints are Megatron's own, and so are the bits of the output and of every gradient (but
 for the sign of a zero): the same operations on the same numbers in the same order. Megatron's own ``forward`` asks at each call
@@ -108,10 +108,10 @@ def local_outputs(model: Any, tokens: torch.Tensor, positions: torch.Tensor) -> 
     return model.output_layer(wanted[:, None])[0][:, 0]
 
 
-def local_block_spec(config: Any) -> Any:
-    """The layers of a model with this TransformerConfig, and the norm of their output."""
+def local_block_spec(config: Any, vp_stage: int | None = None) -> Any:
+    """The layers of this process' part of a model with this TransformerConfig, and the norm of their output."""
     from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
-    from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
+    from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 
     spec: Any = get_gpt_layer_local_spec(qk_layernorm=config.qk_layernorm, normalization=config.normalization)
     spec.module, spec.submodules.mlp = LocalLayer, LocalMLP
@@ -123,7 +123,7 @@ def local_block_spec(config: Any) -> Any:
     if config.qk_layernorm:
         attention.submodules.q_layernorm = attention.submodules.k_layernorm = LocalNorm
     norm: Any = LocalNorm
-    return TransformerBlockSubmodules(layer_specs=[spec] * config.num_layers, layer_norm=norm)
+    return TransformerBlockSubmodules(layer_specs=[spec] * get_num_layers_to_build(config, vp_stage), layer_norm=norm)
 
 
 @lru_cache(maxsize=1)  # the layers of a model ask with one tensor

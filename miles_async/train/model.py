@@ -1,12 +1,13 @@
-"""One model in training: its module, the gradients that the data-parallel ranks share, and Adam.
+"""One model in training: this process' part of it, the gradients that the ranks share, and Adam.
 
-Promises: gradients are reduced once a step, not in backward, and no weight changes before they are applied; the state
-restores bit for bit, on any number of ranks. Collective over ranks, but for :meth:`TrainedModel.outputs`.
+Promises: a pass goes through the micro-batches in their order, in whatever layout; gradients are reduced once a step, not in
+backward, and no weight changes before they are applied; the state restores bit for bit, in any layout. Collective over ranks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -14,10 +15,16 @@ import torch
 from miles_async.config import schema as cfg
 from miles_async.train import cpu_shim
 from miles_async.train.batch import MicroBatch, Sequences, micro_batches
+from miles_async.train.distributed import LearnerGroups
+from miles_async.train.outputs import Outputs, inputs
+from miles_async.train.pipeline import in_stages
+
+Loss = Callable[[MicroBatch, Outputs], torch.Tensor]
+Compute = Callable[[MicroBatch, Outputs], torch.Tensor]
 
 
 class TrainedModel:
-    """``model`` is what a bridge's ``build()`` gave: a GPTModel, in a Float16Module for bfloat16.
+    """``chunks`` is what a bridge's ``chunks()`` gave: GPTModels, each in a Float16Module for bfloat16.
 
     config: Megatron's TransformerConfig of it. rate: the learning rate of its n-th optimizer step, from 0. prefix: of the
     names of its metrics.
@@ -25,59 +32,120 @@ class TrainedModel:
 
     def __init__(
         self,
-        model: Any,
+        chunks: Sequence[Any],
         config: Any,
         learner: cfg.Learner,
+        groups: LearnerGroups,
         *,
         dtype: torch.dtype,
-        device: torch.device,
         rate: Callable[[int], float],
         prefix: str = "",
     ) -> None:
-        from megatron.core import parallel_state
         from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
 
         from miles_async.train.local_layers import is_local, local_outputs
         from miles_async.train.optimizer import LearnerOptimizer
 
-        self.module: Any = gpt_model(model)
-        self._outputs = local_outputs if is_local(self.module) else None
+        self.modules: list[Any] = [gpt_model(chunk) for chunk in chunks]
+        self.groups, self._config = groups, config
+        whole = groups.layout.model == 1 and is_local(self.modules[0])
+        self._local_outputs = local_outputs if whole else None
         self.steps = 0  # optimizer steps in the weights
-        self._device, self._rate, self._prefix = device, rate, prefix
-        self._alone = parallel_state.get_data_parallel_world_size() == 1
-        self._ddp = DistributedDataParallel(
-            config,
-            DistributedDataParallelConfig(
-                grad_reduce_in_fp32=True,
-                overlap_grad_reduce=False,
-                use_distributed_optimizer=learner.use_distributed_optimizer,
-            ),
-            model,
+        self._max_tokens = learner.max_tokens_per_micro_batch
+        self._rate, self._prefix = rate, prefix
+        settings = DistributedDataParallelConfig(
+            grad_reduce_in_fp32=True,
+            overlap_grad_reduce=False,
+            use_distributed_optimizer=learner.use_distributed_optimizer,
         )
-        self._optimizer = LearnerOptimizer(learner, dtype, self._ddp)
+        self._ddps = [
+            DistributedDataParallel(config, settings, chunk, disable_bucketing=i > 0) for i, chunk in enumerate(chunks)
+        ]
+        self._optimizer = LearnerOptimizer(learner, dtype, self._ddps, layout=groups.layout)
 
-    def outputs(self, micro: MicroBatch) -> torch.Tensor:
-        """[n, width]: the output layer, of the hidden states that the micro-batch's n tokens follow. Nothing is computed at
-        other positions."""
-        tokens = torch.from_numpy(micro.tokens).to(self._device)
-        positions = torch.from_numpy(micro.positions).to(self._device)
-        if self._outputs is not None:
-            return self._outputs(self.module, tokens, positions)
-        position_ids = torch.arange(tokens.shape[1], device=self._device).expand_as(tokens)
+    # passes
+
+    def train_pass(self, micros: Sequence[MicroBatch], loss_of: Loss, *, learning: bool = True) -> None:
+        """Add the gradients of ``loss_of(micro-batch, its outputs)``, a scalar, up, of one micro-batch after the other; no
+        gradient unless ``learning``. It is asked on the last stage only, of micro-batches with tokens."""
+        micros, device = self._even(micros), self.groups.device
+        named_cuda = contextlib.nullcontext() if self._local_outputs else cpu_shim.cuda_means_cpu(device)
+        with torch.set_grad_enabled(learning), named_cuda:
+            if self.groups.layout.pipeline > 1:
+                in_stages(self._ddps, self._stage_of, micros, loss_of, learning=learning, groups=self.groups)
+                return
+            for micro in micros:
+                outputs = self._outputs(self._ddps[0], micro)
+                loss = loss_of(micro, outputs) if len(micro.targets) else outputs.values.sum() * 0
+                del outputs
+                if learning:
+                    loss.backward()
+
+    def of_all_tokens(self, sequences: Sequences, compute: Compute, width: int | None = None) -> torch.Tensor:
+        """[N] (or [N, width]) float32 on the CPU, on every rank: what ``compute`` gives for a micro-batch's tokens, [n] (or [n,
+        width]), for all unmasked response tokens; zeros elsewhere. Without gradient."""
+        flat = torch.zeros(len(sequences.mask), *([] if width is None else [width]))
+
+        def keep(micro: MicroBatch, outputs: Outputs) -> torch.Tensor:
+            flat[torch.from_numpy(micro.token_index)] = compute(micro, outputs).cpu()
+            return outputs.values.new_zeros(())
+
+        self.train_pass(micro_batches(sequences, self._max_tokens), keep, learning=False)
+        return self.groups.from_last_stage(flat)
+
+    def _even(self, micros: Sequence[MicroBatch]) -> list[MicroBatch]:
+        """With empty ones behind, where the ranks have to have as many."""
+        layout, count = self.groups.layout, len(micros)
+        if layout.expert > 1:  # the replicas hand tokens to one another's experts
+            count = self.groups.most(count)
+        if layout.pipeline > 1:
+            count = max(count, 1)
+            count += -count % (layout.pipeline if layout.virtual > 1 else 1)
+        return [*micros, *([MicroBatch.empty()] * (count - len(micros)))]
+
+    def _outputs(self, ddp: Any, micro: MicroBatch) -> Outputs:
+        """The output layer, of the hidden states that the micro-batch's tokens follow. Nothing is computed at other
+        positions."""
+        groups = self.groups
+        if self._local_outputs is not None:
+            tokens, positions = torch.from_numpy(micro.tokens), torch.from_numpy(micro.positions)
+            device = groups.device
+            return Outputs(self._local_outputs(self.modules[0], tokens.to(device), positions.to(device)))
+        values, index = self._stage_of(ddp, micro)
+        return self._as_outputs(values, index, micro)
+
+    def _as_outputs(self, values: torch.Tensor, index: torch.Tensor | None, micro: MicroBatch) -> Outputs:
+        return Outputs(values, index, len(micro.targets), self.groups.tensor_group, self.groups.context_group)
+
+    def _stage_of(self, ddp: Any, micro: MicroBatch) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """What this stage gives: hidden states, or on the last one the output layer's [m, width]; and of which tokens."""
+        groups, module = self.groups, gpt_model(ddp.module)
+        part = inputs(micro, groups.layout, groups.context_rank, groups.device)
+        position_ids = torch.arange(part.tokens.shape[1], device=groups.device).expand_as(part.tokens)
+        if not module.post_process:
+            return ddp(part.tokens, position_ids, None), part.index
+        sequence = groups.layout.sequence
 
         def keep_wanted(_: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
             hidden, *rest = args  # [columns, rows, hidden]
-            return (hidden.flatten(0, 1).index_select(0, positions)[:, None], *rest)
+            if sequence:
+                from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
 
-        handle = self.module.output_layer.register_forward_pre_hook(keep_wanted)
+                hidden = gather_from_sequence_parallel_region(hidden, tensor_parallel_output_grad=False)
+            return (hidden.flatten(0, 1).index_select(0, part.places)[:, None], *rest)
+
+        handle = module.output_layer.register_forward_pre_hook(keep_wanted)
         try:
-            return self._ddp(tokens, position_ids, None)[0]
+            return ddp(part.tokens, position_ids, None)[0], part.index
         finally:
             handle.remove()
 
+    # optimizer steps
+
     def zero_grad(self) -> None:
         """Forget the gradients of the last step."""
-        self._ddp.zero_grad_buffer()
+        for ddp in self._ddps:
+            ddp.zero_grad_buffer()
         self._optimizer.zero_grad()
 
     def reduce_gradients(self) -> float:
@@ -85,9 +153,9 @@ class TrainedModel:
         from megatron.core.distributed import finalize_model_grads
 
         # Gradients are reduced here, once, not in backward: without overlap DDP needs no no_sync().
-        if not self._alone:
-            finalize_model_grads([self._ddp])
-        with cpu_shim.cuda_means_cpu(self._device):
+        with cpu_shim.cuda_means_cpu(self.groups.device):
+            if self.groups.world_size > 1:
+                finalize_model_grads([*self._ddps])
             return self._optimizer.gradient_norm()
 
     def apply_gradients(self) -> dict[str, float]:
@@ -100,16 +168,19 @@ class TrainedModel:
 
     def sharded_state(self, *, is_loading: bool) -> dict[str, Any]:
         """What dist_checkpointing stores, or fills in to load."""
-        model = self.module.sharded_state_dict()
+        model = [module.sharded_state_dict() for module in self.modules]
+        named = model[0] if len(model) == 1 else {f"model{i}": part for i, part in enumerate(model)}
         return {
-            "model": model,
-            "optimizer": self._optimizer.sharded_state_dict(model, is_loading),
+            "model": named,
+            "optimizer": self._optimizer.sharded_state_dict(named, is_loading),
             "steps": self.steps,
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Restore what was loaded into :meth:`sharded_state`."""
-        self.module.load_state_dict(state["model"])
+        parts = state["model"]
+        for i, module in enumerate(self.modules):
+            module.load_state_dict(parts if len(self.modules) == 1 else parts[f"model{i}"])
         self._optimizer.load_state_dict(state["optimizer"], state["steps"])
         self.steps = state["steps"]
 
@@ -117,19 +188,3 @@ class TrainedModel:
 def gpt_model(model: Any) -> Any:
     """The GPTModel that a bridge built, without the Float16Module around it."""
     return getattr(model, "module", model)
-
-
-def of_all_tokens(sequences: Sequences, max_tokens: int, compute: Callable[[MicroBatch], torch.Tensor]) -> torch.Tensor:
-    """[N, ...] float32 on the CPU: what ``compute`` gives for a micro-batch's tokens, [n, ...], for all unmasked response
-    tokens; [N] zeros where there is none.
-
-    Without gradient. max_tokens: cap of a micro-batch.
-    """
-    flat = torch.zeros(len(sequences.mask))
-    with torch.no_grad():
-        for micro in micro_batches(sequences, max_tokens):
-            found = compute(micro).cpu()
-            if flat.ndim < found.ndim:
-                flat = torch.zeros(len(sequences.mask), *found.shape[1:])
-            flat[torch.from_numpy(micro.token_index)] = found
-    return flat

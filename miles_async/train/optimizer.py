@@ -8,17 +8,19 @@ its distributed checkpoints do not quite fit; the three repairs for that are her
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from miles_async.config import schema as cfg
+from miles_async.config.layout import Layout
 
 
 class LearnerOptimizer:
-    """The Megatron optimizer of one DDP-wrapped model."""
+    """The Megatron optimizer of one model. chunks: its parts in this process, each in DDP."""
 
-    def __init__(self, config: cfg.Learner, dtype: torch.dtype, model: torch.nn.Module):
+    def __init__(self, config: cfg.Learner, dtype: torch.dtype, chunks: Sequence[torch.nn.Module], layout: Layout):
         from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
 
         settings = OptimizerConfig(
@@ -32,9 +34,10 @@ class LearnerOptimizer:
             params_dtype=dtype,
             use_distributed_optimizer=config.use_distributed_optimizer,
         )
-        self.megatron: Any = get_megatron_optimizer(settings, [model])  # pyright: ignore[reportArgumentType]
+        self.megatron: Any = get_megatron_optimizer(settings, [*chunks])  # pyright: ignore[reportArgumentType]
         self._sharded = config.use_distributed_optimizer
-        self._whole = not self._sharded and next(model.parameters()).device.type == "cpu"
+        on_cpu = next(chunks[0].parameters()).device.type == "cpu"
+        self._whole = on_cpu and not self._sharded and layout.model == layout.context and layout.expert == 1
         self._clip_grad, self._norm = config.clip_grad or math.inf, 0.0
         self._weight_decay = config.weight_decay
         self._torch_adamw = [part for part in self._parts() if isinstance(part.optimizer, torch.optim.AdamW)]

@@ -6,13 +6,14 @@ names ``model.model_provider`` and what it gave; what a bridge has besides is re
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from miles_async.config.layout import layout_of
 from miles_async.config.schema import RunConfig
 from miles_async.hooks.calls import called, refused
 from miles_async.train.bridge import ModelBridge
@@ -41,6 +42,14 @@ class ProvidedBridge:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.__dict__["_inner"], name)
 
+    def chunks(self) -> list[torch.nn.Module]:
+        """The model, which is in one piece."""
+        return [self.build()]
+
+    def all_tensors(self, chunks: Sequence[torch.nn.Module]) -> Iterator[tuple[str, torch.Tensor]]:
+        """Those of the model."""
+        return self.hf_tensors(chunks[0])
+
     def build(self) -> torch.nn.Module:
         """The model with its weights."""
         module = called(MODEL_PROVIDER, self._inner.build)
@@ -58,4 +67,4 @@ class ProvidedBridge:
 def bridge_maker(config: RunConfig) -> Callable[[str, torch.dtype, torch.device], Any]:
     """What makes the run's bridges: the built-in one, or a user's that is looked at. Raises HookError."""
     makes = MODEL_PROVIDER.functions(config)
-    return partial(ProvidedBridge, makes[0]) if makes else ModelBridge
+    return partial(ProvidedBridge, makes[0]) if makes else partial(ModelBridge, layout=layout_of(config.learner))

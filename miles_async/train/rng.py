@@ -1,7 +1,8 @@
 """Random states of a learner process, for checkpoints.
 
-Promises: restoring gives the process the generators it had. Nothing in a step draws from them (dropout is off) and all
-ranks start equal, so one rank's states serve for all.
+Promises: restoring gives the process the generators it had. Nothing in a step draws from them (dropout is off), so rank 0's
+states serve for all; those of Megatron's tracker differ from rank to rank, but are a function of seed and rank that every start
+computes anew, and are in no checkpoint.
 """
 
 from __future__ import annotations
@@ -11,15 +12,9 @@ from typing import Any
 import torch
 
 
-def _tracker() -> Any:
-    from megatron.core.tensor_parallel.random import get_cuda_rng_tracker
-
-    return get_cuda_rng_tracker()
-
-
 def get_state() -> dict[str, Any]:
-    """The states of PyTorch's generators and of Megatron's tracker, as tensors."""
-    state = {"cpu": torch.get_rng_state(), "tracker": dict(_tracker().get_states())}
+    """The states of PyTorch's generators, as tensors."""
+    state = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         state["cuda"] = torch.cuda.get_rng_state()
     return state
@@ -28,6 +23,5 @@ def get_state() -> dict[str, Any]:
 def set_state(state: dict[str, Any]) -> None:
     """Restore what :func:`get_state` returned."""
     torch.set_rng_state(state["cpu"])
-    _tracker().set_states(state["tracker"])
     if "cuda" in state and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda"])

@@ -1,4 +1,4 @@
-"""The learner's training engine: Megatron-core with data parallelism, one weight version for each batch of groups.
+"""The learner's training engine: Megatron-core in any layout, one weight version for each batch of groups.
 
     groups ─► flatten ─► denominators, advantages, token weights ─► optimizer steps (steps.py) ─► version + 1
 
@@ -7,7 +7,7 @@ Promises:
 - What an optimizer step is measured against (denominators, advantages, reference, the critic's values, corrections of the
   whole batch) is computed once, with the weights from before the batch.
 - The loss of a step is a mean over its own mini-batch, all ranks: neither the split into micro-batches nor the number of
-  ranks changes it, beyond rounding.
+  ranks, nor how they split the model, changes it, beyond rounding. Metrics are the same on every rank.
 - ``version`` is the number of batches behind the weights, however many optimizer steps a batch is; a restored checkpoint
   continues bit for bit. The first ``critic.num_critic_only_steps`` batches leave the policy's weights as they are.
 - An exported tensor is a copy: later steps do not change it.
@@ -41,14 +41,15 @@ from miles_async.train.distributed import LearnerGroups
 from miles_async.train.intake import Admitted, LagExceeded, admit
 from miles_async.train.kept_weights import KeptWeights, copies
 from miles_async.train.minibatch import MiniBatch, split
+from miles_async.train.model import gpt_model
 from miles_async.train.model_state import ModelState
-from miles_async.train.objective import MISMATCH, MISMATCH_TOKENS, Objective, named
+from miles_async.train.objective import MISMATCH, MISMATCH_TOKENS, Objective, Sums, named
 from miles_async.train.policy import Policy
 from miles_async.train.provided_bridge import bridge_maker
 from miles_async.train.quiet_megatron import quiet_megatron
 from miles_async.train.ranks import Ranks
 from miles_async.train.reward_metrics import reward_metrics
-from miles_async.train.share import Share, make_share, micro_share
+from miles_async.train.share import MicroShare, Share, make_share, micro_share
 
 __all__ = ["LagExceeded", "MegatronTrainer"]
 
@@ -87,12 +88,11 @@ class MegatronTrainer(LearnerBackend):
 
         torch.manual_seed(self.config.run.seed)
         model_parallel_cuda_manual_seed(self.config.run.seed, force_reset_rng=True)
-        self._bridge = self._provider(model_path, self._dtype, self._device)
+        self._bridge = self._bridge_of(model_path)
         reference = self._reference_weights() if self._objective.needs_reference else None
-        self._policy = Policy(self.config, self._bridge, self._objective, dtype=self._dtype, device=self._device)
-        self._module = self._policy.model.module
+        self._policy = Policy(self.config, self._bridge, self._objective, self._groups, dtype=self._dtype)
         self._kept = KeptWeights(
-            self._module,
+            self._policy.model.modules,
             reference,
             ref_update_interval=self.config.algorithm.ref_update_interval,
             old_versions=self.config.staleness.max_lag if self.config.algorithm.keep_old_actor else 0,
@@ -105,12 +105,14 @@ class MegatronTrainer(LearnerBackend):
     def _reference_weights(self) -> list[torch.Tensor]:
         """The parameters of the reference model, on the CPU."""
         path = self.config.algorithm.ref_load or self._bridge.path
-        return copies(self._provider(path, self._dtype, self._device).build())
+        return copies([gpt_model(chunk) for chunk in self._bridge_of(path).chunks()])
 
     def _build_critic(self) -> Critic:
-        path = self.config.critic.critic_load or self._bridge.path
-        bridge = self._provider(path, self._dtype, self._device)
-        return Critic(self.config, bridge, self._bridge.hf_config.vocab_size, dtype=self._dtype, device=self._device)
+        bridge = self._bridge_of(self.config.critic.critic_load or self._bridge.path)
+        return Critic(self.config, bridge, self._bridge.hf_config.vocab_size, self._groups, dtype=self._dtype)
+
+    def _bridge_of(self, path: str) -> Any:
+        return self._provider(path, self._dtype, self._device)
 
     # -- training -----------------------------------------------------------------------------------------------------
 
@@ -171,22 +173,30 @@ class MegatronTrainer(LearnerBackend):
     def _backward(
         self, share: Share, part: MiniBatch, names: list[str], *, unmoved: bool, learning: bool
     ) -> torch.Tensor:
-        """Add up the gradients of a mini-batch; its metrics' sums [names] of this rank. unmoved: no weight has changed since
+        """Add up the gradients of a mini-batch; its metrics' sums [names] of this replica. unmoved: no weight has changed since
         before the batch. learning: the policy does, too."""
         sums = torch.zeros(len(names), dtype=torch.float64, device=self._device)
         drift = torch.zeros(2, dtype=torch.float64, device=self._device)
-        for micro in micro_batches(part.sequences, self.config.learner.max_tokens_per_micro_batch):
-            mine = micro_share(share, micro, self._device)
-            logprobs, parts = self._policy.backward(micro, mine, self.version, learning=learning)
-            if self._critic is not None:
-                parts |= self._critic.backward(micro, mine)
+        of_policy = len(self._objective.names)
+
+        def observe(logprobs: torch.Tensor, mine: MicroShare, parts: Sums) -> None:
             if not unmoved:  # these compare the version itself with the engine's
-                parts |= {name: torch.zeros_like(parts[name]) for name in (MISMATCH, MISMATCH_TOKENS)}
-            sums += torch.stack([parts[name] for name in names])
+                parts = parts | {name: torch.zeros_like(parts[name]) for name in (MISMATCH, MISMATCH_TOKENS)}
+            sums[:of_policy] += torch.stack([parts[name] for name in names[:of_policy]])
             if self._first_step and mine.current is not None:
-                drift += on_policy.drift(logprobs, mine.current, mine.weights, self.config.algorithm)
+                drift.add_(on_policy.drift(logprobs, mine.current, mine.weights, self.config.algorithm))
+
+        def observe_critic(parts: Sums) -> None:
+            sums[of_policy:] += torch.stack([parts[name] for name in names[of_policy:]])
+
+        batches = micro_batches(part.sequences, self.config.learner.max_tokens_per_micro_batch)
+        micros = [(micro, micro_share(share, micro, self._device)) for micro in batches]
+        self._policy.train_pass(micros, self.version, observe, learning=learning)
+        if self._critic is not None:
+            self._critic.train_pass(micros, observe_critic)
+        sums, drift = self._groups.from_last_stage(torch.cat([sums, drift])).tensor_split([len(names)])
         if self._first_step:
-            on_policy.check(self._groups.sum(drift), self.version + 1)
+            on_policy.check(self._groups.sum(drift.clone()), self.version + 1)
         self._first_step = False
         return sums
 
@@ -235,24 +245,26 @@ class MegatronTrainer(LearnerBackend):
 
     def export(self) -> dict[str, torch.Tensor]:
         """Hugging Face name -> contiguous copy on the CPU, in the model's dtype. Empty on every rank but 0."""
-        if self._groups.rank != 0:
+        if not self._groups.exports:
             return {}
-        return {
-            name: torch.empty(tensor.shape, dtype=tensor.dtype).copy_(tensor)
-            for name, tensor in self._bridge.hf_tensors(self._module)
-        }
+        with self._groups.waiting("the weights of"):
+            return {
+                name: torch.empty(tensor.shape, dtype=tensor.dtype).copy_(tensor)
+                for name, tensor in self._bridge.all_tensors(self._policy.model.modules)
+            }
 
     def save_hf(self, directory: Path) -> None:
         """A directory transformers can load: current weights, the original's configuration and tokenizer files."""
         from miles_async.train.hf_export import save_hf
 
+        tensors = self.export()
         if self._groups.rank == 0:
-            save_hf(self.export(), Path(self._bridge.path), Path(directory))
+            save_hf(tensors, Path(self._bridge.path), Path(directory))
         self._groups.agree("the Hugging Face export")
 
     def save_critic(self, directory: Path) -> None:
         """The critic as a directory that critic.critic_load takes; see critic.py. Does nothing without one."""
-        if self._critic is not None and self._groups.rank == 0:
+        if self._critic is not None and self._groups.exports:
             self._critic.save_hf(Path(directory))
         self._groups.agree("the export of the critic")
 

@@ -17,7 +17,7 @@ PPO = {"advantage_estimator": "ppo"}
 def critic_weights(trainer: MegatronTrainer) -> dict[str, torch.Tensor]:
     """By their Hugging Face names, as copies; the value head as "head.weight" and "head.bias"."""
     assert trainer._critic is not None
-    module = trainer._critic.model.module
+    module = trainer._critic.model.modules[0]
     head = module.output_layer
     module.output_layer = torch.nn.Identity()  # the bridge has no name for it
     found = {name: tensor.clone() for name, tensor in trainer._bridge.hf_tensors(module)}

@@ -19,10 +19,14 @@ from miles_async.train import checkpoint
 
 
 class RecordingLearner(Learner):
-    """Writes the groups of step ``s``, as its rank trained on them, to ``trained/s-RANK`` in the run directory."""
+    """Writes the groups of step ``s``, as its rank trained on them, to ``trained/s-RANK`` in the run directory; of the ranks
+    that hold a replica of the model together, and train on the same, the first one does."""
 
     def _train(self, groups: list[Group]) -> dict[str, float]:
         metrics = super()._train(groups)
+        layout, ranks = self.ranks.layout, range(self.ranks.world_size)
+        if any(layout.replica(rank, len(ranks)) == self.ranks.dp_rank for rank in ranks[: self.rank]):
+            return metrics
         directory = self.ctx.run_dir / "trained"
         directory.mkdir(exist_ok=True)
         write_groups(directory / f"{self.trainer.version:04d}-{self.rank}", groups)

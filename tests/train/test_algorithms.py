@@ -143,7 +143,7 @@ def before_pass(trainer, name):
 
 def disturb(trainer, name):
     with torch.no_grad():
-        next(trainer._module.parameters()).add_(0.01)
+        next(trainer._policy.model.modules[0].parameters()).add_(0.01)
 
 def before_step(trainer, step):
     calls.append(step)
@@ -196,7 +196,7 @@ def test_a_synchronous_run_whose_two_passes_differ_ends_before_its_first_update(
 
     def undone(name: str) -> None:
         with torch.no_grad():
-            next(trainer._module.parameters()).sub_(0.01)
+            next(trainer._policy.model.modules[0].parameters()).sub_(0.01)
 
     trainer = build(path, learner=learner, **sections)
     original = trainer._all_logprobs

@@ -25,7 +25,16 @@ class Learner(Section, frozen=True):
 
     # "megatron", or a path to a class of yours (train/backend.py)
     train_backend: str = "megatron"
-    num_ranks: PositiveInt = 1  # data-parallel processes
+    num_ranks: PositiveInt = 1  # processes: replicas of the model, each split over as many as the next keys say
+    tensor_parallel_size: PositiveInt = 1  # processes that compute each layer together
+    pipeline_parallel_size: PositiveInt = 1  # stages: processes that each hold some of the layers
+    virtual_pipeline_size: PositiveInt = 1  # parts of the model on each stage, taken in turns
+    context_parallel_size: PositiveInt = 1  # processes that each compute a part of every sequence
+    expert_parallel_size: PositiveInt = 1  # of a mixture: processes that each hold some of the experts
+    # that compute one expert together; None: tensor_parallel_size
+    expert_tensor_parallel_size: PositiveInt | None = None
+    # tensor-parallel processes also share norms, each a part of the sequence; None: where there are several
+    sequence_parallel: bool | None = None
     # optimizer steps of one pass over a batch; None: global_batch_size says it, and without both a pass is one step
     num_steps_per_rollout: PositiveInt | None = None
     # samples of one such step: rollout_batch_size * n_samples_per_prompt = global_batch_size * num_steps_per_rollout

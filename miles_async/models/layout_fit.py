@@ -1,0 +1,54 @@
+"""Whether a model can be split as ``[learner]`` says, told from ``config.json`` alone.
+
+Promises: sizes that do not divide are refused before anything starts, in one line with the arithmetic; importing this costs no
+torch.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from miles_async.config.layout import Layout, layout_of
+from miles_async.config.schema import ConfigError, RunConfig
+from miles_async.models import builtin
+from miles_async.models.support import read_config_json
+
+EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")  # names that architectures have for their number
+
+
+def check_layout(config: RunConfig) -> None:
+    """Refuse a layout that the policy's model, or the critic's, cannot have. Raises ConfigError, ModelError."""
+    layout = layout_of(config.learner)
+    if layout.model * layout.expert == 1:
+        return
+    for directory in filter(None, (config.model.hf_checkpoint, config.critic.critic_load)):
+        raw = builtin.shape_of(directory) if builtin.is_builtin(directory) else read_config_json(directory)
+        if found := problem(raw, layout):
+            raise ConfigError(f"{found}, which {directory} has")
+
+
+def problem(raw: dict[str, Any], layout: Layout) -> str:
+    """What of the model does not divide; empty: everything does. raw: config.json."""
+    heads, layers, vocabulary = raw["num_attention_heads"], raw["num_hidden_layers"], raw["vocab_size"]
+    groups = raw.get("num_key_value_heads") or heads
+    experts = next((raw[name] for name in EXPERTS if raw.get(name)), 0)
+    tensor, stages = layout.tensor, layout.pipeline * layout.virtual
+    key = f"learner.tensor_parallel_size = {tensor}"
+    if heads % tensor:
+        return f"{key} must divide the {heads} attention heads"
+    if groups % tensor and tensor % groups:
+        return f"{key} must divide the {groups} key-value heads, or be a multiple of them"
+    if vocabulary % tensor:
+        return f"{key} must divide the vocabulary of {vocabulary} tokens"
+    if raw["intermediate_size"] % tensor:
+        return f"{key} must divide the intermediate size of {raw['intermediate_size']}"
+    if layers % stages:
+        return (
+            f"learner.pipeline_parallel_size * virtual_pipeline_size = {layout.pipeline} * {layout.virtual} = {stages} must "
+            f"divide the {layers} layers"
+        )
+    if layout.expert > 1 and not experts:
+        return f"learner.expert_parallel_size = {layout.expert} needs a mixture of experts, unlike the dense model"
+    if experts % layout.expert:
+        return f"learner.expert_parallel_size = {layout.expert} must divide the {experts} experts"
+    return ""

@@ -1,0 +1,96 @@
+"""A model that several processes hold together, tensor by tensor on rank 0 under Hugging Face names.
+
+Promises: at a time rank 0 holds one tensor of the model besides its own part, another rank one of its stage at most; every bit
+is that of the parameters. The ranks of the first replica take part (``LearnerGroups.exports``), all of them, and in one order:
+stage by stage, each stage's parameters in theirs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import msgspec
+import torch
+import torch.distributed as dist
+
+_DTYPES = {str(dtype): dtype for dtype in (torch.float32, torch.bfloat16, torch.float16)}
+
+
+def gathered(bridge: Any, chunks: Sequence[Any]) -> Iterator[tuple[str, torch.Tensor]]:
+    """Name and value of each tensor, on rank 0; nothing on the others, which have to be iterated too. bridge: a ModelBridge."""
+    from megatron.core import parallel_state
+
+    stage = parallel_state.get_pipeline_model_parallel_rank()
+    leads = parallel_state.get_tensor_model_parallel_rank() == 0
+    pipeline: Any = parallel_state.get_pipeline_model_parallel_group()
+    stages = dist.get_process_group_ranks(pipeline)
+    of_stage = _of_stage(bridge, chunks)
+    if stage > 0:
+        for name, tensor in of_stage:
+            if leads:
+                _send(name, tensor, stages[0])
+        if leads:
+            _send_end(stages[0], bridge.device)
+        return
+    seen: set[str] = set()  # tied embeddings are on the first stage and on the last one
+    for name, tensor in of_stage:
+        if leads:
+            seen.add(name)
+            yield name, tensor
+    for source in stages[1:] if leads else ():
+        while (received := _receive(source, bridge.device)) is not None:
+            if received[0] not in seen:
+                seen.add(received[0])
+                yield received
+
+
+def _of_stage(bridge: Any, chunks: Sequence[Any]) -> Iterator[tuple[str, torch.Tensor]]:
+    """The tensors of this rank's stage, on its first tensor-parallel rank; the others have to iterate, and it means nothing."""
+    for chunk in chunks:
+        view = bridge.view(chunk)
+        names = bridge.mbridge._weight_name_mapping_mcore_local_to_global(view)
+        for local, parameter in view.named_parameters():
+            whole = _whole(bridge, names[local], parameter)
+            if whole is None:
+                yield names[local], parameter
+            else:
+                yield from zip(*bridge.mbridge._weight_to_hf_format(names[local], whole), strict=True)
+
+
+def _whole(bridge: Any, name: str, parameter: torch.nn.Parameter) -> torch.Tensor | None:
+    """The parameter with the parts of all tensor-parallel ranks; None on all but the first."""
+    from megatron.core import parallel_state
+
+    group: Any = parallel_state.get_tensor_model_parallel_group()
+    first = group.rank() == 0
+    if group.size() == 1 or not getattr(parameter, "tensor_model_parallel", False):
+        return parameter.detach() if first else None
+    mine = parameter.detach().contiguous()
+    parts = [torch.empty_like(mine) for _ in range(group.size())] if first else None
+    dist.gather(mine, parts, dst=dist.get_process_group_ranks(group)[0], group=group)
+    return bridge.mbridge._weight_merge_across_tp(name, parts, parameter) if parts is not None else None
+
+
+def _send(name: str, tensor: torch.Tensor, to: int) -> None:
+    header = msgspec.msgpack.encode((name, tuple(tensor.shape), str(tensor.dtype)))
+    dist.send(torch.tensor([len(header)], device=tensor.device), to)
+    dist.send(torch.tensor(list(header), dtype=torch.uint8, device=tensor.device), to)
+    dist.send(tensor.contiguous(), to)
+
+
+def _send_end(to: int, device: torch.device) -> None:
+    dist.send(torch.tensor([0], device=device), to)
+
+
+def _receive(source: int, device: torch.device) -> tuple[str, torch.Tensor] | None:
+    size = torch.zeros(1, dtype=torch.int64, device=device)
+    dist.recv(size, source)
+    if not int(size):
+        return None
+    header = torch.empty(int(size), dtype=torch.uint8, device=device)
+    dist.recv(header, source)
+    name, shape, dtype = msgspec.msgpack.decode(bytes(header.tolist()), type=tuple[str, tuple[int, ...], str])
+    tensor = torch.empty(shape, dtype=_DTYPES[dtype], device=device)
+    dist.recv(tensor, source)
+    return name, tensor

@@ -1,0 +1,105 @@
+"""What a process computes of a micro-batch's tokens, and how the parts of several become the whole.
+
+Promises: :meth:`Outputs.whole` gives every context-parallel rank the values of all tokens, so that each computes the whole
+loss; in the gradient each has its own tokens only, so that the gradients of the ranks add up to that of one process.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+
+from miles_async.config.layout import Layout
+from miles_async.train.batch import MicroBatch
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """values: [m, width] of the m tokens here, of this rank's part of the vocabulary where that is split."""
+
+    values: torch.Tensor
+    index: torch.Tensor | None = None  # [m] int64: which of the micro-batch's n tokens they are; None: all
+    count: int = 0  # n, where not all are here
+    tensor_group: Any = None  # who has the other parts of the vocabulary
+    context_group: Any = None  # who has the other tokens
+
+    def here(self, of_tokens: torch.Tensor) -> torch.Tensor:
+        """Those of [n, ...] whose tokens are here: [m, ...]."""
+        return of_tokens if self.index is None else of_tokens.index_select(0, self.index)
+
+    def vocabulary(self) -> torch.Tensor:
+        """[m, vocabulary]: with the parts of the other ranks, of which each computes the same with them."""
+        if self.tensor_group is None:
+            return self.values
+        found: Any = _Vocabulary.apply(self.values, self.tensor_group)
+        return found
+
+    def whole(self, mine: torch.Tensor) -> torch.Tensor:
+        """[m, ...] of this rank's tokens to [n, ...] of all."""
+        if self.index is None:
+            return mine
+        found: Any = _Whole.apply(mine, self.index, self.count, self.context_group)
+        return found
+
+
+class _Whole(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, mine: torch.Tensor, index: torch.Tensor, count: int, group: Any) -> torch.Tensor:
+        ctx.save_for_backward(index)
+        every = torch.zeros(count, *mine.shape[1:], dtype=mine.dtype, device=mine.device)
+        every[index] = mine
+        dist.all_reduce(every, group=group)
+        return every
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
+        return grads[0].index_select(0, ctx.saved_tensors[0]), None, None, None
+
+
+class _Vocabulary(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, mine: torch.Tensor, group: Any) -> torch.Tensor:
+        ctx.place, ctx.size, mine = group.rank() * mine.shape[-1], group.size(), mine.contiguous()
+        parts = [torch.empty_like(mine) for _ in range(group.size())]
+        dist.all_gather(parts, mine, group=group)
+        return torch.cat(parts, dim=-1)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None]:
+        width = grads[0].shape[-1] // ctx.size
+        return grads[0][..., ctx.place : ctx.place + width], None
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """A micro-batch as this process computes it."""
+
+    tokens: torch.Tensor  # [rows, columns] int64, on the device
+    places: torch.Tensor  # [m] int64: which of [columns, rows] are followed by a token that is here
+    index: torch.Tensor | None  # as in Outputs
+
+
+def inputs(micro: MicroBatch, layout: Layout, context_rank: int, device: torch.device) -> Inputs:
+    """The part of context-parallel rank ``context_rank``, in columns that the layout can split."""
+    tokens, positions = torch.from_numpy(micro.tokens), torch.from_numpy(micro.positions)
+    unit = (2 * layout.context if layout.context > 1 else 1) * (layout.tensor if layout.sequence else 1)
+    if pad := -tokens.shape[1] % unit:
+        tokens = F.pad(tokens, (0, pad))
+    index = None
+    if layout.context > 1:
+        from miles_async.train.attention import own_places
+
+        rows, columns = tokens.shape
+        mine = own_places(columns // layout.context, layout.context, context_rank)
+        place = np.full(columns, -1)
+        place[mine.numpy()] = np.arange(len(mine))
+        column, row = micro.positions // rows, micro.positions % rows
+        here = np.flatnonzero(place[column] >= 0)
+        tokens, index = tokens[:, mine], torch.from_numpy(here).to(device)
+        positions = torch.from_numpy(place[column[here]] * rows + row[here])
+    return Inputs(tokens.to(device), positions.to(device), index)

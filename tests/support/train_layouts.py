@@ -1,0 +1,124 @@
+"""What the ranks of the learner's layouts run. Each writes what it saw to ``NAME-rank-N.pt``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from train_ranks import share, spawn
+from train_support import make_config, make_groups
+
+from miles_async.config.layout import layout_of
+from miles_async.train.ranks import Ranks
+
+STEPS = 3
+MODEL = {"vocab_size": 24, "num_hidden_layers": 4, "head_dim": 16}
+# what splits the model, and over how many ranks
+DENSE: dict[str, dict[str, Any]] = {
+    "dp2": {"num_ranks": 2},
+    "tp2": {"num_ranks": 2, "tensor_parallel_size": 2, "sequence_parallel": False},
+    "tp2 sp": {"num_ranks": 2, "tensor_parallel_size": 2},
+    "pp2": {"num_ranks": 2, "pipeline_parallel_size": 2},
+    "pp2 vpp2": {"num_ranks": 2, "pipeline_parallel_size": 2, "virtual_pipeline_size": 2},
+    "cp2": {"num_ranks": 2, "context_parallel_size": 2},
+    "tp2 pp2": {"num_ranks": 4, "tensor_parallel_size": 2, "pipeline_parallel_size": 2},
+    "tp2 cp2": {"num_ranks": 4, "tensor_parallel_size": 2, "context_parallel_size": 2},
+    "dp2 tp2": {"num_ranks": 4, "tensor_parallel_size": 2},
+    "dp2 pp2": {"num_ranks": 4, "pipeline_parallel_size": 2},
+    "pp2 cp2": {"num_ranks": 4, "pipeline_parallel_size": 2, "context_parallel_size": 2},
+}
+CASES: dict[str, dict[str, dict[str, Any]]] = {
+    "grpo, entropy": {"algorithm": {"entropy_coef": 0.01}},
+    "grpo, distributed optimizer": {
+        "algorithm": {"loss_aggregation": "sample"},
+        "learner": {"use_distributed_optimizer": True},
+    },
+    "gspo": {"algorithm": {"advantage_estimator": "gspo"}},
+    "reference, kl": {
+        "algorithm": {"use_kl_loss": True, "kl_loss_coef": 0.1, "kl_coef": 0.05, "old_log_probs": "recompute"}
+    },
+    "ppo, critic": {
+        "algorithm": {"advantage_estimator": "ppo", "lambd": 0.95, "entropy_coef": 0.01},
+        "critic": {"critic_lr": 1e-3, "critic_save": True},
+    },
+    "on-policy check": {"staleness": {"max_lag": 0}},
+}
+
+
+def train_cases(rank: int, model: str, root: str, name: str, layout: dict[str, Any]) -> None:
+    """STEPS steps of each of CASES in one layout."""
+    from miles_async.train.trainer import MegatronTrainer
+
+    seen = {}
+    for number, (case, sections) in enumerate(CASES.items()):
+        learner = {"max_tokens_per_micro_batch": 40, "grad_reduce_timeout_s": 60.0, **layout}
+        config = make_config(model, **{**sections, "learner": {**learner, **sections.get("learner", {})}})
+        split = layout_of(config.learner)
+        ranks = Ranks(rank, config.learner.num_ranks, f"file://{root}/meeting-{name}-{number}", split)
+        trainer = MegatronTrainer(config, model, ranks)
+        metrics = []
+        for step in range(1 if config.staleness.max_lag == 0 else STEPS):
+            groups = make_groups(4, 4, seed=step, version=0)
+            metrics.append(trainer.step(share(groups, ranks.dp_rank, ranks.dp_size)))
+        critic = Path(root) / f"{name}-critic"
+        trainer.save_critic(critic)
+        log_probs = trainer.log_probs([torch.arange(9).numpy(), torch.arange(3).numpy()], 1.0)
+        seen[case] = {"metrics": metrics, "weights": trainer.export(), "log_probs": log_probs}
+        trainer.close()
+    torch.save(seen, Path(root) / f"{name}-rank-{rank}.pt")
+
+
+def trained(root: Path, model: Path, name: str, layout: dict[str, Any]) -> list[dict[str, Any]]:
+    """What each rank of that layout saw."""
+    ranks = layout["num_ranks"]
+    codes = spawn(train_cases, str(model), str(root), name, layout, ranks=ranks)
+    assert codes == [0] * ranks
+    return [torch.load(root / f"{name}-rank-{rank}.pt", weights_only=False) for rank in range(ranks)]
+
+
+SAVED = ("one", "dp2", "tp2 sp", "pp2 vpp2", "cp2")  # layouts whose checkpoints each of them goes on from
+OPTIMIZERS = {"plain": False, "distributed": True}
+
+
+def saved_or_resumed(
+    rank: int, model: str, root: str, name: str, layout: dict[str, Any], sources: tuple[str, ...]
+) -> None:
+    """Two steps and a checkpoint of each kind of optimizer; or, from each of ``sources``, two further steps."""
+    from miles_async.train.trainer import MegatronTrainer
+
+    seen: dict[str, Any] = {}
+    for kind, sharded in OPTIMIZERS.items():
+        learner = {"max_tokens_per_micro_batch": 40, "grad_reduce_timeout_s": 60.0, **layout}
+        config = make_config(model, learner={**learner, "use_distributed_optimizer": sharded})
+        resuming = "resume" if sources else "save"
+        meeting = f"file://{root}/meeting-{name}-{kind}-{resuming}"
+        ranks = Ranks(rank, config.learner.num_ranks, meeting, layout_of(config.learner))
+        trainer = MegatronTrainer(config, model, ranks)
+
+        def steps(trainer: MegatronTrainer = trainer, ranks: Ranks = ranks) -> list[dict[str, float]]:
+            first = trainer.version
+            batches = [make_groups(4, 4, seed=step) for step in (first, first + 1)]
+            return [trainer.step(share(groups, ranks.dp_rank, ranks.dp_size)) for groups in batches]
+
+        if not sources:
+            steps()
+            trainer.save_checkpoint(Path(root) / f"{name}-{kind}", {"by": name})
+            seen[kind] = {"metrics": steps(), "weights": trainer.export()}
+        for source in sources:
+            extra = trainer.load_checkpoint(Path(root) / f"{source}-{kind}")
+            seen[f"{kind} from {source}"] = {"extra": extra, "metrics": steps(), "weights": trainer.export()}
+        trainer.close()
+    if rank == 0:
+        torch.save(seen, Path(root) / f"{name}-{'resumed' if sources else 'saved'}.pt")
+
+
+def saved(root: Path, model: Path, name: str, sources: tuple[str, ...] = ()) -> dict[str, Any]:
+    """What rank 0 of layout ``name`` saw."""
+    layout = DENSE.get(name, {"num_ranks": 1})
+    plain = name.replace(" ", "-")
+    from_ = tuple(source.replace(" ", "-") for source in sources)
+    codes = spawn(saved_or_resumed, str(model), str(root), plain, layout, from_, ranks=layout["num_ranks"])
+    assert codes == [0] * layout["num_ranks"]
+    found: dict[str, Any] = torch.load(root / f"{plain}-{'resumed' if sources else 'saved'}.pt", weights_only=False)
+    return found
