@@ -68,6 +68,16 @@ def _is_path(name: str) -> bool:
 
 RULES = (
     Rule(
+        ("learner.recompute_method", "learner.recompute_num_layers"),
+        lambda config: config.learner.recompute_granularity == "full",
+        'learner.recompute_granularity = "full"',
+    ),
+    Rule(
+        ("learner.recompute_modules",),
+        lambda config: config.learner.recompute_granularity == "selective",
+        'learner.recompute_granularity = "selective"',
+    ),
+    Rule(
         ("rollout.execute_tool_function", "rollout.tool_timeout_s", "rollout.max_turns"),
         _generates("multi_turn"),
         'rollout.generate_function = "multi_turn"',

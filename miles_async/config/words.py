@@ -29,6 +29,9 @@ def allowed(kind: Any) -> str:
             texts.append(one_of(get_args(member)))
         elif get_origin(member) is list:
             (item,) = get_args(member)
+            if get_origin(item) is Literal:
+                texts.append("a list of " + one_of(get_args(item)).removeprefix("one of "))
+                continue
             words = {str: "a list of strings", int: "a list of integers"}
             texts.append(words.get(item) or f"a list of numbers{allowed(item).removeprefix('a number')}")
         elif get_origin(member) is dict:

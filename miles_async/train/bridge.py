@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -46,15 +46,25 @@ def load_hf_config(path: str) -> HfConfig:
 
 
 class ModelBridge:
-    """One model of one checkpoint. Megatron's parallel state must be initialised first, with the same ``layout``."""
+    """One model of one checkpoint. Megatron's parallel state must be initialised first, with the same ``layout``.
 
-    def __init__(self, path: str, dtype: torch.dtype, device: torch.device, layout: Layout = WHOLE):
+    settings: further fields of Megatron's TransformerConfig (model_settings.py).
+    """
+
+    def __init__(
+        self,
+        path: str,
+        dtype: torch.dtype,
+        device: torch.device,
+        layout: Layout = WHOLE,
+        settings: Mapping[str, Any] | None = None,
+    ):
         self.path = path
         self.device = device
         self.layout = layout
         self.hf_config = load_hf_config(path)
         local = device.type != "cuda" or importlib.util.find_spec("transformer_engine") is None
-        kind = _bridge_class(self.hf_config.model_type, local, layout)
+        kind = _bridge_class(self.hf_config.model_type, local, layout, settings or {})
         self.mbridge: Any = kind(self.hf_config, dtype=dtype)
         self.view = _TransformerEngineNames if local else (lambda module: module)
 
@@ -113,9 +123,9 @@ class ModelBridge:
             yield from zip(*self.mbridge._weight_to_hf_format(name, parameter.detach()), strict=True)
 
 
-def _bridge_class(model_type: str, local: bool, layout: Layout) -> Any:
+def _bridge_class(model_type: str, local: bool, layout: Layout, settings: Mapping[str, Any]) -> Any:
     base = _mbridge_class(model_type)
-    overrides = _OVERRIDES | {"sequence_parallel": layout.sequence}
+    overrides = _OVERRIDES | {"sequence_parallel": layout.sequence, **settings}
 
     class Bridge(base):
         def _build_base_config(self, *args: Any, **kwargs: Any) -> Any:
@@ -142,7 +152,9 @@ def _bridge_class(model_type: str, local: bool, layout: Layout) -> Any:
             if not local:
                 return super()._get_transformer_layer_spec(vp_stage)
             self.has_vp_stage = True
-            if layout.splits_layers:
+            if (
+                layout.splits_layers or settings
+            ):  # local layers know of nothing that a TransformerConfig can say besides
                 from miles_async.train.split_layers import split_block_spec as block_spec
             else:
                 from miles_async.train.local_layers import local_block_spec as block_spec

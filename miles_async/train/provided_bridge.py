@@ -18,6 +18,7 @@ from miles_async.config.schema import RunConfig
 from miles_async.hooks.calls import called, refused
 from miles_async.train.bridge import ModelBridge
 from miles_async.train.hooks import MODEL_PROVIDER
+from miles_async.train.model_settings import model_settings
 from miles_async.weights.named_tensors import NAMED_TENSORS, listed, named_tensors
 
 METHODS = ("build", "hf_tensors")
@@ -67,4 +68,6 @@ class ProvidedBridge:
 def bridge_maker(config: RunConfig) -> Callable[[str, torch.dtype, torch.device], Any]:
     """What makes the run's bridges: the built-in one, or a user's that is looked at. Raises HookError."""
     makes = MODEL_PROVIDER.functions(config)
-    return partial(ProvidedBridge, makes[0]) if makes else partial(ModelBridge, layout=layout_of(config.learner))
+    if makes:
+        return partial(ProvidedBridge, makes[0])
+    return partial(ModelBridge, layout=layout_of(config.learner), settings=model_settings(config.learner))

@@ -42,6 +42,7 @@ CASES: dict[str, dict[str, dict[str, Any]]] = {
         "algorithm": {"advantage_estimator": "ppo", "lambd": 0.95, "entropy_coef": 0.01},
         "critic": {"critic_lr": 1e-3, "critic_save": True},
     },
+    "recomputed activations": {"learner": {"recompute_granularity": "full"}},
     "on-policy check": {"staleness": {"max_lag": 0}},
 }
 

@@ -53,6 +53,12 @@ class Learner(Section, frozen=True):
     weight_decay: CountFloat = 0.0  # of AdamW
     clip_grad: CountFloat = 1.0  # greatest norm of a gradient; 0: none
     max_tokens_per_micro_batch: PositiveInt = 8192  # of one pass through the model, padding included
+    # activations are computed again in the backward pass, not kept: "full": of whole layers; "selective": of recompute_modules
+    recompute_granularity: Literal["full", "selective"] | None = None
+    # with "full", which layers: "uniform": all, in units of recompute_num_layers; "block": the first so many of each stage
+    recompute_method: Literal["uniform", "block"] = "uniform"
+    recompute_num_layers: PositiveInt = 1  # with "full"; how many layers that is
+    recompute_modules: list[Literal["core_attn", "mlp"]] | None = None  # with "selective"; None: attention
     use_distributed_optimizer: bool = False  # ranks share the optimizer's state
     grad_reduce_timeout_s: PositiveFloat = 300.0  # how long a rank waits for the others
     # recorded groups that cannot be trained are taken out of their step; with more of them than this the run ends
