@@ -70,8 +70,8 @@ FREE: dict[str, str] = {
         expert_parallel_size expert_tensor_parallel_size sequence_parallel num_steps_per_rollout global_batch_size ppo_epochs
         max_skipped_steps lr min_lr lr_warmup_steps lr_decay_steps lr_decay_style weight_decay clip_grad
         max_tokens_per_micro_batch recompute_granularity recompute_method recompute_num_layers recompute_modules
-        grad_reduce_timeout_s batch_function before_log_prob_function before_train_step_function log_function
-        max_quarantined_groups""",
+        megatron_args grad_reduce_timeout_s batch_function before_log_prob_function before_train_step_function
+        log_function max_quarantined_groups""",
     "checkpoint": "save_interval keep save_hf post_save_function",
     "engine": """kind num_engines urls max_running_requests context_length tp_size args start_timeout_s hang_timeout_s
         api_key""",

@@ -16,6 +16,7 @@ from miles_async.config import schema as cfg
 from miles_async.train import cpu_shim
 from miles_async.train.batch import MicroBatch, Sequences, micro_batches
 from miles_async.train.distributed import LearnerGroups
+from miles_async.train.megatron_args import megatron_args
 from miles_async.train.outputs import Outputs, inputs
 from miles_async.train.pipeline import in_stages
 
@@ -57,6 +58,7 @@ class TrainedModel:
             grad_reduce_in_fp32=True,
             overlap_grad_reduce=False,
             use_distributed_optimizer=learner.use_distributed_optimizer,
+            **megatron_args(learner.megatron_args).ddp,
         )
         self._ddps = [
             DistributedDataParallel(config, settings, chunk, disable_bucketing=i > 0) for i, chunk in enumerate(chunks)

@@ -15,6 +15,7 @@ import torch
 
 from miles_async.config import schema as cfg
 from miles_async.config.layout import Layout
+from miles_async.train.megatron_args import megatron_args
 
 
 class LearnerOptimizer:
@@ -23,8 +24,7 @@ class LearnerOptimizer:
     def __init__(self, config: cfg.Learner, dtype: torch.dtype, chunks: Sequence[torch.nn.Module], layout: Layout):
         from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
 
-        settings = OptimizerConfig(
-            optimizer="adam",
+        settings = OptimizerConfig(  # its optimizer is Adam, unless it is said
             lr=config.lr,
             weight_decay=config.weight_decay,
             adam_beta1=config.adam_beta1,
@@ -33,6 +33,7 @@ class LearnerOptimizer:
             bf16=dtype is torch.bfloat16,
             params_dtype=dtype,
             use_distributed_optimizer=config.use_distributed_optimizer,
+            **megatron_args(config.megatron_args).optimizer,
         )
         self.megatron: Any = get_megatron_optimizer(settings, [*chunks])  # pyright: ignore[reportArgumentType]
         self._sharded = config.use_distributed_optimizer

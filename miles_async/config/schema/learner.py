@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from miles_async.config.schema.section import CountFloat, CountInt, PositiveFloat, PositiveInt, Section, Share
 
@@ -60,6 +60,8 @@ class Learner(Section, frozen=True):
     recompute_num_layers: PositiveInt = 1  # with "full"; how many layers that is
     recompute_modules: list[Literal["core_attn", "mlp"]] | None = None  # with "selective"; None: attention
     use_distributed_optimizer: bool = False  # ranks share the optimizer's state
+    # further fields of Megatron's TransformerConfig, DistributedDataParallelConfig and OptimizerConfig, by their names there
+    megatron_args: dict[str, Any] = {}
     grad_reduce_timeout_s: PositiveFloat = 300.0  # how long a rank waits for the others
     # recorded groups that cannot be trained are taken out of their step; with more of them than this the run ends
     max_quarantined_groups: CountInt = 16
