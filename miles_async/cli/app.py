@@ -168,14 +168,22 @@ def bench(
 
 
 @app.command()
-def doctor(as_json: AsJson = False) -> None:
-    """Look whether this machine has what a run needs."""
+def doctor(
+    model: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="MODEL", help="A Hugging Face directory: does the learner compute it as transformers does?"
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Look whether this machine has what a run needs, or whether the learner computes a model as transformers does."""
     with clear_errors():
         import msgspec
 
         from miles_async.cli import doctor as checks
 
-        findings = checks.examine()
+        findings = checks.examine() if model is None else [checks.check_model(model)]
         say([msgspec.to_builtins(finding) for finding in findings], checks.show(findings), as_json)
     if any(finding.state == "fail" for finding in findings):
         raise typer.Exit(FAILED)

@@ -56,6 +56,31 @@ def examine() -> list[Finding]:
     ]
 
 
+def check_model(directory: Path) -> Finding:
+    """Whether the learner computes that model as transformers does, by their log-probs. Takes the time of loading it twice."""
+    from miles_async.models import support
+
+    try:
+        support.check_model(directory, support.LEARNER)
+        from miles_async.train.parity import BOUND, compare
+
+        found = compare(directory)
+    except support.ModelError as error:
+        return Finding(
+            "model", "fail", str(error), "docs/models.md lists what is supported; model.model_provider adds more"
+        )
+    layers = f"{found.layers} of {found.all_layers} layers" if found.layers < found.all_layers else "all layers"
+    measured = f"{found.difference:.1e}, the largest of {found.tokens} tokens (allowed: {BOUND:g})"
+    if found.same:
+        return Finding("model", "ok", f"{found.architecture}, {layers}: log-probs are transformers', to {measured}")
+    return Finding(
+        "model",
+        "fail",
+        f"{found.architecture}, {layers}: log-probs differ from transformers' by {measured}",
+        "training would go wrong without a word: model.model_provider can give the learner a bridge that is right",
+    )
+
+
 def show(findings: Sequence[Finding]) -> str:
     """The findings for a reader, one line each and one more for each remedy."""
     lines = []

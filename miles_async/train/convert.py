@@ -6,26 +6,19 @@ export at that version would be, bit for bit; it is there as a whole or not at a
 
 from __future__ import annotations
 
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from miles_async.config import toml
 from miles_async.config.schema import RunConfig
 from miles_async.models import builtin
-from miles_async.train import checkpoint, cpu_shim, hooks
+from miles_async.train import checkpoint, hooks
 from miles_async.train.bridge import ModelBridge
 from miles_async.train.checkpoint import CheckpointError
-from miles_async.train.distributed import LearnerGroups
 from miles_async.train.hf_export import save_hf
-from miles_async.train.model import gpt_model
-from miles_async.train.quiet_megatron import quiet_megatron
-from miles_async.train.ranks import alone
-
-ALONE_S = 60.0  # a group of one rank waits for nobody
+from miles_async.train.lone_model import lone_model
 
 
 @dataclass(frozen=True)
@@ -65,24 +58,11 @@ def convert(found: Found, directory: Path) -> None:
 
 def _weights(found: Found) -> dict[str, torch.Tensor]:
     """Hugging Face name to tensor, on the CPU, in ``model.dtype``."""
-    quiet_megatron()
-    from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
-
-    from miles_async.train import dist_load
-
-    device = torch.device("cpu")
-    cpu_shim.install(device)
-    provider = next(iter(hooks.MODEL_PROVIDER.functions(found.config)), ModelBridge)
+    make = next(iter(hooks.MODEL_PROVIDER.functions(found.config)), ModelBridge)
     dtype = torch.bfloat16 if found.config.model.dtype == "bfloat16" else torch.float32
-    with tempfile.TemporaryDirectory() as meeting:
-        groups = LearnerGroups(device, alone(f"file://{meeting}/alone"), timeout_s=ALONE_S)
-        try:
-            with cpu_shim.cuda_means_cpu(device):
-                model_parallel_cuda_manual_seed(found.config.run.seed, force_reset_rng=True)
-                bridge = provider(str(found.model), dtype, device)
-                module: Any = gpt_model(bridge.build())
-                loaded = dist_load.load({"model": module.sharded_state_dict()}, found.path)
-            module.load_state_dict(loaded["model"])
-            return {name: tensor.contiguous().clone() for name, tensor in bridge.hf_tensors(module)}
-        finally:
-            groups.close()
+    with lone_model(make, str(found.model), dtype, seed=found.config.run.seed) as (bridge, module):
+        from miles_async.train import dist_load  # imports Megatron
+
+        loaded = dist_load.load({"model": module.sharded_state_dict()}, found.path)
+        module.load_state_dict(loaded["model"])
+        return {name: tensor.contiguous().clone() for name, tensor in bridge.hf_tensors(module)}

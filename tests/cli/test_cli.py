@@ -17,6 +17,7 @@ from bus.errors import NoRedisError
 from miles_async.cli import app as cli
 from miles_async.cli.load import load, parse
 from miles_async.config.schema import RunConfig
+from miles_async.models import builtin
 from miles_async.monitor import Monitor
 from miles_async.runs import launches
 
@@ -39,8 +40,6 @@ def in_a_directory_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.fixture
 def config_file(tmp_path: Path) -> Path:
-    from miles_async.models import builtin
-
     path = tmp_path / "run.toml"
     path.write_text(CONFIG.replace("builtin:tiny", next(iter(builtin.MODELS))))
     return path
@@ -201,6 +200,18 @@ def test_an_unknown_benchmark_names_the_nearest(tmp_path: Path, monkeypatch: pyt
     (tmp_path / "benchmarks" / "bench_bus.py").touch()
     monkeypatch.setattr("miles_async.cli.benchmarks._ROOT", tmp_path)
     assert_one_line(invoke("bench", "buss"), 2, "buss", 'did you mean "bus"')
+
+
+def test_doctor_holds_a_model_against_transformers(tmp_path: Path) -> None:
+    builtin.write_model(builtin.MODELS["builtin:digits"], tmp_path / "model", seed=1)
+    result = invoke("doctor", str(tmp_path / "model"), "--json")
+    (finding,) = json.loads(result.stdout)
+    assert result.exit_code == 0 and (finding["name"], finding["state"]) == ("model", "ok")
+    assert "Qwen3ForCausalLM, all layers: log-probs are transformers'" in finding["detail"]
+    (tmp_path / "gpt2").mkdir()
+    (tmp_path / "gpt2" / "config.json").write_text('{"model_type": "gpt2", "vocab_size": 8}')
+    result = invoke("doctor", str(tmp_path / "gpt2"))
+    assert result.exit_code == 1 and "model_type 'gpt2' (supported: llama, qwen2, qwen3)" in result.stdout
 
 
 def test_doctor_has_a_remedy_for_whatever_is_not_ok() -> None:
