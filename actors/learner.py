@@ -19,6 +19,7 @@ import contextlib
 import time
 from collections import deque
 from functools import partial
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ from miles_async.train.checkpoint_choice import CheckpointChoice
 from miles_async.train.mismatch import warning
 from miles_async.train.ranks import Ranks
 from miles_async.train.target_reward import REWARD_WINDOW, reached
-from miles_async.weights.export import exported
+from miles_async.weights.export import outgoing
 from miles_async.weights.place import pins_kept
 from miles_async.weights.snapshot import SnapshotError, write_where_there_is_room
 
@@ -246,13 +247,14 @@ class Learner:
             await self.offers.announce(version, path)
 
     def _write_snapshot(self, version: int) -> Path | None:
-        tensors = self.trainer.export()  # collective: every rank takes part, rank 0 has the result
+        specs, tensors = outgoing(self.config, self.trainer)
         if self.rank != 0:
+            deque(tensors, maxlen=0)  # collective: every rank takes part, rank 0 has the result
             return None
-        tensors = exported(self.config, tensors)
-        root = self.ctx.spec.site.snapshot_root(self.config, self.ctx.run_dir, sum(t.nbytes for t in tensors.values()))
+        size = sum(prod(shape) * dtype.itemsize for _, dtype, shape in specs)
+        root = self.ctx.spec.site.snapshot_root(self.config, self.ctx.run_dir, size)
         who = (version, self.ctx.incarnation)
-        path = write_where_there_is_room(root, self.ctx.run_dir, *who, tensors, self.ctx.model_path)
+        path = write_where_there_is_room(root, self.ctx.run_dir, *who, specs, tensors, self.ctx.model_path)
         if is_due(self.config.eval, version):
             with contextlib.suppress(SnapshotError):  # the evaluator will say that it is gone
                 pin(path, pins_kept(self.config.eval))

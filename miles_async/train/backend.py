@@ -7,7 +7,7 @@ Promises: importing this file costs no torch; a backend of the user's that canno
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,8 @@ from miles_async.train.ranks import Ranks
 
 if TYPE_CHECKING:
     import torch
+
+    from miles_async.weights.snapshot import Spec
 
 METHODS = (
     "step",
@@ -61,6 +63,12 @@ class LearnerBackend:
     def export(self) -> Mapping[str, torch.Tensor]:
         """Hugging Face name to a copy on the CPU that later steps do not change. Empty on every rank but 0."""
         raise NotImplementedError
+
+    def stream(self) -> tuple[Sequence[Spec], Iterable[tuple[str, torch.Tensor]]]:
+        """Of what :meth:`export` gives: name, dtype and shape of all tensors, and then one after the other; each may be a view
+        of the weights, and is read before the next is asked for. Nothing on every rank but 0, which go through it too."""
+        tensors = self.export()
+        return [(name, tensor.dtype, tensor.shape) for name, tensor in tensors.items()], tensors.items()
 
     def save_hf(self, directory: Path) -> None:
         """The weights as a directory that transformers loads."""

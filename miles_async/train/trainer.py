@@ -17,7 +17,7 @@ All methods are collective over ranks, in the same order. Any thread may call th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,7 @@ from miles_async.train.quiet_megatron import quiet_megatron
 from miles_async.train.ranks import Ranks
 from miles_async.train.reward_metrics import reward_metrics
 from miles_async.train.share import MicroShare, Share, make_share, micro_share
+from miles_async.weights.snapshot import Spec
 
 __all__ = ["LagExceeded", "MegatronTrainer"]
 
@@ -99,6 +100,7 @@ class MegatronTrainer(LearnerBackend):
         )
         self._critic = self._build_critic() if self._objective.needs_critic else None
         critic = self._critic.model if self._critic is not None else None
+        self._specs: list[Spec] | None = None  # of what is exported
         self._steps = steps.OptimizerSteps(self._groups, self.config.learner.max_skipped_steps)
         self._state = ModelState(self._policy.model, critic, self._kept, self._groups, self._device)
 
@@ -247,11 +249,19 @@ class MegatronTrainer(LearnerBackend):
         """Hugging Face name -> contiguous copy on the CPU, in the model's dtype. Empty on every rank but 0."""
         if not self._groups.exports:
             return {}
+        return {name: torch.empty(tensor.shape, dtype=tensor.dtype).copy_(tensor) for name, tensor in self._tensors()}
+
+    def stream(self) -> tuple[Sequence[Spec], Iterable[tuple[str, torch.Tensor]]]:
+        """See LearnerBackend. Of a model that is split, rank 0 has one tensor at a time."""
+        if not self._groups.exports:
+            return (), ()
+        if self._specs is None:
+            self._specs = [(name, tensor.dtype, tensor.shape) for name, tensor in self._tensors()]
+        return self._specs, self._tensors()
+
+    def _tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         with self._groups.waiting("the weights of"):
-            return {
-                name: torch.empty(tensor.shape, dtype=tensor.dtype).copy_(tensor)
-                for name, tensor in self._bridge.all_tensors(self._policy.model.modules)
-            }
+            yield from self._bridge.all_tensors(self._policy.model.modules)
 
     def save_hf(self, directory: Path) -> None:
         """A directory transformers can load: current weights, the original's configuration and tokenizer files."""

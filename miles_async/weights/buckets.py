@@ -37,10 +37,12 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 def by_item_size(tensors: Mapping[str, torch.Tensor]) -> list[tuple[str, torch.Tensor]]:
     """Widest dtype first, then by name, with those that engines keep in one matrix side by side: the order of our snapshots."""
-    return sorted(
-        tensors.items(),
-        key=lambda item: (-item[1].dtype.itemsize, dtype_name(item[1].dtype), _fused(item[0]), item[0]),
-    )
+    return sorted(tensors.items(), key=lambda item: order(item[0], item[1].dtype))
+
+
+def order(name: str, dtype: torch.dtype) -> tuple[int, str, tuple[str, int], str]:
+    """What :func:`by_item_size` sorts by."""
+    return -dtype.itemsize, dtype_name(dtype), _fused(name), name
 
 
 def _fused(name: str) -> tuple[str, int]:

@@ -141,9 +141,9 @@ class Mirror:
         if header.base is not None:
             base = load_snapshot(local / snapshot_name(*header.base))
         incarnation, version = header.key
-        write_tensors(
-            local, version, incarnation, header.specs(), read_tensors(file, base), str(self.shared / CONFIG_DIR)
-        )
+        names = (name for name, _, _ in header.specs())
+        tensors = zip(names, read_tensors(file, base), strict=True)
+        write_tensors(local, version, incarnation, header.specs(), tensors, str(self.shared / CONFIG_DIR))
 
     def _root(self, header: Header) -> Path:
         if self._local is None:

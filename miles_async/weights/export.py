@@ -6,8 +6,8 @@ tensors, or that raises, is refused with the key that named it. Importing this f
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from miles_async.config.schema import RunConfig
 from miles_async.hooks.calls import called, refused
@@ -16,6 +16,8 @@ from miles_async.hooks.hook import Hook
 if TYPE_CHECKING:
     import torch
 
+    from miles_async.weights.snapshot import Spec
+
 EXPORT = Hook(
     "weights.export_function",
     ("tensors",),
@@ -23,6 +25,19 @@ EXPORT = Hook(
     default="they are left as they are",
     form="iterated",
 )
+
+
+def outgoing(config: RunConfig, backend: Any) -> tuple[Sequence[Spec], Iterable[tuple[str, torch.Tensor]]]:
+    """What engines shall get of the weights of a LearnerBackend: what is announced, and then one tensor after the other. A
+    function of the user's sees all of them, as copies. Nothing on every rank but 0, which go through it all the same. Raises
+    HookFailed."""
+    if not EXPORT.functions(config):
+        return backend.stream()
+    from miles_async.weights.snapshot import specs_of
+
+    tensors = backend.export()
+    tensors = exported(config, tensors) if tensors else {}
+    return specs_of(tensors), tensors.items()
 
 
 def exported(config: RunConfig, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 from miles_async.config.schema import RunConfig
-from miles_async.weights.buckets import by_item_size, dtype_name
+from miles_async.weights.buckets import by_item_size, dtype_name, order
 from miles_async.weights.config_dtype import say_dtype
 from miles_async.weights.leftovers import ON_DISK
 from miles_async.weights.place import MEMORY_ROOT, in_memory, pins_kept
@@ -78,27 +78,44 @@ def write_snapshot(
 
     A snapshot of the same version and incarnation is replaced. All but the ``KEEP`` written last are removed.
     """
-    ordered = by_item_size(tensors)
-    specs = [(name, tensor.dtype, tensor.shape) for name, tensor in ordered]
-    return write_tensors(root, version, incarnation, specs, (tensor for _, tensor in ordered), config_dir)
+    return write_tensors(root, version, incarnation, specs_of(tensors), by_item_size(tensors), config_dir)
+
+
+def specs_of(tensors: Mapping[str, torch.Tensor]) -> list[Spec]:
+    """What announces ``tensors``."""
+    return [(name, tensor.dtype, tensor.shape) for name, tensor in tensors.items()]
 
 
 def write_where_there_is_room(
-    root: Path, run_dir: Path, version: int, incarnation: int, tensors: Mapping[str, torch.Tensor], config_dir: str
+    root: Path,
+    run_dir: Path,
+    version: int,
+    incarnation: int,
+    specs: Sequence[Spec],
+    tensors: Iterable[tuple[str, torch.Tensor]],
+    config_dir: str,
 ) -> Path:
-    """:func:`write_snapshot` into ``root``, or into the run directory if that is a memory that has just become full."""
+    """:func:`write_tensors` into ``root``, or into the run directory if that is a memory that has just become full: which is
+    known before the first tensor is asked for."""
     try:
-        return write_snapshot(root, version, incarnation, tensors, config_dir)
+        return write_tensors(root, version, incarnation, specs, tensors, config_dir)
     except OSError as error:
         if root != in_memory(run_dir) or error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-    return write_snapshot(run_dir / ON_DISK, version, incarnation, tensors, config_dir)
+    return write_tensors(run_dir / ON_DISK, version, incarnation, specs, tensors, config_dir)
 
 
 def write_tensors(
-    root: Path, version: int, incarnation: int, specs: Sequence[Spec], tensors: Iterable[torch.Tensor], config_dir: str
+    root: Path,
+    version: int,
+    incarnation: int,
+    specs: Sequence[Spec],
+    tensors: Iterable[tuple[str, torch.Tensor]],
+    config_dir: str,
 ) -> Path:
-    """:func:`write_snapshot` of tensors that come one after the other, as ``specs`` announces them."""
+    """:func:`write_snapshot` of tensors that come one after the other, in any order, each of those that ``specs`` announces
+    once. Raises SnapshotError where others come; then nothing is left behind."""
+    specs = sorted(specs, key=lambda spec: order(spec[0], spec[1]))
     with _draft(root, root / snapshot_name(incarnation, version), config_dir) as draft:
         say_dtype(draft, ((dtype, shape) for _, dtype, shape in specs))
         said = {"weight_version": str(version), "incarnation": str(incarnation), CHECKSUM: NO_CHECKSUM}
@@ -188,23 +205,47 @@ def load_snapshot(path: Path | str) -> dict[str, torch.Tensor]:
 
 
 def _write_safetensors(
-    file: Path, specs: Sequence[Spec], tensors: Iterable[torch.Tensor], said: Mapping[str, str]
+    file: Path, specs: Sequence[Spec], tensors: Iterable[tuple[str, torch.Tensor]], said: Mapping[str, str]
 ) -> None:
     """One pass over the tensors' own memory. The learner waits for this, so nothing is gathered or copied first."""
     header: dict[str, object] = {"__metadata__": {"format": "pt", **said}}
+    places: dict[str, tuple[int, int]] = {}
     offset = 0
     for name, dtype, shape in specs:
         if dtype not in _SAFE_NAMES:
             raise SnapshotError(f"{name} has dtype {dtype_name(dtype)}, which safetensors cannot hold")
         end = offset + torch.Size(shape).numel() * dtype.itemsize
         header[name] = {"dtype": _SAFE_NAMES[dtype], "shape": list(shape), "data_offsets": [offset, end]}
+        places[name] = offset, end
         offset = end
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # the data starts aligned
+    begin = 8 + len(text)
     with file.open("wb", buffering=0) as stream:
+        _take_room(stream.fileno(), begin + offset)
         stream.write(len(text).to_bytes(8, "little") + text)
-        for tensor in tensors:
-            flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-            view = memoryview(flat.numpy().data)
-            while view:  # one write takes at most 2 GiB
-                view = view[stream.write(view) :]
+        for name, tensor in tensors:
+            start, end = places.pop(name, (0, -1))
+            if tensor.nbytes != end - start:
+                raise SnapshotError(f"{name} was not announced, or not with {tensor.nbytes} bytes")
+            _write_at(stream.fileno(), tensor, begin + start)
+    if places:
+        raise SnapshotError(f"{', '.join(sorted(places)[:3])} did not come: {len(places)} tensors are missing")
+
+
+def _take_room(file: int, size: int) -> None:
+    """Of ``size`` bytes, where the file system can; ENOSPC, EDQUOT: there is none."""
+    try:
+        os.posix_fallocate(file, 0, size)
+    except (AttributeError, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+            raise
+        os.ftruncate(file, size)
+
+
+def _write_at(file: int, tensor: torch.Tensor, place: int) -> None:
+    flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+    view = memoryview(flat.numpy().data)
+    while view:  # one write takes at most 2 GiB
+        written = os.pwrite(file, view, place)
+        view, place = view[written:], place + written

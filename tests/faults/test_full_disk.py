@@ -34,7 +34,7 @@ from miles_async.monitor.record_lines import read_events, read_metrics, read_tra
 from miles_async.runs import state
 from miles_async.train import checkpoint
 from miles_async.weights import place
-from miles_async.weights.snapshot import load_snapshot, write_where_there_is_room
+from miles_async.weights.snapshot import load_snapshot, specs_of, write_where_there_is_room
 
 DEADLINE_S = 60.0
 
@@ -192,14 +192,16 @@ def test_a_snapshot_that_the_memory_does_not_take_any_more_lies_on_disk(
     (tmp_path / "config.json").write_text("{}")
     root = place.in_memory(tmp_path)
     tensors = {"w": torch.ones(1 << 20)}
-    first = write_where_there_is_room(root, tmp_path, 1, 1, tensors, str(tmp_path))
+    specs = specs_of(tensors)
+    first = write_where_there_is_room(root, tmp_path, 1, 1, specs, tensors.items(), str(tmp_path))
     fill(small_disk / "filler")
-    second = write_where_there_is_room(root, tmp_path, 2, 1, tensors, str(tmp_path))
+    once = iter(tensors.items())  # no tensor is asked for before it is known where there is room
+    second = write_where_there_is_room(root, tmp_path, 2, 1, specs, once, str(tmp_path))
     assert first.parent == root and second.parent == tmp_path / "snapshots"
     assert torch.equal(load_snapshot(second)["w"], tensors["w"])
     assert [path.name for path in root.iterdir()] == [first.name]
     with pytest.raises(OSError, match="No space left"):
-        write_where_there_is_room(small_disk / "chosen", tmp_path, 3, 1, tensors, str(tmp_path))
+        write_where_there_is_room(small_disk / "chosen", tmp_path, 3, 1, specs, tensors.items(), str(tmp_path))
 
 
 def process_of(name: str, run_dir: Path) -> set[int]:

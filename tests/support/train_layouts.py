@@ -51,13 +51,18 @@ def train_cases(rank: int, model: str, root: str, name: str, layout: dict[str, A
     """STEPS steps of each of CASES in one layout."""
     from miles_async.train.trainer import MegatronTrainer
 
-    seen = {}
+    seen: dict[str, Any] = {}
     for number, (case, sections) in enumerate(CASES.items()):
         learner = {"max_tokens_per_micro_batch": 40, "grad_reduce_timeout_s": 60.0, **layout}
         config = make_config(model, **{**sections, "learner": {**learner, **sections.get("learner", {})}})
         split = layout_of(config.learner)
         ranks = Ranks(rank, config.learner.num_ranks, f"file://{root}/meeting-{name}-{number}", split)
         trainer = MegatronTrainer(config, model, ranks)
+        if number == 0:
+            specs, stream = trainer.stream()
+            untrained = {tensor_name: tensor.clone() for tensor_name, tensor in stream}
+            assert sorted(specs) == sorted((n, tensor.dtype, tensor.shape) for n, tensor in untrained.items())
+            seen["untrained"] = untrained
         metrics = []
         for step in range(1 if config.staleness.max_lag == 0 else STEPS):
             groups = make_groups(4, 4, seed=step, version=0)

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from train_layouts import CASES, DENSE, MODEL, trained
-from train_support import make_checkpoint
+from train_support import assert_equal, make_checkpoint
 
 from miles_async.train.critic import value_head
 
@@ -55,6 +56,10 @@ def test_stages_with_a_part_of_each_sequence_train_as_a_whole_one(alone: Callabl
 def compare(root: Path, expected: Any, name: str) -> None:
     """Train in layout ``name``, and hold all that its ranks saw against what one process saw."""
     ranks = trained(root, root / "model", name.replace(" ", "-"), DENSE[name])
+    assert_equal(ranks[0]["untrained"], expected["untrained"])  # what is exported has the bits that were loaded
+    checkpoint = load_file(root / "model" / "model.safetensors")
+    assert_equal({key: tensor for key, tensor in ranks[0]["untrained"].items() if key in checkpoint}, checkpoint)
+    assert not any(seen["untrained"] for seen in ranks[1:])
     for case in CASES:
         of_case = [seen[case] for seen in ranks]
         for seen in of_case:

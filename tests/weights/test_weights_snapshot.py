@@ -14,7 +14,16 @@ from miles_async.config.schema import Data, Model, RunConfig, Weights
 from miles_async.train.hf_export import save_hf
 from miles_async.weights.buckets import make_buckets, unflatten
 from miles_async.weights.fleet import Fleet, next_wave
-from miles_async.weights.snapshot import SnapshotError, choose_root, load_snapshot, prune, write_snapshot
+from miles_async.weights.snapshot import (
+    WEIGHTS_FILE,
+    SnapshotError,
+    choose_root,
+    load_snapshot,
+    prune,
+    specs_of,
+    write_snapshot,
+    write_tensors,
+)
 
 
 @pytest.fixture
@@ -97,6 +106,30 @@ def test_buckets_of_scattered_tensors_are_copied_bit_for_bit() -> None:
     assert same(found, tensors)
     with pytest.raises(ValueError, match="without any tensor"):
         make_buckets({}, 256)
+
+
+def test_tensors_that_come_in_any_order_make_the_same_file(tmp_path: Path, hf_dir: str) -> None:
+    tensors = some_tensors()
+    whole = write_snapshot(tmp_path / "root", 1, 1, tensors, hf_dir)
+    stream = reversed(tensors.items())
+    streamed = write_tensors(tmp_path / "other", 1, 1, specs_of(tensors)[::-1], stream, hf_dir)
+    assert (streamed / WEIGHTS_FILE).read_bytes() == (whole / WEIGHTS_FILE).read_bytes()
+
+
+def test_tensors_that_were_not_announced_or_do_not_come_make_no_snapshot(tmp_path: Path, hf_dir: str) -> None:
+    tensors = some_tensors()
+    specs, pairs = specs_of(tensors), list(tensors.items())
+    name = pairs[0][0]
+    wrong = {
+        "did not come: 1 tensors are missing": pairs[1:],
+        f"{name} was not announced, or not with": [*pairs, pairs[0]],
+        "other was not announced": [*pairs, ("other", torch.zeros(2))],
+        "or not with 12 bytes": [(name, torch.zeros(3)), *pairs[1:]],
+    }
+    for words, stream in wrong.items():
+        with pytest.raises(SnapshotError, match=words):
+            write_tensors(tmp_path / "root", 1, 0, specs, stream, hf_dir)
+    assert list((tmp_path / "root").iterdir()) == []
 
 
 def test_a_snapshot_that_fails_leaves_nothing_behind(tmp_path: Path, hf_dir: str) -> None:
