@@ -21,7 +21,7 @@ from miles_async.rl.reduce import weighted_sum
 from miles_async.train.batch import MicroBatch, Sequences
 from miles_async.train.bridge import ModelError
 from miles_async.train.distributed import LearnerGroups
-from miles_async.train.model import TrainedModel, gpt_model
+from miles_async.train.model import TrainedModel, gpt_model, is_last
 from miles_async.train.objective import Sums
 from miles_async.train.outputs import Outputs
 from miles_async.train.schedule import rate_of
@@ -76,7 +76,7 @@ class Critic:
             # a tied model would hand its embedding to the head as the weight to use, and the stages of a pipeline wait for one
             # another's gradients of it
             module.share_embeddings_and_output_weights = False
-            if module.post_process:
+            if is_last(module):
                 module.output_layer = ValueHead(module.config.hidden_size, dtype, groups.device)
                 if (head := value_head(Path(bridge.path))) is not None:
                     module.output_layer.load_state_dict(head)
@@ -95,7 +95,7 @@ class Critic:
 
         last = self.model.modules[-1]
         head, tensors = None, {}
-        if last.post_process:
+        if is_last(last):
             head, last.output_layer = last.output_layer, torch.nn.Identity()  # the bridge has no name for it
         try:
             tensors = {name: _copy(tensor) for name, tensor in self._bridge.all_tensors(self.model.modules)}

@@ -189,3 +189,12 @@ def _shared_groups() -> Iterator[None]:
         yield
     finally:
         dist.new_group = new_group
+
+
+def device_of(wanted: str, rank: int) -> torch.device:
+    """Where a rank computes, by ``model.device``. Raises ValueError: CUDA is wanted, and there is none."""
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise ValueError('model.device = "cuda", but torch sees no CUDA device; allowed here: "auto", "cpu"')
+    if wanted == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", rank % torch.cuda.device_count())

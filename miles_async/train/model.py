@@ -48,7 +48,7 @@ class TrainedModel:
         from miles_async.train.optimizer import LearnerOptimizer
 
         self.modules: list[Any] = [gpt_model(chunk) for chunk in chunks]
-        self.groups, self._config = groups, config
+        self.groups = groups
         whole = groups.layout.model == 1 and is_local(self.modules[0])
         self._local_outputs = local_outputs if whole else None
         self.steps = 0  # optimizer steps in the weights
@@ -124,7 +124,7 @@ class TrainedModel:
         groups, module = self.groups, gpt_model(ddp.module)
         part = inputs(micro, groups.layout, groups.context_rank, groups.device)
         position_ids = torch.arange(part.tokens.shape[1], device=groups.device).expand_as(part.tokens)
-        if not module.post_process:
+        if not is_last(module):
             return ddp(part.tokens, position_ids, None), part.index
         sequence = groups.layout.sequence
 
@@ -185,6 +185,11 @@ class TrainedModel:
             module.load_state_dict(parts if len(self.modules) == 1 else parts[f"model{i}"])
         self._optimizer.load_state_dict(state["optimizer"], state["steps"])
         self.steps = state["steps"]
+
+
+def is_last(module: Any) -> bool:
+    """Whether it has the output layer, as the last stage of a pipeline does; a model of the user's is whole."""
+    return getattr(module, "post_process", True)
 
 
 def gpt_model(model: Any) -> Any:

@@ -37,7 +37,7 @@ from miles_async.train.checkpoint_choice import CheckpointChoice
 from miles_async.train.critic import AT_REST, Critic
 from miles_async.train.critic import METRICS as CRITIC_METRICS
 from miles_async.train.denominators import denominators
-from miles_async.train.distributed import LearnerGroups
+from miles_async.train.distributed import LearnerGroups, device_of
 from miles_async.train.intake import Admitted, LagExceeded, admit
 from miles_async.train.kept_weights import KeptWeights, copies
 from miles_async.train.minibatch import MiniBatch, split
@@ -72,7 +72,7 @@ class MegatronTrainer(LearnerBackend):
         self._provider = bridge_maker(config)
         # of this process; in a synchronous run it checks that the two ways to a log-prob agree
         self._first_step = config.staleness.max_lag == 0 and not self._objective.is_sft
-        self._device = _device(config.model.device, ranks.rank)
+        self._device = device_of(config.model.device, ranks.rank)
         self._dtype = torch.bfloat16 if config.model.dtype == "bfloat16" else torch.float32
         quiet_megatron()
         cpu_shim.install(self._device)
@@ -303,11 +303,3 @@ class MegatronTrainer(LearnerBackend):
     def close(self) -> None:
         """Leave the process groups."""
         self._groups.close()
-
-
-def _device(wanted: str, rank: int) -> torch.device:
-    if wanted == "cuda" and not torch.cuda.is_available():
-        raise ValueError('model.device = "cuda", but torch sees no CUDA device; allowed here: "auto", "cpu"')
-    if wanted == "cpu" or not torch.cuda.is_available():
-        return torch.device("cpu")
-    return torch.device("cuda", rank % torch.cuda.device_count())

@@ -72,8 +72,8 @@ class LearnerKilledBetweenSteps(RecordingLearner):
         self.parts: list[tuple[Any, ...]] = []
         policy._loss, policy.model.apply_gradients = self._loss, self._apply
 
-    def _loss(self, micro: Any, part: Any, version: int) -> Any:
-        logprobs, loss, sums = self.make_loss(micro, part, version)
+    def _loss(self, micro: Any, outputs: Any, part: Any, version: int) -> Any:
+        logprobs, loss, sums = self.make_loss(micro, outputs, part, version)
         logprobs.retain_grad()
         self.parts.append((micro.token_index, logprobs, part.current, loss.detach()))
         return logprobs, loss, sums

@@ -53,7 +53,7 @@ def train_cases(rank: int, model: str, root: str, name: str, layout: dict[str, A
 
     seen: dict[str, Any] = {}
     for number, (case, sections) in enumerate(CASES.items()):
-        learner = {"max_tokens_per_micro_batch": 40, "grad_reduce_timeout_s": 60.0, **layout}
+        learner = {"max_tokens_per_micro_batch": 120, "grad_reduce_timeout_s": 60.0, **layout}
         config = make_config(model, **{**sections, "learner": {**learner, **sections.get("learner", {})}})
         split = layout_of(config.learner)
         ranks = Ranks(rank, config.learner.num_ranks, f"file://{root}/meeting-{name}-{number}", split)
@@ -95,7 +95,7 @@ def saved_or_resumed(
 
     seen: dict[str, Any] = {}
     for kind, sharded in OPTIMIZERS.items():
-        learner = {"max_tokens_per_micro_batch": 40, "grad_reduce_timeout_s": 60.0, **layout}
+        learner = {"max_tokens_per_micro_batch": 120, "grad_reduce_timeout_s": 60.0, **layout}
         config = make_config(model, learner={**learner, "use_distributed_optimizer": sharded})
         resuming = "resume" if sources else "save"
         meeting = f"file://{root}/meeting-{name}-{kind}-{resuming}"

@@ -10,7 +10,7 @@ import torch
 from train_support import Build, assert_equal, make_checkpoint, make_groups
 
 
-def megatrons_own(config: Any) -> Any:
+def megatrons_own(config: Any, _: int | None = None) -> Any:
     """Its specification of a layer, with our core attention: its own has the scores of all pairs in memory, and other bits."""
     from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 
