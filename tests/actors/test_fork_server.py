@@ -65,6 +65,24 @@ def test_an_actor_that_ended_with_the_fork_server_says_so(placement: LocalPlacem
     assert local.ending(-9).how == "killed by signal 9" and local.ending(1).how == "exit code 1"
 
 
+def test_an_actor_whose_end_the_fork_server_has_still_to_tell_can_be_terminated(
+    placement: LocalPlacement, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    actor = sleeper(placement, "actor")
+    ((name, process),) = placement._processes.items()
+    with monkeypatch.context() as untold:
+        untold.setattr(process._popen, "poll", lambda *_: None)
+        os.kill(actor, signal.SIGKILL)
+        until = time.monotonic() + DEADLINE_S
+        while psutil.pid_exists(actor):  # the fork server has reaped it
+            assert time.monotonic() < until, f"process {actor} is still there"
+            time.sleep(0.01)
+        placement.terminate(name)
+        placement.terminate(name, by_force=True)
+    placement.end()
+    assert process.exitcode == -signal.SIGKILL
+
+
 def test_a_stopped_fork_server_is_seen_where_it_hides_that_an_actor_has_ended(placement: LocalPlacement) -> None:
     ended, forks = sleeper(placement, "ended"), fork_server.OTHERS.pid()
     lives = sleeper(placement, "lives")

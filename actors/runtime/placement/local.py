@@ -8,6 +8,7 @@ end, dies when the launch dies (also by kill -9), and its end is seen at once; n
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib
 import logging
 import multiprocessing
@@ -144,7 +145,8 @@ class LocalPlacement:
         """SIGTERM or SIGKILL, if it runs."""
         process = self._processes.get(actor)
         if process is not None and process.exitcode is None and process.pid is not None:
-            os.kill(process.pid, signal.SIGKILL if by_force else signal.SIGTERM)
+            with contextlib.suppress(ProcessLookupError):  # it has ended, and the fork server is about to tell
+                os.kill(process.pid, signal.SIGKILL if by_force else signal.SIGTERM)
 
     def go_on(self) -> None:
         """Have the fork servers run."""
