@@ -84,6 +84,7 @@ def test_the_cpu_time_of_a_real_run_is_accounted_for_by_role_and_by_layer(
     monkeypatch.setenv("STEP_STEPS", "8")
     monkeypatch.setenv("STEP_SET", "rollout.rollout_batch_size=4 checkpoint.save_interval=100")
     printed = CliRunner().invoke(app, ["bench", "step", "--json"], catch_exceptions=False)
+    assert printed.exit_code == 0, printed.output
     found = json.loads(printed.stdout)
     assert found["samples_per_step"] == 16 and "rollout.rollout_batch_size=4" in found["settings"]
     roles = found["us_per_sample"]
