@@ -32,6 +32,11 @@ class Layout:
         return self.tensor * self.pipeline * self.context
 
     @property
+    def splits_model(self) -> bool:
+        """Whether some process holds less than the whole model."""
+        return self.model * self.expert > 1
+
+    @property
     def splits_layers(self) -> bool:
         """Whether a layer is computed by several processes together."""
         return self.tensor * self.context * self.expert * self.expert_tensor > 1

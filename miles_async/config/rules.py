@@ -17,7 +17,7 @@ from miles_async.config.schema import ConfigError, RunConfig
 def check(config: RunConfig, *rooms: Callable[[RunConfig], None]) -> None:
     """All of the checks; ``rooms``, in their turn, are those of other rooms. Raises ConfigError."""
     check_layout(config.learner)
-    if config.model.model_provider and (split := layout_of(config.learner)).model * split.expert > 1:
+    if config.model.model_provider and layout_of(config.learner).splits_model:
         raise ConfigError(
             "model.model_provider gives a bridge that builds whole models: learner.tensor_parallel_size, "
             "pipeline_parallel_size, context_parallel_size and expert_parallel_size must be 1"

@@ -19,7 +19,7 @@ EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")  # names that
 def check_layout(config: RunConfig) -> None:
     """Refuse a layout that the policy's model, or the critic's, cannot have. Raises ConfigError, ModelError."""
     layout = layout_of(config.learner)
-    if layout.model * layout.expert == 1:
+    if not layout.splits_model:
         return
     for directory in filter(None, (config.model.hf_checkpoint, config.critic.critic_load)):
         raw = builtin.shape_of(directory) if builtin.is_builtin(directory) else read_config_json(directory)

@@ -67,8 +67,10 @@ class LearnerBackend:
     def stream(self) -> tuple[Sequence[Spec], Iterable[tuple[str, torch.Tensor]]]:
         """Of what :meth:`export` gives: name, dtype and shape of all tensors, and then one after the other; each may be a view
         of the weights, and is read before the next is asked for. Nothing on every rank but 0, which go through it too."""
-        tensors = self.export()
-        return [(name, tensor.dtype, tensor.shape) for name, tensor in tensors.items()], tensors.items()
+        from miles_async.weights.snapshot import specs_of
+
+        tensors = self.export().items()
+        return specs_of(tensors), tensors
 
     def save_hf(self, directory: Path) -> None:
         """The weights as a directory that transformers loads."""

@@ -21,10 +21,10 @@ Weights = list[torch.Tensor]
 
 def copies(modules: Sequence[Any]) -> Weights:
     """The modules' parameters, in their order, as copies on the CPU."""
-    return [parameter.detach().to("cpu", copy=True) for _, parameter in _named(modules)]
+    return [parameter.detach().to("cpu", copy=True) for _, parameter in _parameters(modules)]
 
 
-def _named(modules: Sequence[Any]) -> list[tuple[tuple[int, str], torch.nn.Parameter]]:
+def _parameters(modules: Sequence[Any]) -> list[tuple[tuple[int, str], torch.nn.Parameter]]:
     """Each parameter with the number of its module and its name there."""
     return [((i, name), parameter) for i, module in enumerate(modules) for name, parameter in module.named_parameters()]
 
@@ -92,7 +92,7 @@ class KeptWeights:
 
     def _put(self, weights: Weights) -> None:
         with torch.no_grad():
-            for (_, parameter), weight in zip(_named(self._modules), weights, strict=True):
+            for (_, parameter), weight in zip(_parameters(self._modules), weights, strict=True):
                 parameter.copy_(weight)
 
     # in a checkpoint
@@ -112,7 +112,7 @@ class KeptWeights:
         """What dist_checkpointing stores of these, or fills in to load."""
         from megatron.core.dist_checkpointing.utils import add_prefix_for_sharding
 
-        order = [place for place, _ in _named(self._modules)]
+        order = [place for place, _ in _parameters(self._modules)]
         state: dict[str, Any] = {}
         for name in names:
             weights = self._named(name)
@@ -123,7 +123,7 @@ class KeptWeights:
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Restore what was loaded into :meth:`sharded_state`."""
-        order = [f"{i}.{key}" for (i, key), _ in _named(self._modules)]
+        order = [f"{i}.{key}" for (i, key), _ in _parameters(self._modules)]
         found = {name: [part[key].detach().to("cpu", copy=True) for key in order] for name, part in state.items()}
         self._reference = found.pop(REFERENCE, self._reference)
         self._old = {int(name): weights for name, weights in found.items()}
@@ -131,4 +131,6 @@ class KeptWeights:
     def _named(self, name: str) -> Weights:
         """The weights of that name, or as many zeros where there are none yet."""
         known = self._reference if name == REFERENCE else self._old.get(int(name))
-        return known if known is not None else [torch.zeros_like(p, device="cpu") for _, p in _named(self._modules)]
+        return (
+            known if known is not None else [torch.zeros_like(p, device="cpu") for _, p in _parameters(self._modules)]
+        )

@@ -74,12 +74,15 @@ class TrainedModel:
         named_cuda = contextlib.nullcontext() if self._local_outputs else cpu_shim.cuda_means_cpu(device)
         with torch.set_grad_enabled(learning), named_cuda:
             if self.groups.layout.pipeline > 1:
-                in_stages(self._ddps, self._stage_of, micros, loss_of, learning=learning, groups=self.groups)
+
+                def loss_of_stage(micro: MicroBatch, values: torch.Tensor, index: torch.Tensor | None) -> torch.Tensor:
+                    return _loss(micro, self._as_outputs(values, index, micro), loss_of)
+
+                with self.groups.waiting("the stages of"):
+                    in_stages(self._ddps, self._stage_of, micros, loss_of_stage, learning=learning)
                 return
             for micro in micros:
-                outputs = self._outputs(self._ddps[0], micro)
-                loss = loss_of(micro, outputs) if len(micro.targets) else outputs.values.sum() * 0
-                del outputs
+                loss = _loss(micro, self._outputs(self._ddps[0], micro), loss_of)
                 if learning:
                     loss.backward()
 
@@ -185,6 +188,11 @@ class TrainedModel:
             module.load_state_dict(parts if len(self.modules) == 1 else parts[f"model{i}"])
         self._optimizer.load_state_dict(state["optimizer"], state["steps"])
         self.steps = state["steps"]
+
+
+def _loss(micro: MicroBatch, outputs: Outputs, loss_of: Loss) -> torch.Tensor:
+    """What ``loss_of`` gives; without asking it, a zero that has gradients where there is nothing to compute."""
+    return loss_of(micro, outputs) if len(micro.targets) else outputs.values.sum() * 0
 
 
 def is_last(module: Any) -> bool:

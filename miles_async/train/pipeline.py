@@ -12,8 +12,6 @@ from typing import Any
 import torch
 
 from miles_async.train.batch import MicroBatch
-from miles_async.train.distributed import LearnerGroups
-from miles_async.train.outputs import Outputs
 
 Stage = Callable[[Any, MicroBatch], tuple[torch.Tensor, torch.Tensor | None]]
 
@@ -22,14 +20,14 @@ def in_stages(
     ddps: Sequence[Any],
     stage_of: Stage,
     micros: Sequence[MicroBatch],
-    loss_of: Callable[[MicroBatch, Outputs], torch.Tensor],
+    loss_of: Callable[[MicroBatch, torch.Tensor, torch.Tensor | None], torch.Tensor],
     *,
     learning: bool,
-    groups: LearnerGroups,
 ) -> None:
     """A forward pass, and a backward pass where ``learning``, of all ``micros``, of which every stage has as many.
 
     ddps: the parts of the model on this stage. stage_of: what one of them gives for a micro-batch, and which tokens that is of.
+    loss_of: a scalar of what the last stage gives, and of these.
     """
     from megatron.core.pipeline_parallel import get_forward_backward_func
 
@@ -38,11 +36,7 @@ def in_stages(
         values, index = stage_of(ddp, micro)
 
         def loss(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, dict[str, Any]]:
-            if not len(micro.targets):
-                found = values.sum() * 0
-            else:
-                count, here = len(micro.targets), (groups.tensor_group, groups.context_group)
-                found = loss_of(micro, Outputs(values, index, count, *here))
+            found = loss_of(micro, values, index)
             # with a number of tokens beside it Megatron divides by nothing
             return found, torch.zeros((), dtype=torch.int, device=found.device), {}
 
@@ -50,14 +44,13 @@ def in_stages(
 
     data = [iter(list(micros)) for _ in ddps]
     several = len(ddps) > 1
-    with groups.waiting("the stages of"):
-        get_forward_backward_func()(
-            forward_step_func=forward_step,
-            data_iterator=data if several else data[0],
-            model=[*ddps] if several else ddps[0],
-            num_microbatches=len(micros),
-            seq_length=1,  # that of each micro-batch is told from stage to stage (variable_seq_lengths)
-            micro_batch_size=1,
-            decoder_seq_length=1,
-            forward_only=not learning,
-        )
+    get_forward_backward_func()(
+        forward_step_func=forward_step,
+        data_iterator=data if several else data[0],
+        model=[*ddps] if several else ddps[0],
+        num_microbatches=len(micros),
+        seq_length=1,  # that of each micro-batch is told from stage to stage (variable_seq_lengths)
+        micro_batch_size=1,
+        decoder_seq_length=1,
+        forward_only=not learning,
+    )

@@ -50,7 +50,7 @@ from miles_async.train.quiet_megatron import quiet_megatron
 from miles_async.train.ranks import Ranks
 from miles_async.train.reward_metrics import reward_metrics
 from miles_async.train.share import MicroShare, Share, make_share, micro_share
-from miles_async.weights.snapshot import Spec
+from miles_async.weights.snapshot import Spec, specs_of
 
 __all__ = ["LagExceeded", "MegatronTrainer"]
 
@@ -256,7 +256,7 @@ class MegatronTrainer(LearnerBackend):
         if not self._groups.exports:
             return (), ()
         if self._specs is None:
-            self._specs = [(name, tensor.dtype, tensor.shape) for name, tensor in self._tensors()]
+            self._specs = specs_of(self._tensors())
         return self._specs, self._tensors()
 
     def _tensors(self) -> Iterator[tuple[str, torch.Tensor]]:

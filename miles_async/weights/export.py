@@ -37,7 +37,7 @@ def outgoing(config: RunConfig, backend: Any) -> tuple[Sequence[Spec], Iterable[
 
     tensors = backend.export()
     tensors = exported(config, tensors) if tensors else {}
-    return specs_of(tensors), tensors.items()
+    return specs_of(tensors.items()), tensors.items()
 
 
 def exported(config: RunConfig, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

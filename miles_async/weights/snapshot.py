@@ -78,12 +78,12 @@ def write_snapshot(
 
     A snapshot of the same version and incarnation is replaced. All but the ``KEEP`` written last are removed.
     """
-    return write_tensors(root, version, incarnation, specs_of(tensors), by_item_size(tensors), config_dir)
+    return write_tensors(root, version, incarnation, specs_of(tensors.items()), by_item_size(tensors), config_dir)
 
 
-def specs_of(tensors: Mapping[str, torch.Tensor]) -> list[Spec]:
+def specs_of(tensors: Iterable[tuple[str, torch.Tensor]]) -> list[Spec]:
     """What announces ``tensors``."""
-    return [(name, tensor.dtype, tensor.shape) for name, tensor in tensors.items()]
+    return [(name, tensor.dtype, tensor.shape) for name, tensor in tensors]
 
 
 def write_where_there_is_room(

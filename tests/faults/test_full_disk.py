@@ -192,7 +192,7 @@ def test_a_snapshot_that_the_memory_does_not_take_any_more_lies_on_disk(
     (tmp_path / "config.json").write_text("{}")
     root = place.in_memory(tmp_path)
     tensors = {"w": torch.ones(1 << 20)}
-    specs = specs_of(tensors)
+    specs = specs_of(tensors.items())
     first = write_where_there_is_room(root, tmp_path, 1, 1, specs, tensors.items(), str(tmp_path))
     fill(small_disk / "filler")
     once = iter(tensors.items())  # no tensor is asked for before it is known where there is room

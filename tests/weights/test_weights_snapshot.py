@@ -112,13 +112,13 @@ def test_tensors_that_come_in_any_order_make_the_same_file(tmp_path: Path, hf_di
     tensors = some_tensors()
     whole = write_snapshot(tmp_path / "root", 1, 1, tensors, hf_dir)
     stream = reversed(tensors.items())
-    streamed = write_tensors(tmp_path / "other", 1, 1, specs_of(tensors)[::-1], stream, hf_dir)
+    streamed = write_tensors(tmp_path / "other", 1, 1, specs_of(tensors.items())[::-1], stream, hf_dir)
     assert (streamed / WEIGHTS_FILE).read_bytes() == (whole / WEIGHTS_FILE).read_bytes()
 
 
 def test_tensors_that_were_not_announced_or_do_not_come_make_no_snapshot(tmp_path: Path, hf_dir: str) -> None:
     tensors = some_tensors()
-    specs, pairs = specs_of(tensors), list(tensors.items())
+    specs, pairs = specs_of(tensors.items()), list(tensors.items())
     name = pairs[0][0]
     wrong = {
         "did not come: 1 tensors are missing": pairs[1:],
