@@ -101,7 +101,7 @@ class CpuSampler:
     def _end(self) -> None:
         for number in SIGNALS:
             signal.signal(number, signal.SIG_IGN)
-        for thread in self._threads.values():
+        for thread in [*self._threads.values()]:
             thread.end()
 
     def _first_event(self, *_: Any) -> None:
@@ -123,7 +123,10 @@ class CpuSampler:
         if (thread := self._threads.get(number)) is None:
             return
         main = self._threads[SIGNALS[0]]
-        now = began if thread is main else time.clock_gettime_ns(thread.clock)
+        try:
+            now = began if thread is main else time.clock_gettime_ns(thread.clock)
+        except OSError:  # it has ended since its timer rang: what it did last counts as native
+            return
         found = frame if thread is main else sys._current_frames().get(thread.ident)
         if found is not None:
             self._places[self._table.place(found)] += now - thread.seen_ns

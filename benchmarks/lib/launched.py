@@ -33,7 +33,7 @@ def launched(
     """A launch of ``config``, as it was followed, and its summary. ``environment``: beside the one of this process.
     ``root``: the checkout that is launched; the path that Python imports from has to begin with it.
 
-    Raises RuntimeError with the last line of its errors if it fails, subprocess.TimeoutExpired past TIMEOUT_S.
+    Raises RuntimeError with its errors if it fails, subprocess.TimeoutExpired past TIMEOUT_S.
     """
     command = [sys.executable, "-m", "miles_async.cli.app", "launch", str(config), "--run-dir", str(run_dir), "--json"]
     for setting in settings:
@@ -50,8 +50,7 @@ def launched(
             process.communicate()
             raise
     if process.returncode:
-        said = errors.strip().splitlines() or ["it said nothing"]
-        raise RuntimeError(f"the run ended with code {process.returncode}: {said[-1]}")
+        raise RuntimeError(f"the run ended with code {process.returncode}: {errors.strip() or 'it said nothing'}")
     return cpu, json.loads(output)
 
 

@@ -132,6 +132,49 @@ def test_the_fork_server_ends_with_the_launch(placement: LocalPlacement, stopped
     assert fork_server.OTHERS.pid() != forks
 
 
+# the module that a fork server imports ends it, so many times
+ENDS = """
+import os, pathlib
+here = pathlib.Path(__file__).parent
+if len(list(here.glob("ended-*"))) < {times}:
+    (here / f"ended-{{os.getpid()}}").touch()
+    os._exit(7)
+"""
+
+
+@pytest.fixture
+def ending_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """One that ends ``times`` times while it imports."""
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}")
+    monkeypatch.syspath_prepend(tmp_path)
+    server = fork_server.ForkServer("preloaded_by_this_test")
+
+    def ending(times: int) -> fork_server.ForkServer:
+        (tmp_path / "preloaded_by_this_test.py").write_text(ENDS.format(times=times))
+        return server
+
+    yield ending
+    server.end()
+
+
+def test_a_fork_server_that_ends_while_it_is_to_start_an_actor_is_followed_by_another(
+    placement: LocalPlacement, tmp_path: Path, ending_server: Any
+) -> None:
+    process = placement._context.Process(target=os._exit, args=(3,), name="learner-0")
+    ending_server(1).fork(process)
+    process.join(DEADLINE_S)
+    assert process.exitcode == 3 and len(list(tmp_path.glob("ended-*"))) == 1
+
+
+def test_a_fork_server_that_ends_again_fails_the_start_by_name(
+    placement: LocalPlacement, tmp_path: Path, ending_server: Any
+) -> None:
+    process = placement._context.Process(target=os._exit, args=(3,), name="learner-0")
+    with pytest.raises(RuntimeError, match="import preloaded_by_this_test ended twice before it had started learner-0"):
+        ending_server(1000).fork(process)
+    assert len(list(tmp_path.glob("ended-*"))) == 2
+
+
 # what is imported once says that it has begun to be, and takes its time
 PRELOADED = """
 import pathlib, time

@@ -81,7 +81,7 @@ def test_the_cpu_time_of_a_real_run_is_accounted_for_by_role_and_by_layer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("STEP_CONFIG", str(write_config(tmp_path)))
-    monkeypatch.setenv("STEP_STEPS", "8")
+    monkeypatch.setenv("STEP_STEPS", "40")  # so many that every layer is seen at work
     monkeypatch.setenv("STEP_SET", "rollout.rollout_batch_size=4 checkpoint.save_interval=100")
     printed = CliRunner().invoke(app, ["bench", "step", "--json"], catch_exceptions=False)
     assert printed.exit_code == 0, printed.output

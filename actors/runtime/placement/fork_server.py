@@ -1,9 +1,10 @@
 """The servers that the actors of this process are forked from, and that alone tell how one ended: one for learners, which
 import more than all others together, and one for the others, which are not to wait for that.
 
-Promises: what a terminal or ``timeout`` says to the whole process group does not end one, not even while it starts; after
-:meth:`ForkServer.go_on` a server that was stopped tells; after :meth:`ForkServer.end` it is gone, and with it every process
-that it forked (``die_with_parent``). Importing this file costs next to nothing, so that a launch can begin them first.
+Promises: what a terminal or ``timeout`` says to the whole process group does not end one, not even while it starts; one that
+ends while it is to start an actor is replaced; after :meth:`ForkServer.go_on` a server that was stopped tells; after
+:meth:`ForkServer.end` it is gone, and with it every process that it forked (``die_with_parent``).
+Importing this file costs next to nothing, so that a launch can begin them first.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ LAUNCH_PID = "MILES_ASYNC_LAUNCH_PID"  # in its environment: whose end is its ow
 # what Ctrl-C, `timeout` and a closed terminal send to every process of a group; ours are stopped by the supervisor, in order
 OF_THE_GROUP = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
+GONE = (EOFError, ConnectionError)  # what multiprocessing raises of a server that ends while it is asked
+
 
 class ForkServer:
     """One of them. preload: the module that it imports before it forks anybody."""
@@ -30,6 +33,7 @@ class ForkServer:
         # multiprocessing has one for a program; these are further objects of its class
         self._server: Any = forkserver.ForkServer()  # pyright: ignore[reportAttributeAccessIssue]  (it is not in the stubs)
         self._server.set_forkserver_preload([preload])
+        self._preload = preload
 
     def begin(self) -> None:
         """Start it, unless it lives."""
@@ -44,7 +48,21 @@ class ForkServer:
             self._server.ensure_running()  # it and all its children inherit that
 
     def fork(self, process: BaseProcess) -> None:
-        """Start ``process`` from it, which begins if need be, and goes on if somebody has stopped it. Waits for its imports."""
+        """Start ``process`` from it, which begins if need be, and goes on if somebody has stopped it. Waits for its imports.
+
+        One that ends meanwhile is followed by another, once. Raises RuntimeError: that one ended as well.
+        """
+        try:
+            self._fork(process)
+        except GONE:
+            self.end()
+            try:
+                self._fork(process)
+            except GONE as error:
+                found = f"the fork server that is to import {self._preload} ended twice before it had started {process.name}"
+                raise RuntimeError(f"{found}: what it wrote to stderr says why") from error
+
+    def _fork(self, process: BaseProcess) -> None:
         self.begin()
         self.go_on()  # one that is stopped would be waited for
         usual = forkserver.connect_to_new_process
