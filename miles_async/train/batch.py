@@ -27,6 +27,8 @@ Array = npt.NDArray[Any]
 # What one more micro-batch costs besides its tokens (Python, kernel launches), in tokens: it pays to split off short
 # sequences only if that saves more padding than this. Measured with the 75k-parameter model on one core.
 SPLIT_COST_TOKENS = 192
+# The same where padding is not computed but by attention (packed.py).
+PACKED_SPLIT_COST_TOKENS = 512
 
 
 class BatchError(ValueError):
@@ -70,6 +72,9 @@ class MicroBatch:
     """One forward pass: ``rows`` sequences, ``columns`` input tokens each; n of the response tokens are computed."""
 
     tokens: Array  # [rows, columns] int64, padded on the right with 0
+    widths: Array  # [rows] int64: input tokens of each row
+    prompts: Array  # [rows] int64: equal where prompts are
+    prompt_widths: Array  # [rows] int64: input tokens of the prompt
     positions: Array  # [n] int64: where the token before it sits in the [columns, rows] layout, flattened
     targets: Array  # [n] int64: the token itself
     token_index: Array  # [n] int64: its place among the N response tokens
@@ -77,8 +82,8 @@ class MicroBatch:
     @classmethod
     def empty(cls) -> MicroBatch:
         """One that has nothing to compute: it keeps a rank in step with others that have more."""
-        none = np.zeros(0, dtype=np.int64)
-        return cls(np.zeros((1, 1), dtype=np.int64), none, none, none)
+        none, one = np.zeros(0, dtype=np.int64), np.ones(1, dtype=np.int64)
+        return cls(np.zeros((1, 1), dtype=np.int64), one, one, one, none, none, none)
 
 
 def flatten(groups: Sequence[Group], vocab_size: int) -> TrainBatch:
@@ -124,20 +129,22 @@ def _teacher_top(samples: Sequence[Sample]) -> tuple[Array, Array] | None:
     return ids.reshape(-1, int(k)), values.reshape(-1, int(k))
 
 
-def micro_batches(sequences: Sequences, max_tokens: int) -> list[MicroBatch]:
+def micro_batches(sequences: Sequences, max_tokens: int, split_cost: int = SPLIT_COST_TOKENS) -> list[MicroBatch]:
     """The micro-batches of all sequences with at least one token to compute; none if there is none.
 
-    max_tokens: cap on rows * columns; a single sequence above it gets a micro-batch of its own.
+    max_tokens: cap on rows * columns; a single sequence above it gets a micro-batch of its own. split_cost: what one more
+    micro-batch costs, in padded tokens.
     """
     lengths, prompts = sequences.lengths, sequences.prompt_lengths
     responses = lengths - prompts
     first_token = np.cumsum(lengths) - lengths
     first_response = np.cumsum(responses) - responses
+    named = _prompts(sequences, first_token)
     wanted = np.zeros(len(lengths), dtype=np.int64)
     np.add.at(wanted, np.repeat(np.arange(len(lengths)), responses), sequences.mask)
     used = np.flatnonzero(wanted)
     result = []
-    for rows in plan(lengths[used] - 1, max_tokens):
+    for rows in plan(lengths[used] - 1, max_tokens, split_cost):
         rows = used[rows]
         columns = int(lengths[rows].max()) - 1
         tokens = np.zeros((len(rows), columns), dtype=np.int64)
@@ -153,6 +160,9 @@ def micro_batches(sequences: Sequences, max_tokens: int) -> list[MicroBatch]:
         result.append(
             MicroBatch(
                 tokens=tokens,
+                widths=lengths[rows] - 1,
+                prompts=named[rows],
+                prompt_widths=prompts[rows],
                 positions=(place - 1) * len(rows) + row,
                 targets=sequences.tokens[first_token[rows][row] + place].astype(np.int64),
                 token_index=token_index,
@@ -161,7 +171,7 @@ def micro_batches(sequences: Sequences, max_tokens: int) -> list[MicroBatch]:
     return result
 
 
-def plan(widths: Array, max_tokens: int, split_cost: int = SPLIT_COST_TOKENS) -> list[Array]:
+def plan(widths: Array, max_tokens: int, split_cost: int) -> list[Array]:
     """Which sequences share a micro-batch, so that padded tokens plus ``split_cost`` for each micro-batch are least.
 
     widths: [S] int64 input tokens of each sequence. Returns index arrays that partition 0..S-1, widest first. Sorted by
@@ -190,6 +200,14 @@ def plan(widths: Array, max_tokens: int, split_cost: int = SPLIT_COST_TOKENS) ->
         bounds.append(int(previous[bounds[-1]]))
     bounds.reverse()
     return [order[a:b] for a, b in itertools.pairwise(bounds)]
+
+
+def _prompts(sequences: Sequences, first_token: Array) -> Array:
+    """[S] int64: a number for each sequence's prompt, that of an equal one."""
+    found: dict[bytes, int] = {}
+    ends = first_token + sequences.prompt_lengths
+    spans = zip(first_token.tolist(), ends.tolist(), strict=True)
+    return np.array([found.setdefault(sequences.tokens[a:b].tobytes(), len(found)) for a, b in spans], dtype=np.int64)
 
 
 def whole_sequences(sequences: Sequence[Array]) -> Sequences:

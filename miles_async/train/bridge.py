@@ -152,9 +152,8 @@ def _bridge_class(model_type: str, local: bool, layout: Layout, settings: Mappin
             if not local:
                 return super()._get_transformer_layer_spec(vp_stage)
             self.has_vp_stage = True
-            if (
-                layout.splits_layers or settings
-            ):  # local layers know of nothing that a TransformerConfig can say besides
+            # local layers know of nothing that a TransformerConfig can say besides
+            if layout.splits_model or settings:
                 from miles_async.train.split_layers import split_block_spec as block_spec
             else:
                 from miles_async.train.local_layers import local_block_spec as block_spec

@@ -12,9 +12,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from megatron.core import dist_checkpointing
-from megatron.core.dist_checkpointing.strategies import filesystem_async
-from megatron.core.dist_checkpointing.strategies.torch import TorchDistSaveShardedStrategy
+from miles_async.train.light_imports import imported_when_called
+
+# torch's checkpoints know of DTensors, and those of symbolic sizes; half a second, for what no save here calls
+with imported_when_called("torch.fx.experimental.symbolic_shapes", "cProfile", "pstats"):
+    from megatron.core import dist_checkpointing
+    from megatron.core.dist_checkpointing.strategies import filesystem_async
+    from megatron.core.dist_checkpointing.strategies.torch import TorchDistSaveShardedStrategy
 
 
 def save(state: dict[str, Any], directory: Path) -> None:

@@ -1,7 +1,8 @@
-"""What the local layers compute besides products and attention, each with its gradient in one piece.
+"""What the local layers compute, each with its gradient in one piece: autograd would keep a node and a copy for each operation
+of torch.
 
-Promises: output and gradients have the bits of torch's own operations, one after the other; autograd would keep a node and a
-copy for each of them.
+Promises: values and gradients of the plain formula to rounding; equal calls give equal bits. float32 on a CPU; elsewhere the
+layers take torch's own kernels.
 """
 
 from __future__ import annotations
@@ -11,15 +12,57 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from miles_async.train import packed
+
+# From so many rows and numbers in the matrix on oneDNN's product is up to twice as fast as torch's default for float32, which
+# has no AVX-512 on every CPU.
+ONEDNN_ROWS = 256
+ONEDNN_NUMBERS = 1 << 11
+_onednn: Any = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
+
+
+def is_plain(x: torch.Tensor) -> bool:
+    """Whether what is here pays for ``x``."""
+    return x.dtype is torch.float32 and x.device.type == "cpu"
+
+
+def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """``x`` [rows, in] times a matrix [out, in]."""
+    if _onednn is None or not is_plain(x) or len(x) < ONEDNN_ROWS or weight.numel() < ONEDNN_NUMBERS:
+        return F.linear(x, weight, bias)
+    found: Any = Product.apply(x, weight)
+    return found if bias is None else found + bias
+
+
+class Product(torch.autograd.Function):
+    """``x @ weight.T`` by oneDNN."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(x, weight)
+        return _onednn(x, weight, None, "none", [], "")
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        (grad,) = grads
+        x, weight = ctx.saved_tensors
+        of_x, of_weight = ctx.needs_input_grad
+        return (
+            _onednn(grad, weight.t(), None, "none", [], "") if of_x else None,
+            _onednn(grad.t(), x.t(), None, "none", [], "") if of_weight else None,
+        )
+
 
 class Norm(torch.autograd.Function):
-    """``(x, x / sqrt(mean(x^2) + eps) * weight)``, over the last dimension of x, float32."""
+    """``(x, x / sqrt(mean(x^2) + eps) * weight)``, over the last dimension of x; weight: of x's last dimensions. Gradients of
+    the two are added up."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
-        scale = x.pow(2).mean(-1, keepdim=True).add_(eps).rsqrt_()
+        length = torch.linalg.vector_norm(x, 2, -1, True)
+        scale = (length * length).mul_(1 / x.shape[-1]).add_(eps).rsqrt_()
         normed = x * scale
-        ctx.save_for_backward(x, weight, scale, normed)
+        ctx.save_for_backward(weight, scale, normed)
         ctx.set_materialize_grads(False)
         return x, normed * weight
 
@@ -28,39 +71,31 @@ class Norm(torch.autograd.Function):
         of_x, of_norm = grads
         if of_norm is None:
             return of_x, None, None
-        x, weight, scale, normed = ctx.saved_tensors
-        of_weight = (of_norm * normed).sum(list(range(of_norm.ndim - 1)))
-        out = of_norm * weight
-        of_scale = (out * x).sum(-1, keepdim=True)
-        of_square = of_scale.mul_(-0.5).mul_(scale.pow(3)).div_(x.shape[-1])
-        out *= scale
-        if of_x is not None:
-            out += of_x
-        return out.add_(x * of_square.mul_(2)), of_weight, None
+        weight, scale, normed = ctx.saved_tensors
+        product = of_norm * normed
+        of_weight = product.sum(list(range(product.ndim - weight.ndim)))
+        if weight.ndim == 1:
+            along = (product @ weight).unsqueeze(-1)
+        else:
+            along = product.mul_(weight).sum(-1, keepdim=True)
+        # d/dx of normed * w * g: scale * (w * g - normed * mean(normed * w * g))
+        out = (of_norm * weight).addcmul_(normed, along.mul_(1 / normed.shape[-1]), value=-1.0).mul_(scale)
+        return (out if of_x is None else out.add_(of_x)), of_weight, None
 
 
 class Rotary(torch.autograd.Function):
-    """Rotary positions of x [s, b, heads, d]; cos, sin: [s, 1, 1, d]. Its gradient is contiguous."""
+    """Rotary positions of x [T, ..., d]; cos, sin: [T, 1.., d], the sign of rotate_half in ``sin``."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(cos, sin)
-        half = x.shape[-1] // 2
-        out = x * cos
-        out[..., :half] -= x[..., half:] * sin[..., :half]
-        out[..., half:] += x[..., :half] * sin[..., half:]
-        return out
+        return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         (grad,) = grads
         cos, sin = ctx.saved_tensors
-        half = grad.shape[-1] // 2
-        out = torch.mul(grad, cos, out=torch.empty(grad.shape, dtype=grad.dtype, device=grad.device))
-        turned = grad * sin
-        out[..., :half] += turned[..., half:]
-        out[..., half:] -= turned[..., :half]
-        return out, None, None
+        return (grad * sin).roll(grad.shape[-1] // 2, -1).addcmul_(grad, cos), None, None
 
 
 class SwiGLU(torch.autograd.Function):
@@ -83,3 +118,33 @@ class SwiGLU(torch.autograd.Function):
         torch.mul(grad, active, out=of_up)
         torch.ops.aten.silu_backward.grad_input(grad * up, gate, grad_input=of_gate)
         return out
+
+
+class Spread(torch.autograd.Function):
+    """x [size, ...] to [places, ...], each of them the row of x that ``how`` names."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, how: packed.Spread) -> torch.Tensor:
+        ctx.how, ctx.shape = how, x.shape
+        return x.index_select(0, how.source)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None]:
+        (grad,), how = grads, ctx.how
+        # the sum over the places of each row: where the places are no bags, index_add_ takes three times as long
+        return F.embedding_bag(how.order, grad.flatten(1), how.offsets, mode="sum").view(ctx.shape), None
+
+
+class Picked(torch.autograd.Function):
+    """The rows of x [size, ...] at ``places``; of these the first ``count`` are different, and the others without meaning."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, places: torch.Tensor, count: int) -> torch.Tensor:
+        ctx.places, ctx.size = places[:count], len(x)
+        return x.index_select(0, places)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        (grad,), places = grads, ctx.places
+        out = torch.zeros(ctx.size, *grad.shape[1:], dtype=grad.dtype, device=grad.device)
+        return out.index_copy_(0, places, grad[: len(places)]), None, None

@@ -1,15 +1,16 @@
-"""Megatron's local (non-TransformerEngine) layers for dense models whose layers are each computed by one process, without
-dropout; for others there is split_layers.py.
+"""Dense models that one process holds whole, without TransformerEngine and dropout: their forward pass over packed tokens.
 
-Promises: modules, parameters and checkpoints are Megatron's own, and so are the bits of the output and of every gradient (but
-for the sign of a zero): the same operations on the same numbers in the same order. Megatron's own ``forward`` asks at each call
-for some forty features that none of these models has, wraps each product in functions for tensor parallelism, and leaves
-norms, rotations and SwiGLU to autograd piece by piece.
+    tokens [T] ─► layer ─► … ─► last layer, behind its attention the wanted positions only ─► norm ─► output layer [n, width]
+
+Promises: modules, parameters and checkpoints are Megatron's own, numbers and gradients equal its own layers' to rounding;
+nothing is computed of padding, nor of positions that no wanted output depends on. Megatron's own ``forward`` computes the
+padding, asks at each call for some forty features that none of these models has, and leaves norms, rotations and SwiGLU to
+autograd piece by piece. Where several processes hold a model there is split_layers.py.
 """
 
 from __future__ import annotations
 
-from functools import lru_cache
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,7 +21,18 @@ from megatron.core.transformer.mlp import MLP, MLPSubmodules
 from megatron.core.transformer.transformer_layer import TransformerLayer
 
 from miles_async.train.attention import CausalAttention
-from miles_async.train.local_functions import Norm, Rotary, SwiGLU
+from miles_async.train.local_functions import Norm, Picked, Rotary, Spread, SwiGLU, is_plain, linear
+from miles_async.train.packed import Packed
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What the layers of a forward pass share. cos, sin: [T, groups, query heads of a group and key, d] of the rotary
+    positions, the sign of rotate_half in ``sin``."""
+
+    packed: Packed
+    cos: torch.Tensor
+    sin: torch.Tensor
 
 
 class LocalNorm(torch.nn.RMSNorm):
@@ -33,60 +45,75 @@ class LocalNorm(torch.nn.RMSNorm):
         return self.beside(x)[1]
 
     def beside(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """``x``, for whoever needs it besides, and its norm: gradients of both are added up in Megatron's order."""
-        if x.dtype is torch.float32 and x.device.type == "cpu":
+        """``x``, for whoever needs it besides, and its norm."""
+        if is_plain(x):
             return Norm.apply(x, self.weight, self.eps)
         return x, super().forward(x)  # torch has a kernel for it
 
 
-class LocalColumnLinear(ColumnParallelLinear):
-    """A matrix whose only column of blocks is this rank's: ``(x @ weight.T + bias, None)``."""
-
-    def forward(self, input_: torch.Tensor, *_: Any, **__: Any) -> tuple[torch.Tensor, None]:
-        weight: Any = self.weight
-        out = F.linear(input_, weight)
-        return (out if self.bias is None else out + self.bias), None
-
-
-class LocalRowLinear(RowParallelLinear):
-    """A matrix without a bias, whose only row of blocks is this rank's."""
-
-    def forward(self, input_: torch.Tensor) -> tuple[torch.Tensor, None]:
-        return F.linear(input_, self.weight), None
-
-
 class LocalAttention(SelfAttention):
-    """Causal self-attention with rotary positions over right-padded [s, b, h]."""
+    """Causal self-attention with rotary positions."""
 
-    def forward(self, hidden_states: torch.Tensor, *_: Any, **kwargs: Any) -> Any:
-        qkv: Any = self.get_query_key_value_tensors(hidden_states)
-        query, key, value = qkv
-        cos, sin = _rotation(kwargs["rotary_pos_emb"], query.dtype)
-        core: Any = self.core_attention
-        projection: Any = self.linear_proj
-        return projection(core(Rotary.apply(query, cos, sin), Rotary.apply(key, cos, sin), value))
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, hidden: torch.Tensor, shared: Pass, *, last: bool
+    ) -> torch.Tensor:
+        """[T, hidden] to as much; of the ``last`` layer [U, hidden]."""
+        packed, core, into, out = shared.packed, self.core_attention, self.linear_qkv, self.linear_proj
+        assert isinstance(into, ColumnParallelLinear) and isinstance(out, RowParallelLinear) and into.weight is not None
+        assert isinstance(core, CausalAttention)
+        groups, size = shared.cos.shape[1], shared.cos.shape[-1]
+        parts = linear(hidden, into.weight, into.bias).view(len(hidden), groups, -1, size)
+        heads = parts.shape[-2] - 2  # query heads of a group, followed by its key and its value
+        turned, value = parts.split([heads + 1, 1], dim=-2)
+        query, key = Rotary.apply(self._normed(turned), shared.cos, shared.sin).split([heads, 1], dim=-2)
+        query, key, value = (_in_rows(part, packed) for part in (query, key, value))
+        attended = F.scaled_dot_product_attention(
+            query, key, value, is_causal=True, scale=core.softmax_scale, enable_gqa=True
+        )
+        where = (packed.wanted_place, packed.wanted_count) if last else (packed.place, packed.count)
+        return linear(Picked.apply(attended.transpose(1, 2).flatten(0, 1).flatten(1), *where), out.weight)
+
+    def _normed(self, turned: torch.Tensor) -> torch.Tensor:
+        """Of [T, groups, query heads and key, d] the norm of each head."""
+        of_query: Any = self.q_layernorm
+        of_key: Any = self.k_layernorm
+        if not isinstance(of_query, LocalNorm):
+            return turned
+        heads = turned.shape[-2] - 1
+        if is_plain(turned):
+            weight = torch.cat([of_query.weight.expand(heads, -1), of_key.weight[None]])
+            return Norm.apply(turned, weight, of_query.eps)[1]
+        return torch.cat([of_query(turned[..., :heads, :]), of_key(turned[..., heads:, :])], dim=-2)
 
 
 class LocalMLP(MLP):
     """``down(silu(gate(x)) * up(x))``; gate and up are one matrix."""
 
     def __init__(self, config: Any, **kwargs: Any) -> None:
-        super().__init__(config, MLPSubmodules(linear_fc1=LocalColumnLinear, linear_fc2=LocalRowLinear), **kwargs)
+        parts = MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear)
+        super().__init__(config, parts, **kwargs)
 
-    def forward(self, hidden_states: torch.Tensor, *_: Any, **__: Any) -> tuple[torch.Tensor, None]:
-        return self.linear_fc2(SwiGLU.apply(self.linear_fc1(hidden_states)[0]))
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        into: Any = self.linear_fc1
+        out: Any = self.linear_fc2
+        return linear(SwiGLU.apply(linear(hidden, into.weight)), out.weight)
 
 
 class LocalLayer(TransformerLayer):
     """Attention and MLP, each of the norm of what its output is added to."""
 
-    def forward(self, hidden_states: torch.Tensor, **kwargs: Any) -> tuple[torch.Tensor, None]:
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, hidden: torch.Tensor, shared: Pass, *, last: bool
+    ) -> torch.Tensor:
+        """As LocalAttention's."""
         before_attention: Any = self.input_layernorm
         before_mlp: Any = self.pre_mlp_layernorm
-        residual, normed = before_attention.beside(hidden_states)
-        attended, _ = self.self_attention(normed, rotary_pos_emb=kwargs["rotary_pos_emb"])
+        residual, normed = before_attention.beside(hidden)
+        attended = self.self_attention(normed, shared, last=last)
+        if last:
+            residual = Picked.apply(residual, shared.packed.wanted, shared.packed.wanted_count)
         residual, normed = before_mlp.beside(residual + attended)
-        return residual + self.mlp(normed)[0], None
+        return residual + self.mlp(normed)
 
 
 def is_local(model: Any) -> bool:
@@ -96,16 +123,20 @@ def is_local(model: Any) -> bool:
     return type(model) is GPTModel and all(type(layer) is LocalLayer for layer in model.decoder.layers)
 
 
-def local_outputs(model: Any, tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-    """[n, width]: what the output layer of a GPTModel of these layers gives at ``positions`` [n] of [columns, rows]."""
-    hidden = F.embedding(tokens, model.embedding.word_embeddings.weight).transpose(0, 1).contiguous()
-    rotary = model.rotary_pos_emb(tokens.shape[1])
-    for layer in model.decoder.layers:
-        hidden, _ = layer(hidden, rotary_pos_emb=rotary)
-    wanted = model.decoder.final_layernorm(hidden).flatten(0, 1).index_select(0, positions)
+def local_outputs(model: Any, packed: Packed) -> torch.Tensor:
+    """[n, width]: what the output layer of a GPTModel of these layers gives at the wanted positions."""
+    hidden = F.embedding(packed.tokens, model.embedding.word_embeddings.weight)
+    *earlier, final = model.decoder.layers
+    shared = _shared(model, packed, hidden.dtype)
+    for layer in earlier:
+        hidden = layer(hidden, shared, last=False)
+    normed = model.decoder.final_layernorm(final(hidden, shared, last=True))
+    outputs, head = Spread.apply(normed, packed.outputs), model.output_layer
     if model.share_embeddings_and_output_weights:
-        return F.linear(wanted, model.shared_embedding_or_output_weight())
-    return model.output_layer(wanted[:, None])[0][:, 0]
+        return linear(outputs, model.shared_embedding_or_output_weight())[: packed.output_count]
+    if isinstance(head, ColumnParallelLinear) and head.weight is not None:
+        return linear(outputs, head.weight)[: packed.output_count]
+    return head(outputs)[0][: packed.output_count]
 
 
 def local_block_spec(config: Any, vp_stage: int | None = None) -> Any:
@@ -119,13 +150,27 @@ def local_block_spec(config: Any, vp_stage: int | None = None) -> Any:
     attention = spec.submodules.self_attention
     attention.module = LocalAttention
     attention.submodules.core_attention = CausalAttention
-    attention.submodules.linear_qkv, attention.submodules.linear_proj = LocalColumnLinear, LocalRowLinear
     if config.qk_layernorm:
         attention.submodules.q_layernorm = attention.submodules.k_layernorm = LocalNorm
     norm: Any = LocalNorm
     return TransformerBlockSubmodules(layer_specs=[spec] * get_num_layers_to_build(config, vp_stage), layer_norm=norm)
 
 
-@lru_cache(maxsize=1)  # the layers of a model ask with one tensor
-def _rotation(angles: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-    return angles.cos().to(dtype), angles.sin().to(dtype)
+def _shared(model: Any, packed: Packed, dtype: torch.dtype) -> Pass:
+    config = model.config
+    groups, angles = config.num_query_groups, model.rotary_pos_emb(packed.columns)[:, 0, 0]
+    cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
+    sin[:, : sin.shape[-1] // 2].neg_()
+
+    def of_heads(of_columns: torch.Tensor) -> torch.Tensor:
+        # for every head: what is broadcast over so few numbers is computed one head at a time
+        of_tokens = of_columns.index_select(0, packed.column)[:, None, None]
+        return of_tokens.expand(-1, groups, config.num_attention_heads // groups + 1, -1).contiguous()
+
+    return Pass(packed, of_heads(cos), of_heads(sin))
+
+
+def _in_rows(part: torch.Tensor, packed: Packed) -> torch.Tensor:
+    """[T, groups, heads of a group, d] to [rows, all heads, columns, d]."""
+    found: Any = Spread.apply(part, packed.in_rows)
+    return found.view(packed.rows, packed.columns, -1, part.shape[-1]).transpose(1, 2)

@@ -14,10 +14,17 @@ import torch
 
 from miles_async.config import schema as cfg
 from miles_async.train import cpu_shim
-from miles_async.train.batch import MicroBatch, Sequences, micro_batches
+from miles_async.train.batch import (
+    PACKED_SPLIT_COST_TOKENS,
+    SPLIT_COST_TOKENS,
+    MicroBatch,
+    Sequences,
+    micro_batches,
+)
 from miles_async.train.distributed import LearnerGroups
 from miles_async.train.megatron_args import megatron_args
 from miles_async.train.outputs import Outputs, inputs
+from miles_async.train.packed import packed
 from miles_async.train.pipeline import in_stages
 
 Loss = Callable[[MicroBatch, Outputs], torch.Tensor]
@@ -67,6 +74,11 @@ class TrainedModel:
 
     # passes
 
+    def micro_batches(self, sequences: Sequences) -> list[MicroBatch]:
+        """Those that it takes least time to compute."""
+        split_cost = PACKED_SPLIT_COST_TOKENS if self._local_outputs else SPLIT_COST_TOKENS
+        return micro_batches(sequences, self._max_tokens, split_cost)
+
     def train_pass(self, micros: Sequence[MicroBatch], loss_of: Loss, *, learning: bool = True) -> None:
         """Add the gradients of ``loss_of(micro-batch, its outputs)``, a scalar, up, of one micro-batch after the other; no
         gradient unless ``learning``. It is asked on the last stage only, of micro-batches with tokens."""
@@ -95,7 +107,7 @@ class TrainedModel:
             flat[torch.from_numpy(micro.token_index)] = compute(micro, outputs).cpu()
             return outputs.values.new_zeros(())
 
-        self.train_pass(micro_batches(sequences, self._max_tokens), keep, learning=False)
+        self.train_pass(self.micro_batches(sequences), keep, learning=False)
         return self.groups.from_last_stage(flat)
 
     def _even(self, micros: Sequence[MicroBatch]) -> list[MicroBatch]:
@@ -113,9 +125,7 @@ class TrainedModel:
         positions."""
         groups = self.groups
         if self._local_outputs is not None:
-            tokens, positions = torch.from_numpy(micro.tokens), torch.from_numpy(micro.positions)
-            device = groups.device
-            return Outputs(self._local_outputs(self.modules[0], tokens.to(device), positions.to(device)))
+            return Outputs(self._local_outputs(self.modules[0], packed(micro, groups.device)))
         values, index = self._stage_of(ddp, micro)
         return self._as_outputs(values, index, micro)
 

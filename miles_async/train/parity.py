@@ -18,8 +18,11 @@ import numpy as np
 import torch
 
 from miles_async.models.support import read_config_json
+from miles_async.train.batch import micro_batches, whole_sequences
 from miles_async.train.bridge import ModelBridge
+from miles_async.train.logprobs import token_logprobs
 from miles_async.train.lone_model import lone_model
+from miles_async.train.packed import packed
 
 BOUND = 1e-3  # of two log-probs; right ones differ by a few 1e-6 in a small model, wrong ones by tenths
 ROWS, COLUMNS = 4, 48
@@ -83,9 +86,17 @@ def first_layers(path: Path, raw: dict[str, Any], most: int = MOST_BYTES) -> Ite
 
 def _of_learner(directory: Path, make: Callable[..., Any], tokens: torch.Tensor) -> torch.Tensor:
     """[rows, columns - 1]"""
+    from miles_async.train.local_layers import is_local, local_outputs
+
     positions = torch.arange(tokens.shape[1]).expand_as(tokens)
     with lone_model(make, str(directory), torch.float32) as (_, module), torch.no_grad():
-        return _logprobs(module(tokens, positions, None), tokens)
+        if not is_local(module):
+            return _logprobs(module(tokens, positions, None), tokens)
+        (micro,) = micro_batches(whole_sequences([*tokens.numpy()]), tokens.numel())
+        logits = local_outputs(module, packed(micro, tokens.device))
+        found = torch.empty(len(micro.targets))
+        found[torch.from_numpy(micro.token_index)] = token_logprobs(logits, torch.from_numpy(micro.targets))[0]
+        return found.view(len(tokens), -1)
 
 
 def _of_transformers(directory: Path, tokens: torch.Tensor) -> torch.Tensor:

@@ -30,7 +30,7 @@ from miles_async.config.schema import RunConfig
 from miles_async.hooks.calls import called
 from miles_async.train import cpu_shim, hooks, on_policy, steps
 from miles_async.train.backend import LearnerBackend
-from miles_async.train.batch import BatchError, Sequences, flatten, micro_batches, whole_sequences
+from miles_async.train.batch import BatchError, Sequences, flatten, whole_sequences
 from miles_async.train.checked_batch import checked
 from miles_async.train.checkpoint import LearnerState
 from miles_async.train.checkpoint_choice import CheckpointChoice
@@ -191,7 +191,7 @@ class MegatronTrainer(LearnerBackend):
         def observe_critic(parts: Sums) -> None:
             sums[of_policy:] += torch.stack([parts[name] for name in names[of_policy:]])
 
-        batches = micro_batches(part.sequences, self.config.learner.max_tokens_per_micro_batch)
+        batches = self._policy.model.micro_batches(part.sequences)
         micros = [(micro, micro_share(share, micro, self._device)) for micro in batches]
         self._policy.train_pass(micros, self.version, observe, learning=learning)
         if self._critic is not None:

@@ -30,12 +30,13 @@ async def test_engines_end_with_the_bits_of_the_version_that_they_report(tmp_pat
         result = launch(config, tmp_path / "run", env=recording_environment())
         assert result.returncode == 0, result.stderr
         assert summary(tmp_path / "run")["max_token_lag"] <= 2
+        versions: list[int] = []
         async with aiohttp.ClientSession() as session:
             for server in servers:
                 assert server.process.poll() is None
                 client = EngineClient(server.url, session)
                 version = (await client.model_info())["weight_version"]
-                assert int(version) >= 3  # lag 2: step 6 was sampled by version 3 or later
+                versions.append(int(version))
                 exported = json.loads((tmp_path / "run" / "checksums" / f"{version}.json").read_text())
                 answer: Any = await client.checksums()
                 assert answer["ranks"][0]["checksums"] == exported
@@ -43,3 +44,4 @@ async def test_engines_end_with_the_bits_of_the_version_that_they_report(tmp_pat
                 body = {"input_ids": [3, 2, 4, 2], "sampling_params": {"max_new_tokens": 2}}
                 answer = await client.generate(body, timeout=10)
                 assert answer["meta_info"]["weight_version"] == version
+        assert max(versions) >= 3  # lag 2: step 6 was sampled by version 3 or later, by one engine at least
