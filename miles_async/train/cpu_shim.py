@@ -21,7 +21,7 @@ from torch.overrides import TorchFunctionMode
 from miles_async.train.light_imports import absent, imported_when_called, undecorated
 
 # What Megatron loads besides itself, and gets by without; it is most of the time that it takes: DTensor (with sympy) and FSDP,
-# its timers' TensorBoard, a compiler of extensions for CUDA. The first checkpoint loads DTensor (dist_save.py).
+# its timers' TensorBoard, a compiler of extensions for CUDA. Checkpoints do without DTensor too (light_imports.py).
 _ABSENT = (
     "torch.distributed._tensor",
     "torch.distributed.fsdp",

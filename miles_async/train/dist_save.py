@@ -12,10 +12,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from miles_async.train.light_imports import imported_when_called
+from miles_async.train.light_imports import without_dtensors
 
-# torch's checkpoints know of DTensors, and those of symbolic sizes; half a second, for what no save here calls
-with imported_when_called("torch.fx.experimental.symbolic_shapes", "cProfile", "pstats"):
+with without_dtensors():
     from megatron.core import dist_checkpointing
     from megatron.core.dist_checkpointing.strategies import filesystem_async
     from megatron.core.dist_checkpointing.strategies.torch import TorchDistSaveShardedStrategy

@@ -47,6 +47,28 @@ def imported_when_called(*names: str) -> Iterator[None]:
         yield
 
 
+_OF_DTENSORS = ("torch.distributed.tensor", "torch.distributed.tensor._utils", "torch.distributed._tensor")
+_WITH_CHECKPOINTS = ("torch.distributed.fsdp", "torch.distributed.fsdp._shard_utils", "cProfile", "pstats")
+
+
+class _OfNobody(_ImportedWhenCalled):
+    """The same, and its classes have no instances."""
+
+    def __getattr__(self, name: str) -> Any:
+        if not name.lstrip("_")[:1].isupper():
+            return super().__getattr__(name)
+        setattr(self, name, found := type(name, (), {}))
+        return found
+
+
+@contextlib.contextmanager
+def without_dtensors() -> Iterator[None]:
+    """Inside the ``with``, torch's and Megatron's distributed checkpoints are imported for a process that has no DTensor, and a
+    tenth of what they load otherwise. What is imported already stays as it is."""
+    with imported_when_called(*_WITH_CHECKPOINTS), _in_place_of({name: _OfNobody(name) for name in _OF_DTENSORS}):
+        yield
+
+
 @contextlib.contextmanager
 def absent(*names: str) -> Iterator[None]:
     """Inside the ``with``, the modules ``names`` are not installed, for whoever gets by without. What is imported already stays

@@ -37,6 +37,10 @@ def test_a_learner_loads_nothing_that_only_others_need(tmp_path: Path) -> None:
         heavy = {"transformers", "sympy", "tensorboard", "setuptools", "torch._dynamo", "torch._inductor"}
         heavy |= {"torch.distributed.tensor", "torch.distributed.checkpoint", "torch.distributed.fsdp"}
         assert not heavy & set(sys.modules), heavy & set(sys.modules)
+        trainer.save_checkpoint(Path("checkpoints"), {})
+        trainer.load_checkpoint(Path("checkpoints"))
+        heavy.remove("torch.distributed.checkpoint")
+        assert not heavy & set(sys.modules), heavy & set(sys.modules)
         """,
         tmp_path,
     )
