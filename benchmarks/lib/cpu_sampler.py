@@ -79,6 +79,7 @@ class CpuSampler:
 
     def __init__(self, directory: Path) -> None:
         self._directory, self._table = directory, LayerTable()
+        self._looking = False
 
     def start(self) -> None:
         """Begin, in the main thread."""
@@ -92,6 +93,7 @@ class CpuSampler:
         self._begin()
 
     def _begin(self) -> None:
+        self._looking = False
         self._lock = threading.Lock()
         self._threads: dict[int, _Thread] = {}
         self._places: Counter[Place] = Counter()
@@ -119,6 +121,15 @@ class CpuSampler:
             self._threads[number] = _Thread(number)
 
     def _look(self, number: int, frame: FrameType | None) -> None:
+        if self._looking:  # another thread's timer rings meanwhile: its time counts at its next look
+            return
+        self._looking = True
+        try:
+            self._look_at(number, frame)
+        finally:
+            self._looking = False
+
+    def _look_at(self, number: int, frame: FrameType | None) -> None:
         began = time.thread_time_ns()
         if (thread := self._threads.get(number)) is None:
             return
