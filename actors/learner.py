@@ -176,7 +176,7 @@ class Learner:
             size = self.config.rollout.rollout_batch_size
             chosen = self.policy.select(list(self.ready.values()), open_order, self.trainer.version, size)
             if chosen:
-                groups = [self.ready[group_id] for group_id in chosen]
+                groups = self.share.arranged([self.ready[group_id] for group_id in chosen])
                 surplus, max_lag = self.policy.surplus, self.config.staleness.max_lag
                 return await self.ledger.batch(step, groups, surplus=surplus, max_lag=max_lag)
         await self.ctx.bus.publish("control", Control(command="learner_stop", roles=("learner",), reason=str(step)))

@@ -16,9 +16,9 @@ from dataclasses import replace
 
 from actors.runtime.context import ActorContext
 from bus import Ledger, LedgerError
-from bus.messages import Batch, Group
+from bus.messages import Batch, Group, ReadyGroup
 from bus.quarantine import Quarantine
-from miles_async.config.optimizer_steps import even, share, steps_of_pass
+from miles_async.config.optimizer_steps import balanced, even, share, steps_of_pass
 from miles_async.groups.limits import group_limits
 from miles_async.groups.sound import Limits, UnsoundGroup, check_group, check_groups
 from miles_async.train.batch import BatchRefused
@@ -44,9 +44,17 @@ class LearnerShare:
         self._steps = steps_of_pass(ctx.config)
         self._limits = group_limits(ctx.config, ctx.model_path)
         self._bound = ctx.config.staleness.max_lag
+        self._balances = ctx.config.learner.balance_data and self._dp_size > 1
         self._batch_function = ctx.config.learner.batch_function
         self._most = ctx.config.learner.max_quarantined_groups
         self.sizes: list[int] = []  # how many groups of each mini-batch were taken last
+
+    def arranged(self, groups: list[ReadyGroup]) -> list[ReadyGroup]:
+        """The groups of a batch that is to be recorded, in an order in which the ranks' shares have about as many tokens."""
+        if not self._balances:
+            return groups
+        order = balanced([group.n_tokens for group in groups], self._dp_size, self._steps)
+        return [groups[place] for place in order]
 
     def max_lag(self, batch: Batch) -> int:
         """The bound that the batch was chosen under; this run's, where that was not put on record yet."""

@@ -1,9 +1,10 @@
 """One optimizer step of the Megatron learner against the same step with a transformers model and AdamW.
 
-Both get the same random groups (32 prompts of 4 tokens, 8 responses of 1 to 12), the same micro-batches and the same loss
-on the same 75k-parameter Qwen3, one thread, float32 on the CPU; steps alternate, medians of the CPU time of the process, which
-other work on the machine leaves nearly as it is. The learner's step includes what the other leaves out: reading the wire
-format, refusing lag, planning, metrics. ``miles-async bench learner``.
+Both get the same random groups (32 prompts of 4 tokens, 8 responses of 1 to 12) and the same loss on the same 75k-parameter
+Qwen3, one thread, float32 on the CPU; transformers gets padded micro-batches, planned for it, while the learner packs its own
+(train/packed.py). Steps alternate, medians of the CPU time of the process, which other work on the machine leaves nearly as it
+is. The learner's step includes what the other leaves out: reading the wire format, refusing lag, planning, metrics.
+``miles-async bench learner``.
 """
 
 from __future__ import annotations

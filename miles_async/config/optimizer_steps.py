@@ -2,8 +2,8 @@
 
     rollout_batch_size * n_samples_per_prompt = global_batch_size * num_steps_per_rollout        (Miles' four knobs)
 
-Promises: a step trains whole prompt groups, in the order of the ledger, and the same ones for every number of learner ranks;
-numbers that contradict one another are refused with the arithmetic.
+Promises: a step trains whole prompt groups, and the same ones for every number of learner ranks, each of which has its own in
+the order of the ledger; numbers that contradict one another are refused with the arithmetic.
 """
 
 from __future__ import annotations
@@ -35,10 +35,33 @@ def steps_of_batch(config: RunConfig) -> int:
 def share(items: Sequence[T], dp_rank: int, dp_size: int, steps: int) -> list[T]:
     """What of a batch's groups, in the ledger's order, ``dp_rank`` of ``dp_size`` trains on: its part of each of ``steps``
     mini-batches, one after the other."""
-    parts = dp_size * steps
-    begins = [len(items) * i // parts for i in range(parts + 1)]
+    begins = _begins(len(items), dp_size * steps)
     mine = (step * dp_size + dp_rank for step in range(steps))
     return [item for part in mine for item in items[begins[part] : begins[part + 1]]]
+
+
+def balanced(costs: Sequence[int], dp_size: int, steps: int) -> list[int]:
+    """An order of a batch's groups, by their places, in which :func:`share` gives the ranks of each step as many groups as
+    before and costs that are nearly even: the dearest first, each to the rank that has least so far (Graham's LPT rule).
+
+    costs: of each group, in the order of the ledger; a step keeps its groups, and a rank theirs in that order.
+    """
+    begins, order = _begins(len(costs), dp_size * steps), list[int]()
+    for first in range(0, dp_size * steps, dp_size):
+        rooms = [begins[first + rank + 1] - begins[first + rank] for rank in range(dp_size)]
+        parts: list[list[int]] = [[] for _ in rooms]
+        sums = [0] * dp_size
+        of_step = range(begins[first], begins[first + dp_size])
+        for place in sorted(of_step, key=lambda place: -costs[place]):
+            rank = min((rank for rank in range(dp_size) if len(parts[rank]) < rooms[rank]), key=sums.__getitem__)
+            parts[rank].append(place)
+            sums[rank] += costs[place]
+        order += [place for part in parts for place in sorted(part)]
+    return order
+
+
+def _begins(count: int, parts: int) -> list[int]:
+    return [count * i // parts for i in range(parts + 1)]
 
 
 def even(count: int, steps: int) -> list[int]:

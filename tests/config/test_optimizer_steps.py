@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from train_support import make_config
 
-from miles_async.config.optimizer_steps import check, share, steps_of_batch, steps_of_pass
+from miles_async.config.optimizer_steps import balanced, check, share, steps_of_batch, steps_of_pass
 from miles_async.config.schema import ConfigError
 
 
@@ -71,3 +74,28 @@ def test_the_groups_of_a_mini_batch_are_the_same_for_every_number_of_ranks(world
 def test_no_group_of_a_batch_of_another_size_is_left_out():
     shares = [share(range(7), rank, 2, 2) for rank in range(2)]
     assert sorted(group for mine in shares for group in mine) == list(range(7))
+
+
+@given(st.data(), st.integers(1, 4), st.integers(1, 3), st.integers(1, 4))
+def test_balanced_shares_keep_the_groups_of_a_step_and_differ_by_less_than_its_dearest(
+    data: st.DataObject, world: int, steps: int, each: int
+):
+    count = world * steps * each
+    costs = data.draw(st.lists(st.integers(0, 1000), min_size=count, max_size=count))
+    order = balanced(costs, world, steps)
+    shares = [share(order, rank, world, steps) for rank in range(world)]
+    of_step = world * each
+    for step in range(steps):
+        parts = [mine[step * each : (step + 1) * each] for mine in shares]
+        assert sorted(chain.from_iterable(parts)) == list(range(step * of_step, (step + 1) * of_step))
+        assert all(part == sorted(part) for part in parts)
+        sums = [sum(costs[place] for place in part) for part in parts]
+        assert max(sums) - min(sums) <= max(costs)
+
+
+def test_one_long_group_is_with_the_short_ones():
+    order = balanced([5, 100, 40, 45, 50, 40, 2, 1], 2, 1)
+    assert [sum([5, 100, 40, 45, 50, 40, 2, 1][place] for place in share(order, rank, 2, 1)) for rank in (0, 1)] == [
+        143,
+        140,
+    ]

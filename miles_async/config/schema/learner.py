@@ -53,6 +53,7 @@ class Learner(Section, frozen=True):
     weight_decay: CountFloat = 0.0  # of AdamW
     clip_grad: CountFloat = 1.0  # greatest norm of a gradient; 0: none
     max_tokens_per_micro_batch: PositiveInt = 8192  # of one pass through the model, padding included
+    balance_data: bool = True  # the groups of an optimizer step go to the replicas so that their tokens come out even
     # activations are computed again in the backward pass, not kept: "full": of whole layers; "selective": of recompute_modules
     recompute_granularity: Literal["full", "selective"] | None = None
     # with "full", which layers: "uniform": all, in units of recompute_num_layers; "block": the first so many of each stage
