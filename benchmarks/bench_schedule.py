@@ -54,6 +54,7 @@ num_steps = 1
 seed = 0
 [model]
 hf_checkpoint = "MODEL"
+parity_check = false
 device = "cpu"
 [data]
 prompt_data = "builtin:repeat"

@@ -40,6 +40,7 @@ LONG_TAIL = f"""
 num_steps = {LONG_TAIL_STEPS}
 [model]
 hf_checkpoint = "MODEL"
+parity_check = false
 device = "cpu"
 [data]
 prompt_data = "PROMPTS"

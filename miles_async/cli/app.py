@@ -73,9 +73,11 @@ def launch(
     with clear_errors(directory):
         from miles_async.cli.launch_check import check_topology
         from miles_async.cli.load import load
+        from miles_async.cli.parity import check_parity
 
         config = load(config_file, overrides or [])
         check_topology(config, load=dry_run)
+        check_parity(config)
         if dry_run:
             from miles_async.cli.dry_run import report
 

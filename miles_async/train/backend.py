@@ -104,6 +104,7 @@ BACKENDS = Choice(
     {"megatron": "miles_async.train.trainer.MegatronTrainer"},
     needs=("__init__", *METHODS),
 )
+COMPARED = {"megatron"}  # whose model is another implementation than transformers'
 
 
 def check(config: RunConfig) -> None:

@@ -34,7 +34,7 @@ from miles_async.text.tokenizer import Tokenizer
 
 # the quickstart's model and task, cut down to seconds
 TINY: dict[str, dict[str, Any]] = {
-    "model": {"hf_checkpoint": "builtin:digits"},
+    "model": {"hf_checkpoint": "builtin:digits", "parity_check": False},
     "data": {"prompt_data": "builtin:repeat"},
     "run": {"num_steps": 4, "seed": 3, "stop_timeout_s": 20.0},
     "rollout": {"rollout_batch_size": 8, "n_samples_per_prompt": 4, "rollout_max_response_len": 10},

@@ -34,6 +34,8 @@ class Model(Section, frozen=True):
     # where the engine and the learner compute; "auto": on a GPU where there is one
     device: Literal["auto", "cpu", "cuda"] = "auto"
     model_provider: str | None = None  # a path to a function (path, dtype, device) that gives the learner's bridge
+    # before the first launch of a checkpoint its log-probs in the learner are compared with transformers'
+    parity_check: bool = True
 
 
 class Data(Section, frozen=True):
