@@ -80,6 +80,11 @@ def check(learner: Learner) -> None:
             f"learner.num_ranks = {ranks} must be a multiple of learner.tensor_parallel_size * pipeline_parallel_size * "
             f"context_parallel_size = {layout.tensor} * {layout.pipeline} * {layout.context} = {layout.model}"
         )
+    if layout.expert_tensor not in (1, layout.tensor):
+        raise ConfigError(
+            f"learner.expert_tensor_parallel_size = {layout.expert_tensor} must be 1 or learner.tensor_parallel_size = "
+            f"{layout.tensor}"
+        )
     experts = layout.expert * layout.expert_tensor * layout.pipeline
     if layout.expert > 1 and ranks % experts:
         raise ConfigError(

@@ -10,28 +10,37 @@ from typing import Any
 
 from miles_async.config.layout import Layout, layout_of
 from miles_async.config.schema import ConfigError, RunConfig
+from miles_async.config.words import show
 from miles_async.models import builtin
+from miles_async.models.mixtures import expert_size, experts_of
 from miles_async.models.support import read_config_json
 
-EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")  # names that architectures have for their number
+OF_MIXTURE = ("moe_aux_loss_coeff", "moe_z_loss_coeff", "moe_router_bias_update_rate", "freeze_moe_router")
 
 
 def check_layout(config: RunConfig) -> None:
-    """Refuse a layout that the policy's model, or the critic's, cannot have. Raises ConfigError, ModelError."""
+    """Refuse a layout that the policy's model, or the critic's, cannot have, and what only a mixture of experts has. Raises
+    ConfigError, ModelError."""
     layout = layout_of(config.learner)
-    if not layout.splits_model:
+    said = [key for key in OF_MIXTURE if getattr(config.learner, key)]
+    if not layout.splits_model and not said:
         return
     for directory in filter(None, (config.model.hf_checkpoint, config.critic.critic_load)):
         raw = builtin.shape_of(directory) if builtin.is_builtin(directory) else read_config_json(directory)
         if found := problem(raw, layout):
             raise ConfigError(f"{found}, which {directory} has")
+        if said and not experts_of(raw):
+            raise ConfigError(
+                f"learner.{said[0]} = {show(getattr(config.learner, said[0]))} has an effect on a mixture of experts only, "
+                f"unlike the dense model {directory}"
+            )
 
 
 def problem(raw: dict[str, Any], layout: Layout) -> str:
     """What of the model does not divide; empty: everything does. raw: config.json."""
     heads, layers, vocabulary = raw["num_attention_heads"], raw["num_hidden_layers"], raw["vocab_size"]
     groups = raw.get("num_key_value_heads") or heads
-    experts = next((raw[name] for name in EXPERTS if raw.get(name)), 0)
+    experts = experts_of(raw)
     tensor, stages = layout.tensor, layout.pipeline * layout.virtual
     key = f"learner.tensor_parallel_size = {tensor}"
     if heads % tensor:
@@ -40,15 +49,20 @@ def problem(raw: dict[str, Any], layout: Layout) -> str:
         return f"{key} must divide the {groups} key-value heads, or be a multiple of them"
     if vocabulary % tensor:
         return f"{key} must divide the vocabulary of {vocabulary} tokens"
-    if raw["intermediate_size"] % tensor:
+    if (not experts or raw.get("first_k_dense_replace")) and raw["intermediate_size"] % tensor:
         return f"{key} must divide the intermediate size of {raw['intermediate_size']}"
     if layers % stages:
         return (
             f"learner.pipeline_parallel_size * virtual_pipeline_size = {layout.pipeline} * {layout.virtual} = {stages} must "
             f"divide the {layers} layers"
         )
-    if layout.expert > 1 and not experts:
-        return f"learner.expert_parallel_size = {layout.expert} needs a mixture of experts, unlike the dense model"
+    if not experts:
+        needs = f"learner.expert_parallel_size = {layout.expert} needs a mixture of experts, unlike the dense model"
+        return needs if layout.expert > 1 else ""
     if experts % layout.expert:
         return f"learner.expert_parallel_size = {layout.expert} must divide the {experts} experts"
+    if tensor > 1 and not layout.sequence:
+        return f"learner.sequence_parallel = false with {key}: not for a mixture of experts"
+    if (size := expert_size(raw)) % layout.expert_tensor:
+        return f"learner.expert_tensor_parallel_size = {layout.expert_tensor} must divide an expert's size of {size}"
     return ""

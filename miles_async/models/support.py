@@ -13,12 +13,15 @@ from typing import Any
 
 from miles_async.config.schema import ConfigError, RunConfig
 from miles_async.models import builtin
-from miles_async.models.hf_config import defaults, rope
+from miles_async.models.hf_config import completed, defaults, named, rope, rotary_share
+from miles_async.models.mixtures import MIXTURES, mixture_problems
 
-ARCHITECTURES = {"qwen3": "Qwen3ForCausalLM", "qwen2": "Qwen2ForCausalLM", "llama": "LlamaForCausalLM"}  # by model_type
+# by model_type
+ARCHITECTURES = {"qwen3": "Qwen3ForCausalLM", "qwen2": "Qwen2ForCausalLM", "llama": "LlamaForCausalLM"}
 SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 
 
+_ROPES = {"deepseek_v3": ("yarn",)}  # by model_type, besides a part's
 _KINDS = {int: "a whole number", float: "a number", bool: "true or false"}
 
 
@@ -27,12 +30,13 @@ class ComputingPart:
     """What one part of a run computes as transformers does."""
 
     name: str
+    models: tuple[str, ...]  # by model_type
     ropes: tuple[str, ...]
     biases: bool  # of attention_bias and mlp_bias; the biases of a qwen2 are its own
 
 
-LEARNER = ComputingPart("the learner", ("default",), biases=False)
-ENGINE = ComputingPart("the embedded engine", ("default", "linear", "llama3"), biases=True)
+LEARNER = ComputingPart("the learner", (*ARCHITECTURES, *MIXTURES), ("default",), biases=False)
+ENGINE = ComputingPart("the embedded engine", (*ARCHITECTURES,), ("default", "linear", "llama3"), biases=True)
 
 
 class ModelError(ValueError):
@@ -57,9 +61,9 @@ def read_config_json(directory: str | Path) -> dict[str, Any]:
 
 def problems(raw: dict[str, Any], part: ComputingPart) -> list[str]:
     """What ``part`` would compute differently from transformers; empty: nothing."""
-    if (model_type := raw.get("model_type")) not in ARCHITECTURES:
-        return [f"model_type {model_type!r} (supported: {', '.join(sorted(ARCHITECTURES))})"]
-    found = []
+    if (model_type := raw.get("model_type")) not in part.models:
+        return [f"model_type {model_type!r} (supported: {', '.join(sorted(part.models))})"]
+    found, raw = [], named(raw)
     if missing := [name for name in SIZES if not isinstance(raw.get(name), int)]:
         found.append(f"config.json has no {' and no '.join(missing)}")
     found += [
@@ -71,16 +75,16 @@ def problems(raw: dict[str, Any], part: ComputingPart) -> list[str]:
         found.append(f"hidden_act {raw['hidden_act']!r} (supported: silu)")
     if raw.get("use_sliding_window") or any(kind != "full_attention" for kind in raw.get("layer_types") or ()):
         found.append("sliding-window attention (supported: full attention)")
-    scaling = rope(raw)
-    if (kind := scaling.get("rope_type") or scaling.get("type") or "default") not in part.ropes:
-        found.append(f"rope_type {kind!r} (supported: {', '.join(part.ropes)})")
-    if scaling.get("partial_rotary_factor", raw.get("partial_rotary_factor", 1.0)) != 1.0:
+    scaling, ropes = rope(raw), (*part.ropes, *_ROPES.get(model_type, ()))
+    if (kind := scaling.get("rope_type") or scaling.get("type") or "default") not in ropes:
+        found.append(f"rope_type {kind!r} (supported: {', '.join(ropes)})")
+    if model_type != "glm4_moe" and rotary_share(raw) != 1.0:
         found.append("a partial_rotary_factor other than 1")
-    if not part.biases and (raw.get("attention_bias") or raw.get("mlp_bias")):
+    if model_type != "glm4_moe" and not part.biases and (raw.get("attention_bias") or raw.get("mlp_bias")):
         found.append("attention_bias or mlp_bias = true")
     if raw.get("quantization_config"):
         found.append("quantization_config: its weights are quantized")
-    return found
+    return found or mixture_problems(completed(raw))
 
 
 def _is(value: Any, default: Any) -> bool:

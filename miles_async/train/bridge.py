@@ -17,9 +17,13 @@ import torch
 
 from miles_async.config.layout import WHOLE, Layout
 from miles_async.models.hf_config import HfConfig
+from miles_async.models.mixtures import MIXTURES
 from miles_async.models.support import LEARNER, ModelError, check_model
+from miles_async.train import cpu_shim
 from miles_async.train.gathered import gathered
 from miles_async.train.light_imports import imported_when_called
+from miles_async.train.mixtures import mixture_settings
+from miles_async.train.parameter_names import EXPERTS, TransformerEngineNames, tensors
 
 __all__ = ["ModelBridge", "ModelError"]
 
@@ -64,9 +68,11 @@ class ModelBridge:
         self.layout = layout
         self.hf_config = load_hf_config(path)
         local = device.type != "cuda" or importlib.util.find_spec("transformer_engine") is None
-        kind = _bridge_class(self.hf_config.model_type, local, layout, settings or {})
+        if local and self.hf_config.model_type in MIXTURES:
+            cpu_shim.install_mixtures(device)
+        kind = _bridge_class(self.hf_config, local, layout, settings or {})
         self.mbridge: Any = kind(self.hf_config, dtype=dtype)
-        self.view = _TransformerEngineNames if local else (lambda module: module)
+        self.view = TransformerEngineNames if local else (lambda module: module)
 
     @property
     def config(self) -> Any:
@@ -99,8 +105,12 @@ class ModelBridge:
             module.vp_stage = stage
         if self.layout.sequence and module.post_process:
             module.output_layer.sequence_parallel = False  # what it is given is gathered before (model.py)
-        for parameter in module.parameters():
+        # Megatron adds the gradients of experts up over the ranks that have the same ones only where there are others besides
+        replicated = self.layout.expert == 1 and self.layout.expert_tensor < self.layout.tensor
+        for name, parameter in module.named_parameters():
             tensor_parallel.set_defaults_if_not_set_tensor_model_parallel_attributes(parameter)
+            if replicated and EXPERTS in name:
+                parameter.allreduce = False
         return module.to(self.device)
 
     def all_tensors(self, chunks: Sequence[Any]) -> Iterator[tuple[str, torch.Tensor]]:
@@ -109,7 +119,7 @@ class ModelBridge:
         chunks: of the model, without Float16Module. Collective over the first replica's ranks where the layout splits the
         model; else there is no communication.
         """
-        return self.hf_tensors(chunks[0]) if self.layout.model == 1 else gathered(self, chunks)
+        return gathered(self, chunks) if self.layout.splits_model else self.hf_tensors(chunks[0])
 
     # of a model in one piece; a bridge of the user's has these
 
@@ -119,22 +129,26 @@ class ModelBridge:
 
     def hf_tensors(self, module: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
         """What :meth:`all_tensors` gives of the only part of a model. No communication."""
-        for name, parameter in self.view(module).named_parameters():
-            yield from zip(*self.mbridge._weight_to_hf_format(name, parameter.detach()), strict=True)
+        for name, tensor in tensors(self.view(module)):
+            yield from zip(*self.mbridge._weight_to_hf_format(name, tensor.detach()), strict=True)
 
 
-def _bridge_class(model_type: str, local: bool, layout: Layout, settings: Mapping[str, Any]) -> Any:
-    base = _mbridge_class(model_type)
-    overrides = _OVERRIDES | {"sequence_parallel": layout.sequence, **settings}
+def _bridge_class(config: HfConfig, local: bool, layout: Layout, settings: Mapping[str, Any]) -> Any:
+    base = _mbridge_class(config.model_type)
+    of_mixture = mixture_settings(config, local=local)
+    overrides = _OVERRIDES | of_mixture | {"sequence_parallel": layout.sequence, **settings}
 
     class Bridge(base):
         def _build_base_config(self, *args: Any, **kwargs: Any) -> Any:
+            kwargs.pop("max_position_embeddings", None)  # of DeepSeek; Megatron has renamed it, mixtures.py says it
             return super()._build_base_config(*args, **{**kwargs, **overrides})
 
         def _adjust_mapping_for_shared_weights(self) -> None:
             # mbridge changes the class's mapping for a tied model; the next untied model must not inherit that
             self._DIRECT_MAPPING = dict(type(self)._DIRECT_MAPPING)
             super()._adjust_mapping_for_shared_weights()
+            if self.hf_config.tie_word_embeddings:  # which mbridge leaves out for mixtures
+                self._DIRECT_MAPPING["output_layer.weight"] = self._DIRECT_MAPPING["embedding.word_embeddings.weight"]
 
         def _get_gptmodel_args(self) -> dict[str, Any]:
             config = self.hf_config
@@ -143,17 +157,24 @@ def _bridge_class(model_type: str, local: bool, layout: Layout, settings: Mappin
                 "max_sequence_length": config.max_position_embeddings,
                 "position_embedding_type": "rope",
                 "rotary_base": config.rope_theta,
+                "rotary_percent": config.partial_rotary_factor,
             }
 
         def _get_actual_hf_path(self, weight_path: str) -> str:
             return weight_path  # a directory already
 
+        def _get_safetensor_io(self, weights_path: str) -> Any:
+            from mbridge.core.safetensor_io import SafeTensorIO
+
+            return SafeTensorIO(weights_path)  # of DeepSeek mbridge takes it to be quantized
+
         def _get_transformer_layer_spec(self, vp_stage: int | None = None) -> Any:
             if not local:
-                return super()._get_transformer_layer_spec(vp_stage)
+                block = super()._get_transformer_layer_spec(vp_stage)
+                return _with_router(block) if of_mixture else block
             self.has_vp_stage = True
             # local layers know of nothing that a TransformerConfig can say besides
-            if layout.splits_model or settings:
+            if layout.splits_model or settings or of_mixture:
                 from miles_async.train.split_layers import split_block_spec as block_spec
             else:
                 from miles_async.train.local_layers import local_block_spec as block_spec
@@ -162,23 +183,13 @@ def _bridge_class(model_type: str, local: bool, layout: Layout, settings: Mappin
     return Bridge
 
 
-class _TransformerEngineNames:
-    """A model of local layers under the parameter names TransformerEngine's layers would have. Copies nothing."""
+def _with_router(block: Any) -> Any:
+    from miles_async.train.router import with_router  # Megatron can be imported only where it is needed
 
-    def __init__(self, module: torch.nn.Module):
-        self._module = module
-        self.decoder = module.decoder
+    return with_router(block)
 
-    @staticmethod
-    def _rename(name: str) -> str:
-        name = name.replace(".input_layernorm.weight", ".self_attention.linear_qkv.layer_norm_weight")
-        return name.replace(".pre_mlp_layernorm.weight", ".mlp.linear_fc1.layer_norm_weight")
 
-    def state_dict(self) -> dict[str, Any]:
-        return {self._rename(name): value for name, value in self._module.state_dict().items()}
-
-    def named_parameters(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
-        return ((self._rename(name), parameter) for name, parameter in self._module.named_parameters())
+_FILES = {"qwen3_moe": "qwen3moe", "glm4_moe": "glm4moe"}  # where it is not called as the model_type is
 
 
 def _mbridge_class(model_type: str) -> Any:
@@ -191,7 +202,14 @@ def _mbridge_class(model_type: str) -> Any:
             sys.modules[name] = importlib.util.module_from_spec(spec)
     # of transformers it wants a name for an annotation, and a function that downloads a model
     with imported_when_called("transformers", "transformers.utils", "transformers.utils.hub"):
-        importlib.import_module(f"mbridge.models.{model_type}")
+        if model_type == "glm4_moe":  # which takes these from the package
+            for name, file in {"Qwen2Bridge": "qwen2", "Qwen2MoEBridge": "qwen2moe"}.items():
+                setattr(
+                    sys.modules["mbridge.models"],
+                    name,
+                    getattr(importlib.import_module(f"mbridge.models.{file}"), name),
+                )
+        importlib.import_module(f"mbridge.models.{_FILES.get(model_type, model_type)}")
     from mbridge.core.bridge import _MODEL_REGISTRY
 
     return _MODEL_REGISTRY[model_type]

@@ -1,9 +1,9 @@
 """What megatron-core 0.16 needs to run on a CPU: the few places where it names CUDA without asking.
 
-Promises: nothing happens for a CUDA device; nothing on disk is changed; only dense models are covered, in any layout. Two
-parts:
+Promises: nothing happens for a CUDA device; nothing on disk is changed. Three parts:
 
 - :func:`install` points six functions of ``torch.cuda`` at the CPU, for the whole process: the learner's own process.
+- :func:`install_mixtures` does the same for what a mixture of experts asks for besides.
 - :func:`cuda_means_cpu` rewrites ``device="cuda"``, ``pin_memory``, ``Tensor.cuda()`` and ``Tensor.type()`` in the calling
   thread and only inside the ``with``: Megatron's model construction, optimizer and checkpoints need it, and passes through a
   model that is split.
@@ -12,6 +12,7 @@ parts:
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 from collections.abc import Callable
 from typing import Any
 
@@ -56,6 +57,43 @@ def install(device: torch.device) -> None:
 
     megatron_random._set_cuda_rng_state = set_state
     _without_dynamo()
+
+
+class _Stream:
+    """In the place of CUDA's streams and events. A class: others annotate with it."""
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        pass
+
+    def record_event(self, *_: Any) -> _Stream:
+        return self
+
+    def nothing(self, *_: Any) -> None:
+        """There is nobody to wait for."""
+
+    wait_stream = wait_event = record = wait = synchronize = nothing
+
+
+def install_mixtures(device: torch.device) -> None:
+    """Make Megatron's mixtures of experts usable on ``device`` without TransformerEngine; of its CUDA parts only on a CPU."""
+    from megatron.core.transformer import multi_latent_attention
+    from megatron.core.transformer.moe import moe_utils, token_dispatcher
+
+    # where it is not, its names can still be imported, which this takes for having it
+    multi_latent_attention.HAVE_TE = importlib.util.find_spec("transformer_engine") is not None
+    if not hasattr(moe_utils, "te_general_gemm"):  # bound where TransformerEngine is, and asked for everywhere
+        moe_utils.te_general_gemm = None  # pyright: ignore[reportAttributeAccessIssue]
+    if device.type == "cuda":
+        return
+
+    def on_cpu(tensor: Any, as_numpy: bool = False, record_stream: bool = False) -> Any:
+        return tensor.numpy() if as_numpy and torch.is_tensor(tensor) else tensor
+
+    # what it takes to be numpy arrays (sizes of an all-to-all) it makes such of CUDA tensors only
+    token_dispatcher.maybe_move_tensor_to_cpu = on_cpu
+    torch.cuda.Stream = torch.cuda.Event = _Stream  # pyright: ignore[reportAttributeAccessIssue]
+    torch.cuda.current_stream = lambda device=None: _Stream()  # pyright: ignore[reportAttributeAccessIssue]
+    torch.cuda.stream = lambda stream: contextlib.nullcontext()  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _without_dynamo() -> None:

@@ -41,7 +41,9 @@ def denominators(
         )
     older = np.isin(versions, list(sampled))
     found = all_logprobs(replace(sequences, mask=sequences.mask & ~older), "current")
-    for one in sorted(sampled):
+    # with experts of one another the replicas have to make the same passes
+    every = groups.layout.expert > 1
+    for one in sorted({*kept.versions} - {version} if every else sampled):
         mask = sequences.mask & (versions == one)
         with kept.version_in_place(one):
             passed = all_logprobs(replace(sequences, mask=mask), "old_actor")

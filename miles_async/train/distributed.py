@@ -68,8 +68,9 @@ class LearnerGroups:
         self.tensor_group: Any = parallel_state.get_tensor_model_parallel_group() if layout.tensor > 1 else None
         self.context_group: Any = parallel_state.get_context_parallel_group() if layout.context > 1 else None
         first = parallel_state.get_data_parallel_rank(with_context_parallel=True) == 0
+        first_experts = parallel_state.get_expert_data_parallel_rank() == 0
         # whether rank 0 needs this one to have the whole model
-        self.exports = first if layout.model > 1 else ranks.rank == 0
+        self.exports = first or first_experts if layout.splits_model else ranks.rank == 0
         self.context_rank = parallel_state.get_context_parallel_rank()
 
     def gather(self, values: list[float]) -> torch.Tensor:
@@ -103,6 +104,12 @@ class LearnerGroups:
         with self.waiting("the last stage among"):
             dist.broadcast(theirs, src=dist.get_process_group_ranks(self._pp)[-1], group=self._pp)
         return theirs.to(values.device)
+
+    def own_columns(self, of_replica: torch.Tensor) -> torch.Tensor:
+        """Of [rows, columns] those columns that this tensor-parallel rank has where they share the sequence."""
+        if not self.layout.sequence:
+            return of_replica
+        return of_replica.chunk(self.layout.tensor, dim=1)[self.tensor_group.rank()]
 
     def any(self, mine: bool) -> bool:
         """Whether it is so on any data-parallel rank."""

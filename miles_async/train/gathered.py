@@ -1,8 +1,9 @@
 """A model that several processes hold together, tensor by tensor on rank 0 under Hugging Face names.
 
-Promises: at a time rank 0 holds one tensor of the model besides its own part, another rank one of its stage at most; every bit
-is that of the parameters. The ranks of the first replica take part (``LearnerGroups.exports``), all of them, and in one order:
-stage by stage, each stage's parameters in theirs.
+Promises: at a time rank 0 holds one tensor of the model besides its own part, of experts one of each expert-parallel rank,
+another rank as much of its stage at most; every bit is that of the parameters. The ranks of the first replica, of the model
+and of its experts, take part (``LearnerGroups.exports``), all of them, and in one order: stage by stage, each stage's
+parameters in theirs.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ import msgspec
 import torch
 import torch.distributed as dist
 
+from miles_async.train.parameter_names import EXPERTS, tensors
+
 _DTYPES = {str(dtype): dtype for dtype in (torch.float32, torch.bfloat16, torch.float16)}
 
 
@@ -22,7 +25,7 @@ def gathered(bridge: Any, chunks: Sequence[Any]) -> Iterator[tuple[str, torch.Te
     from megatron.core import parallel_state
 
     stage = parallel_state.get_pipeline_model_parallel_rank()
-    leads = parallel_state.get_tensor_model_parallel_rank() == 0
+    leads = _in_first_replica() and parallel_state.get_tensor_model_parallel_rank() == 0
     pipeline: Any = parallel_state.get_pipeline_model_parallel_group()
     stages = dist.get_process_group_ranks(pipeline)
     of_stage = _of_stage(bridge, chunks)
@@ -50,26 +53,74 @@ def _of_stage(bridge: Any, chunks: Sequence[Any]) -> Iterator[tuple[str, torch.T
     for chunk in chunks:
         view = bridge.view(chunk)
         names = bridge.mbridge._weight_name_mapping_mcore_local_to_global(view)
-        for local, parameter in view.named_parameters():
-            whole = _whole(bridge, names[local], parameter)
-            if whole is None:
-                yield names[local], parameter
+        for local, mine in tensors(view):
+            if EXPERTS in local:
+                whole = _experts(bridge, names[local], mine)
             else:
-                yield from zip(*bridge.mbridge._weight_to_hf_format(names[local], whole), strict=True)
+                whole = [(names[local], found) for found in [_whole(bridge, names[local], mine)] if found is not None]
+            if not whole:
+                yield names[local], mine
+            for name, tensor in whole:
+                yield from zip(*bridge.mbridge._weight_to_hf_format(name, tensor), strict=True)
 
 
-def _whole(bridge: Any, name: str, parameter: torch.nn.Parameter) -> torch.Tensor | None:
+def _in_first_replica() -> bool:
+    """Of what is no expert."""
+    from megatron.core import parallel_state
+
+    return parallel_state.get_data_parallel_rank(with_context_parallel=True) == 0
+
+
+def _experts(bridge: Any, name: str, parameter: torch.Tensor) -> list[tuple[str, torch.Tensor]]:
+    """The parameters in the place of this one: of this rank's expert and of those of the other expert-parallel ranks, each with
+    the parts of all expert-tensor-parallel ranks; none on all but the first."""
+    from megatron.core import parallel_state
+
+    if parallel_state.get_expert_data_parallel_rank() != 0:
+        return []
+    group: Any = parallel_state.get_expert_tensor_and_model_parallel_group()  # an expert's parts are side by side
+    parts = _gathered(parameter, group)
+    if parts is None:
+        return []
+    size = bridge.layout.expert_tensor
+    stem, first = name.rsplit("weight", 1)
+    ranks = len(parts) // size
+    numbers = [int(first) + rank * (bridge.config.num_moe_experts // ranks) for rank in range(ranks)]
+    return [(f"{stem}weight{n}", _expert(name, parts[i * size : (i + 1) * size])) for i, n in enumerate(numbers)]
+
+
+def _expert(name: str, parts: list[torch.Tensor]) -> torch.Tensor:
+    """An expert's matrix from those of its expert-tensor-parallel ranks, each of which has a part of its gate and up."""
+    if len(parts) == 1:
+        return parts[0]
+    if "linear_fc2" in name:
+        return torch.cat(parts, dim=1)
+    halves = [part.chunk(2) for part in parts]
+    return torch.cat([*(gate for gate, _ in halves), *(up for _, up in halves)])
+
+
+def _whole(bridge: Any, name: str, parameter: torch.Tensor) -> torch.Tensor | None:
     """The parameter with the parts of all tensor-parallel ranks; None on all but the first."""
     from megatron.core import parallel_state
 
+    if not _in_first_replica():
+        return None
     group: Any = parallel_state.get_tensor_model_parallel_group()
     first = group.rank() == 0
     if group.size() == 1 or not getattr(parameter, "tensor_model_parallel", False):
         return parameter.detach() if first else None
-    mine = parameter.detach().contiguous()
-    parts = [torch.empty_like(mine) for _ in range(group.size())] if first else None
-    dist.gather(mine, parts, dst=dist.get_process_group_ranks(group)[0], group=group)
+    parts = _gathered(parameter, group)
     return bridge.mbridge._weight_merge_across_tp(name, parts, parameter) if parts is not None else None
+
+
+def _gathered(parameter: torch.Tensor, group: Any) -> list[torch.Tensor] | None:
+    """Those of all ranks of the group, on its first; None on the others."""
+    mine = parameter.detach().contiguous()
+    if group.size() == 1:
+        return [mine]
+    parts = [torch.empty_like(mine) for _ in range(group.size())] if group.rank() == 0 else None
+    dist.gather(mine, parts, dst=dist.get_process_group_ranks(group)[0], group=group)
+    return parts
 
 
 def _send(name: str, tensor: torch.Tensor, to: int) -> None:

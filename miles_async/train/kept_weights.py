@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+from miles_async.train.parameter_names import tensors
+
 REFERENCE = "reference"
 
 Weights = list[torch.Tensor]
@@ -24,9 +26,9 @@ def copies(modules: Sequence[Any]) -> Weights:
     return [parameter.detach().to("cpu", copy=True) for _, parameter in _parameters(modules)]
 
 
-def _parameters(modules: Sequence[Any]) -> list[tuple[tuple[int, str], torch.nn.Parameter]]:
-    """Each parameter with the number of its module and its name there."""
-    return [((i, name), parameter) for i, module in enumerate(modules) for name, parameter in module.named_parameters()]
+def _parameters(modules: Sequence[Any]) -> list[tuple[tuple[int, str], torch.Tensor]]:
+    """Each parameter, and each bias that takes part in choosing experts, with the number of its module and its name there."""
+    return [((i, name), tensor) for i, module in enumerate(modules) for name, tensor in tensors(module)]
 
 
 class KeptWeights:

@@ -33,11 +33,15 @@ SAID = {  # by a key of ours
     **{name: f"learner.{name}" for name in ("lr", "min_lr", "weight_decay", "adam_beta1", "adam_beta2", "adam_eps")},
     **{f"recompute_{name}": f"learner.recompute_{name}" for name in ("granularity", "method", "num_layers", "modules")},
     "clip_grad": "learner.clip_grad",
+    **{name: f"learner.{name}" for name in ("moe_aux_loss_coeff", "moe_z_loss_coeff", "moe_router_bias_update_rate")},
 }
 MODEL = {  # what config.json says
     *("num_layers", "hidden_size", "num_attention_heads", "num_query_groups", "kv_channels", "ffn_hidden_size"),
     *("layernorm_epsilon", "normalization", "gated_linear_unit", "activation_func", "add_bias_linear", "add_qkv_bias"),
     *("qk_layernorm", "rotary_interleaved", "num_moe_experts", "multi_latent_attention", "position_embedding_type"),
+    *("moe_ffn_hidden_size", "moe_layer_freq", "moe_shared_expert_intermediate_size", "moe_shared_expert_gate"),
+    *(f"moe_router_{name}" for name in ("topk", "pre_softmax", "score_function", "num_groups", "group_topk")),
+    *("moe_router_topk_scaling_factor", "moe_router_enable_expert_bias", "moe_latent_size", "mtp_num_layers"),
 }
 RELIED_ON = {
     "calculate_per_token_loss": "a loss is a mean over its optimizer step",
@@ -48,6 +52,12 @@ RELIED_ON = {
     "grad_reduce_in_fp32": "gradients are sums over a whole batch",
     "use_cpu_initialization": "weights come from a checkpoint",
     "timers": "nothing reads them",
+    "moe_router_load_balancing_type": "the balance of each sequence is what is lost",
+    "moe_router_dtype": "routers compute in float32",
+    **dict.fromkeys(
+        ("moe_expert_capacity_factor", "moe_input_jitter_eps", "moe_router_force_load_balancing", "moe_token_dropping"),
+        "tokens go to the experts that the engine chooses",
+    ),
 }
 # needs kernels of TransformerEngine, or fails in Megatron without CUDA
 OF_CUDA = (

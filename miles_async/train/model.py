@@ -26,6 +26,7 @@ from miles_async.train.megatron_args import megatron_args
 from miles_async.train.outputs import Outputs, inputs
 from miles_async.train.packed import packed
 from miles_async.train.pipeline import in_stages
+from miles_async.train.routing import Routing
 
 Loss = Callable[[MicroBatch, Outputs], torch.Tensor]
 Compute = Callable[[MicroBatch, Outputs], torch.Tensor]
@@ -61,6 +62,7 @@ class TrainedModel:
         self.steps = 0  # optimizer steps in the weights
         self._max_tokens = learner.max_tokens_per_micro_batch
         self._rate, self._prefix = rate, prefix
+        self._routing = Routing(self.modules, config, learner, groups)
         settings = DistributedDataParallelConfig(
             grad_reduce_in_fp32=True,
             overlap_grad_reduce=False,
@@ -82,6 +84,8 @@ class TrainedModel:
     def train_pass(self, micros: Sequence[MicroBatch], loss_of: Loss, *, learning: bool = True) -> None:
         """Add the gradients of ``loss_of(micro-batch, its outputs)``, a scalar, up, of one micro-batch after the other; no
         gradient unless ``learning``. It is asked on the last stage only, of micro-batches with tokens."""
+        if learning:
+            self._routing.weigh(micros)
         micros, device = self._even(micros), self.groups.device
         named_cuda = contextlib.nullcontext() if self._local_outputs else cpu_shim.cuda_means_cpu(device)
         with torch.set_grad_enabled(learning), named_cuda:
@@ -137,8 +141,11 @@ class TrainedModel:
         groups, module = self.groups, gpt_model(ddp.module)
         part = inputs(micro, groups.layout, groups.context_rank, groups.device)
         position_ids = torch.arange(part.tokens.shape[1], device=groups.device).expand_as(part.tokens)
+        said: dict[str, Any] = {}
+        if self._routing.counts:
+            said["padding_mask"] = part.padding if module.pre_process else groups.own_columns(part.padding)
         if not is_last(module):
-            return ddp(part.tokens, position_ids, None), part.index
+            return ddp(part.tokens, position_ids, None, **said), part.index
         sequence = groups.layout.sequence
 
         def keep_wanted(_: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
@@ -151,7 +158,7 @@ class TrainedModel:
 
         handle = module.output_layer.register_forward_pre_hook(keep_wanted)
         try:
-            return ddp(part.tokens, position_ids, None)[0], part.index
+            return ddp(part.tokens, position_ids, None, **said)[0], part.index
         finally:
             handle.remove()
 
@@ -159,6 +166,7 @@ class TrainedModel:
 
     def zero_grad(self) -> None:
         """Forget the gradients of the last step."""
+        self._routing.begin()
         for ddp in self._ddps:
             ddp.zero_grad_buffer()
         self._optimizer.zero_grad()
@@ -174,12 +182,13 @@ class TrainedModel:
             return self._optimizer.gradient_norm()
 
     def apply_gradients(self) -> dict[str, float]:
-        """One optimizer step with gradients that were reduced and are finite. Returns their norm before clipping, and the
-        learning rate."""
+        """One optimizer step with gradients that were reduced and are finite. Returns their norm before clipping, the learning
+        rate, and of a mixture of experts what its routers counted (routing.py)."""
         lr = self._rate(self.steps)
         norm = self._optimizer.step(lr)
         self.steps += 1
-        return {f"{self._prefix}grad_norm": norm, f"{self._prefix}lr": lr}
+        found = {"grad_norm": norm, "lr": lr, **self._routing.end()}
+        return {f"{self._prefix}{name}": value for name, value in found.items()}
 
     def sharded_state(self, *, is_loading: bool) -> dict[str, Any]:
         """What dist_checkpointing stores, or fills in to load."""

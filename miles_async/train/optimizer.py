@@ -17,6 +17,8 @@ from miles_async.config import schema as cfg
 from miles_async.config.layout import Layout
 from miles_async.train.megatron_args import megatron_args
 
+_RESHARDABLE = "fully_reshardable"  # DistributedOptimizer's form of a state that any number of ranks can load
+
 
 class LearnerOptimizer:
     """The Megatron optimizer of one model. chunks: its parts in this process, each in DDP."""
@@ -37,6 +39,7 @@ class LearnerOptimizer:
         )
         self.megatron: Any = get_megatron_optimizer(settings, [*chunks])  # pyright: ignore[reportArgumentType]
         self._sharded = config.use_distributed_optimizer
+        self._of_mixture = bool(getattr(chunks[0].config, "num_moe_experts", None))
         on_cpu = next(chunks[0].parameters()).device.type == "cpu"
         self._whole = on_cpu and not self._sharded and layout.model == layout.context and layout.expert == 1
         self._clip_grad, self._norm = config.clip_grad or math.inf, 0.0
@@ -85,14 +88,18 @@ class LearnerOptimizer:
 
     def sharded_state_dict(self, model_state: dict[str, Any], is_loading: bool) -> dict[str, Any]:
         """What dist_checkpointing stores, in the form that any other number of ranks can load."""
-        metadata = {"distrib_optim_sharding_type": "fully_reshardable"}
-        kwargs = {"metadata": metadata} if self._sharded else {}
-        return self.megatron.sharded_state_dict(model_state, is_loading=is_loading, **kwargs)
+        # experts of several ranks have an optimizer of their own: its number in the names would be of this layout
+        metadata: dict[str, Any] = {"chained_optim_avoid_prefix": True}
+        if self._sharded:
+            metadata["distrib_optim_sharding_type"] = _RESHARDABLE
+        return self.megatron.sharded_state_dict(model_state, is_loading=is_loading, metadata=metadata)
 
     def load_state_dict(self, state: dict[str, Any], steps: int) -> None:
         """Restore what :meth:`sharded_state_dict` stored after ``steps`` optimizer steps."""
         inner = state.get("optimizer", state)
-        if "state" in inner:  # Megatron stores no step count of 0, and AdamW does not load without one
+        if self._of_mixture:
+            state = _in_form_of(self.megatron, self._parts(), state, steps)
+        elif "state" in inner:  # Megatron stores no step count of 0, and AdamW does not load without one
             inner["state"].setdefault("common_step", torch.tensor(float(steps)))
         with torch.no_grad():
             self.megatron.load_state_dict(state)
@@ -109,6 +116,29 @@ def _create_state(optimizer: torch.optim.Optimizer) -> None:
             optimizer.state[parameter].update(
                 step=torch.tensor(0.0), exp_avg=torch.zeros_like(parameter), exp_avg_sq=torch.zeros_like(parameter)
             )
+
+
+def _in_form_of(megatron: Any, parts: Sequence[Any], loaded: dict[Any, Any], steps: int) -> dict[Any, Any]:
+    """What was loaded of a mixture, for the ``parts`` of an optimizer. How many there are, and which groups of parameters they
+    have, depends on the layout; what is no tensor came in the form of the layout that saved it, so these ``parts`` say it."""
+    of_parts = megatron.state_dict()
+    forms = of_parts if len(parts) > 1 else [of_parts]
+    found = [_in_form(form, loaded[i] if len(parts) > 1 else loaded, steps) for i, form in enumerate(forms)]
+    return dict(enumerate(found)) if len(parts) > 1 else found[0]
+
+
+def _in_form(form: dict[str, Any], loaded: dict[str, Any], steps: int) -> dict[str, Any]:
+    if "param_state" in loaded:  # DistributedOptimizer
+        groups = [{**group, "step": steps} for group in form["optimizer"]["param_groups"]]
+        tensors = {"param_state": loaded["param_state"], "param_state_sharding_type": _RESHARDABLE}
+        return {**form, "optimizer": {**form["optimizer"], "param_groups": groups}, **tensors}
+    of_half = "optimizer" in loaded  # Float16OptimizerWithFloat16Params
+    inner, own = (loaded["optimizer"], form["optimizer"]) if of_half else (loaded, form)
+    state = {**inner["state"], "common_step": torch.tensor(float(steps))}
+    fresh = {"state": state, "param_groups": own["param_groups"]}
+    if not of_half:
+        return fresh
+    return {**form, "optimizer": fresh, "fp32_from_fp16_params": loaded["fp32_from_fp16_params"]}
 
 
 def _state_setter(part: Any) -> Any:

@@ -82,6 +82,7 @@ class Inputs:
     tokens: torch.Tensor  # [rows, columns] int64, on the device
     places: torch.Tensor  # [m] int64: which of [columns, rows] are followed by a token that is here
     index: torch.Tensor | None  # as in Outputs
+    padding: torch.Tensor  # [rows, columns] bool: where there is no token; everywhere, where no output is wanted
 
 
 def inputs(micro: MicroBatch, layout: Layout, context_rank: int, device: torch.device) -> Inputs:
@@ -90,6 +91,8 @@ def inputs(micro: MicroBatch, layout: Layout, context_rank: int, device: torch.d
     unit = (2 * layout.context if layout.context > 1 else 1) * (layout.tensor if layout.sequence else 1)
     if pad := -tokens.shape[1] % unit:
         tokens = F.pad(tokens, (0, pad))
+    widths = torch.from_numpy(micro.widths if len(micro.targets) else np.zeros_like(micro.widths))
+    padding = torch.arange(tokens.shape[1])[None] >= widths[:, None]
     index = None
     if layout.context > 1:
         from miles_async.train.attention import own_places
@@ -100,6 +103,6 @@ def inputs(micro: MicroBatch, layout: Layout, context_rank: int, device: torch.d
         place[mine.numpy()] = np.arange(len(mine))
         column, row = micro.positions // rows, micro.positions % rows
         here = np.flatnonzero(place[column] >= 0)
-        tokens, index = tokens[:, mine], torch.from_numpy(here).to(device)
+        tokens, padding, index = tokens[:, mine], padding[:, mine], torch.from_numpy(here).to(device)
         positions = torch.from_numpy(place[column[here]] * rows + row[here])
-    return Inputs(tokens.to(device), positions.to(device), index)
+    return Inputs(tokens.to(device), positions.to(device), index, padding.to(device))

@@ -69,7 +69,8 @@ def first_layers(path: Path, raw: dict[str, Any], most: int = MOST_BYTES) -> Ite
     """A directory that transformers loads, of as many layers as ``most`` bytes hold (two at least), and their number."""
     layers = raw["num_hidden_layers"]
     size = sum(file.stat().st_size for file in path.glob("*.safetensors"))
-    kept = min(layers, max(2, layers * most // max(size, 1)))
+    least = raw.get("first_k_dense_replace", 1) + 1  # one with experts, of a mixture
+    kept = min(layers, max(2, least, layers * most // max(size, 1)))
     if kept == layers:
         yield path, layers
         return

@@ -50,6 +50,7 @@ def test_sequence_parallelism_is_on_where_layers_are_split_unless_it_is_said() -
             {"num_ranks": 4, "pipeline_parallel_size": 2, "expert_parallel_size": 4},
             "num_ranks = 4 must be a multiple of .*expert_parallel_size.* = 4 [*] 1 [*] 2 = 8",
         ),
+        ({"tensor_parallel_size": 4, "expert_tensor_parallel_size": 2, "num_ranks": 4}, "size = 2 must be 1 or .* = 4"),
         ({"virtual_pipeline_size": 2}, "virtual_pipeline_size = 2 needs learner.pipeline_parallel_size above 1"),
         ({"sequence_parallel": True}, "sequence_parallel = true needs learner.tensor_parallel_size above 1"),
     ],
@@ -70,6 +71,12 @@ def test_sizes_that_do_not_come_out_even_are_one_line(keys: dict[str, Any], word
         (Layout(pipeline=2, virtual=4), {}, "= 2 [*] 4 = 8 must divide the 12 layers"),
         (Layout(expert=2), {}, "expert_parallel_size = 2 needs a mixture of experts"),
         (Layout(expert=3), {"num_experts": 8}, "expert_parallel_size = 3 must divide the 8 experts"),
+        (Layout(tensor=2), {"num_experts": 8}, "sequence_parallel = false .* not for a mixture of experts"),
+        (
+            Layout(tensor=4, expert_tensor=4, sequence=True),
+            {"num_experts": 8, "moe_intermediate_size": 6},
+            "expert_tensor_parallel_size = 4 must divide an expert's size of 6",
+        ),
     ],
 )
 def test_what_of_a_model_does_not_divide_is_named(layout: Layout, shape: dict[str, Any], words: str) -> None:

@@ -16,29 +16,46 @@ from train_support import SHAPE, make_config
 
 from miles_async.config.schema import ConfigError, Engine
 from miles_async.engines.embedded.checkpoint import ModelFilesError, read_config
-from miles_async.models.support import ARCHITECTURES, ENGINE, LEARNER, ComputingPart, ModelError, check_models, problems
+from miles_async.models.support import ENGINE, LEARNER, ComputingPart, ModelError, check_models, problems
 from miles_async.train.bridge import load_hf_config
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "models.md").read_text()
 BASE = {"model_type": "qwen3", **SHAPE}
 LLAMA3 = {"rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "original_max_position_embeddings": 32}
+TWO = {"num_experts_per_tok": 2}
+GLM = {"model_type": "glm4_moe"}
+DEEPSEEK = {"model_type": "deepseek_v3", "num_hidden_layers": 4, "num_key_value_heads": 4}
+YARN = {"rope_type": "yarn", "factor": 4.0}
 
 # a row of the page, and configurations that it speaks of
 ROWS: dict[str, list[dict[str, Any]]] = {
     "`qwen3`": [{}],
     "`qwen2`": [{"model_type": "qwen2"}],
     "`llama`": [{"model_type": "llama"}],
-    "any other": [{"model_type": name} for name in ("gpt2", "gemma2", "mistral", "phi3", "qwen3_moe", "mixtral")],
+    "`qwen3_moe`": [
+        {"model_type": "qwen3_moe"},
+        {"model_type": "qwen3_moe", "norm_topk_prob": True, "num_experts": 4, **TWO},
+    ],
+    "`mixtral`": [{"model_type": "mixtral"}, {"model_type": "mixtral", "num_local_experts": 4, "sliding_window": None}],
+    "`glm4_moe`": [{**GLM}, {**GLM, "attention_bias": True}, {**GLM, "partial_rotary_factor": 0.5}],
+    "`deepseek_v3`": [{**DEEPSEEK}],
+    "any other": [{"model_type": name} for name in ("gpt2", "gemma2", "mistral", "phi3", "qwen2_moe", "gpt_oss")],
     "tied and untied": [{"tie_word_embeddings": tied, "head_dim": 20} for tied in (True, False)],
     "`rope_type` `default`": [{"rope_parameters": {"rope_type": "default"}}, {"rope_scaling": {"type": "default"}}],
     "`rope_type` `linear`": [{"rope_scaling": {"type": "linear", "factor": 2.0}}, {"rope_parameters": LLAMA3}],
-    "`rope_type` `yarn`": [{"rope_parameters": {"rope_type": kind}} for kind in ("yarn", "dynamic", "longrope")],
+    "`rope_type` `yarn` of a": [{**DEEPSEEK, "rope_parameters": YARN}, {**DEEPSEEK, "rope_scaling": YARN}],
+    "`rope_type` `yarn`, ": [{"rope_parameters": {"rope_type": kind}} for kind in ("yarn", "dynamic", "longrope")],
     "`partial_rotary_factor`": [{"partial_rotary_factor": 0.5}, {"rope_parameters": {"partial_rotary_factor": 0.5}}],
     "`attention_bias`": [{"attention_bias": True}, {"model_type": "llama", "mlp_bias": True}],
     "`use_sliding_window`": [{"use_sliding_window": True}, {"layer_types": ["full_attention", "sliding_attention"]}],
     "`hidden_act`": [{"hidden_act": "gelu"}],
     "`quantization_config`": [{"quantization_config": {"quant_method": "fp8"}}],
+    "`n_group`": [{**DEEPSEEK, "topk_group": 3}, {**DEEPSEEK, "n_group": 7}],
+    "`norm_topk_prob`": [{**one, "norm_topk_prob": False} for one in (GLM, DEEPSEEK)],
+    "`decoder_sparse_step`": [
+        {"model_type": "qwen3_moe", **one} for one in ({"mlp_only_layers": [0]}, {"decoder_sparse_step": 2})
+    ],
 }
 
 
@@ -56,7 +73,7 @@ def test_the_page_says_of_each_model_what_the_code_does() -> None:
         for config in configs:
             can = tuple(not problems({**BASE, **config}, part) for part in (LEARNER, ENGINE))
             assert can == said, f"{start}: {config}"
-    assert {name for name in ARCHITECTURES if f"| `{name}` |" in PAGE} == set(ARCHITECTURES)
+    assert {name for name in LEARNER.models if f"| `{name}` |" in PAGE} == set(LEARNER.models)
 
 
 def test_a_launch_refuses_what_the_learner_and_the_embedded_engine_refuse(tmp_path: Path) -> None:
@@ -86,7 +103,15 @@ def test_a_launch_refuses_what_the_learner_and_the_embedded_engine_refuse(tmp_pa
 @pytest.mark.parametrize(
     ("config", "said"),
     [
-        ({"model_type": "gpt2"}, r"the learner cannot compute .*model_type 'gpt2' \(supported: llama, qwen2, qwen3\)"),
+        (
+            {"model_type": "gpt2"},
+            r"the learner .*model_type 'gpt2' \(supported: deepseek_v3, glm4_moe, llama, mixtral, qwen2, qwen3, qwen3_moe\)",
+        ),
+        ({**DEEPSEEK, "rms_norm_eps": 1e-5}, r"rms_norm_eps 1e-05 \(supported: 1e-06\)"),
+        ({**DEEPSEEK, "num_hidden_layers": 3}, "first_k_dense_replace: no layer has experts"),
+        ({"model_type": "mixtral", "sliding_window": 9}, r"sliding-window attention \(supported: full attention\)"),
+        ({"model_type": "mixtral", "num_experts_per_tok": 1}, "num_experts_per_tok 1 whose weight is always 1"),
+        ({"model_type": "qwen3_moe", "num_experts": 4}, "num_experts_per_tok 8 of 4 experts"),
         ({"rope_scaling": LLAMA3}, r"rope_type 'llama3' \(supported: default\)"),
         ({"vocab_size": None, "hidden_size": "x"}, "config.json has no vocab_size and no hidden_size"),
     ],

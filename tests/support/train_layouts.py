@@ -5,11 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pytest
 import torch
+from safetensors.torch import load_file
 from train_ranks import share, spawn
-from train_support import make_config, make_groups
+from train_support import assert_equal, make_config, make_groups
 
+from bus.messages import Group
 from miles_async.config.layout import layout_of
+from miles_async.train.critic import value_head
 from miles_async.train.ranks import Ranks
 
 STEPS = 3
@@ -28,6 +33,19 @@ DENSE: dict[str, dict[str, Any]] = {
     "dp2 pp2": {"num_ranks": 4, "pipeline_parallel_size": 2},
     "pp2 cp2": {"num_ranks": 4, "pipeline_parallel_size": 2, "context_parallel_size": 2},
 }
+MIXTURE = {"vocab_size": 24, "num_hidden_layers": 2, "num_experts": 4, "num_experts_per_tok": 2, "head_dim": 16}
+SPARSE: dict[str, dict[str, Any]] = {
+    "ep2": {"num_ranks": 2, "expert_parallel_size": 2},
+    "tp2 etp1": {"num_ranks": 2, "tensor_parallel_size": 2, "expert_tensor_parallel_size": 1},
+    "tp2 ep2": {
+        "num_ranks": 2,
+        "tensor_parallel_size": 2,
+        "expert_parallel_size": 2,
+        "expert_tensor_parallel_size": 1,
+    },
+    "pp2 ep2": {"num_ranks": 4, "pipeline_parallel_size": 2, "expert_parallel_size": 2},
+}
+LAYOUTS = {"one": {"num_ranks": 1}, **DENSE, **SPARSE}
 CASES: dict[str, dict[str, dict[str, Any]]] = {
     "grpo, entropy": {"algorithm": {"entropy_coef": 0.01}},
     "grpo, distributed optimizer": {
@@ -45,14 +63,32 @@ CASES: dict[str, dict[str, dict[str, Any]]] = {
     "recomputed activations": {"learner": {"recompute_granularity": "full"}},
     "on-policy check": {"staleness": {"max_lag": 0}},
 }
+# of a mixture; the second one makes passes that the samples' versions tell, of which ranks have different ones
+CASES_OF_MIXTURE: dict[str, dict[str, dict[str, Any]]] = {
+    "grpo, distributed optimizer": CASES["grpo, distributed optimizer"],
+    "old weights, critic": {
+        "algorithm": {"advantage_estimator": "ppo", "keep_old_actor": True, "old_log_probs": "recompute"},
+        "critic": {"critic_lr": 1e-3, "critic_save": True},
+        "staleness": {"max_lag": 2},
+        "learner": {"recompute_granularity": "full", "moe_aux_loss_coeff": 0.1, "moe_z_loss_coeff": 0.01},
+    },
+}
 
 
-def train_cases(rank: int, model: str, root: str, name: str, layout: dict[str, Any]) -> None:
-    """STEPS steps of each of CASES in one layout."""
+def batch(step: int, *, two_versions: bool) -> list[Group]:
+    """Four groups; with ``two_versions`` each half has its own, which the weights had."""
+    older = make_groups(4, 4, seed=step, version=max(0, step - 1) if two_versions else 0)
+    return [*older[:2], *make_groups(4, 4, seed=step, version=step)[2:]] if two_versions else older
+
+
+def train_cases(
+    rank: int, model: str, root: str, name: str, layout: dict[str, Any], cases: dict[str, dict[str, dict[str, Any]]]
+) -> None:
+    """STEPS steps of each of ``cases`` in one layout."""
     from miles_async.train.trainer import MegatronTrainer
 
     seen: dict[str, Any] = {}
-    for number, (case, sections) in enumerate(CASES.items()):
+    for number, (case, sections) in enumerate(cases.items()):
         learner = {"max_tokens_per_micro_batch": 120, "grad_reduce_timeout_s": 60.0, **layout}
         config = make_config(model, **{**sections, "learner": {**learner, **sections.get("learner", {})}})
         split = layout_of(config.learner)
@@ -65,7 +101,7 @@ def train_cases(rank: int, model: str, root: str, name: str, layout: dict[str, A
             seen["untrained"] = untrained
         metrics = []
         for step in range(1 if config.staleness.max_lag == 0 else STEPS):
-            groups = make_groups(4, 4, seed=step, version=0)
+            groups = batch(step, two_versions="keep_old_actor" in sections.get("algorithm", {}))
             metrics.append(trainer.step(share(groups, ranks.dp_rank, ranks.dp_size)))
         critic = Path(root) / f"{name}-critic"
         trainer.save_critic(critic)
@@ -75,12 +111,43 @@ def train_cases(rank: int, model: str, root: str, name: str, layout: dict[str, A
     torch.save(seen, Path(root) / f"{name}-rank-{rank}.pt")
 
 
-def trained(root: Path, model: Path, name: str, layout: dict[str, Any]) -> list[dict[str, Any]]:
+def trained(
+    root: Path, model: Path, name: str, cases: dict[str, dict[str, dict[str, Any]]] = CASES
+) -> list[dict[str, Any]]:
     """What each rank of that layout saw."""
+    layout, plain = LAYOUTS[name], name.replace(" ", "-")
     ranks = layout["num_ranks"]
-    codes = spawn(train_cases, str(model), str(root), name, layout, ranks=ranks)
+    codes = spawn(train_cases, str(model), str(root), plain, layout, cases, ranks=ranks)
     assert codes == [0] * ranks
-    return [torch.load(root / f"{name}-rank-{rank}.pt", weights_only=False) for rank in range(ranks)]
+    return [torch.load(root / f"{plain}-rank-{rank}.pt", weights_only=False) for rank in range(ranks)]
+
+
+def compare(root: Path, expected: Any, name: str, cases: dict[str, dict[str, dict[str, Any]]] = CASES) -> None:
+    """Train in layout ``name``, and hold all that its ranks saw against what one process saw."""
+    ranks = trained(root, root / "model", name, cases)
+    assert_equal(ranks[0]["untrained"], expected["untrained"])  # what is exported has the bits that were loaded
+    checkpoint = load_file(root / "model" / "model.safetensors")
+    assert_equal({key: tensor for key, tensor in ranks[0]["untrained"].items() if key in checkpoint}, checkpoint)
+    assert not any(seen["untrained"] for seen in ranks[1:])
+    for case in cases:
+        of_case = [seen[case] for seen in ranks]
+        for seen in of_case:
+            assert seen["metrics"] == of_case[0]["metrics"], f"{case}: ranks disagree"
+            for ours, theirs in zip(seen["log_probs"], expected[case]["log_probs"], strict=True):
+                np.testing.assert_allclose(ours, theirs, atol=2e-4, err_msg=case)
+        for ours, theirs in zip(of_case[0]["metrics"], expected[case]["metrics"], strict=True):
+            assert ours.keys() == theirs.keys()
+            for metric, value in theirs.items():
+                assert ours[metric] == pytest.approx(value, rel=1e-4, abs=1e-5), f"{case}: {metric}"
+        weights = of_case[0]["weights"]
+        assert weights.keys() == expected[case]["weights"].keys()
+        for tensor, value in weights.items():
+            torch.testing.assert_close(value, expected[case]["weights"][tensor], atol=2e-4, rtol=0)
+        assert not any(seen["weights"] for seen in of_case[1:])
+    ours, theirs = value_head(root / f"{name.replace(' ', '-')}-critic"), value_head(root / "one-critic")
+    assert ours is not None and theirs is not None
+    for part in theirs:
+        torch.testing.assert_close(ours[part], theirs[part], atol=2e-4, rtol=0)
 
 
 SAVED = ("one", "dp2", "tp2 sp", "pp2 vpp2", "cp2")  # layouts whose checkpoints each of them goes on from
@@ -121,7 +188,7 @@ def saved_or_resumed(
 
 def saved(root: Path, model: Path, name: str, sources: tuple[str, ...] = ()) -> dict[str, Any]:
     """What rank 0 of layout ``name`` saw."""
-    layout = DENSE.get(name, {"num_ranks": 1})
+    layout = LAYOUTS[name]
     plain = name.replace(" ", "-")
     from_ = tuple(source.replace(" ", "-") for source in sources)
     codes = spawn(saved_or_resumed, str(model), str(root), plain, layout, from_, ranks=layout["num_ranks"])

@@ -43,11 +43,12 @@ def make_checkpoint(directory: Path, model_type: str = "qwen3", *, tied: bool = 
 
     generator = torch.Generator().manual_seed(0)
     shape = {**SHAPE, "tie_word_embeddings": tied, **extra}
-    if model_type == "qwen3":
+    if model_type in ("qwen3", "qwen3_moe"):
         shape.setdefault("head_dim", 16)  # not hidden_size / heads, so that a mix-up shows
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **shape), dtype=torch.float32).eval()
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
+        biases = [(name, buffer) for name, buffer in model.named_buffers() if name.endswith("bias")]  # of routers
+        for name, parameter in [*model.named_parameters(), *biases]:
             noise = torch.randn(parameter.shape, generator=generator)
             parameter.copy_(1 + 0.1 * noise if "norm" in name else 0.15 * noise)
     model.save_pretrained(directory)

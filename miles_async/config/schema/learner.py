@@ -60,6 +60,11 @@ class Learner(Section, frozen=True):
     recompute_method: Literal["uniform", "block"] = "uniform"
     recompute_num_layers: PositiveInt = 1  # with "full"; how many layers that is
     recompute_modules: list[Literal["core_attn", "mlp"]] | None = None  # with "selective"; None: attention
+    moe_aux_loss_coeff: CountFloat = 0.0  # of a mixture: what each sequence's balance of experts counts in the loss
+    moe_z_loss_coeff: CountFloat = 0.0  # of a mixture: what the squared size of the router's logits counts in the loss
+    # of a mixture whose router has biases (glm4_moe, deepseek_v3): how far a step moves each towards balance; 0: they stay
+    moe_router_bias_update_rate: CountFloat = 0.0
+    freeze_moe_router: bool = False  # of a mixture: the router's weights stay as they are
     use_distributed_optimizer: bool = False  # ranks share the optimizer's state
     # further fields of Megatron's TransformerConfig, DistributedDataParallelConfig and OptimizerConfig, by their names there
     megatron_args: dict[str, Any] = {}

@@ -116,6 +116,14 @@ STEPS = (
     Metric("lr", "1", "mean learning rate", "train/lr-pg_0"),
     Metric("critic-grad_norm", "1", "the same of the critic's gradient", "train/critic-grad_norm"),
     Metric("critic-lr", "1", "the critic's learning rate"),
+    Metric(
+        "moe_max_load", "ratio", "of a mixture: tokens of the busiest expert over the mean, of each layer; its mean"
+    ),
+    Metric(
+        "moe_aux_loss", "1", "mean over sequences and layers of experts' balance; 1: even", "train/load_balancing_loss"
+    ),
+    Metric("moe_z_loss", "1", "mean over tokens and layers of the router's squared log of its sum", "train/z_loss"),
+    *(Metric(f"critic-moe_{name}", "1", "the same of the critic") for name in ("max_load", "aux_loss", "z_loss")),
     Metric("optimizer_steps", "steps", "that were made with the batch"),
     Metric("empty_steps", "steps", "that had no token to train"),
     Metric("skipped_steps", "steps", "that were left out for a gradient that is inf or nan"),
