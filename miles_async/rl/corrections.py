@@ -17,7 +17,7 @@ from typing import Literal
 import torch
 
 from miles_async.rl.losses import bounded_exp
-from miles_async.rl.segments import masked_mean, masked_sum, n_segments
+from miles_async.rl.segments import masked_mean, masked_sum, most_segments, n_segments
 
 IMPOSSIBLE = 1e4  # a log-ratio that no finite log-probs of a model have
 
@@ -39,9 +39,9 @@ def importance_ratio(
     """
     difference = log_ratio(old, behaviour)
     if level == "sequence":
-        difference = masked_sum(difference, mask, sample_index, n_segments(sample_index))[sample_index]
+        difference = masked_sum(difference, mask, sample_index, most_segments(sample_index))[sample_index]
     elif level == "geometric":
-        difference = masked_mean(difference, mask, sample_index, n_segments(sample_index))[sample_index]
+        difference = masked_mean(difference, mask, sample_index, most_segments(sample_index))[sample_index]
     return bounded_exp(difference)
 
 
@@ -101,7 +101,7 @@ def veto(
 ) -> torch.Tensor:
     """0 for every token of a sample that has an unmasked token with ``rho < threshold``, else 1."""
     broken = (log_ratio(old, behaviour) < math.log(threshold)).to(old.dtype)
-    return (masked_sum(broken, mask, sample_index, n_segments(sample_index)) == 0).to(old.dtype)[sample_index]
+    return (masked_sum(broken, mask, sample_index, most_segments(sample_index)) == 0).to(old.dtype)[sample_index]
 
 
 def opsm(
@@ -115,7 +115,7 @@ def opsm(
 ) -> torch.Tensor:
     """Off-policy sequence masking (Miles, slime): 0 for tokens with A < 0 in a sample whose mean of ``old - logprobs``
     exceeds ``delta``, else 1. ``old`` has to be another policy's than the current one to reject anything: the engine's."""
-    kl = masked_mean(-log_ratio(logprobs, old), mask, sample_index, n_segments(sample_index))
+    kl = masked_mean(-log_ratio(logprobs, old), mask, sample_index, most_segments(sample_index))
     return (~((advantages < 0) & (kl[sample_index] > delta))).to(old.dtype)
 
 

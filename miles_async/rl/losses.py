@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import torch
 
-from miles_async.rl.segments import masked_mean, n_segments
+from miles_async.rl.segments import masked_mean, most_segments, n_segments
 
 MAX_LOG_RATIO = 20.0
 
@@ -72,7 +72,7 @@ def gspo(
     than a token's ratio does: 3e-4 and 4e-4 in the paper.
     """
     difference = log_ratio(logprobs, old_logprobs)
-    per_sample = masked_mean(difference, mask, sample_index, n_segments(sample_index))
+    per_sample = masked_mean(difference, mask, sample_index, most_segments(sample_index))
     spread = per_sample[sample_index]
     return _clip(bounded_exp(spread), spread, advantages, eps_clip, eps_clip_high, eps_clip_c)
 
@@ -157,12 +157,14 @@ def value_loss(
     return loss, ((values - old_values).abs() > value_clip).to(loss.dtype)
 
 
-def ess_ratio(log_weights: torch.Tensor, mask: torch.Tensor, sample_index: torch.Tensor) -> torch.Tensor:
+def ess_ratio(
+    log_weights: torch.Tensor, mask: torch.Tensor, sample_index: torch.Tensor, n_samples: int | None = None
+) -> torch.Tensor:
     """Effective sample size over size, ``(sum w)^2 / (n sum w^2)`` of each sample's unmasked tokens, ``w = exp(log_weights)``.
 
-    Returns [S] in [1 / n, 1]; 0 for a sample without an unmasked token, as in Miles.
+    Returns [n_samples] (None: as many as there are) in [1 / n, 1]; 0 for a sample without an unmasked token, as in Miles.
     """
-    count = n_segments(sample_index)
+    count = n_segments(sample_index) if n_samples is None else n_samples
     kept = (mask != 0).to(log_weights.dtype)
     w = torch.where(mask != 0, bounded_exp(log_weights), torch.zeros_like(log_weights)).double()
     n = torch.zeros(count, dtype=w.dtype, device=w.device).index_add(0, sample_index, kept.double())

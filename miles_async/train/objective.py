@@ -20,6 +20,7 @@ from miles_async.rl.checked import checked
 from miles_async.rl.corrections import loglinear_old
 from miles_async.rl.hooks import CORRECTION, ESTIMATOR, POLICY_LOSS, REDUCER
 from miles_async.rl.reduce import Totals, sample_mean, token_mean, weighted_sum, weighted_sums
+from miles_async.rl.segments import most_segments
 from miles_async.rl.terms import (
     Correction,
     CorrectionFunction,
@@ -190,7 +191,8 @@ class Objective:
 
         change: [n] log-ratio, of the sample where the loss looks at samples.
         """
-        ess = losses.ess_ratio(change, terms.mask, terms.sample_index)[terms.sample_index]
+        index = terms.sample_index
+        ess = losses.ess_ratio(change, terms.mask, index, most_segments(index))[index]
         ratio = losses.bounded_exp(change)
         own = ((terms.versions == terms.version) & (terms.mask != 0)).double()
         apart = (terms.logprobs.detach() - terms.behaviour).abs().double()

@@ -13,6 +13,7 @@ from typing import Any
 import aiohttp
 
 DEADLINE_S = 60.0
+QUIET_LOOKS = 2  # in a row, of STILL_S each
 STILL_S = 0.5  # how long something that must not happen is given to happen
 LONG = 3500  # tokens: a request of so many is under way until it is aborted
 PROMPT = (5, 6, 7, 8, 9)
@@ -33,6 +34,7 @@ class Watched:
 
     def __init__(self, engine: Engine, body: dict[str, Any]) -> None:
         self.rid: str = body["rid"]
+        self._engine = engine
         self._lines: list[bytes] = []
         self._parsed: tuple[int, dict[str, Any]] = (0, {})  # of so many lines the last one
         self.done_line = False
@@ -77,13 +79,17 @@ class Watched:
                 await self._news.wait()
 
     async def until_still(self) -> int:
-        """Number of tokens once no more of them come: those made before a pause may arrive after it."""
+        """Number of tokens once no more of them come: those made before a pause may arrive after it, where the machine is busy
+        long after it. A server that answers other requests meanwhile has had its turns to send them."""
         async with asyncio.timeout(DEADLINE_S):
-            while True:
-                before = self.n_tokens
+            quiet = 0
+            while quiet < QUIET_LOOKS:
+                before = len(self._lines)
+                await self._engine.weight_version()
                 await asyncio.sleep(STILL_S)
-                if self.n_tokens == before:
-                    return before
+                await self._engine.weight_version()
+                quiet = quiet + 1 if len(self._lines) == before else 0
+            return self.n_tokens
 
     async def finished(self) -> dict[str, Any]:
         """The last chunk."""
