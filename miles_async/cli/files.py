@@ -18,6 +18,7 @@ from miles_async.engines.kinds.table import kind_of
 from miles_async.models import builtin
 from miles_async.models.layout_fit import check_layout
 from miles_async.models.support import check_models
+from miles_async.train.backend import computes
 
 
 def check_files(config: RunConfig) -> None:
@@ -31,7 +32,7 @@ def check_files(config: RunConfig) -> None:
     for key, other in others:
         if other is not None:
             _check_checkpoint(key, other)
-    check_models(config, kind_of(config.engine).COMPUTES)
+    check_models(config, kind_of(config.engine).COMPUTES, computes(config))
     check_layout(config)
     _check_data(config.data)
     if config.eval.eval_interval is not None:

@@ -28,7 +28,7 @@ from miles_async.rl import effect as algorithm_effect
 from miles_async.rl import rules as algorithm
 from miles_async.router import addresses
 from miles_async.router import kinds as router_kinds
-from miles_async.train import backend, megatron_args
+from miles_async.train import backend
 from miles_async.weights.transports import table as transports
 
 
@@ -69,7 +69,6 @@ def check_all(config: RunConfig) -> None:
     secrets.check(config)
     check_files(config)
     backend.check(config)
-    megatron_args.check(config)
     hook_points.check(config)
     check_effect(config, effect_rules())
     check_labels(config)
@@ -85,6 +84,7 @@ def effect_rules() -> list[Rule]:
         *kinds.effects(),
         effect.EVALUATION,
         *transports.effects(),
+        *backend.effects(),
         effect.REDIS,
     ]
 

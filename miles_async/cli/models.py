@@ -71,6 +71,7 @@ def _evaluate(config_file: Path, overrides: list[str], model: Path, samples: Pat
     from miles_async.evaluation.record import EvalRecord
     from miles_async.evaluation.standalone import check_eval, evaluate
     from miles_async.models.support import check_models
+    from miles_async.train.backend import computes
 
     config = load(config_file, overrides, check=False)
     check_eval(config)
@@ -83,6 +84,7 @@ def _evaluate(config_file: Path, overrides: list[str], model: Path, samples: Pat
         check_models(
             msgspec.structs.replace(config, model=msgspec.structs.replace(config.model, hf_checkpoint=directory)),
             kind_of(config.engine).COMPUTES,
+            computes(config),
         )
         record = None if samples is None else EvalRecord(samples)  # before the measuring, which may take hours
         results = asyncio.run(evaluate(config, directory, version))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from miles_async.config.schema import ConfigError, RunConfig
 from miles_async.models import builtin
@@ -25,6 +25,17 @@ _ROPES = {"deepseek_v3": ("yarn",)}  # by model_type, besides a part's
 _KINDS = {int: "a whole number", float: "a number", bool: "true or false"}
 
 
+class ModelJudge(Protocol):
+    """What one part of a run, ``name``, can compute."""
+
+    @property
+    def name(self) -> str: ...
+
+    def problems(self, raw: dict[str, Any]) -> list[str]:
+        """Why it cannot compute the model of a config.json as transformers does; empty: it can."""
+        ...
+
+
 @dataclass(frozen=True)
 class ComputingPart:
     """What one part of a run computes as transformers does."""
@@ -33,6 +44,9 @@ class ComputingPart:
     models: tuple[str, ...]  # by model_type
     ropes: tuple[str, ...]
     biases: bool  # of attention_bias and mlp_bias; the biases of a qwen2 are its own
+
+    def problems(self, raw: dict[str, Any]) -> list[str]:
+        return problems(raw, self)
 
 
 LEARNER = ComputingPart("the learner", (*ARCHITECTURES, *MIXTURES), ("default",), biases=False)
@@ -93,15 +107,15 @@ def _is(value: Any, default: Any) -> bool:
     return isinstance(value, kinds) and isinstance(value, bool) == isinstance(default, bool)
 
 
-def check_model(directory: str | Path, part: ComputingPart) -> dict[str, Any]:
+def check_model(directory: str | Path, part: ModelJudge) -> dict[str, Any]:
     """``config.json`` of a model that ``part`` can compute. Raises ModelError."""
     raw = read_config_json(directory)
-    if found := problems(raw, part):
+    if found := part.problems(raw):
         raise ModelError(f"{part.name} cannot compute {directory}: {'; '.join(found)}")
     return raw
 
 
-def check_models(config: RunConfig, engines: ComputingPart | None) -> None:
+def check_models(config: RunConfig, engines: ModelJudge | None, learner: ModelJudge = LEARNER) -> None:
     """Refuse a model that this run's learner or engines cannot compute, and a device that is not there.
 
     Raises ConfigError naming the key. A learner with a bridge of the user's (``model.model_provider``) and engines of which
@@ -115,7 +129,7 @@ def check_models(config: RunConfig, engines: ComputingPart | None) -> None:
     for key, directory in given.items():
         if directory is None or builtin.is_builtin(directory):
             continue
-        parts = [] if config.model.model_provider else [LEARNER]
+        parts: list[ModelJudge] = [] if config.model.model_provider else [learner]
         if key == "model.hf_checkpoint" and engines is not None:
             parts.append(engines)
         for part in parts:

@@ -7,15 +7,22 @@ Promises: importing this file costs no torch; a backend of the user's that canno
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bus.messages import Group
+from miles_async.config.effect import Rule, rules_of
 from miles_async.config.schema import RunConfig
 from miles_async.hooks.calls import refused
 from miles_async.hooks.choice import Choice
+from miles_async.models.any_causal import ANY_CAUSAL
+from miles_async.models.support import LEARNER, ModelJudge
+from miles_async.train import megatron_args
+from miles_async.train.checkpoint import CheckpointError
 from miles_async.train.checkpoint_choice import CheckpointChoice
+from miles_async.train.fsdp import rules as fsdp_rules
 from miles_async.train.ranks import Ranks
 
 if TYPE_CHECKING:
@@ -96,22 +103,86 @@ class LearnerBackend:
         """Leave the process groups."""
         raise NotImplementedError
 
+    @classmethod
+    def checkpoint_weights(cls, config: RunConfig, model: Path, checkpoint: Path) -> dict[str, torch.Tensor]:
+        """What :meth:`export` would give of a verified checkpoint, in a process that trains nothing. model: the directory that
+        training began with. Raises CheckpointError, ModelError."""
+        raise CheckpointError(f"{checkpoint}: {cls.__module__}.{cls.__qualname__} cannot convert its checkpoints")
 
+
+@dataclass(frozen=True)
+class BackendEntry:
+    """What is known of a backend of ours without importing it, which costs torch. looks_at: keys that not every one of them
+    looks at. computes: which models. check: refuses what it cannot do, with a ConfigError. reimplements: its model is another
+    implementation than transformers'."""
+
+    path: str
+    looks_at: tuple[str, ...]
+    computes: ModelJudge
+    check: Callable[[RunConfig], None]
+    reimplements: bool
+
+
+_LAYOUT = (
+    "tensor_parallel",
+    "pipeline_parallel",
+    "virtual_pipeline",
+    "context_parallel",
+    "expert_parallel",
+    "expert_tensor_parallel",
+)
+_MEGATRON = (
+    *(f"learner.{name}_size" for name in _LAYOUT),
+    *(f"learner.{name}" for name in ("sequence_parallel", "use_distributed_optimizer", "megatron_args")),
+    *(f"learner.recompute_{name}" for name in ("method", "num_layers", "modules")),
+    *(f"learner.moe_{name}" for name in ("aux_loss_coeff", "z_loss_coeff", "router_bias_update_rate")),
+    "learner.freeze_moe_router",
+    "model.model_provider",
+)
+ENTRIES = {
+    "megatron": BackendEntry(
+        "miles_async.train.trainer.MegatronTrainer",
+        looks_at=_MEGATRON,
+        computes=LEARNER,
+        check=megatron_args.check,
+        reimplements=True,
+    ),
+    "fsdp": BackendEntry(
+        "miles_async.train.fsdp_trainer.FsdpTrainer",
+        looks_at=(),
+        computes=ANY_CAUSAL,
+        check=fsdp_rules.check,
+        reimplements=False,
+    ),
+}
 BACKENDS = Choice(
     "learner.train_backend",
     LearnerBackend,
     ("config", "model_path", "ranks"),
-    {"megatron": "miles_async.train.trainer.MegatronTrainer"},
+    {name: entry.path for name, entry in ENTRIES.items()},
     needs=("__init__", *METHODS),
 )
-COMPARED = {"megatron"}  # whose model is another implementation than transformers'
+COMPARED = {name for name, entry in ENTRIES.items() if entry.reimplements}
 
 
 def check(config: RunConfig) -> None:
-    """Refuse a name that leads nowhere. Ours are not imported: they cost torch. Raises HookError."""
+    """Refuse a name that leads nowhere, and what the backend cannot do. Ours are not imported: they cost torch. Raises
+    HookError, ConfigError."""
     name = config.learner.train_backend
-    if name not in BACKENDS.ours:
+    if (entry := ENTRIES.get(name)) is not None:
+        entry.check(config)
+    else:
         BACKENDS.load(name)
+
+
+def computes(config: RunConfig) -> ModelJudge:
+    """Which models the learner can compute; one of the user's is held to what Megatron's can."""
+    return ENTRIES.get(config.learner.train_backend, ENTRIES["megatron"]).computes
+
+
+def effects() -> list[Rule]:
+    """Which keys only one backend looks at."""
+    return rules_of("learner.train_backend", {name: entry.looks_at for name, entry in ENTRIES.items()})
 
 
 def make_backend(config: RunConfig, model_path: str, ranks: Ranks) -> LearnerBackend:

@@ -1,7 +1,7 @@
 """Checkpoints on disk: which are whole, which is the latest, and how one becomes so.
 
     root/latest               the name of the newest whole checkpoint, replaced atomically
-    root/iter_0000050/        torch_dist shards, common.pt, .metadata, metadata.json, learner.msgpack, checksums.json
+    root/iter_0000050/        shards, .metadata, learner.msgpack, checksums.json; of Megatron common.pt and metadata.json, too
     root/damaged-iter_*       one that is not as it was written; removed when enough newer ones are kept
     root/.writing-*           a save that was killed; removed by the next one
 
@@ -43,6 +43,7 @@ class LearnerState(msgspec.Struct, frozen=True):
     critic: bool = False  # whether its weights are there
     skipped_in_a_row: int = 0  # the last optimizer steps, without a gradient that is finite
     kept: tuple[str, ...] = ()  # further weights that are there, see kept_weights.py
+    backend: str = "megatron"  # learner.train_backend; earlier versions did not say it
 
 
 class _Written(LearnerState, frozen=True):

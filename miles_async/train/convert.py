@@ -9,16 +9,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from miles_async.config import toml
 from miles_async.config.schema import RunConfig
 from miles_async.models import builtin
-from miles_async.train import checkpoint, hooks
-from miles_async.train.bridge import ModelBridge
+from miles_async.train import checkpoint
+from miles_async.train.backend import BACKENDS
 from miles_async.train.checkpoint import CheckpointError
 from miles_async.train.hf_export import save_hf
-from miles_async.train.lone_model import lone_model
 
 
 @dataclass(frozen=True)
@@ -53,16 +50,5 @@ def convert(found: Found, directory: Path) -> None:
     """Write its policy to ``directory``. Raises FileExistsError: that is not empty; CheckpointError, ModelError."""
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise FileExistsError(f"{directory} is there already: it would be replaced")
-    save_hf(_weights(found), found.model, directory)
-
-
-def _weights(found: Found) -> dict[str, torch.Tensor]:
-    """Hugging Face name to tensor, on the CPU, in ``model.dtype``."""
-    make = next(iter(hooks.MODEL_PROVIDER.functions(found.config)), ModelBridge)
-    dtype = torch.bfloat16 if found.config.model.dtype == "bfloat16" else torch.float32
-    with lone_model(make, str(found.model), dtype, seed=found.config.run.seed) as (bridge, module):
-        from miles_async.train import dist_load  # imports Megatron
-
-        loaded = dist_load.load({"model": module.sharded_state_dict()}, found.path)
-        module.load_state_dict(loaded["model"])
-        return {name: tensor.contiguous().clone() for name, tensor in bridge.hf_tensors(module)}
+    backend = BACKENDS.load(found.config.learner.train_backend)
+    save_hf(backend.checkpoint_weights(found.config, found.model, found.path), found.model, directory)

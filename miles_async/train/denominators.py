@@ -41,10 +41,10 @@ def denominators(
         )
     older = np.isin(versions, list(sampled))
     found = all_logprobs(replace(sequences, mask=sequences.mask & ~older), "current")
-    # with experts of one another the replicas have to make the same passes
-    every = groups.layout.expert > 1
-    for one in sorted({*kept.versions} - {version} if every else sampled):
-        mask = sequences.mask & (versions == one)
+    for one in kept.versions:
+        mask = sequences.mask & (versions == one) & older
+        if not groups.any(bool(mask.any())):  # a pass is one of all ranks
+            continue
         with kept.version_in_place(one):
             passed = all_logprobs(replace(sequences, mask=mask), "old_actor")
         found[torch.from_numpy(mask)] = passed[torch.from_numpy(mask)]

@@ -31,8 +31,6 @@ class LearnerGroups:
     """
 
     def __init__(self, device: torch.device, ranks: Ranks, *, timeout_s: float) -> None:
-        from megatron.core import parallel_state
-
         if dist.is_initialized():
             raise RuntimeError("this process has a torch.distributed group already; close it before the learner starts")
         if ranks.init_method.startswith(("file://", "tcp://127.0.0.1", "tcp://localhost")):
@@ -51,17 +49,23 @@ class LearnerGroups:
                 world_size=ranks.world_size,
                 timeout=datetime.timedelta(seconds=timeout_s),
             )
-            layout = self.layout
-            with _shared_groups() if device.type == "cpu" else contextlib.nullcontext():
-                parallel_state.initialize_model_parallel(
-                    layout.tensor,
-                    layout.pipeline,
-                    layout.virtual if layout.virtual > 1 else None,
-                    context_parallel_size=layout.context,
-                    expert_model_parallel_size=layout.expert,
-                    expert_tensor_parallel_size=layout.expert_tensor,
-                    distributed_timeout_minutes=max(1, round(timeout_s / 60)),
-                )
+            self._split()
+
+    def _split(self) -> None:
+        """Make the groups of ranks that do something together, by the layout."""
+        from megatron.core import parallel_state
+
+        layout = self.layout
+        with _shared_groups() if self.device.type == "cpu" else contextlib.nullcontext():
+            parallel_state.initialize_model_parallel(
+                layout.tensor,
+                layout.pipeline,
+                layout.virtual if layout.virtual > 1 else None,
+                context_parallel_size=layout.context,
+                expert_model_parallel_size=layout.expert,
+                expert_tensor_parallel_size=layout.expert_tensor,
+                distributed_timeout_minutes=max(1, round(self._timeout_s / 60)),
+            )
         self._dp: Any = parallel_state.get_data_parallel_group()
         self._pp: Any = parallel_state.get_pipeline_model_parallel_group()
         # who has the other parts of the vocabulary, and the other tokens of a micro-batch; None: nobody
@@ -70,7 +74,7 @@ class LearnerGroups:
         first = parallel_state.get_data_parallel_rank(with_context_parallel=True) == 0
         first_experts = parallel_state.get_expert_data_parallel_rank() == 0
         # whether rank 0 needs this one to have the whole model
-        self.exports = first or first_experts if layout.splits_model else ranks.rank == 0
+        self.exports = first or first_experts if layout.splits_model else self.rank == 0
         self.context_rank = parallel_state.get_context_parallel_rank()
 
     def gather(self, values: list[float]) -> torch.Tensor:
@@ -167,11 +171,15 @@ class LearnerGroups:
 
     def close(self) -> None:
         """Leave the groups. The process may build new ones afterwards."""
+        self._join()
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+    def _join(self) -> None:
+        """Forget the groups of :meth:`_split`."""
         from megatron.core import parallel_state
 
         parallel_state.destroy_model_parallel()
-        if dist.is_initialized():
-            dist.destroy_process_group()
 
 
 @contextlib.contextmanager

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
 
 from miles_async.train.parameter_names import tensors
+from miles_async.train.trained import Trained
 
 REFERENCE = "reference"
 
@@ -22,8 +22,19 @@ Weights = list[torch.Tensor]
 
 
 def copies(modules: Sequence[Any]) -> Weights:
-    """The modules' parameters, in their order, as copies on the CPU."""
-    return [parameter.detach().to("cpu", copy=True) for _, parameter in _parameters(modules)]
+    """What this process holds of the modules' parameters, in their order, as copies on the CPU."""
+    return [_copy(parameter) for _, parameter in _parameters(modules)]
+
+
+def local_part(tensor: torch.Tensor) -> torch.Tensor:
+    """The part of ``tensor`` that this process holds, all of it but for a DTensor; a change of it is one of the tensor."""
+    with torch.no_grad():
+        to_local = getattr(tensor, "to_local", None)
+        return tensor.detach() if to_local is None else to_local().detach()
+
+
+def _copy(tensor: torch.Tensor) -> torch.Tensor:
+    return local_part(tensor).to("cpu", copy=True)
 
 
 def _parameters(modules: Sequence[Any]) -> list[tuple[tuple[int, str], torch.Tensor]]:
@@ -95,7 +106,7 @@ class KeptWeights:
     def _put(self, weights: Weights) -> None:
         with torch.no_grad():
             for (_, parameter), weight in zip(_parameters(self._modules), weights, strict=True):
-                parameter.copy_(weight)
+                local_part(parameter).copy_(weight)
 
     # in a checkpoint
 
@@ -110,29 +121,20 @@ class KeptWeights:
         moving = self._reference is not None and self._interval is not None
         return [name for name in names if (moving if name == REFERENCE else self._count > 0)]
 
-    def sharded_state(self, names: Sequence[str]) -> dict[str, Any]:
-        """What dist_checkpointing stores of these, or fills in to load."""
-        from megatron.core.dist_checkpointing.utils import add_prefix_for_sharding
-
-        order = [place for place, _ in _parameters(self._modules)]
-        state: dict[str, Any] = {}
-        for name in names:
-            weights = self._named(name)
-            sharded = [module.sharded_state_dict() for module in self._modules]
-            state[name] = {f"{i}.{key}": replace(sharded[i][key], data=weights[n]) for n, (i, key) in enumerate(order)}
-            add_prefix_for_sharding(state[name], f"kept.{name}.")
-        return state
+    def sharded_state(self, names: Sequence[str], model: Trained) -> dict[str, dict[str, Any]]:
+        """What the checkpoint files store of these, or fill in to load. model: the one whose modules these are of."""
+        return {name: model.sharded_weights(self._named(name)) for name in names}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Restore what was loaded into :meth:`sharded_state`."""
         order = [f"{i}.{key}" for (i, key), _ in _parameters(self._modules)]
-        found = {name: [part[key].detach().to("cpu", copy=True) for key in order] for name, part in state.items()}
+        found = {name: [_copy(part[key]) for key in order] for name, part in state.items()}
         self._reference = found.pop(REFERENCE, self._reference)
         self._old = {int(name): weights for name, weights in found.items()}
 
     def _named(self, name: str) -> Weights:
         """The weights of that name, or as many zeros where there are none yet."""
         known = self._reference if name == REFERENCE else self._old.get(int(name))
-        return (
-            known if known is not None else [torch.zeros_like(p, device="cpu") for _, p in _parameters(self._modules)]
-        )
+        if known is not None:
+            return known
+        return [torch.zeros_like(local_part(p), device="cpu") for _, p in _parameters(self._modules)]

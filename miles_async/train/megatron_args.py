@@ -94,10 +94,8 @@ def megatron_args(given: Mapping[str, Any]) -> MegatronArgs:
 
 
 def check(config: RunConfig) -> None:
-    """Refuse fields that cannot be given. Raises ConfigError."""
-    given = config.learner.megatron_args
-    if given and config.learner.train_backend == "megatron":
-        megatron_args(given)
+    """Refuse fields that cannot be given to Megatron. Raises ConfigError."""
+    megatron_args(config.learner.megatron_args)
 
 
 def _refuse(name: str, known: set[str]) -> None:

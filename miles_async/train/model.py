@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -25,14 +26,13 @@ from miles_async.train.distributed import LearnerGroups
 from miles_async.train.megatron_args import megatron_args
 from miles_async.train.outputs import Outputs, inputs
 from miles_async.train.packed import packed
+from miles_async.train.parameter_names import tensors
 from miles_async.train.pipeline import in_stages
 from miles_async.train.routing import Routing
-
-Loss = Callable[[MicroBatch, Outputs], torch.Tensor]
-Compute = Callable[[MicroBatch, Outputs], torch.Tensor]
+from miles_async.train.trained import Loss, Trained, loss_or_zero
 
 
-class TrainedModel:
+class TrainedModel(Trained):
     """``chunks`` is what a bridge's ``chunks()`` gave: GPTModels, each in a Float16Module for bfloat16.
 
     config: Megatron's TransformerConfig of it. rate: the learning rate of its n-th optimizer step, from 0. prefix: of the
@@ -92,27 +92,15 @@ class TrainedModel:
             if self.groups.layout.pipeline > 1:
 
                 def loss_of_stage(micro: MicroBatch, values: torch.Tensor, index: torch.Tensor | None) -> torch.Tensor:
-                    return _loss(micro, self._as_outputs(values, index, micro), loss_of)
+                    return loss_or_zero(micro, self._as_outputs(values, index, micro), loss_of)
 
                 with self.groups.waiting("the stages of"):
                     in_stages(self._ddps, self._stage_of, micros, loss_of_stage, learning=learning)
                 return
             for micro in micros:
-                loss = _loss(micro, self._outputs(self._ddps[0], micro), loss_of)
+                loss = loss_or_zero(micro, self._outputs(self._ddps[0], micro), loss_of)
                 if learning:
                     loss.backward()
-
-    def of_all_tokens(self, sequences: Sequences, compute: Compute, width: int | None = None) -> torch.Tensor:
-        """[N] (or [N, width]) float32 on the CPU, on every rank: what ``compute`` gives for a micro-batch's tokens, [n] (or [n,
-        width]), for all unmasked response tokens; zeros elsewhere. Without gradient."""
-        flat = torch.zeros(len(sequences.mask), *([] if width is None else [width]))
-
-        def keep(micro: MicroBatch, outputs: Outputs) -> torch.Tensor:
-            flat[torch.from_numpy(micro.token_index)] = compute(micro, outputs).cpu()
-            return outputs.values.new_zeros(())
-
-        self.train_pass(self.micro_batches(sequences), keep, learning=False)
-        return self.groups.from_last_stage(flat)
 
     def _even(self, micros: Sequence[MicroBatch]) -> list[MicroBatch]:
         """With empty ones behind, where the ranks have to have as many."""
@@ -208,10 +196,14 @@ class TrainedModel:
         self._optimizer.load_state_dict(state["optimizer"], state["steps"])
         self.steps = state["steps"]
 
-
-def _loss(micro: MicroBatch, outputs: Outputs, loss_of: Loss) -> torch.Tensor:
-    """What ``loss_of`` gives; without asking it, a zero that has gradients where there is nothing to compute."""
-    return loss_of(micro, outputs) if len(micro.targets) else outputs.values.sum() * 0
+    def sharded_weights(self, weights: Sequence[torch.Tensor]) -> dict[str, Any]:
+        """What dist_checkpointing stores of other weights of the modules, or fills in to load."""
+        order = [(i, name) for i, module in enumerate(self.modules) for name, _ in tensors(module)]
+        sharded = [module.sharded_state_dict() for module in self.modules]
+        return {
+            f"{i}.{name}": replace(sharded[i][name], data=weight)
+            for (i, name), weight in zip(order, weights, strict=True)
+        }
 
 
 def is_last(module: Any) -> bool:

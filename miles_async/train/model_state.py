@@ -11,15 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import torch
 
 from miles_async.disk.room import or_nothing
-from miles_async.train import checkpoint, cpu_shim, rng
+from miles_async.train import checkpoint, rng
 from miles_async.train.checkpoint import CheckpointError, LearnerState
 from miles_async.train.checkpoint_choice import CheckpointChoice, choose
 from miles_async.train.distributed import LearnerGroups
 from miles_async.train.kept_weights import KeptWeights
-from miles_async.train.model import TrainedModel
+from miles_async.train.parts import StateFiles
+from miles_async.train.trained import Trained
 
 _CRITIC, _KEPT = "critic", "kept"
 
@@ -29,25 +29,24 @@ class ModelState:
 
     def __init__(
         self,
-        policy: TrainedModel,
-        critic: TrainedModel | None,
+        policy: Trained,
+        critic: Trained | None,
         kept: KeptWeights,
         groups: LearnerGroups,
-        device: torch.device,
+        files: StateFiles,
     ) -> None:
         self._policy, self._critic, self._kept = policy, critic, kept
-        self._groups, self._device = groups, device
+        self._groups, self._files = groups, files
 
     def save(self, root: Path, state: LearnerState, *, keep: int) -> Path:
         """Add a checkpoint to ``root`` and make it the latest of ``keep``. Returns its path."""
-        from miles_async.train import dist_save
-
         first = self._groups.rank == 0
         writing = Path(self._groups.agree("a checkpoint", str(checkpoint.begin(root, state.version)) if first else ""))
         with or_nothing(writing):
-            with cpu_shim.cuda_means_cpu(self._device), self._groups.waiting("the checkpoint shards of"):
-                dist_save.save(self._sharded(self._kept.names, is_loading=False), writing)
-            state = msgspec.structs.replace(state, critic=self._critic is not None, kept=tuple(self._kept.names))
+            with self._groups.waiting("the checkpoint shards of"):
+                self._files.save(self._sharded(self._kept.names, is_loading=False), writing)
+            there = {"critic": self._critic is not None, "kept": tuple(self._kept.names)}
+            state = msgspec.structs.replace(state, backend=self._files.backend, **there)
             path = str(checkpoint.commit(root, writing, state, keep)) if first else ""
         return Path(self._groups.agree("the finished checkpoint", path))
 
@@ -61,20 +60,23 @@ class ModelState:
 
         ``verified``: its checksums were looked at already. Raises CheckpointError: it is damaged, or does not fit.
         """
-        from miles_async.train import dist_load
-
         path = checkpoint.resolve(directory)
         if not verified:
             self._on_first(f"the checksums of {path.name}", lambda: b"%d" % checkpoint.verify(path))
         state = checkpoint.read_state(path)
+        if state.backend != self._files.backend:
+            raise CheckpointError(
+                f'{path} was written with learner.train_backend = "{state.backend}", this run has '
+                f'"{self._files.backend}": miles-async convert makes a Hugging Face directory of it, to start another run from'
+            )
         if state.critic != (self._critic is not None):
             theirs, ours = ("with", "has none") if state.critic else ("without", "has one")
             raise CheckpointError(
                 f"{path} was written by a run {theirs} a critic, this run {ours}: "
                 "algorithm.advantage_estimator cannot change on the way"
             )
-        with cpu_shim.cuda_means_cpu(self._device), self._groups.waiting("the checkpoint shards of"):
-            loaded: Any = dist_load.load(self._sharded(self._kept.wanted(state.kept), is_loading=True), path)
+        with self._groups.waiting("the checkpoint shards of"):
+            loaded = self._files.load(self._sharded(self._kept.wanted(state.kept), is_loading=True), path)
             self._policy.load_state(loaded)
             self._kept.load_state(loaded.get(_KEPT, {}))
             if self._critic is not None:
@@ -96,12 +98,12 @@ class ModelState:
         return found[1:]
 
     def _sharded(self, kept: Sequence[str], *, is_loading: bool) -> dict[str, Any]:
-        from megatron.core.dist_checkpointing.utils import add_prefix_for_sharding
-
         state = {**self._policy.sharded_state(is_loading=is_loading), "rng": rng.get_state()}
         if self._critic is not None:
             state[_CRITIC] = self._critic.sharded_state(is_loading=is_loading)
-            add_prefix_for_sharding(state[_CRITIC], f"{_CRITIC}.")  # both models name their weights alike
+            self._files.apart(state[_CRITIC], f"{_CRITIC}.")  # both models name their weights alike
         if kept:
-            state[_KEPT] = self._kept.sharded_state(kept)
+            state[_KEPT] = self._kept.sharded_state(kept, self._policy)
+            for name, weights in state[_KEPT].items():
+                self._files.apart(weights, f"{_KEPT}.{name}.")
         return state

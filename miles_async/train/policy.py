@@ -7,7 +7,6 @@ over its optimizer step, so that shares add up.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,27 +14,24 @@ import torch
 from miles_async.config.schema import RunConfig
 from miles_async.rl.terms import LossTerms
 from miles_async.train.batch import Array, MicroBatch, Sequences
-from miles_async.train.distributed import LearnerGroups
 from miles_async.train.logprobs import token_logprobs
-from miles_async.train.model import TrainedModel
 from miles_async.train.objective import Objective, Sums
 from miles_async.train.outputs import Outputs
+from miles_async.train.parts import Rate
 from miles_async.train.schedule import rate_of
 from miles_async.train.share import MicroShare
+from miles_async.train.trained import Trained
 
 
 class Policy:
-    """The model of ``bridge`` under an objective."""
+    """A model under an objective. make: the model, of its learning rates."""
 
-    def __init__(
-        self, config: RunConfig, bridge: Any, objective: Objective, groups: LearnerGroups, *, dtype: torch.dtype
-    ) -> None:
+    def __init__(self, config: RunConfig, objective: Objective, make: Callable[[Rate], Trained]) -> None:
         learner = config.learner
-        self._objective, self._device = objective, groups.device
         self._temperature = config.rollout.rollout_temperature
         self._entropy_grad = config.algorithm.entropy_coef > 0
-        rate = rate_of(learner, lr=learner.lr, warmup_steps=learner.lr_warmup_steps)
-        self.model = TrainedModel(bridge.chunks(), bridge.config, learner, groups, dtype=dtype, rate=rate)
+        self.model = make(rate_of(learner, lr=learner.lr, warmup_steps=learner.lr_warmup_steps))
+        self._objective, self._device = objective, self.model.groups.device
 
     def all_logprobs(self, sequences: Sequences, temperature: float | None = None) -> torch.Tensor:
         """[N] float32 on the CPU: the log-probs of all unmasked response tokens, without gradient."""

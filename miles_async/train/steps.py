@@ -20,7 +20,7 @@ import torch
 
 from miles_async.train.distributed import LearnerGroups
 from miles_async.train.minibatch import MiniBatch
-from miles_async.train.model import TrainedModel
+from miles_async.train.trained import Trained
 
 
 class NonFiniteGradient(ValueError):
@@ -63,7 +63,7 @@ class OptimizerSteps:
 
     def run(
         self,
-        models: Sequence[TrainedModel],
+        models: Sequence[Trained],
         mini_batches: Sequence[MiniBatch],
         epochs: int,
         backward: Callable[[MiniBatch, bool], torch.Tensor],

@@ -1,4 +1,4 @@
-"""The learner's training engine: Megatron-core in any layout, one weight version for each batch of groups.
+"""The learner's training engine, whatever its models are made of (parts.py): one weight version for each batch of groups.
 
     groups ─► flatten ─► denominators, advantages, token weights ─► optimizer steps (steps.py) ─► version + 1
 
@@ -18,6 +18,7 @@ All methods are collective over ranks, in the same order. Any thread may call th
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from bus.messages import Group
 from miles_async.config.optimizer_steps import even, steps_of_batch, steps_of_pass
 from miles_async.config.schema import RunConfig
 from miles_async.hooks.calls import called
-from miles_async.train import cpu_shim, hooks, on_policy, steps
+from miles_async.train import hooks, on_policy, steps
 from miles_async.train.backend import LearnerBackend
 from miles_async.train.batch import BatchError, Sequences, flatten, whole_sequences
 from miles_async.train.checked_batch import checked
@@ -37,30 +38,31 @@ from miles_async.train.checkpoint_choice import CheckpointChoice
 from miles_async.train.critic import AT_REST, Critic
 from miles_async.train.critic import METRICS as CRITIC_METRICS
 from miles_async.train.denominators import denominators
-from miles_async.train.distributed import LearnerGroups, device_of
+from miles_async.train.distributed import device_of
 from miles_async.train.intake import Admitted, LagExceeded, admit
-from miles_async.train.kept_weights import KeptWeights, copies
+from miles_async.train.kept_weights import KeptWeights
+from miles_async.train.megatron_parts import MegatronParts
 from miles_async.train.minibatch import MiniBatch, split
-from miles_async.train.model import gpt_model
 from miles_async.train.model_state import ModelState
 from miles_async.train.objective import MISMATCH, MISMATCH_TOKENS, Objective, Sums, named
+from miles_async.train.parts import LearnerParts
 from miles_async.train.policy import Policy
-from miles_async.train.provided_bridge import bridge_maker
-from miles_async.train.quiet_megatron import quiet_megatron
 from miles_async.train.ranks import Ranks
 from miles_async.train.reward_metrics import reward_metrics
 from miles_async.train.share import MicroShare, Share, make_share, micro_share
 from miles_async.weights.snapshot import Spec, specs_of
 
-__all__ = ["LagExceeded", "MegatronTrainer"]
+__all__ = ["LagExceeded", "MegatronTrainer", "Trainer"]
 
 
-class MegatronTrainer(LearnerBackend):
+class Trainer(LearnerBackend):
     """The ``LearnerBackend`` (backend.py) of one rank. Builds process groups, model and optimizer, and loads the weights.
 
     model_path: a Hugging Face directory. Raises ModelError for an unsupported checkpoint, RanksSilent if the other ranks do
     not come.
     """
+
+    PARTS: type[LearnerParts]
 
     def __init__(self, config: RunConfig, model_path: str, ranks: Ranks) -> None:
         self.config = config
@@ -69,29 +71,26 @@ class MegatronTrainer(LearnerBackend):
         self._to_batch = next((checked(function) for function in hooks.BATCH.functions(config)), flatten)
         self._before_log_prob = hooks.BEFORE_LOG_PROB.functions(config)
         self._before_step = hooks.BEFORE_TRAIN_STEP.functions(config)
-        self._provider = bridge_maker(config)
         # of this process; in a synchronous run it checks that the two ways to a log-prob agree
         self._first_step = config.staleness.max_lag == 0 and not self._objective.is_sft
         self._device = device_of(config.model.device, ranks.rank)
-        self._dtype = torch.bfloat16 if config.model.dtype == "bfloat16" else torch.float32
-        quiet_megatron()
-        cpu_shim.install(self._device)
-        self._groups = LearnerGroups(self._device, ranks, timeout_s=config.learner.grad_reduce_timeout_s)
+        dtype = torch.bfloat16 if config.model.dtype == "bfloat16" else torch.float32
+        self._parts = self.PARTS(config, self._device, dtype)
+        self._groups = self._parts.meet(ranks)
         try:
-            with cpu_shim.cuda_means_cpu(self._device):
+            with self._parts.building():
                 self._build(model_path)
         except BaseException:
             self._groups.close()
             raise
 
     def _build(self, model_path: str) -> None:
-        from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
-
-        torch.manual_seed(self.config.run.seed)
-        model_parallel_cuda_manual_seed(self.config.run.seed, force_reset_rng=True)
-        self._bridge = self._bridge_of(model_path)
-        reference = self._reference_weights() if self._objective.needs_reference else None
-        self._policy = Policy(self.config, self._bridge, self._objective, self._groups, dtype=self._dtype)
+        self._parts.seed(self.config.run.seed)
+        self._bridge = self._parts.bridge(model_path)
+        reference = None
+        if self._objective.needs_reference:
+            reference = self._parts.reference(self.config.algorithm.ref_load or self._bridge.path)
+        self._policy = Policy(self.config, self._objective, partial(self._parts.policy, self._bridge))
         self._kept = KeptWeights(
             self._policy.model.modules,
             reference,
@@ -102,19 +101,11 @@ class MegatronTrainer(LearnerBackend):
         critic = self._critic.model if self._critic is not None else None
         self._specs: list[Spec] | None = None  # of what is exported
         self._steps = steps.OptimizerSteps(self._groups, self.config.learner.max_skipped_steps)
-        self._state = ModelState(self._policy.model, critic, self._kept, self._groups, self._device)
-
-    def _reference_weights(self) -> list[torch.Tensor]:
-        """The parameters of the reference model, on the CPU."""
-        path = self.config.algorithm.ref_load or self._bridge.path
-        return copies([gpt_model(chunk) for chunk in self._bridge_of(path).chunks()])
+        self._state = ModelState(self._policy.model, critic, self._kept, self._groups, self._parts.files)
 
     def _build_critic(self) -> Critic:
-        bridge = self._bridge_of(self.config.critic.critic_load or self._bridge.path)
-        return Critic(self.config, bridge, self._bridge.hf_config.vocab_size, self._groups, dtype=self._dtype)
-
-    def _bridge_of(self, path: str) -> Any:
-        return self._provider(path, self._dtype, self._device)
+        bridge = self._parts.bridge(self.config.critic.critic_load or self._bridge.path)
+        return Critic(self.config, bridge, self._bridge.hf_config.vocab_size, self._parts)
 
     # -- training -----------------------------------------------------------------------------------------------------
 
@@ -245,6 +236,11 @@ class MegatronTrainer(LearnerBackend):
 
     # -- weights out, state in and out --------------------------------------------------------------------------------
 
+    @classmethod
+    def checkpoint_weights(cls, config: RunConfig, model: Path, checkpoint: Path) -> dict[str, torch.Tensor]:
+        """See LearnerBackend."""
+        return cls.PARTS.checkpoint_weights(config, model, checkpoint)
+
     def export(self) -> dict[str, torch.Tensor]:
         """Hugging Face name -> contiguous copy on the CPU, in the model's dtype. Empty on every rank but 0."""
         if not self._groups.exports:
@@ -284,7 +280,8 @@ class MegatronTrainer(LearnerBackend):
         extra: msgpack-able, returned by load_checkpoint. Keeps checkpoint.keep checkpoints. Returns the new one's path.
         """
         state = LearnerState(self.version, extra, skipped_in_a_row=self._steps.skipped_in_a_row)
-        return self._state.save(Path(directory), state, keep=self.config.checkpoint.keep)
+        with self._parts.building():
+            return self._state.save(Path(directory), state, keep=self.config.checkpoint.keep)
 
     def choose_checkpoint(self, directory: Path, forgotten: int) -> CheckpointChoice:
         """The newest sound checkpoint in ``directory``, of step ``forgotten`` or later; see checkpoint_choice.py."""
@@ -296,10 +293,17 @@ class MegatronTrainer(LearnerBackend):
         Raises CheckpointError: there is none, it is damaged (not looked for if ``verified``), or it has a critic and this run
         none, or the reverse. The number of ranks may differ from the one that saved it.
         """
-        state = self._state.load(Path(directory), verified=verified)
+        with self._parts.building():
+            state = self._state.load(Path(directory), verified=verified)
         self.version, self._steps.skipped_in_a_row = state.version, state.skipped_in_a_row
         return state.extra
 
     def close(self) -> None:
         """Leave the process groups."""
         self._groups.close()
+
+
+class MegatronTrainer(Trainer):
+    """With Megatron-core, in any layout."""
+
+    PARTS = MegatronParts

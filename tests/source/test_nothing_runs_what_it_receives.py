@@ -22,7 +22,7 @@ from miles_async.engines.embedded import server as engine_server
 
 ROOT = Path(__file__).parents[2]
 SOURCES = sorted(path for package in ("bus", "miles_async", "actors") for path in (ROOT / package).rglob("*.py"))
-CHECKPOINT_READER = ROOT / "miles_async" / "train" / "dist_load.py"
+CHECKPOINT_READER = ROOT / "miles_async" / "train" / "checkpoint_contents.py"
 UNPICKLERS = {"pickle", "_pickle", "cPickle", "marshal", "shelve", "dill", "cloudpickle", "joblib"}
 
 

@@ -14,8 +14,8 @@ from train_support import assert_equal, make_config, make_groups
 
 from bus.messages import Group
 from miles_async.config.layout import layout_of
-from miles_async.train.critic import value_head
 from miles_async.train.ranks import Ranks
+from miles_async.train.value_head import value_head
 
 STEPS = 3
 MODEL = {"vocab_size": 24, "num_hidden_layers": 4, "head_dim": 16}

@@ -23,7 +23,8 @@ class Critic(Section, frozen=True):
 class Learner(Section, frozen=True):
     """Functions are paths to functions of the user; docs/customization.md has their signatures."""
 
-    # "megatron", or a path to a class of yours (train/backend.py)
+    # "megatron"; "fsdp": transformers' own model of any dense architecture, sharded over the ranks; or a path to a class of
+    # yours (train/backend.py)
     train_backend: str = "megatron"
     num_ranks: PositiveInt = 1  # processes: replicas of the model, each split over as many as the next keys say
     tensor_parallel_size: PositiveInt = 1  # processes that compute each layer together
@@ -54,7 +55,8 @@ class Learner(Section, frozen=True):
     clip_grad: CountFloat = 1.0  # greatest norm of a gradient; 0: none
     max_tokens_per_micro_batch: PositiveInt = 8192  # of one pass through the model, padding included
     balance_data: bool = True  # the groups of an optimizer step go to the replicas so that their tokens come out even
-    # activations are computed again in the backward pass, not kept: "full": of whole layers; "selective": of recompute_modules
+    # activations are computed again in the backward pass, not kept: "full": of whole layers; "selective": of recompute_modules,
+    # with "megatron"
     recompute_granularity: Literal["full", "selective"] | None = None
     # with "full", which layers: "uniform": all, in units of recompute_num_layers; "block": the first so many of each stage
     recompute_method: Literal["uniform", "block"] = "uniform"

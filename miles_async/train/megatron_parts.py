@@ -1,0 +1,122 @@
+"""The learner that is made of Megatron-core, in any layout: its parts, as parts.py promises them."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from miles_async.config.schema import RunConfig
+from miles_async.train import cpu_shim, hooks
+from miles_async.train.bridge import ModelBridge
+from miles_async.train.distributed import LearnerGroups
+from miles_async.train.kept_weights import copies
+from miles_async.train.lone_model import lone_model
+from miles_async.train.model import TrainedModel, gpt_model, is_last
+from miles_async.train.parts import LearnerParts, Rate
+from miles_async.train.provided_bridge import bridge_maker
+from miles_async.train.quiet_megatron import quiet_megatron
+from miles_async.train.ranks import Ranks
+from miles_async.train.trained import Trained
+from miles_async.train.value_head import HEAD, ValueHead, value_head
+
+
+class MegatronFiles:
+    """Megatron's ``torch_dist``."""
+
+    backend = "megatron"
+
+    def save(self, state: dict[str, Any], directory: Path) -> None:
+        from miles_async.train import dist_save
+
+        dist_save.save(state, directory)
+
+    def load(self, state: dict[str, Any], directory: Path) -> dict[str, Any]:
+        from miles_async.train import dist_load
+
+        return dist_load.load(state, directory)
+
+    def apart(self, state: dict[str, Any], prefix: str) -> None:
+        from megatron.core.dist_checkpointing.utils import add_prefix_for_sharding
+
+        add_prefix_for_sharding(state, prefix)
+
+
+class MegatronParts(LearnerParts):
+    """See LearnerParts."""
+
+    files = MegatronFiles()
+
+    def __init__(self, config: RunConfig, device: torch.device, dtype: torch.dtype) -> None:
+        super().__init__(config, device, dtype)
+        self._make = bridge_maker(config)
+
+    def meet(self, ranks: Ranks) -> LearnerGroups:
+        quiet_megatron()
+        cpu_shim.install(self.device)
+        self.groups = LearnerGroups(self.device, ranks, timeout_s=self.config.learner.grad_reduce_timeout_s)
+        return self.groups
+
+    def building(self) -> contextlib.AbstractContextManager[Any]:
+        return cpu_shim.cuda_means_cpu(self.device)
+
+    def seed(self, seed: int) -> None:
+        from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
+
+        torch.manual_seed(seed)
+        model_parallel_cuda_manual_seed(seed, force_reset_rng=True)
+
+    def bridge(self, path: str) -> Any:
+        return self._make(path, self.dtype, self.device)
+
+    def reference(self, path: str) -> list[torch.Tensor]:
+        return copies([gpt_model(chunk) for chunk in self.bridge(path).chunks()])
+
+    def policy(self, bridge: Any, rate: Rate) -> Trained:
+        return self._trained(bridge.chunks(), bridge, rate)
+
+    def critic(self, bridge: Any, rate: Rate, prefix: str) -> Trained:
+        chunks = bridge.chunks()
+        for module in map(gpt_model, chunks):
+            # a tied model would hand its embedding to the head as the weight to use, and the stages of a pipeline wait for one
+            # another's gradients of it
+            module.share_embeddings_and_output_weights = False
+            if is_last(module):
+                module.output_layer = ValueHead(module.config.hidden_size, self.dtype, self.device)
+                if (head := value_head(Path(bridge.path))) is not None:
+                    module.output_layer.load_state_dict(head)
+        return self._trained(chunks, bridge, rate, prefix)
+
+    def _trained(self, chunks: list[torch.nn.Module], bridge: Any, rate: Rate, prefix: str = "") -> TrainedModel:
+        learner = self.config.learner
+        return TrainedModel(chunks, bridge.config, learner, self.groups, dtype=self.dtype, rate=rate, prefix=prefix)
+
+    def critic_tensors(self, bridge: Any, model: Trained) -> Iterator[tuple[str, torch.Tensor]]:
+        last = model.modules[-1]
+        head = None
+        if is_last(last):
+            head, last.output_layer = last.output_layer, torch.nn.Identity()  # the bridge has no name for it
+        try:
+            yield from bridge.all_tensors(model.modules)
+        finally:
+            if head is not None:
+                last.output_layer = head
+        if head is None:
+            head = ValueHead(bridge.config.hidden_size, bridge.config.params_dtype, self.device)
+        on_first = [(name, model.groups.from_last_stage(tensor.detach())) for name, tensor in head.named_parameters()]
+        if model.groups.rank == 0:
+            yield from ((f"{HEAD}{name}", tensor) for name, tensor in on_first)
+
+    @classmethod
+    def checkpoint_weights(cls, config: RunConfig, model: Path, checkpoint: Path) -> dict[str, torch.Tensor]:
+        make = next(iter(hooks.MODEL_PROVIDER.functions(config)), ModelBridge)
+        dtype = torch.bfloat16 if config.model.dtype == "bfloat16" else torch.float32
+        with lone_model(make, str(model), dtype, seed=config.run.seed) as (bridge, module):
+            from miles_async.train import dist_load  # imports Megatron
+
+            loaded = dist_load.load({"model": module.sharded_state_dict()}, checkpoint)
+            module.load_state_dict(loaded["model"])
+            return {name: tensor.contiguous().clone() for name, tensor in bridge.hf_tensors(module)}
