@@ -67,7 +67,10 @@ def check_model(directory: Path) -> Finding:
         found = compare(directory)
     except support.ModelError as error:
         return Finding(
-            "model", "fail", str(error), "docs/models.md lists what is supported; model.model_provider adds more"
+            "model",
+            "fail",
+            str(error),
+            'docs/models.md lists what is supported; learner.train_backend = "fsdp" and model.model_provider add more',
         )
     layers = f"{found.layers} of {found.all_layers} layers" if found.layers < found.all_layers else "all layers"
     measured = f"{found.difference:.1e}, the largest of {found.tokens} tokens (allowed: {BOUND:g})"

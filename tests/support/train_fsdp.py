@@ -26,6 +26,11 @@ CASES: dict[str, dict[str, Any]] = {
         "critic": {"critic_lr": 1e-3, "critic_save": True},
     },
 }
+# all that a checkpoint can hold: a critic, whose bias is no number on the second of two ranks, and a reference that moves
+SAVED: dict[str, dict[str, Any]] = {
+    "algorithm": {"advantage_estimator": "ppo", "use_kl_loss": True, "kl_loss_coef": 0.1, "ref_update_interval": 2},
+    "learner": LEARNER | {"num_steps_per_rollout": 2},
+}
 SEQUENCES = [np.arange(9), np.arange(3)]
 
 
@@ -81,12 +86,12 @@ def two_ranks(rank: int, model: str, root: str) -> None:
 
     seen = of_cases(FsdpTrainer, model, root, "two", (rank, 2))
     where = Ranks(rank, 2, f"file://{root}/meeting-two-saved")
-    seen["resumed"] = resumed_alike(FsdpTrainer, model, Path(root) / "saved-by-two", where, learning("reference, kl"))
+    seen["resumed"] = resumed_alike(FsdpTrainer, model, Path(root) / "saved-by-two", where, SAVED)
     torch.save(seen, Path(root) / f"two-rank-{rank}.pt")
 
 
-def one_rank(_: int, model: str, other: str, root: str) -> None:
-    """After ``two_ranks``. other: a model that mbridge does not know."""
+def one_rank(_: int, model: str, others: dict[str, str], root: str) -> None:
+    """After ``two_ranks``. others: models that mbridge does not know."""
     from miles_async.train.fsdp_trainer import FsdpTrainer
     from miles_async.train.trainer import MegatronTrainer
 
@@ -101,8 +106,7 @@ def one_rank(_: int, model: str, other: str, root: str) -> None:
             learning("grpo, entropy", model={"dtype": "bfloat16"}),
         ),
     }
-    config = make_config(model, **learning("reference, kl"))
-    trainer = FsdpTrainer(config, model, Ranks(0, 1, f"file://{root}/meeting-from-two"))
+    trainer = FsdpTrainer(make_config(model, **SAVED), model, Ranks(0, 1, f"file://{root}/meeting-from-two"))
     seen["from two"] = (
         trainer.load_checkpoint(Path(root) / "saved-by-two"),
         trainer.export(),
@@ -110,7 +114,7 @@ def one_rank(_: int, model: str, other: str, root: str) -> None:
     )
     seen["not finite"] = not_finite(trainer)
     trainer.close()
-    seen["other"] = of_other(FsdpTrainer, other, root)
+    seen["others"] = {name: of_other(FsdpTrainer, path) for name, path in others.items()}
     seen["refused"] = each_refuses_the_others(FsdpTrainer, MegatronTrainer, model, root)
     torch.save(seen, Path(root) / "one-rank-0.pt")
 
@@ -129,9 +133,11 @@ def not_finite(trainer: Any) -> tuple[dict[str, Any], dict[str, float], dict[str
     return before, metrics, trainer.export()
 
 
-def of_other(kind: Callable[..., Any], model: str, root: str) -> dict[str, Any]:
-    config = make_config(model, learner=LEARNER | {"clip_grad": 0.0})
-    trainer = kind(config, model, Ranks(0, 1, f"file://{root}/meeting-other"))
+def of_other(kind: Callable[..., Any], model: str) -> dict[str, Any]:
+    config = make_config(
+        model, learner=LEARNER | {"clip_grad": 0.0}, staleness={"max_lag": 0}
+    )  # two passes are compared
+    trainer = kind(config, model, Ranks(0, 1, f"file://{model}/meeting"))
     seen = {"log_probs": trainer.log_probs(SEQUENCES, 1.0), "untrained": trainer.export()}
     seen["metrics"] = trainer.step(make_groups())
     seen["weights"] = trainer.export()
@@ -154,9 +160,9 @@ def each_refuses_the_others(fsdp: Callable[..., Any], megatron: Callable[..., An
     return found
 
 
-def seen_by_all(root: Path, model: Path, other: Path) -> dict[str, Any]:
+def seen_by_all(root: Path, model: Path, others: dict[str, str]) -> dict[str, Any]:
     """What one process saw, and under "two" what each of two did."""
     assert spawn(two_ranks, str(model), str(root)) == [0, 0]
-    assert spawn(one_rank, str(model), str(other), str(root), ranks=1) == [0]
+    assert spawn(one_rank, str(model), others, str(root), ranks=1) == [0]
     seen: dict[str, Any] = torch.load(root / "one-rank-0.pt", weights_only=False)
     return seen | {"two": [torch.load(root / f"two-rank-{rank}.pt", weights_only=False) for rank in (0, 1)]}

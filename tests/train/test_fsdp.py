@@ -21,16 +21,25 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("fsdp")
 
 
-@pytest.fixture(scope="module")
-def other(root: Path) -> Any:
-    """A model that the Megatron learner refuses, in transformers: other norms, capped logits, sliding windows."""
-    return make_checkpoint(root / "other", "gemma2", head_dim=8, sliding_window=4, query_pre_attn_scalar=8)
+LLAMA3 = {"rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "original_max_position_embeddings": 32}
+OTHERS: dict[str, dict[str, Any]] = {
+    "gemma2": {"head_dim": 8, "sliding_window": 4, "query_pre_attn_scalar": 8},  # its logits are capped
+    "llama": {"rope_parameters": LLAMA3 | {"low_freq_factor": 1.0, "high_freq_factor": 4.0}},
+    "phi": {},  # its output layer has a bias
+    "gpt2": {"n_inner": 48},  # its weights lie the other way round
+}
 
 
 @pytest.fixture(scope="module")
-def seen(root: Path, other: Any) -> dict[str, Any]:
+def others(root: Path) -> dict[str, Any]:
+    """Models that the Megatron learner refuses, in transformers."""
+    return {name: make_checkpoint(root / name, name, **shape) for name, shape in OTHERS.items()}
+
+
+@pytest.fixture(scope="module")
+def seen(root: Path, others: dict[str, Any]) -> dict[str, Any]:
     make_checkpoint(root / "model")
-    return seen_by_all(root, root / "model", root / "other")
+    return seen_by_all(root, root / "model", {name: str(root / name) for name in others})
 
 
 def same(ours: Any, theirs: Any) -> None:
@@ -94,15 +103,17 @@ def test_a_gradient_that_is_not_finite_changes_no_shard(seen: dict[str, Any]) ->
     assert_equal(after, before)
 
 
+@pytest.mark.parametrize("name", OTHERS)
 def test_a_model_that_mbridge_does_not_know_is_trained_as_transformers_computes_it(
-    seen: dict[str, Any], other: Any, root: Path
+    seen: dict[str, Any], others: dict[str, Any], root: Path, name: str
 ) -> None:
-    found = seen["other"]
+    found = seen["others"][name]
     for tokens, ours in zip(SEQUENCES, found["log_probs"], strict=True):
-        np.testing.assert_allclose(ours, hf_log_probs(other, tokens), atol=1e-5)
-    assert_equal(found["untrained"], load_file(root / "other" / "model.safetensors"))
-    assert found["metrics"]["grad_norm"] > 0
-    assert all(not torch.equal(tensor, found["untrained"][name]) for name, tensor in found["weights"].items())
+        np.testing.assert_allclose(ours, hf_log_probs(others[name], tokens), atol=1e-5)
+    assert_equal(found["untrained"], load_file(root / name / "model.safetensors"))
+    assert found["metrics"]["grad_norm"] > 0 and found["metrics"]["optimizer_steps"] == 1
+    unmoved = [key for key, tensor in found["weights"].items() if torch.equal(tensor, found["untrained"][key])]
+    assert [key for key in unmoved if "bias" not in key] == []
 
 
 def test_each_kind_of_learner_refuses_the_checkpoint_of_the_other_in_one_line(seen: dict[str, Any]) -> None:

@@ -59,6 +59,11 @@ class FsdpBridge:
                 f"the learner cannot train {self.path}: its files have no {odd[0]} ({len(odd)} such), which transformers' "
                 f"{type(model).__name__} has: engines would get weights under names that they do not know"
             )
+        if held := sorted({name for name, _ in model.named_buffers()} & there):
+            raise ModelError(
+                f"the learner cannot train {self.path}: its {held[0]} ({len(held)} such) is no parameter of transformers' "
+                f"{type(model).__name__}, so that no export would have it"
+            )
         if unexpected:
             raise ModelError(
                 f"the learner cannot train {self.path}: {unexpected[0]} ({len(unexpected)} such) is no part of transformers' "
@@ -104,7 +109,7 @@ class ValueModel(torch.nn.Module):
         """[rows, columns] token ids to values, ``logits``, [..., 1] float32."""
         hidden = self.get_submodule(self.body)(input_ids=input_ids, use_cache=use_cache).last_hidden_state
         values: Any = self.get_output_embeddings()(hidden)[0]
-        return TokenClassifierOutput(logits=values.clone())  # fully_shard wants no view
+        return TokenClassifierOutput(logits=values)
 
 
 def _names(file: Path) -> list[str]:

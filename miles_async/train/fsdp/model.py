@@ -82,12 +82,12 @@ class FsdpModel(Trained):
 
         def keep_wanted(_: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
             hidden, *rest = args  # [rows, columns, hidden]
-            return (hidden.flatten(0, 1).index_select(0, places)[None], *rest)
+            return (hidden.flatten(0, 1).index_select(0, places), *rest)
 
         handle = self._head.register_forward_pre_hook(keep_wanted)
         try:
             tokens = torch.from_numpy(micro.tokens).to(self.groups.device)
-            return Outputs(self._module(input_ids=tokens, use_cache=False).logits[0])
+            return Outputs(self._module(input_ids=tokens, use_cache=False).logits)
         finally:
             handle.remove()
 
