@@ -12,10 +12,11 @@ from miles_async.config.layout import Layout, layout_of
 from miles_async.config.schema import ConfigError, RunConfig
 from miles_async.config.words import show
 from miles_async.models import builtin
-from miles_async.models.mixtures import expert_size, experts_of
+from miles_async.models.mixtures import BIASED, expert_size, experts_of
 from miles_async.models.support import read_config_json
 
-OF_MIXTURE = ("moe_aux_loss_coeff", "moe_z_loss_coeff", "moe_router_bias_update_rate", "freeze_moe_router")
+_OF_BIASES = "moe_router_bias_update_rate"
+OF_MIXTURE = ("moe_aux_loss_coeff", "moe_z_loss_coeff", _OF_BIASES, "freeze_moe_router")
 
 
 def check_layout(config: RunConfig) -> None:
@@ -29,11 +30,27 @@ def check_layout(config: RunConfig) -> None:
         raw = builtin.shape_of(directory) if builtin.is_builtin(directory) else read_config_json(directory)
         if found := problem(raw, layout):
             raise ConfigError(f"{found}, which {directory} has")
-        if said and not experts_of(raw):
-            raise ConfigError(
-                f"learner.{said[0]} = {show(getattr(config.learner, said[0]))} has an effect on a mixture of experts only, "
-                f"unlike the dense model {directory}"
-            )
+        for key in said:
+            given = f"learner.{key} = {show(getattr(config.learner, key))}"
+            if not experts_of(raw):
+                raise ConfigError(
+                    f"{given} has an effect on a mixture of experts only, unlike the dense model {directory}"
+                )
+            if key == _OF_BIASES and raw.get("model_type") not in BIASED:
+                raise ConfigError(f"{given} has an effect on {' and '.join(BIASED)} only, whose routers have biases")
+    if layout.expert > 1 and layout.expert_tensor > 1 and not _on_cuda(config.model.device):
+        raise ConfigError(
+            f"learner.expert_tensor_parallel_size = {layout.expert_tensor} with expert_parallel_size = {layout.expert} needs a "
+            "CUDA device: gloo gathers no tensors of several sizes; allowed here: 1"
+        )
+
+
+def _on_cuda(device: str) -> bool:
+    if device == "cpu":
+        return False
+    import torch
+
+    return torch.cuda.is_available()
 
 
 def problem(raw: dict[str, Any], layout: Layout) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 from miles_async.models.hf_config import rope
 
 MIXTURES = ("qwen3_moe", "mixtral", "glm4_moe", "deepseek_v3")  # by model_type
+BIASED = ("glm4_moe", "deepseek_v3")  # of them, those whose experts are chosen with a bias besides
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")  # names that architectures have for their number
 
 

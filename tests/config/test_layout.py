@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from train_support import make_config
 
 from miles_async.config.layout import Layout, check, layout_of, replicas
 from miles_async.config.schema import ConfigError, Learner
-from miles_async.models.layout_fit import problem
+from miles_async.models.layout_fit import check_layout, problem
 
 SIZES = st.sampled_from((1, 2, 3, 4))
 SHAPE = {
@@ -83,3 +86,26 @@ def test_what_of_a_model_does_not_divide_is_named(layout: Layout, shape: dict[st
 
     assert re.search(words, problem({**SHAPE, **shape}, layout))
     assert problem(SHAPE, Layout(tensor=4, pipeline=2, virtual=3)) == ""
+
+
+@pytest.mark.parametrize(
+    ("model_type", "keys", "words"),
+    [
+        ("qwen3", {"moe_aux_loss_coeff": 0.1}, r"moe_aux_loss_coeff = 0\.1 has an effect on a mixture .* dense model"),
+        ("qwen3_moe", {"moe_router_bias_update_rate": 0.1}, "has an effect on glm4_moe and deepseek_v3 only"),
+        (
+            "qwen3_moe",
+            {"num_ranks": 4, "tensor_parallel_size": 2, "expert_parallel_size": 2},
+            "expert_tensor_parallel_size = 2 with expert_parallel_size = 2 needs a CUDA device",
+        ),
+    ],
+)
+def test_what_has_no_effect_on_the_model_or_no_means_here_is_one_line(
+    model_type: str, keys: dict[str, Any], words: str, tmp_path: Path
+) -> None:
+    experts = {"num_experts": 4, "moe_intermediate_size": 8} if model_type == "qwen3_moe" else {}
+    (tmp_path / "config.json").write_text(json.dumps({**SHAPE, "model_type": model_type, **experts}))
+    with pytest.raises(ConfigError, match=words) as found:
+        check_layout(make_config(tmp_path, learner=keys))
+    assert "\n" not in str(found.value)
+    check_layout(make_config(tmp_path))

@@ -63,6 +63,10 @@ CASES: dict[str, dict[str, dict[str, Any]]] = {
     "recomputed activations": {"learner": {"recompute_granularity": "full"}},
     "on-policy check": {"staleness": {"max_lag": 0}},
 }
+CRITIC: dict[str, dict[str, Any]] = {
+    "algorithm": {"advantage_estimator": "ppo", "lambd": 0.95},
+    "critic": {"critic_lr": 1e-3, "critic_save": True},
+}
 # of a mixture; the second one makes passes that the samples' versions tell, of which ranks have different ones
 CASES_OF_MIXTURE: dict[str, dict[str, dict[str, Any]]] = {
     "grpo, distributed optimizer": CASES["grpo, distributed optimizer"],
