@@ -42,12 +42,13 @@ FIXED: dict[str, str] = {
     "learner.adam_beta2": _OPTIMIZER,
     "learner.adam_eps": _OPTIMIZER,
     "learner.use_distributed_optimizer": _OPTIMIZER,
+    "learner.freeze_moe_router": _OPTIMIZER,
 }
 
 # section to keys. data.prompt_data and how its rows are read: the dealer refuses other prompts than it has dealt, so that a
 # file may be moved
 FREE: dict[str, str] = {
-    "model": "device",
+    "model": "device parity_check",
     "data": """prompt_data input_key label_key metadata_key tool_key apply_chat_template apply_chat_template_kwargs
         chat_template_path""",
     "run": """num_steps target_reward watchdog_s watchdog_exit heartbeat_timeout_s stop_timeout_s drain_timeout_s
@@ -70,6 +71,7 @@ FREE: dict[str, str] = {
         expert_parallel_size expert_tensor_parallel_size sequence_parallel num_steps_per_rollout global_batch_size ppo_epochs
         max_skipped_steps lr min_lr lr_warmup_steps lr_decay_steps lr_decay_style weight_decay clip_grad
         max_tokens_per_micro_batch recompute_granularity recompute_method recompute_num_layers recompute_modules
+        balance_data moe_aux_loss_coeff moe_z_loss_coeff moe_router_bias_update_rate
         megatron_args grad_reduce_timeout_s batch_function before_log_prob_function before_train_step_function
         log_function max_quarantined_groups""",
     "checkpoint": "save_interval keep save_hf post_save_function",
