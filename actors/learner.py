@@ -97,6 +97,8 @@ class Learner:
                 await self._checkpoint()
             if self.config.checkpoint.save_hf:
                 await self.compute(self.trainer.save_hf, self.ctx.run_dir / "hf")
+                if self.config.learner.lora_rank:
+                    await self.compute(self.trainer.save_adapters, self.ctx.run_dir / "hf_adapters")
             if self.config.critic.critic_save:
                 await self.compute(self.trainer.save_critic, self.ctx.run_dir / "hf_critic")
             await self.compute(self.trainer.close)

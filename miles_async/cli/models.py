@@ -26,6 +26,9 @@ def add_to(app: typer.Typer) -> None:
             Path, typer.Argument(metavar="RUN|CHECKPOINT", help="A run's directory, or a checkpoint of it.")
         ],
         out: Annotated[Path, typer.Argument(metavar="OUT", help="The Hugging Face directory that is made.")],
+        adapters: Annotated[
+            bool, typer.Option("--adapters", help="Only what learner.lora_rank trained, in PEFT's format.")
+        ] = False,
         as_json: AsJson = False,
     ) -> None:
         """Make a checkpoint of a run a Hugging Face directory."""
@@ -33,7 +36,7 @@ def add_to(app: typer.Typer) -> None:
             from miles_async.train import convert as conversion
 
             found = conversion.find(checkpoint)
-            conversion.convert(found, out)
+            conversion.convert(found, out, adapters=adapters)
             document = {
                 "checkpoint": str(found.path),
                 "version": found.version,

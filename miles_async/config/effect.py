@@ -78,6 +78,11 @@ RULES = (
         'learner.recompute_granularity = "selective"',
     ),
     Rule(
+        ("learner.lora_alpha", "learner.lora_targets"),
+        lambda config: config.learner.lora_rank > 0,
+        "learner.lora_rank above 0",
+    ),
+    Rule(
         ("rollout.execute_tool_function", "rollout.tool_timeout_s", "rollout.max_turns"),
         _generates("multi_turn"),
         'rollout.generate_function = "multi_turn"',

@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 from miles_async.config.layout import check as check_layout
 from miles_async.config.layout import layout_of
+from miles_async.config.lora import check as check_lora
 from miles_async.config.optimizer_steps import check as check_steps
 from miles_async.config.schema import ConfigError, RunConfig
 
@@ -22,6 +23,7 @@ def check(config: RunConfig, *rooms: Callable[[RunConfig], None]) -> None:
             "model.model_provider gives a bridge that builds whole models: learner.tensor_parallel_size, "
             "pipeline_parallel_size, context_parallel_size and expert_parallel_size must be 1"
         )
+    check_lora(config)
     check_steps(config)
     check_rollout(config)
     for check_room in rooms:

@@ -20,16 +20,19 @@ OF_MIXTURE = ("moe_aux_loss_coeff", "moe_z_loss_coeff", _OF_BIASES, "freeze_moe_
 
 
 def check_layout(config: RunConfig) -> None:
-    """Refuse a layout that the policy's model, or the critic's, cannot have, and what only a mixture of experts has. Raises
-    ConfigError, ModelError."""
+    """Refuse a layout that the policy's model, or the critic's, cannot have, what only a mixture of experts has, and adapters
+    beside one. Raises ConfigError, ModelError."""
     layout = layout_of(config.learner)
     said = [key for key in OF_MIXTURE if getattr(config.learner, key)]
-    if not layout.splits_model and not said:
+    rank, policy = config.learner.lora_rank, config.model.hf_checkpoint
+    if not layout.splits_model and not said and not rank:
         return
-    for directory in filter(None, (config.model.hf_checkpoint, config.critic.critic_load)):
+    for directory in filter(None, (policy, config.critic.critic_load)):
         raw = builtin.shape_of(directory) if builtin.is_builtin(directory) else read_config_json(directory)
         if found := problem(raw, layout):
             raise ConfigError(f"{found}, which {directory} has")
+        if rank and directory == policy and experts_of(raw):
+            raise ConfigError(f"learner.lora_rank = {rank} needs a dense model, unlike the mixture of experts {policy}")
         for key in said:
             given = f"learner.{key} = {show(getattr(config.learner, key))}"
             if not experts_of(raw):

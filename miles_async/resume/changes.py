@@ -19,6 +19,7 @@ from miles_async.config.words import NONE
 _MODEL = "the checkpoint holds that model"
 _PROMPTS = "it decides which prompt lies at which position, and the positions are on record"
 _ON_RECORD = "groups that are on record, to be trained, were made with it"
+_ADAPTERS = "the checkpoint holds those adapters"
 _OPTIMIZER = "the checkpoint holds the optimizer's state and settings"
 
 FIXED: dict[str, str] = {
@@ -38,6 +39,9 @@ FIXED: dict[str, str] = {
     "algorithm.opd_log_prob_top_k": _ON_RECORD,
     "algorithm.keep_old_actor": "checkpoints hold the weights of earlier versions with it, and only then",
     "learner.train_backend": "the checkpoint is one of that backend",
+    "learner.lora_rank": _ADAPTERS,
+    "learner.lora_alpha": _ADAPTERS,
+    "learner.lora_targets": _ADAPTERS,
     "learner.adam_beta1": _OPTIMIZER,
     "learner.adam_beta2": _OPTIMIZER,
     "learner.adam_eps": _OPTIMIZER,

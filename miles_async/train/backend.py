@@ -83,6 +83,9 @@ class LearnerBackend:
         """The weights as a directory that transformers loads."""
         raise NotImplementedError
 
+    def save_adapters(self, directory: Path) -> None:
+        """The adapters of learner.lora_rank in PEFT's format; nothing where there are none."""
+
     def save_critic(self, directory: Path) -> None:
         """The critic as a directory that critic.critic_load takes; nothing where there is none."""
         raise NotImplementedError
@@ -108,6 +111,11 @@ class LearnerBackend:
         """What :meth:`export` would give of a verified checkpoint, in a process that trains nothing. model: the directory that
         training began with. Raises CheckpointError, ModelError."""
         raise CheckpointError(f"{checkpoint}: {cls.__module__}.{cls.__qualname__} cannot convert its checkpoints")
+
+    @classmethod
+    def checkpoint_adapters(cls, config: RunConfig, model: Path, checkpoint: Path) -> dict[str, torch.Tensor]:
+        """The same of :meth:`save_adapters`: PEFT's name to tensor."""
+        raise CheckpointError(f"{checkpoint}: {cls.__module__}.{cls.__qualname__} has no adapters")
 
 
 @dataclass(frozen=True)
@@ -135,6 +143,7 @@ _MEGATRON = (
     *(f"learner.{name}_size" for name in _LAYOUT),
     *(f"learner.{name}" for name in ("sequence_parallel", "use_distributed_optimizer", "megatron_args")),
     *(f"learner.recompute_{name}" for name in ("method", "num_layers", "modules")),
+    *(f"learner.lora_{name}" for name in ("rank", "alpha", "targets")),
     *(f"learner.moe_{name}" for name in ("aux_loss_coeff", "z_loss_coeff", "router_bias_update_rate")),
     "learner.freeze_moe_router",
     "model.model_provider",

@@ -24,6 +24,7 @@ from miles_async.train.gathered import gathered
 from miles_async.train.light_imports import imported_when_called
 from miles_async.train.mixtures import mixture_settings
 from miles_async.train.parameter_names import EXPERTS, TransformerEngineNames, tensors
+from miles_async.train.peft_names import AdapterSide
 
 __all__ = ["ModelBridge", "ModelError"]
 
@@ -52,7 +53,8 @@ def load_hf_config(path: str) -> HfConfig:
 class ModelBridge:
     """One model of one checkpoint. Megatron's parallel state must be initialised first, with the same ``layout``.
 
-    settings: further fields of Megatron's TransformerConfig (model_settings.py).
+    settings: further fields of Megatron's TransformerConfig (model_settings.py). local: with local layers, also where
+    TransformerEngine is installed.
     """
 
     def __init__(
@@ -62,12 +64,13 @@ class ModelBridge:
         device: torch.device,
         layout: Layout = WHOLE,
         settings: Mapping[str, Any] | None = None,
+        local: bool = False,
     ):
         self.path = path
         self.device = device
         self.layout = layout
         self.hf_config = load_hf_config(path)
-        local = device.type != "cuda" or importlib.util.find_spec("transformer_engine") is None
+        local = local or device.type != "cuda" or importlib.util.find_spec("transformer_engine") is None
         if local and self.hf_config.model_type in MIXTURES:
             cpu_shim.install_mixtures(device)
         kind = _bridge_class(self.hf_config, local, layout, settings or {})
@@ -114,12 +117,18 @@ class ModelBridge:
         return module.to(self.device)
 
     def all_tensors(self, chunks: Sequence[Any]) -> Iterator[tuple[str, torch.Tensor]]:
-        """Name and value of each tensor of the Hugging Face checkpoint, on rank 0; values may be views of the parameters.
+        """Name and value of each tensor of the Hugging Face checkpoint, on rank 0, with adapters merged; values may be views of
+        the parameters.
 
         chunks: of the model, without Float16Module. Collective over the first replica's ranks where the layout splits the
         model; else there is no communication.
         """
         return gathered(self, chunks) if self.layout.splits_model else self.hf_tensors(chunks[0])
+
+    def all_adapters(self, chunks: Sequence[Any]) -> Iterator[tuple[str, torch.Tensor]]:
+        """As :meth:`all_tensors`, of the adapters' matrices, under PEFT's names."""
+        for side in (AdapterSide("a", self), AdapterSide("b", self)):
+            yield from gathered(self, chunks, side)
 
     # of a model in one piece; a bridge of the user's has these
 

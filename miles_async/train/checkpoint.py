@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from miles_async.config.lora import Lora
 from miles_async.train import checksums
 
 LATEST = "latest"
@@ -44,6 +45,7 @@ class LearnerState(msgspec.Struct, frozen=True):
     skipped_in_a_row: int = 0  # the last optimizer steps, without a gradient that is finite
     kept: tuple[str, ...] = ()  # further weights that are there, see kept_weights.py
     backend: str = "megatron"  # learner.train_backend; earlier versions did not say it
+    lora: Lora | None = None  # of the policy only these adapters are there
 
 
 class _Written(LearnerState, frozen=True):

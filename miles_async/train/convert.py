@@ -10,12 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from miles_async.config import toml
+from miles_async.config.lora import Lora
 from miles_async.config.schema import RunConfig
 from miles_async.models import builtin
 from miles_async.train import checkpoint
 from miles_async.train.backend import BACKENDS
 from miles_async.train.checkpoint import CheckpointError
 from miles_async.train.hf_export import save_hf
+from miles_async.train.peft_export import save_adapters
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,7 @@ class Found:
     config: RunConfig
     model: Path
     verified: bool  # False: an earlier version wrote it, without checksums
+    lora: Lora | None = None  # it holds adapters on that model
 
 
 def find(source: Path) -> Found:
@@ -43,12 +46,20 @@ def find(source: Path) -> Found:
     name = config.model.hf_checkpoint
     model = run_dir / "inputs" / "model" if builtin.is_builtin(name) else Path(name)
     verified = checkpoint.verify(path)
-    return Found(path, checkpoint.read_state(path).version, config, model, verified)
+    state = checkpoint.read_state(path)
+    return Found(path, state.version, config, model, verified, state.lora)
 
 
-def convert(found: Found, directory: Path) -> None:
-    """Write its policy to ``directory``. Raises FileExistsError: that is not empty; CheckpointError, ModelError."""
+def convert(found: Found, directory: Path, *, adapters: bool = False) -> None:
+    """Write its policy to ``directory``, or its adapters alone, in PEFT's format. Raises FileExistsError: that is not empty;
+    CheckpointError, ModelError."""
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise FileExistsError(f"{directory} is there already: it would be replaced")
     backend = BACKENDS.load(found.config.learner.train_backend)
-    save_hf(backend.checkpoint_weights(found.config, found.model, found.path), found.model, directory)
+    if not adapters:
+        save_hf(backend.checkpoint_weights(found.config, found.model, found.path), found.model, directory)
+    elif found.lora is None:
+        raise CheckpointError(f"{found.path} holds a whole model and no adapters: its run had learner.lora_rank = 0")
+    else:
+        tensors = backend.checkpoint_adapters(found.config, found.model, found.path)
+        save_adapters(tensors, found.lora, found.model, directory)

@@ -1,4 +1,4 @@
-"""A model that several processes hold together, tensor by tensor on rank 0 under Hugging Face names.
+"""A model that several processes hold together, tensor by tensor on rank 0 under Hugging Face names; or its adapters.
 
 Promises: at a time rank 0 holds one tensor of the model besides its own part, of experts one of each expert-parallel rank,
 another rank as much of its stage at most; every bit is that of the parameters. The ranks of the first replica, of the model
@@ -16,19 +16,21 @@ import torch
 import torch.distributed as dist
 
 from miles_async.train.parameter_names import EXPERTS, tensors
+from miles_async.train.peft_names import AdapterSide
 
 _DTYPES = {str(dtype): dtype for dtype in (torch.float32, torch.bfloat16, torch.float16)}
 
 
-def gathered(bridge: Any, chunks: Sequence[Any]) -> Iterator[tuple[str, torch.Tensor]]:
-    """Name and value of each tensor, on rank 0; nothing on the others, which have to be iterated too. bridge: a ModelBridge."""
+def gathered(bridge: Any, chunks: Sequence[Any], side: AdapterSide | None = None) -> Iterator[tuple[str, torch.Tensor]]:
+    """Name and value of each tensor, on rank 0; nothing on the others, which have to be iterated too. bridge: a ModelBridge.
+    side: which of each adapter's matrices, in the place of the model's tensors."""
     from megatron.core import parallel_state
 
     stage = parallel_state.get_pipeline_model_parallel_rank()
     leads = _in_first_replica() and parallel_state.get_tensor_model_parallel_rank() == 0
     pipeline: Any = parallel_state.get_pipeline_model_parallel_group()
     stages = dist.get_process_group_ranks(pipeline)
-    of_stage = _of_stage(bridge, chunks)
+    of_stage = _of_stage(bridge, chunks, side)
     if stage > 0:
         for name, tensor in of_stage:
             if leads:
@@ -48,10 +50,11 @@ def gathered(bridge: Any, chunks: Sequence[Any]) -> Iterator[tuple[str, torch.Te
                 yield received
 
 
-def _of_stage(bridge: Any, chunks: Sequence[Any]) -> Iterator[tuple[str, torch.Tensor]]:
+def _of_stage(bridge: Any, chunks: Sequence[Any], side: AdapterSide | None) -> Iterator[tuple[str, torch.Tensor]]:
     """The tensors of this rank's stage, on its first tensor-parallel rank; the others have to iterate, and it means nothing."""
+    show, to_hf = (bridge.view, bridge.mbridge._weight_to_hf_format) if side is None else (side.view, side.to_hf)
     for chunk in chunks:
-        view = bridge.view(chunk)
+        view = show(chunk)
         names = bridge.mbridge._weight_name_mapping_mcore_local_to_global(view)
         for local, mine in tensors(view):
             if EXPERTS in local:
@@ -61,7 +64,7 @@ def _of_stage(bridge: Any, chunks: Sequence[Any]) -> Iterator[tuple[str, torch.T
             if not whole:
                 yield names[local], mine
             for name, tensor in whole:
-                yield from zip(*bridge.mbridge._weight_to_hf_format(name, tensor), strict=True)
+                yield from zip(*to_hf(name, tensor), strict=True)
 
 
 def _in_first_replica() -> bool:

@@ -73,7 +73,7 @@ class Norm(torch.autograd.Function):
             return of_x, None, None
         weight, scale, normed = ctx.saved_tensors
         product = of_norm * normed
-        of_weight = product.sum(list(range(product.ndim - weight.ndim)))
+        of_weight = product.sum(list(range(product.ndim - weight.ndim))) if ctx.needs_input_grad[1] else None
         if weight.ndim == 1:
             along = (product @ weight).unsqueeze(-1)
         else:

@@ -22,6 +22,7 @@ from megatron.core.transformer.transformer_layer import TransformerLayer
 
 from miles_async.train.attention import CausalAttention
 from miles_async.train.local_functions import Norm, Picked, Rotary, Spread, SwiGLU, is_plain, linear
+from miles_async.train.lora import adapter_of
 from miles_async.train.packed import Packed
 
 
@@ -58,11 +59,10 @@ class LocalAttention(SelfAttention):
         self, hidden: torch.Tensor, shared: Pass, *, last: bool
     ) -> torch.Tensor:
         """[T, hidden] to as much; of the ``last`` layer [U, hidden]."""
-        packed, core, into, out = shared.packed, self.core_attention, self.linear_qkv, self.linear_proj
-        assert isinstance(into, ColumnParallelLinear) and isinstance(out, RowParallelLinear) and into.weight is not None
+        packed, core = shared.packed, self.core_attention
         assert isinstance(core, CausalAttention)
         groups, size = shared.cos.shape[1], shared.cos.shape[-1]
-        parts = linear(hidden, into.weight, into.bias).view(len(hidden), groups, -1, size)
+        parts = _product(self, "linear_qkv", hidden).view(len(hidden), groups, -1, size)
         heads = parts.shape[-2] - 2  # query heads of a group, followed by its key and its value
         turned, value = parts.split([heads + 1, 1], dim=-2)
         query, key = Rotary.apply(self._normed(turned), shared.cos, shared.sin).split([heads, 1], dim=-2)
@@ -71,7 +71,8 @@ class LocalAttention(SelfAttention):
             query, key, value, is_causal=True, scale=core.softmax_scale, enable_gqa=True
         )
         where = (packed.wanted_place, packed.wanted_count) if last else (packed.place, packed.count)
-        return linear(Picked.apply(attended.transpose(1, 2).flatten(0, 1).flatten(1), *where), out.weight)
+        found: Any = Picked.apply(attended.transpose(1, 2).flatten(0, 1).flatten(1), *where)
+        return _product(self, "linear_proj", found)
 
     def _normed(self, turned: torch.Tensor) -> torch.Tensor:
         """Of [T, groups, query heads and key, d] the norm of each head."""
@@ -94,9 +95,8 @@ class LocalMLP(MLP):
         super().__init__(config, parts, **kwargs)
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
-        into: Any = self.linear_fc1
-        out: Any = self.linear_fc2
-        return linear(SwiGLU.apply(linear(hidden, into.weight)), out.weight)
+        active: Any = SwiGLU.apply(_product(self, "linear_fc1", hidden))
+        return _product(self, "linear_fc2", active)
 
 
 class LocalLayer(TransformerLayer):
@@ -154,6 +154,13 @@ def local_block_spec(config: Any, vp_stage: int | None = None) -> Any:
         attention.submodules.q_layernorm = attention.submodules.k_layernorm = LocalNorm
     norm: Any = LocalNorm
     return TransformerBlockSubmodules(layer_specs=[spec] * get_num_layers_to_build(config, vp_stage), layer_norm=norm)
+
+
+def _product(owner: torch.nn.Module, name: str, x: torch.Tensor) -> torch.Tensor:
+    """``x`` [rows, in] times the matrix ``name`` of ``owner``, and what an adapter beside it adds."""
+    base: Any = owner._modules[name]
+    found, adapter = linear(x, base.weight, base.bias), adapter_of(owner, name)
+    return found if adapter is None else found.addmm_(linear(x, adapter.a), adapter.b.t(), alpha=adapter.scale)
 
 
 def _shared(model: Any, packed: Packed, dtype: torch.dtype) -> Pass:

@@ -9,12 +9,15 @@ from typing import Any
 
 import torch
 
+from miles_async.config.lora import lora_of
 from miles_async.config.schema import RunConfig
 from miles_async.train import cpu_shim, hooks
 from miles_async.train.bridge import ModelBridge
+from miles_async.train.checkpoint import read_state
 from miles_async.train.distributed import LearnerGroups
 from miles_async.train.kept_weights import copies
 from miles_async.train.lone_model import lone_model
+from miles_async.train.lora import adapt, restore, stored
 from miles_async.train.model import TrainedModel, gpt_model, is_last
 from miles_async.train.parts import LearnerParts, Rate
 from miles_async.train.provided_bridge import bridge_maker
@@ -53,6 +56,7 @@ class MegatronParts(LearnerParts):
     def __init__(self, config: RunConfig, device: torch.device, dtype: torch.dtype) -> None:
         super().__init__(config, device, dtype)
         self._make = bridge_maker(config)
+        self.lora = lora_of(config.learner)
 
     def meet(self, ranks: Ranks) -> LearnerGroups:
         quiet_megatron()
@@ -73,10 +77,17 @@ class MegatronParts(LearnerParts):
         return self._make(path, self.dtype, self.device)
 
     def reference(self, path: str) -> list[torch.Tensor]:
-        return copies([gpt_model(chunk) for chunk in self.bridge(path).chunks()])
+        return copies([gpt_model(chunk) for chunk in self._policy_chunks(self.bridge(path))])
 
     def policy(self, bridge: Any, rate: Rate) -> Trained:
-        return self._trained(bridge.chunks(), bridge, rate)
+        return self._trained(self._policy_chunks(bridge), bridge, rate)
+
+    def _policy_chunks(self, bridge: Any) -> list[torch.nn.Module]:
+        chunks = bridge.chunks()
+        if self.lora is not None:
+            for module in map(gpt_model, chunks):
+                adapt(module, self.lora, seed=self.config.run.seed)
+        return chunks
 
     def critic(self, bridge: Any, rate: Rate, prefix: str) -> Trained:
         chunks = bridge.chunks()
@@ -112,11 +123,26 @@ class MegatronParts(LearnerParts):
 
     @classmethod
     def checkpoint_weights(cls, config: RunConfig, model: Path, checkpoint: Path) -> dict[str, torch.Tensor]:
-        make = next(iter(hooks.MODEL_PROVIDER.functions(config)), ModelBridge)
-        dtype = torch.bfloat16 if config.model.dtype == "bfloat16" else torch.float32
-        with lone_model(make, str(model), dtype, seed=config.run.seed) as (bridge, module):
-            from miles_async.train import dist_load  # imports Megatron
-
-            loaded = dist_load.load({"model": module.sharded_state_dict()}, checkpoint)
-            module.load_state_dict(loaded["model"])
+        with _lone_policy(config, model, checkpoint) as (bridge, module):
             return {name: tensor.contiguous().clone() for name, tensor in bridge.hf_tensors(module)}
+
+    @classmethod
+    def checkpoint_adapters(cls, config: RunConfig, model: Path, checkpoint: Path) -> dict[str, torch.Tensor]:
+        """As :meth:`checkpoint_weights`, PEFT's name to tensor."""
+        with _lone_policy(config, model, checkpoint) as (bridge, module):
+            return {name: tensor.detach() for name, tensor in bridge.all_adapters([module])}
+
+
+@contextlib.contextmanager
+def _lone_policy(config: RunConfig, model: Path, checkpoint: Path) -> Iterator[tuple[Any, Any]]:
+    """The bridge and the model of a checkpoint, on the CPU."""
+    make = next(iter(hooks.MODEL_PROVIDER.functions(config)), ModelBridge)
+    dtype = torch.bfloat16 if config.model.dtype == "bfloat16" else torch.float32
+    with lone_model(make, str(model), dtype, seed=config.run.seed) as (bridge, module):
+        from miles_async.train import dist_load  # imports Megatron
+
+        if (adapters := read_state(checkpoint).lora) is not None:
+            adapt(module, adapters, seed=config.run.seed)
+        loaded = dist_load.load({"model": stored(module)}, checkpoint)
+        restore(module, loaded["model"])
+        yield bridge, module

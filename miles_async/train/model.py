@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from miles_async.config import schema as cfg
-from miles_async.train import cpu_shim
+from miles_async.train import cpu_shim, lora
 from miles_async.train.batch import (
     PACKED_SPLIT_COST_TOKENS,
     SPLIT_COST_TOKENS,
@@ -180,7 +180,7 @@ class TrainedModel(Trained):
 
     def sharded_state(self, *, is_loading: bool) -> dict[str, Any]:
         """What dist_checkpointing stores, or fills in to load."""
-        model = [module.sharded_state_dict() for module in self.modules]
+        model = [lora.stored(module) for module in self.modules]
         named = model[0] if len(model) == 1 else {f"model{i}": part for i, part in enumerate(model)}
         return {
             "model": named,
@@ -192,13 +192,14 @@ class TrainedModel(Trained):
         """Restore what was loaded into :meth:`sharded_state`."""
         parts = state["model"]
         for i, module in enumerate(self.modules):
-            module.load_state_dict(parts if len(self.modules) == 1 else parts[f"model{i}"])
+            lora.restore(module, parts if len(self.modules) == 1 else parts[f"model{i}"])
         self._optimizer.load_state_dict(state["optimizer"], state["steps"])
         self.steps = state["steps"]
 
-    def sharded_weights(self, weights: Sequence[torch.Tensor]) -> dict[str, Any]:
+    def sharded_weights(self, weights: Sequence[torch.Tensor], *, frozen: bool = True) -> dict[str, Any]:
         """What dist_checkpointing stores of other weights of the modules, or fills in to load."""
-        order = [(i, name) for i, module in enumerate(self.modules) for name, _ in tensors(module)]
+        named = [(i, *named) for i, module in enumerate(self.modules) for named in tensors(module)]
+        order = [(i, name) for i, name, tensor in named if frozen or tensor.requires_grad]
         sharded = [module.sharded_state_dict() for module in self.modules]
         return {
             f"{i}.{name}": replace(sharded[i][name], data=weight)

@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 
+from miles_async.config.lora import Lora, described
 from miles_async.disk.room import or_nothing
 from miles_async.train import checkpoint, rng
 from miles_async.train.checkpoint import CheckpointError, LearnerState
@@ -34,7 +35,9 @@ class ModelState:
         kept: KeptWeights,
         groups: LearnerGroups,
         files: StateFiles,
+        lora: Lora | None = None,
     ) -> None:
+        self._lora = lora
         self._policy, self._critic, self._kept = policy, critic, kept
         self._groups, self._files = groups, files
 
@@ -45,7 +48,7 @@ class ModelState:
         with or_nothing(writing):
             with self._groups.waiting("the checkpoint shards of"):
                 self._files.save(self._sharded(self._kept.names, is_loading=False), writing)
-            there = {"critic": self._critic is not None, "kept": tuple(self._kept.names)}
+            there = {"critic": self._critic is not None, "kept": tuple(self._kept.names), "lora": self._lora}
             state = msgspec.structs.replace(state, backend=self._files.backend, **there)
             path = str(checkpoint.commit(root, writing, state, keep)) if first else ""
         return Path(self._groups.agree("the finished checkpoint", path))
@@ -74,6 +77,11 @@ class ModelState:
             raise CheckpointError(
                 f"{path} was written by a run {theirs} a critic, this run {ours}: "
                 "algorithm.advantage_estimator cannot change on the way"
+            )
+        if state.lora != self._lora:
+            raise CheckpointError(
+                f"{path} holds {described(state.lora)}, this run trains {described(self._lora)}: learner.lora_rank, lora_alpha "
+                "and lora_targets cannot change on the way"
             )
         with self._groups.waiting("the checkpoint shards of"):
             loaded = self._files.load(self._sharded(self._kept.wanted(state.kept), is_loading=True), path)

@@ -1,6 +1,7 @@
 """A model of local layers under the parameter names that TransformerEngine's layers would have, which mbridge knows.
 
-Promises: copies nothing; every parameter, and every buffer that a checkpoint has, is there once.
+Promises: copies nothing but a weight that has an adapter, to merge it; every parameter, and every buffer that a checkpoint has,
+is there once.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+
+from miles_async.train.lora import merged_parameters
 
 _EXPERT = re.compile(r"\.mlp\.experts\.local_experts\.(\d+)\.(linear_fc[12])\.weight$")
 _LAYER = re.compile(r"decoder\.layers\.(\d+)\.")
@@ -54,7 +57,7 @@ class TransformerEngineNames:
         return self._state
 
     def named_parameters(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
-        return ((self._rename(name), parameter) for name, parameter in self._module.named_parameters())
+        return ((self._rename(name), parameter) for name, parameter in merged_parameters(self._module))
 
     def named_buffers(self) -> Iterator[tuple[str, torch.Tensor]]:
         return ((self._rename(name), buffer) for name, buffer in self._module.named_buffers())

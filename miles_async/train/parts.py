@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 import torch
 
+from miles_async.config.lora import Lora
 from miles_async.config.schema import RunConfig
 from miles_async.train.distributed import LearnerGroups
 from miles_async.train.ranks import Ranks
@@ -46,6 +47,7 @@ class LearnerParts:
     """The parts of one learner process."""
 
     files: StateFiles
+    lora: Lora | None = None  # the adapters that are trained beside a frozen policy
     groups: LearnerGroups  # from :meth:`meet` on
 
     def __init__(self, config: RunConfig, device: torch.device, dtype: torch.dtype) -> None:

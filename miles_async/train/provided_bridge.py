@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from miles_async.config.layout import layout_of
+from miles_async.config.lora import lora_of
 from miles_async.config.schema import RunConfig
 from miles_async.hooks.calls import called, refused
 from miles_async.train.bridge import ModelBridge
@@ -70,4 +71,11 @@ def bridge_maker(config: RunConfig) -> Callable[[str, torch.dtype, torch.device]
     makes = MODEL_PROVIDER.functions(config)
     if makes:
         return partial(ProvidedBridge, makes[0])
-    return partial(ModelBridge, layout=layout_of(config.learner), settings=model_settings(config.learner))
+    learner = config.learner
+    return partial(
+        ModelBridge,
+        layout=layout_of(learner),
+        settings=model_settings(learner),
+        local=lora_of(learner)
+        is not None,  # an adapter takes the input of a layer, which TransformerEngine norms itself
+    )

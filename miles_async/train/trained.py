@@ -74,8 +74,9 @@ class Trained:
         """Restore what was loaded into :meth:`sharded_state`."""
         raise NotImplementedError
 
-    def sharded_weights(self, weights: Sequence[torch.Tensor]) -> dict[str, Any]:
-        """The same of other weights than its own, as ``kept_weights.copies`` gives them, by ``"number of the module.name"``."""
+    def sharded_weights(self, weights: Sequence[torch.Tensor], *, frozen: bool = True) -> dict[str, Any]:
+        """The same of other weights than its own, as ``kept_weights.copies`` gives them, by ``"number of the module.name"``.
+        frozen: also of those that are not trained."""
         raise NotImplementedError
 
 

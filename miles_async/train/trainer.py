@@ -40,7 +40,7 @@ from miles_async.train.critic import METRICS as CRITIC_METRICS
 from miles_async.train.denominators import denominators
 from miles_async.train.distributed import device_of
 from miles_async.train.intake import Admitted, LagExceeded, admit
-from miles_async.train.kept_weights import KeptWeights
+from miles_async.train.kept_weights import KeptWeights, copies
 from miles_async.train.megatron_parts import MegatronParts
 from miles_async.train.minibatch import MiniBatch, split
 from miles_async.train.model_state import ModelState
@@ -87,21 +87,28 @@ class Trainer(LearnerBackend):
     def _build(self, model_path: str) -> None:
         self._parts.seed(self.config.run.seed)
         self._bridge = self._parts.bridge(model_path)
+        ref_load = self.config.algorithm.ref_load
+        # beside adapters the frozen weights are the reference's too, unless it has a directory of its own
+        frozen = self._parts.lora is None or ref_load is not None
         reference = None
-        if self._objective.needs_reference:
-            reference = self._parts.reference(self.config.algorithm.ref_load or self._bridge.path)
+        if self._objective.needs_reference and frozen:
+            reference = self._parts.reference(ref_load or self._bridge.path)
         self._policy = Policy(self.config, self._objective, partial(self._parts.policy, self._bridge))
+        if self._objective.needs_reference and not frozen:
+            reference = copies(self._policy.model.modules, frozen=False)
         self._kept = KeptWeights(
             self._policy.model.modules,
             reference,
             ref_update_interval=self.config.algorithm.ref_update_interval,
             old_versions=self.config.staleness.max_lag if self.config.algorithm.keep_old_actor else 0,
+            frozen=frozen,
         )
         self._critic = self._build_critic() if self._objective.needs_critic else None
         critic = self._critic.model if self._critic is not None else None
         self._specs: list[Spec] | None = None  # of what is exported
         self._steps = steps.OptimizerSteps(self._groups, self.config.learner.max_skipped_steps)
-        self._state = ModelState(self._policy.model, critic, self._kept, self._groups, self._parts.files)
+        parts = self._parts
+        self._state = ModelState(self._policy.model, critic, self._kept, self._groups, parts.files, parts.lora)
 
     def _build_critic(self) -> Critic:
         bridge = self._parts.bridge(self.config.critic.critic_load or self._bridge.path)
@@ -307,3 +314,22 @@ class MegatronTrainer(Trainer):
     """With Megatron-core, in any layout."""
 
     PARTS = MegatronParts
+
+    def save_adapters(self, directory: Path) -> None:
+        """The adapters in PEFT's format; see peft_export.py. Does nothing without any."""
+        lora = self._parts.lora
+        if lora is None:
+            return
+        from miles_async.train.peft_export import save_adapters
+
+        with self._groups.waiting("the adapters of"):
+            found = self._bridge.all_adapters(self._policy.model.modules) if self._groups.exports else ()
+            tensors: dict[str, torch.Tensor] = dict(found)
+        if self._groups.rank == 0:
+            save_adapters(tensors, lora, Path(self._bridge.path), Path(directory))
+        self._groups.agree("the export of the adapters")
+
+    @classmethod
+    def checkpoint_adapters(cls, config: RunConfig, model: Path, checkpoint: Path) -> dict[str, torch.Tensor]:
+        """See LearnerBackend."""
+        return MegatronParts.checkpoint_adapters(config, model, checkpoint)

@@ -29,6 +29,7 @@ PURE = (
     "miles_async/filters/dynamic_sampling.py",
     "miles_async/config/loopback.py",
     "miles_async/config/layout.py",
+    "miles_async/config/lora.py",
     "miles_async/config/optimizer_steps.py",
     "miles_async/rewards/rules.py",
     "miles_async/rewards/table.py",

@@ -53,6 +53,11 @@ class Learner(Section, frozen=True):
     adam_eps: PositiveFloat = 1e-8  # what is added to its root
     weight_decay: CountFloat = 0.0  # of AdamW
     clip_grad: CountFloat = 1.0  # greatest norm of a gradient; 0: none
+    # LoRA: only matrices of this rank beside those of the model are trained; 0: the model is (docs/models.md)
+    lora_rank: CountInt = 0
+    lora_alpha: PositiveFloat = 16.0  # with lora_rank; what such a pair computes counts lora_alpha / lora_rank times
+    # with lora_rank, Megatron's names of the matrices that have them; None: all of these
+    lora_targets: list[Literal["linear_qkv", "linear_proj", "linear_fc1", "linear_fc2"]] | None = None
     max_tokens_per_micro_batch: PositiveInt = 8192  # of one pass through the model, padding included
     balance_data: bool = True  # the groups of an optimizer step go to the replicas so that their tokens come out even
     # activations are computed again in the backward pass, not kept: "full": of whole layers; "selective": of recompute_modules,

@@ -120,7 +120,7 @@ class FsdpModel(Trained):
         self.steps = int(state["steps"])  # everything else was restored in place
         self._adam.restore(self.steps)
 
-    def sharded_weights(self, weights: Sequence[torch.Tensor]) -> dict[str, Any]:
+    def sharded_weights(self, weights: Sequence[torch.Tensor], *, frozen: bool = True) -> dict[str, Any]:
         named = {f"0.{name}": parameter for name, parameter in self._parameters.items()}
         return self._sharded(dict(zip(named, weights, strict=True)), named)
 
