@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from train_ranks import batches, share, spawn
+from train_ranks import batches, error_of, share, spawn
 from train_support import make_config, make_groups
 
 from miles_async.train.ranks import Ranks
@@ -88,6 +90,13 @@ def two_ranks(rank: int, model: str, root: str) -> None:
     where = Ranks(rank, 2, f"file://{root}/meeting-two-saved")
     seen["resumed"] = resumed_alike(FsdpTrainer, model, Path(root) / "saved-by-two", where, SAVED)
     torch.save(seen, Path(root) / f"two-rank-{rank}.pt")
+    trainer = FsdpTrainer(
+        make_config(model, learner=LEARNER), model, Ranks(rank, 2, f"file://{root}/meeting-two-killed")
+    )
+    if rank == 1:  # the other one is on its way backward, through shards that nobody has any more
+        trainer._objective.loss = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
+    seen["peer killed"] = error_of(trainer, share(batches()[0], rank, 2))
+    torch.save(seen, Path(root) / f"two-rank-{rank}.pt")
 
 
 def one_rank(_: int, model: str, others: dict[str, str], root: str) -> None:
@@ -162,7 +171,7 @@ def each_refuses_the_others(fsdp: Callable[..., Any], megatron: Callable[..., An
 
 def seen_by_all(root: Path, model: Path, others: dict[str, str]) -> dict[str, Any]:
     """What one process saw, and under "two" what each of two did."""
-    assert spawn(two_ranks, str(model), str(root)) == [0, 0]
+    assert spawn(two_ranks, str(model), str(root)) == [0, -signal.SIGKILL]
     assert spawn(one_rank, str(model), others, str(root), ranks=1) == [0]
     seen: dict[str, Any] = torch.load(root / "one-rank-0.pt", weights_only=False)
     return seen | {"two": [torch.load(root / f"two-rank-{rank}.pt", weights_only=False) for rank in (0, 1)]}

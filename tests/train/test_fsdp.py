@@ -103,6 +103,11 @@ def test_a_gradient_that_is_not_finite_changes_no_shard(seen: dict[str, Any]) ->
     assert_equal(after, before)
 
 
+def test_a_rank_that_is_killed_in_a_pass_is_named(seen: dict[str, Any]) -> None:
+    message = seen["two"][0]["peer killed"]
+    assert message.startswith("RanksSilent: learner rank 0 waited for the shards of learner ranks 1"), message
+
+
 @pytest.mark.parametrize("name", OTHERS)
 def test_a_model_that_mbridge_does_not_know_is_trained_as_transformers_computes_it(
     seen: dict[str, Any], others: dict[str, Any], root: Path, name: str
