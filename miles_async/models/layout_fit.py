@@ -9,43 +9,55 @@ from __future__ import annotations
 from typing import Any
 
 from miles_async.config.layout import Layout, layout_of
-from miles_async.config.schema import ConfigError, RunConfig
+from miles_async.config.schema import ConfigError, Learner, RunConfig
 from miles_async.config.words import show
 from miles_async.models import builtin
 from miles_async.models.mixtures import BIASED, expert_size, experts_of
 from miles_async.models.support import read_config_json
 
-_OF_BIASES = "moe_router_bias_update_rate"
-OF_MIXTURE = ("moe_aux_loss_coeff", "moe_z_loss_coeff", _OF_BIASES, "freeze_moe_router")
+OF_MIXTURE = ("moe_aux_loss_coeff", "moe_z_loss_coeff", "moe_router_bias_update_rate", "freeze_moe_router")
+_SHARED = "shared_experts"  # which the models have whose routers have biases
 
 
 def check_layout(config: RunConfig) -> None:
     """Refuse a layout that the policy's model, or the critic's, cannot have, what only a mixture of experts has, and adapters
     beside one. Raises ConfigError, ModelError."""
     layout = layout_of(config.learner)
-    said = [key for key in OF_MIXTURE if getattr(config.learner, key)]
-    rank, policy = config.learner.lora_rank, config.model.hf_checkpoint
-    if not layout.splits_model and not said and not rank:
+    policy = config.model.hf_checkpoint
+    if not (layout.splits_model or config.learner.lora_rank or _of_mixture(config.learner)):
         return
     for directory in filter(None, (policy, config.critic.critic_load)):
         raw = builtin.shape_of(directory) if builtin.is_builtin(directory) else read_config_json(directory)
         if found := problem(raw, layout):
             raise ConfigError(f"{found}, which {directory} has")
-        if rank and directory == policy and experts_of(raw):
-            raise ConfigError(f"learner.lora_rank = {rank} needs a dense model, unlike the mixture of experts {policy}")
-        for key in said:
-            given = f"learner.{key} = {show(getattr(config.learner, key))}"
-            if not experts_of(raw):
-                raise ConfigError(
-                    f"{given} has an effect on a mixture of experts only, unlike the dense model {directory}"
-                )
-            if key == _OF_BIASES and raw.get("model_type") not in BIASED:
-                raise ConfigError(f"{given} has an effect on {' and '.join(BIASED)} only, whose routers have biases")
+        if directory == policy:
+            _check_policy(config.learner, directory, raw)
     if layout.expert > 1 and layout.expert_tensor > 1 and not _on_cuda(config.model.device):
         raise ConfigError(
             f"learner.expert_tensor_parallel_size = {layout.expert_tensor} with expert_parallel_size = {layout.expert} needs a "
             "CUDA device: gloo gathers no tensors of several sizes; allowed here: 1"
         )
+
+
+def _check_policy(learner: Learner, directory: str, raw: dict[str, Any]) -> None:
+    """Refuse what has no effect on the model, and adapters beside a mixture of experts. Raises ConfigError."""
+    if learner.lora_rank and experts_of(raw):
+        raise ConfigError(
+            f"learner.lora_rank = {learner.lora_rank} needs a dense model, unlike the mixture of experts {directory}"
+        )
+    for given, biased in _of_mixture(learner).items():
+        if not experts_of(raw):
+            raise ConfigError(f"{given} has an effect on a mixture of experts only, unlike the dense model {directory}")
+        if biased and raw.get("model_type") not in BIASED:
+            raise ConfigError(f"{given} has an effect on {' and '.join(BIASED)} only, unlike {directory}")
+
+
+def _of_mixture(learner: Learner) -> dict[str, bool]:
+    """What is given that a dense model has no use for, and whether only a router with biases has one."""
+    keys = {key: getattr(learner, key) for key in OF_MIXTURE if getattr(learner, key)}
+    modules = {name for name in learner.recompute_modules or () if name in ("moe", _SHARED)}
+    said = {f"learner.{key} = {show(value)}": key == "moe_router_bias_update_rate" for key, value in keys.items()}
+    return said | {f'learner.recompute_modules with "{name}"': name == _SHARED for name in sorted(modules)}
 
 
 def _on_cuda(device: str) -> bool:

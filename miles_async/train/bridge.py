@@ -23,7 +23,7 @@ from miles_async.train import cpu_shim
 from miles_async.train.gathered import gathered
 from miles_async.train.light_imports import imported_when_called
 from miles_async.train.mixtures import mixture_settings
-from miles_async.train.parameter_names import EXPERTS, TransformerEngineNames, tensors
+from miles_async.train.parameter_names import EXPERTS, OwnNames, TransformerEngineNames, tensors
 from miles_async.train.peft_names import AdapterSide
 
 __all__ = ["ModelBridge", "ModelError"]
@@ -75,7 +75,7 @@ class ModelBridge:
             cpu_shim.install_mixtures(device)
         kind = _bridge_class(self.hf_config, local, layout, settings or {})
         self.mbridge: Any = kind(self.hf_config, dtype=dtype)
-        self.view = TransformerEngineNames if local else (lambda module: module)
+        self.view = TransformerEngineNames if local else OwnNames
 
     @property
     def config(self) -> Any:

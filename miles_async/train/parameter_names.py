@@ -1,4 +1,4 @@
-"""A model of local layers under the parameter names that TransformerEngine's layers would have, which mbridge knows.
+"""A model under the parameter names of TransformerEngine's layers, which mbridge knows, also where it has local ones.
 
 Promises: copies nothing but a weight that has an adapter, to merge it; every parameter, and every buffer that a checkpoint has,
 is there once.
@@ -20,7 +20,7 @@ EXPERTS = ".mlp.experts."  # in the name of each parameter of an expert
 
 
 def tensors(model: Any) -> Iterator[tuple[str, torch.Tensor]]:
-    """Name and value of all that a checkpoint has of ``model``: a module of TransformerEngine's layers, or such a view."""
+    """Name and value of all that a checkpoint has of ``model``, a module or such a view."""
     yield from model.named_parameters()
     yield from expert_biases(model)
 
@@ -30,15 +30,38 @@ def expert_biases(model: Any) -> Iterator[tuple[str, torch.Tensor]]:
     return ((name, buffer) for name, buffer in model.named_buffers() if name.endswith(".expert_bias"))
 
 
-class TransformerEngineNames:
-    """The view of a GPTModel."""
+class OwnNames:
+    """The view of a GPTModel of TransformerEngine's layers. Its tensors are looked up once: mbridge does so for each of them,
+    which takes minutes where there are thousands of experts."""
 
     def __init__(self, module: torch.nn.Module):
         self._module = module
         self.decoder: Any = module.decoder
+        self._state: dict[str, Any] | None = None
+
+    def _rename(self, name: str) -> str:
+        return name
+
+    def state_dict(self) -> dict[str, Any]:
+        """The module's own tensors."""
+        if self._state is None:
+            self._state = {self._rename(name): value for name, value in self._module.state_dict().items()}
+        return self._state
+
+    def named_parameters(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
+        return ((self._rename(name), parameter) for name, parameter in merged_parameters(self._module))
+
+    def named_buffers(self) -> Iterator[tuple[str, torch.Tensor]]:
+        return ((self._rename(name), buffer) for name, buffer in self._module.named_buffers())
+
+
+class TransformerEngineNames(OwnNames):
+    """The view of a GPTModel of local layers."""
+
+    def __init__(self, module: torch.nn.Module):
+        super().__init__(module)
         self._latent = bool(getattr(module.config, "multi_latent_attention", False))
         self._mixtures = {str(i) for i, layer in enumerate(self.decoder.layers) if hasattr(layer.mlp, "router")}
-        self._state: dict[str, Any] | None = None
 
     def _rename(self, name: str) -> str:
         if self._latent:
@@ -49,15 +72,3 @@ class TransformerEngineNames:
         if layer is None or layer[1] not in self._mixtures:  # else nothing is fused with it
             return name.replace(".pre_mlp_layernorm.weight", ".mlp.linear_fc1.layer_norm_weight")
         return _EXPERT.sub(lambda found: f".mlp.experts.{found[2]}.weight{found[1]}", name)
-
-    def state_dict(self) -> dict[str, Any]:
-        """The module's own tensors; mbridge asks for them once a parameter."""
-        if self._state is None:
-            self._state = {self._rename(name): value for name, value in self._module.state_dict().items()}
-        return self._state
-
-    def named_parameters(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
-        return ((self._rename(name), parameter) for name, parameter in merged_parameters(self._module))
-
-    def named_buffers(self) -> Iterator[tuple[str, torch.Tensor]]:
-        return ((self._rename(name), buffer) for name, buffer in self._module.named_buffers())

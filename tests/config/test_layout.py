@@ -92,6 +92,8 @@ def test_what_of_a_model_does_not_divide_is_named(layout: Layout, shape: dict[st
     ("model_type", "keys", "words"),
     [
         ("qwen3", {"moe_aux_loss_coeff": 0.1}, r"moe_aux_loss_coeff = 0\.1 has an effect on a mixture .* dense model"),
+        ("qwen3", {"recompute_modules": ["moe"]}, 'recompute_modules with "moe" has an effect on a mixture'),
+        ("qwen3_moe", {"recompute_modules": ["shared_experts"]}, "has an effect on glm4_moe and deepseek_v3 only"),
         ("qwen3_moe", {"moe_router_bias_update_rate": 0.1}, "has an effect on glm4_moe and deepseek_v3 only"),
         (
             "qwen3_moe",

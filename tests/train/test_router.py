@@ -65,8 +65,12 @@ def test_neither_micro_batches_nor_recomputing_change_what_routers_lose(mixture:
 
     whole = metrics()
     assert 1 <= whole["moe_max_load"] <= EXPERTS / CHOSEN and whole["moe_aux_loss"] > 0 and whole["moe_z_loss"] > 0
-    for other in (metrics(max_tokens_per_micro_batch=20), metrics(recompute_granularity="full")):
-        assert other == pytest.approx(whole, rel=1e-5)
+    recomputed = (
+        {"recompute_granularity": "full"},
+        {"recompute_granularity": "selective", "recompute_modules": ["moe"]},
+    )
+    for other in ({"max_tokens_per_micro_batch": 20}, *recomputed):
+        assert metrics(**other) == pytest.approx(whole, rel=1e-5)
     without = metrics(moe_aux_loss_coeff=0.0, moe_z_loss_coeff=0.0)
     assert without["moe_max_load"] == whole["moe_max_load"] and without["grad_norm"] != pytest.approx(
         whole["grad_norm"]

@@ -66,7 +66,8 @@ class Learner(Section, frozen=True):
     # with "full", which layers: "uniform": all, in units of recompute_num_layers; "block": the first so many of each stage
     recompute_method: Literal["uniform", "block"] = "uniform"
     recompute_num_layers: PositiveInt = 1  # with "full"; how many layers that is
-    recompute_modules: list[Literal["core_attn", "mlp"]] | None = None  # with "selective"; None: attention
+    # with "selective"; None: attention. "mlp": of layers without experts; "moe": of those with, or "shared_experts" of these
+    recompute_modules: list[Literal["core_attn", "mlp", "moe", "shared_experts"]] | None = None
     moe_aux_loss_coeff: CountFloat = 0.0  # of a mixture: what each sequence's balance of experts counts in the loss
     moe_z_loss_coeff: CountFloat = 0.0  # of a mixture: what the squared size of the router's logits counts in the loss
     # of a mixture whose router has biases (glm4_moe, deepseek_v3): how far a step moves each towards balance; 0: they stay
