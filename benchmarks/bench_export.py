@@ -35,22 +35,11 @@ def run(layers: int | None = None, repeats: int | None = None) -> dict[str, Any]
     repeats = repeats or int(os.environ.get("EXPORT_REPEATS", REPEATS))
     vocab = builtin.padded((builtin.PAD, builtin.EOS), 4096)
     architecture = builtin.Architecture(vocab, 1024, 3072, layers, 16, 8, 64, 1e4, 0.02, 64, "")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["actors.runtime.placement.preload_learner"])
     with tempfile.TemporaryDirectory(dir=_shared_memory()) as root:
         builtin.write_model(architecture, Path(root) / "model", 1)
-        pipes = [context.Pipe(duplex=False) for _ in range(LAYOUT["num_ranks"])]
-        processes = [
-            context.Process(target=_rank, args=(rank, root, repeats, told)) for rank, (_, told) in enumerate(pipes)
-        ]
-        for process in processes:
-            process.start()
-        try:
-            found = [_heard(rank, heard) for rank, (heard, _) in enumerate(pipes)]
-        finally:
-            for process in processes:
-                process.terminate()
-                process.join()
+        # memory apart: what is freed goes back at once there, which takes time, so that used memory is told from kept memory
+        memory = _ranks(root, "memory", 1, {"MALLOC_MMAP_THRESHOLD_": str(1 << 20)})
+        found = _ranks(root, "seconds", repeats, {})
     seconds = {name: statistics.median(one["seconds"] for one in found[0][name]) for name in found[0] if name in _WAYS}
     return {
         "model_mb": round(sum(one["share_mb"] for one in found), 1),
@@ -59,10 +48,30 @@ def run(layers: int | None = None, repeats: int | None = None) -> dict[str, Any]
         "largest_mb": max(one["largest_mb"] for one in found),
         "seconds": {name: round(value, 3) for name, value in seconds.items()},
         "of_bare": {name: round(value / seconds["bare"], 2) for name, value in seconds.items() if name != "bare"},
-        "extra_mb": {name: [max(e["extra_mb"] for e in one[name]) for one in found] for name in seconds},
+        "extra_mb": {name: [max(e["extra_mb"] for e in one[name]) for one in memory] for name in seconds},
         "repeats": repeats,
         "load_average": os.getloadavg()[0],
     }
+
+
+def _ranks(root: str, name: str, repeats: int, environment: dict[str, str]) -> list[dict[str, Any]]:
+    """What new processes with that environment have measured, by rank."""
+    context, before = multiprocessing.get_context("spawn"), dict(os.environ)
+    pipes = [context.Pipe(duplex=False) for _ in range(LAYOUT["num_ranks"])]
+    processes = [
+        context.Process(target=_rank, args=(rank, root, name, repeats, told)) for rank, (_, told) in enumerate(pipes)
+    ]
+    os.environ.update(environment)
+    try:
+        for process in processes:
+            process.start()
+        return [_heard(rank, heard) for rank, (heard, _) in enumerate(pipes)]
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+        for process in processes:
+            process.terminate()
+            process.join()
 
 
 def _heard(rank: int, heard: Any) -> dict[str, Any]:
@@ -74,10 +83,16 @@ def _heard(rank: int, heard: Any) -> dict[str, Any]:
         raise RuntimeError(f"rank {rank} has failed; it says on stderr why") from None
 
 
-def _rank(rank: int, root: str, repeats: int, told: Any) -> None:
+def _rank(rank: int, root: str, meeting: str, repeats: int, told: Any) -> None:
     """One of the learner's processes."""
+    from miles_async.train import cpu_shim
+    from miles_async.train.quiet_megatron import quiet_megatron
+
+    os.environ["OMP_NUM_THREADS"] = "1"
     import torch
 
+    quiet_megatron()
+    cpu_shim.install(torch.device("cpu"))
     from miles_async.config.layout import layout_of
     from miles_async.config.schema import Data, Learner, Model, RunConfig
     from miles_async.train.ranks import Ranks
@@ -86,7 +101,7 @@ def _rank(rank: int, root: str, repeats: int, told: Any) -> None:
     torch.set_num_threads(1)
     learner = Learner(**LAYOUT)
     config = RunConfig(model=Model(hf_checkpoint=f"{root}/model", device="cpu"), data=Data(), learner=learner)
-    place = Ranks(rank, learner.num_ranks, f"file://{root}/meeting", layout_of(learner))
+    place = Ranks(rank, learner.num_ranks, f"file://{root}/{meeting}", layout_of(learner))
     trainer = MegatronTrainer(config, f"{root}/model", place)
     parameters = [p for module in trainer._policy.model.modules for p in module.parameters()]
     share, largest = (f(p.numel() * p.element_size() for p in parameters) for f in (sum, max))

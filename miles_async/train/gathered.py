@@ -63,8 +63,8 @@ def _of_stage(bridge: Any, chunks: Sequence[Any], side: AdapterSide | None) -> I
                 whole = [(names[local], found) for found in [_whole(bridge, names[local], mine)] if found is not None]
             if not whole:
                 yield names[local], mine
-            for name, tensor in whole:
-                yield from zip(*to_hf(name, tensor), strict=True)
+            while whole:  # nothing keeps one that has gone while the next is put together
+                yield from zip(*to_hf(*whole.pop(0)), strict=True)
 
 
 def _in_first_replica() -> bool:
@@ -98,6 +98,11 @@ def _expert(name: str, parts: list[torch.Tensor]) -> torch.Tensor:
         return parts[0]
     if "linear_fc2" in name:
         return torch.cat(parts, dim=1)
+    return _gate_and_up(parts)
+
+
+def _gate_and_up(parts: list[torch.Tensor]) -> torch.Tensor:
+    """The rows of all gates and then those of all ups, in one copy."""
     halves = [part.chunk(2) for part in parts]
     return torch.cat([*(gate for gate, _ in halves), *(up for _, up in halves)])
 
@@ -113,7 +118,11 @@ def _whole(bridge: Any, name: str, parameter: torch.Tensor) -> torch.Tensor | No
     if group.size() == 1 or not getattr(parameter, "tensor_model_parallel", False):
         return parameter.detach() if first else None
     parts = _gathered(parameter, group)
-    return bridge.mbridge._weight_merge_across_tp(name, parts, parameter) if parts is not None else None
+    if parts is None:
+        return None
+    if name.endswith(".linear_fc1.weight"):  # the largest; mbridge would have it three times at once
+        return _gate_and_up(parts)
+    return bridge.mbridge._weight_merge_across_tp(name, parts, parameter)
 
 
 def _gathered(parameter: torch.Tensor, group: Any) -> list[torch.Tensor] | None:
