@@ -7,6 +7,7 @@ own: it loads the model twice, and transformers.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.metadata
 import os
@@ -44,8 +45,8 @@ def check_parity(config: RunConfig) -> None:
     if config.learner.train_backend not in COMPARED:
         return
     path = Path(model.hf_checkpoint)
-    kept = _cache() / f"{_fingerprint(path)}.json"
-    if kept.is_file():
+    kept = _cache(_fingerprint(path))
+    if _says_the_same(kept):
         return
     print(
         f"miles-async: {path}: comparing the learner's model with transformers', once for this checkpoint",
@@ -55,10 +56,31 @@ def check_parity(config: RunConfig) -> None:
     if found.state == "fail":
         raise ConfigError(f"model.hf_checkpoint: {found.detail}; {found.remedy}")
     print(f"miles-async: {found.detail}", file=sys.stderr)
-    kept.parent.mkdir(parents=True, exist_ok=True)
+    _keep(kept, found)
+
+
+def _says_the_same(kept: Path | None) -> bool:
+    try:
+        return kept is not None and msgspec.json.decode(kept.read_bytes(), type=Finding).state == "ok"
+    except (OSError, msgspec.MsgspecError):
+        return False
+
+
+def _keep(kept: Path | None, found: Finding) -> None:
+    """For the next launch; where there is no place for it, that one compares again."""
+    if kept is None:
+        return
     writing = kept.with_suffix(f".{os.getpid()}")
-    writing.write_bytes(msgspec.json.encode(found))
-    writing.replace(kept)
+    try:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        writing.write_bytes(msgspec.json.encode(found))
+        writing.replace(kept)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            writing.unlink(missing_ok=True)
+        print(
+            f"miles-async: {kept} cannot be written ({error.strerror}): the next launch compares again", file=sys.stderr
+        )
 
 
 def _compared(path: Path) -> Finding:
@@ -77,19 +99,25 @@ def _compared(path: Path) -> Finding:
     return msgspec.json.decode(done.stdout.rpartition("\n")[2], type=Finding)
 
 
-def _cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "miles_async" / "parity"
+def _cache(fingerprint: str) -> Path | None:
+    """Where a comparison is kept; None for a user without a home."""
+    try:
+        root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:
+        return None
+    return root / "miles_async" / "parity" / f"{fingerprint}.json"
 
 
 def _fingerprint(path: Path) -> str:
     """Of the model's files, our code and the libraries that compute it."""
     found = hashlib.sha256()
     for name in LIBRARIES:
-        found.update(f"{name} {importlib.metadata.version(name)}\n".encode())
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found.update(f"{name} {importlib.metadata.version(name)}\n".encode())
     ours = Path(__file__).resolve().parents[1]
     for file in sorted([*(ours / "train").glob("*.py"), *(ours / "models").glob("*.py")]):
         found.update(file.read_bytes())
-    for file in sorted([path / "config.json", *path.glob("*.safetensors")]):
+    for file in sorted([path / "config.json", *filter(Path.is_file, path.glob("*.safetensors"))]):
         status = file.stat()
         found.update(f"{file.name} {status.st_size}\n".encode())
         found.update(file.read_bytes() if status.st_size <= READ_BYTES else f"{status.st_mtime_ns}".encode())

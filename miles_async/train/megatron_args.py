@@ -48,6 +48,8 @@ RELIED_ON = {
     "variable_seq_lengths": "micro-batches differ in width",
     "hidden_dropout": "the two passes over a batch have to be the same",
     "attention_dropout": "the two passes over a batch have to be the same",
+    "overlap_param_gather": "weights are read as soon as a step has made them",
+    "overlap_param_gather_with_optimizer_step": "weights are read as soon as a step has made them",
     "overlap_grad_reduce": "gradients are reduced once an optimizer step",
     "grad_reduce_in_fp32": "gradients are sums over a whole batch",
     "use_cpu_initialization": "weights come from a checkpoint",

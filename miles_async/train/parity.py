@@ -50,7 +50,7 @@ def compare(path: Path, make: Callable[..., Any] = ModelBridge) -> Parity:
     Raises what ``make`` does for a model that it does not know. A difference that is not a number is infinite.
     """
     raw = read_config_json(path)
-    columns = min(COLUMNS, raw.get("max_position_embeddings", COLUMNS))
+    columns = max(2, min(COLUMNS, raw.get("max_position_embeddings") or COLUMNS))
     tokens = torch.from_numpy(np.random.default_rng(0).integers(0, raw["vocab_size"], (ROWS, columns)))
     with first_layers(path, raw) as (directory, layers):
         ours, theirs = _of_learner(directory, make, tokens), _of_transformers(directory, tokens)

@@ -166,11 +166,31 @@ def test_a_fork_server_that_ends_while_it_is_to_start_an_actor_is_followed_by_an
     assert process.exitcode == 3 and len(list(tmp_path.glob("ended-*"))) == 1
 
 
+def test_the_actors_of_a_fork_server_live_on_where_a_newborn_ends_before_it_is_told_what_to_do(
+    placement: LocalPlacement, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    neighbour, forks = sleeper(placement, "neighbour"), fork_server.OTHERS.pid()
+    attempts: list[str] = []
+    start = fork_server.ForkServer._fork
+
+    def fork(server: fork_server.ForkServer, process: Any) -> None:
+        attempts.append(process.name)
+        if len(attempts) == 1:
+            raise EOFError("unexpected EOF")  # what the pipe of a process that was killed says
+        start(server, process)
+
+    monkeypatch.setattr(fork_server.ForkServer, "_fork", fork)
+    monkeypatch.setattr(fork_server, "ENDS_S", 0.1)
+    sleeper(placement, "newborn")
+    assert attempts == ["newborn", "newborn"] and fork_server.OTHERS.pid() == forks
+    assert psutil.pid_exists(neighbour)
+
+
 def test_a_fork_server_that_ends_again_fails_the_start_by_name(
     placement: LocalPlacement, tmp_path: Path, ending_server: Any
 ) -> None:
     process = placement._context.Process(target=os._exit, args=(3,), name="learner-0")
-    with pytest.raises(RuntimeError, match="import preloaded_by_this_test ended twice before it had started learner-0"):
+    with pytest.raises(RuntimeError, match="import preloaded_by_this_test failed twice to start learner-0"):
         ending_server(1000).fork(process)
     assert len(list(tmp_path.glob("ended-*"))) == 2
 

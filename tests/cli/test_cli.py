@@ -211,7 +211,7 @@ def test_doctor_holds_a_model_against_transformers(tmp_path: Path) -> None:
     (tmp_path / "gpt2").mkdir()
     (tmp_path / "gpt2" / "config.json").write_text('{"model_type": "gpt2", "vocab_size": 8}')
     result = invoke("doctor", str(tmp_path / "gpt2"))
-    assert result.exit_code == 1 and "model_type 'gpt2' (supported: llama, qwen2, qwen3)" in result.stdout
+    assert result.exit_code == 1 and "model_type 'gpt2' (supported: " in result.stdout
 
 
 def test_doctor_has_a_remedy_for_whatever_is_not_ok() -> None:

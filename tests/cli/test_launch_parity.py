@@ -9,6 +9,7 @@ import pytest
 from train_support import make_checkpoint, make_config
 
 from miles_async.cli import parity
+from miles_async.cli.doctor import Finding
 from miles_async.cli.parity import check_parity
 from miles_async.config.schema import ConfigError, RunConfig
 
@@ -55,6 +56,32 @@ def test_a_model_that_differs_is_refused_with_the_difference_each_time(
         check_parity(config(model))
     assert "\n" not in str(refused.value)
     assert not list(model.parent.glob("cache/**/*.json"))
+
+
+@pytest.mark.parametrize("place", ["/proc/nowhere", "FILE/below", ""])
+def test_a_comparison_that_cannot_be_kept_costs_the_next_launch_another_one(
+    place: str, model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", place.replace("FILE", str(model / "config.json")))
+    if not place:
+        monkeypatch.setattr(Path, "home", lambda: (_ for _ in ()).throw(RuntimeError("no home")))
+    made: list[Path] = []
+    monkeypatch.setattr(parity, "_compared", lambda path: made.append(path) or Finding("model", "ok", "the same"))
+    check_parity(config(model))
+    assert ("cannot be written" in capsys.readouterr().err) == bool(place)
+    check_parity(config(model))
+    assert made == [model, model]
+
+
+def test_a_damaged_note_of_a_comparison_is_none(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Path] = []
+    monkeypatch.setattr(parity, "_compared", lambda path: made.append(path) or Finding("model", "ok", "the same"))
+    check_parity(config(model))
+    (kept,) = model.parent.glob("cache/**/*.json")
+    kept.write_bytes(b"")
+    check_parity(config(model))
+    check_parity(config(model))
+    assert len(made) == 2
 
 
 def test_what_cannot_be_compared_is_refused_with_the_key_that_leaves_it_out(

@@ -157,7 +157,8 @@ def test_an_actor_that_dies_too_often_ends_the_run_with_its_name_and_cause(tmp_p
     assert summary(run_dir)["status"] == "failed" and summary(run_dir)["balanced"]
     assert left_behind(run_dir) == []
 
-    result = launch(config, run_dir, "--set", "run.num_steps=8", env=recording_environment())
+    steps = max(line["step"] for line in metrics(run_dir)) + 4
+    result = launch(config, run_dir, "--set", f"run.num_steps={steps}", env=recording_environment())
     assert result.returncode == 0, result.stderr
     assert summary(run_dir)["balanced"]
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import time
 from collections.abc import Iterator
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.process import BaseProcess
@@ -23,6 +24,7 @@ LAUNCH_PID = "MILES_ASYNC_LAUNCH_PID"  # in its environment: whose end is its ow
 # what Ctrl-C, `timeout` and a closed terminal send to every process of a group; ours are stopped by the supervisor, in order
 OF_THE_GROUP = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
+ENDS_S = 1.0  # how long one that answers no more is given to be seen as ended
 GONE = (EOFError, ConnectionError)  # what multiprocessing raises of a server that ends while it is asked
 
 
@@ -50,16 +52,18 @@ class ForkServer:
     def fork(self, process: BaseProcess) -> None:
         """Start ``process`` from it, which begins if need be, and goes on if somebody has stopped it. Waits for its imports.
 
-        One that ends meanwhile is followed by another, once. Raises RuntimeError: that one ended as well.
+        One that ends meanwhile is followed by another, once; one that lives, and whose newborn has ended, is asked again.
+        Raises RuntimeError: the second attempt failed as well.
         """
         try:
             self._fork(process)
         except GONE:
-            self.end()
+            if self._ends():
+                self.end()
             try:
                 self._fork(process)
             except GONE as error:
-                found = f"the fork server that is to import {self._preload} ended twice before it had started {process.name}"
+                found = f"the fork server that is to import {self._preload} failed twice to start {process.name}"
                 raise RuntimeError(f"{found}: what it wrote to stderr says why") from error
 
     def _fork(self, process: BaseProcess) -> None:
@@ -87,6 +91,15 @@ class ForkServer:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(number, signal.SIGKILL)
             self._server._stop()  # it is reaped, and another one can begin
+
+    def _ends(self) -> bool:
+        """Whether it has ended, or does within ENDS_S."""
+        until = time.monotonic() + ENDS_S
+        while self._lives():
+            if time.monotonic() >= until:
+                return False
+            time.sleep(0.01)
+        return True
 
     def _lives(self) -> bool:
         number = self.pid()
