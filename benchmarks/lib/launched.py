@@ -20,6 +20,7 @@ TIMEOUT_S = 900.0
 # of processes that are no actors; else as they are called
 ROLES = {
     "python": "launch",
+    "python3": "launch",
     "miles-async fork server": "launch",
     "miles-async fork server of learners": "launch",
     "redis-server": "redis",
