@@ -160,7 +160,7 @@ def _product(owner: torch.nn.Module, name: str, x: torch.Tensor) -> torch.Tensor
     """``x`` [rows, in] times the matrix ``name`` of ``owner``, and what an adapter beside it adds."""
     base: Any = owner._modules[name]
     found, adapter = linear(x, base.weight, base.bias), adapter_of(owner, name)
-    return found if adapter is None else found.addmm_(linear(x, adapter.a), adapter.b.t(), alpha=adapter.scale)
+    return found if adapter is None else adapter.added(found, linear(x, adapter.a))
 
 
 def _shared(model: Any, packed: Packed, dtype: torch.dtype) -> Pass:

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 
 from miles_async.config.lora import TARGETS, Lora
 from miles_async.models.support import ModelError
+from miles_async.train.local_functions import Raised
 
 _SUFFIX = "_lora"  # of the name of an adapter, which lies beside the matrix in the same module
 
@@ -52,9 +53,15 @@ class Adapter(torch.nn.Module):
         set_tensor_model_parallel_attributes(whole, False, -1, 1)
         whole.sequence_parallel = self._sequence  # pyright: ignore[reportAttributeAccessIssue] (a gradient of its part)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """What is added to the layer's output, from its input; both as the layer has them on this rank."""
-        return F.linear(self._exchanged(F.linear(x, self.a)), self.b) * self.scale
+    def forward(self, out: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        """``out``, what the layer gives of ``x``, with the product; both [s, b, ..] as the layer has them on this rank."""
+        inner = self._exchanged(F.linear(x, self.a))
+        return self.added(out.flatten(0, -2), inner.flatten(0, -2)).view_as(out)
+
+    def added(self, out: torch.Tensor, inner: torch.Tensor) -> torch.Tensor:
+        """``out`` [rows, out] and what ``inner`` [rows, rank], the product with A, adds to it."""
+        found: Any = Raised.apply(out, inner, self.b, self.scale)
+        return found
 
     def _exchanged(self, inner: torch.Tensor) -> torch.Tensor:
         """[.., rank] as the other ranks need it: so many numbers a token, where the layer itself exchanges all."""
@@ -127,7 +134,7 @@ def adapt(module: Any, lora: Lora, *, seed: int) -> None:
 def _adding(adapter: Adapter) -> Any:
     def add(_: torch.nn.Module, args: tuple[torch.Tensor, ...], output: tuple[Any, ...]) -> tuple[Any, ...]:
         out, *rest = output
-        return (out + adapter(args[0]), *rest)
+        return (adapter(out, args[0]), *rest)
 
     return add
 
