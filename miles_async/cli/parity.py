@@ -19,6 +19,7 @@ import msgspec
 
 from miles_async.cli.doctor import Finding
 from miles_async.config.schema import ConfigError, RunConfig
+from miles_async.disk.durable import write_whole
 from miles_async.models.builtin import is_builtin
 from miles_async.train.backend import COMPARED
 
@@ -70,14 +71,10 @@ def _keep(kept: Path | None, found: Finding) -> None:
     """For the next launch; where there is no place for it, that one compares again."""
     if kept is None:
         return
-    writing = kept.with_suffix(f".{os.getpid()}")
     try:
         kept.parent.mkdir(parents=True, exist_ok=True)
-        writing.write_bytes(msgspec.json.encode(found))
-        writing.replace(kept)
+        write_whole(kept, msgspec.json.encode(found))
     except OSError as error:
-        with contextlib.suppress(OSError):
-            writing.unlink(missing_ok=True)
         print(
             f"miles-async: {kept} cannot be written ({error.strerror}): the next launch compares again", file=sys.stderr
         )

@@ -36,11 +36,6 @@ class Layout:
         """Whether some process holds less than the whole model."""
         return self.model * self.expert > 1
 
-    @property
-    def splits_layers(self) -> bool:
-        """Whether a layer is computed by several processes together."""
-        return self.tensor * self.context * self.expert * self.expert_tensor > 1
-
     def replicas(self, ranks: int) -> int:
         """The data-parallel size of so many processes."""
         return ranks // self.model
