@@ -6,8 +6,11 @@ and at the end, no group trained twice, none missing, no token older than the bo
 (``fault_run.py`` has the verdict); or end with one line, and do so when it is resumed. ``fault_kinds.py`` has what is more than
 a signal: what comes late, is forged or damaged, a full disk. Seeded. ``miles-async bench faults`` with, from the
 environment, ``FAULT_RUNS`` (how many, 10), ``FAULT_STEPS`` (of each, 100), ``FAULT_SEED`` (the first, 1), ``FAULT_JOBS`` (at
-the same time, 1), ``FAULT_KINDS`` (``all``; ``processes``: signals only; names, with commas between them). Raises
-BrokenPromiseError if a run breaks a promise.
+the same time, 1), ``FAULT_KINDS`` (``all``; ``processes``: signals only; names, with commas between them).
+
+With ``FAULT_LAYOUT`` (``all``, or names of ``layout_runs.py`` with commas between them) the learner is split, and ranks of it
+are killed, ``FAULT_KILLS`` times (5) in a run of ``FAULT_STEPS`` (60) at bound 0, whose end has to be that of an undisturbed
+run, bit for bit. Raises BrokenPromiseError if a run breaks a promise.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.lib.fault_run import ALL_FAULTS, FAULTS, FaultRun, Verdict
+from benchmarks.lib.layout_runs import LAYOUTS, LayoutRun, compared
 
 
 class BrokenPromiseError(AssertionError):
@@ -36,7 +40,9 @@ def run(
     steps: int | None = None,
     kinds: str | None = None,
 ) -> dict[str, Any]:
-    """The table: fault, how often, lost, twice, seconds until the next optimizer step (median, max)."""
+    """The table: fault, how often, lost, twice, seconds until the next optimizer step (median, max); or of_layouts'."""
+    if layouts := os.environ.get("FAULT_LAYOUT"):
+        return of_layouts(list(LAYOUTS) if layouts == "all" else layouts.split(","))
     runs = runs or int(os.environ.get("FAULT_RUNS", "10"))
     seed = seed or int(os.environ.get("FAULT_SEED", "1"))
     jobs = jobs or int(os.environ.get("FAULT_JOBS", "1"))
@@ -55,6 +61,40 @@ def run(
     if broken := {v.seed: [*v.broken, str(v.recoveries)] for v in verdicts if v.broken}:
         raise BrokenPromiseError(json.dumps({"broken": broken, **result}))
     return result
+
+
+def of_layouts(
+    names: Sequence[str], seed: int | None = None, steps: int | None = None, kills: int | None = None
+) -> dict[str, Any]:
+    """For each layout: what its undisturbed run differs in from one process', whether its end is that of the run with kills,
+    and seconds from a kill to the next optimizer step."""
+    if unknown := set(names) - set(LAYOUTS):
+        raise ValueError(f"FAULT_LAYOUT: {', '.join(sorted(unknown))} is none of {', '.join(LAYOUTS)}")
+    seed = seed or int(os.environ.get("FAULT_SEED", "1"))
+    steps = steps or int(os.environ.get("FAULT_STEPS", "60"))
+    kills = kills or int(os.environ.get("FAULT_KILLS", "5"))
+    with tempfile.TemporaryDirectory(prefix="faults-") as directory:
+        root = Path(directory)
+        one = LayoutRun(root / "one", seed, steps)
+        broken = {"one process": one.play().broken}
+        found = {name: _layout(root, name, one, kills) for name in names}
+    broken |= {name: of_layout.pop("broken") for name, of_layout in found.items()}
+    result = {"first_seed": seed, "steps": steps, "kills": kills, "layouts": found}
+    if any(broken.values()):
+        raise BrokenPromiseError(json.dumps({"broken": broken, **result}))
+    return result
+
+
+def _layout(root: Path, name: str, one: LayoutRun, kills: int) -> dict[str, Any]:
+    settings, ranks = LAYOUTS[name]
+    split = LayoutRun(root / name, one.seed, one.steps, settings)
+    undisturbed = split.play()
+    killed = LayoutRun(root / f"{name}-killed", one.seed, one.steps, settings, ranks, kills)
+    disturbed = killed.play()
+    print(f"{name}: {disturbed.recoveries}", file=sys.stderr)
+    broken = [*undisturbed.broken, *disturbed.broken]
+    found = {"broken": []} if broken else compared(one, split, killed)
+    return {**found, "broken": broken + found["broken"], "faults": table([disturbed])}
 
 
 def _play(directory: Path, seed: int, steps: int, kinds: Sequence[str]) -> Verdict:

@@ -90,7 +90,10 @@ class FaultRun:
 
     popen = subprocess.Popen  # how launches are started
 
-    def __init__(self, directory: Path, seed: int, steps: int, kinds: Sequence[str] = FAULTS) -> None:
+    def __init__(
+        self, directory: Path, seed: int, steps: int, kinds: Sequence[str] = FAULTS, settings: Sequence[str] = ()
+    ) -> None:
+        """settings: ``section.key=value``, laid over CONFIG."""
         self.kinds = kinds
         self.seed, self.steps, self.run_dir = seed, steps, directory / f"run-{seed}"
         self.rng = random.Random(seed)
@@ -106,7 +109,8 @@ class FaultRun:
             "--run-dir",
             str(self.run_dir),
         ]
-        self._command += ["--set", f"run.seed={seed}", "--set", f"run.num_steps={steps}"]
+        for setting in (f"run.seed={seed}", f"run.num_steps={steps}", *settings):
+            self._command += ["--set", setting]
         self.process = self._launch()
         self.faults: list[tuple[str, float]] = []  # what, and when
         self._record, self._step = GrowingRecord(self.run_dir), 0
@@ -117,11 +121,7 @@ class FaultRun:
     def play(self) -> Verdict:
         """Run to the end, faults and all."""
         verdict = Verdict(self.seed)
-        for fault in self.rng.sample(self.kinds, min(len(self.kinds), self.rng.randint(1, 4))):
-            self._wait_for_step(self._last_step() + self.rng.randint(1, 15))
-            time.sleep(self.rng.random() * 0.1)  # anywhere between two steps
-            if self.process.poll() is None:
-                self._inflict(fault)
+        self._trouble()
         try:
             code = self._end(verdict)
         except subprocess.TimeoutExpired:
@@ -138,6 +138,17 @@ class FaultRun:
         else:
             self._check(verdict)
         return verdict
+
+    def _trouble(self) -> None:
+        """One to four faults, each at a random moment."""
+        for fault in self.rng.sample(self.kinds, min(len(self.kinds), self.rng.randint(1, 4))):
+            self._wait_for_step(self._last_step() + self.rng.randint(1, 15))
+            self._inflict_between_steps(fault)
+
+    def _inflict_between_steps(self, fault: str) -> None:
+        time.sleep(self.rng.random() * 0.1)  # anywhere between two steps
+        if self.process.poll() is None:
+            self._inflict(fault)
 
     def _end(self, verdict: Verdict) -> int:
         """The exit code. A run that said in one line why it ended is resumed. Raises TimeoutExpired."""

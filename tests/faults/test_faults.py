@@ -131,7 +131,7 @@ def test_a_learner_killed_in_the_middle_of_a_checkpoint_ends_with_the_same_bits(
     check_that_the_weights_are_those_of_the_recorded_batches(config, run_dir)
 
 
-@pytest.mark.parametrize("split", ["", "tensor_parallel_size", "pipeline_parallel_size", "context_parallel_size"])
+@pytest.mark.parametrize("split", ["", "pipeline_parallel_size", "context_parallel_size"])
 def test_the_learner_ranks_restart_together(tmp_path: Path, split: str) -> None:
     config = write_config(
         tmp_path,
