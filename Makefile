@@ -2,6 +2,7 @@
 # make test         every test, the contract suite against the real SGLang server included
 # make test-sglang  that suite alone
 # make test-faults  small runs with random processes killed at random moments (FAULT_RUNS, FAULT_SEED)
+# make matrix       every layout of the learner beside one process, and how far they are apart (minutes)
 # make mutants      plants a bug for each line that upholds an invariant; a test has to catch each (minutes)
 # make lint         ruff, pyright, the direction of imports
 # make docs         writes the pages of docs/ that are made from the code
@@ -16,7 +17,7 @@ BIN    := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 unexport PYTHONDONTWRITEBYTECODE  # each of a run's processes would compile all of it again
 
-.PHONY: quickstart test test-sglang test-faults mutants lint docs clean
+.PHONY: quickstart test test-sglang test-faults matrix mutants lint docs clean
 
 quickstart: $(VENV)/.quickstart-installed
 	$(BIN)/miles-async launch examples/quickstart.toml
@@ -29,6 +30,9 @@ test-sglang: $(VENV)/.test-installed
 
 test-faults: $(VENV)/.quickstart-installed
 	$(BIN)/miles-async bench faults
+
+matrix: $(VENV)/.test-installed
+	$(BIN)/python -m pytest -m matrix -rP
 
 mutants: $(VENV)/.test-installed
 	$(BIN)/python -m tests.mutations $(MUTANTS)
