@@ -75,7 +75,7 @@ def _weights(rows: Sequence[Row], config: RunConfig, kind: str) -> PerToken:
 
 
 def policy_losses(
-    name: str, row: Row, logprobs: torch.Tensor, denominator: list[float], a: float, cfg: Algorithm
+    name: str, row: Row, logprobs: torch.Tensor, denominator: list[float], advantage: Sequence[float], cfg: Algorithm
 ) -> list:
     low, high = 1 - cfg.eps_clip, 1 + (cfg.eps_clip if cfg.eps_clip_high is None else cfg.eps_clip_high)
     changes = [lp - o for lp, o in zip(logprobs, denominator, strict=True)]
@@ -84,7 +84,7 @@ def policy_losses(
         mean = sum(kept) / len(kept) if kept else changes[0] * 0
         changes = [mean] * len(changes)
     losses = []
-    for change, lp, o in zip(changes, logprobs, denominator, strict=True):
+    for change, lp, o, a in zip(changes, logprobs, denominator, advantage, strict=True):
         ratio = torch.exp(change)
         if name in ("ppo_clip", "gspo"):
             clipped = min(max(ratio, torch.tensor(low)), torch.tensor(high))
@@ -183,15 +183,20 @@ def _mean(values: Sequence[float]) -> float:
 
 
 class Reference:
-    """The steps of one set of rows, one policy loss and one denominator, whatever corrects and averages them."""
+    """The steps of one set of rows, one policy loss and one denominator, whatever corrects and averages them. per_token:
+    advantages; None: GRPO's."""
 
-    def __init__(self, rows: Sequence[Row], policy_loss: str, mode: str, cfg: Algorithm) -> None:
+    def __init__(
+        self, rows: Sequence[Row], policy_loss: str, mode: str, cfg: Algorithm, per_token: PerToken | None = None
+    ) -> None:
         self.rows, self.mode, self.advantage = rows, mode, advantages(rows, cfg)
         self.logprobs = [torch.tensor(row.logprobs, dtype=torch.float64, requires_grad=True) for row in rows]
+        if per_token is None:
+            per_token = [[a] * len(row) for row, a in zip(rows, self.advantage, strict=True)]
         self.losses = torch.stack(
             [
                 torch.as_tensor(loss, dtype=torch.float64)
-                for row, lp, a in zip(rows, self.logprobs, self.advantage, strict=True)
+                for row, lp, a in zip(rows, self.logprobs, per_token, strict=True)
                 for loss in policy_losses(policy_loss, row, lp, old(row, mode), a, cfg)
             ]
         )

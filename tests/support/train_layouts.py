@@ -86,7 +86,7 @@ def _of_matrix(sharded: bool) -> dict[str, dict[str, dict[str, Any]]]:
     return {
         f"grpo, {kind} optimizer": {"algorithm": kl, "learner": learner},
         f"ppo, {kind} optimizer": {
-            "algorithm": {**kl, "advantage_estimator": "ppo", "lambd": 0.95, "kl_coef": 0.05},
+            "algorithm": {**kl, "kl_loss_coef": 0.0, "advantage_estimator": "ppo", "lambd": 0.95, "kl_coef": 0.05},
             "critic": CRITIC["critic"],
             "learner": learner,
         },
