@@ -78,6 +78,7 @@ def _latent(config: dict[str, Any]) -> list[str]:
         if config["num_key_value_heads"] == config["num_attention_heads"]
         else "fewer num_key_value_heads than heads",
         "rope_type 'yarn' without a factor" if yarn and not scaling.get("factor") else "",
+        "rope_type 'yarn' with truncate false (supported: true)" if yarn and not scaling.get("truncate", True) else "",
     ]
 
 

@@ -7,6 +7,7 @@ the configuration says so.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -58,11 +59,23 @@ def _deepseek(config: HfConfig) -> dict[str, Any]:
         "rotary_scaling_factor": scaling.get("factor", 1.0),
         "original_max_position_embeddings": scaling.get("original_max_position_embeddings")
         or config.max_position_embeddings,
-        "mscale": scaling.get("mscale") or 1.0,
+        "mscale": _mscale(scaling) if yarn else 1.0,
         "mscale_all_dim": scaling.get("mscale_all_dim") or 0.0,
         "beta_fast": scaling.get("beta_fast") or 32.0,
         "beta_slow": scaling.get("beta_slow") or 1.0,
     }
+
+
+def _mscale(scaling: dict[str, Any]) -> float:
+    """With which Megatron makes rotated parts as large as transformers (modeling_rope_utils.py, _compute_yarn_parameters).
+
+    Megatron: (1 + slope * mscale) / (1 + slope * mscale_all_dim), whatever is missing of the two; transformers: the same where
+    both are given, else attention_factor, or 1 + slope."""
+    mscale, of_all, wanted = scaling.get("mscale"), scaling.get("mscale_all_dim"), scaling.get("attention_factor")
+    slope = 0.1 * math.log(max(scaling["factor"], 1.0))
+    if slope == 0.0 or (wanted is None and mscale and of_all):
+        return mscale or 1.0
+    return ((1 + slope if wanted is None else wanted) * (1 + slope * (of_all or 0.0)) - 1) / slope
 
 
 _OF_MODEL: dict[str, Callable[[HfConfig], dict[str, Any]]] = {

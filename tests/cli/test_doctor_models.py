@@ -27,6 +27,7 @@ GROUPS = {"n_routed_experts": 16, "n_group": 4, "topk_group": 2, "num_experts_pe
 LLAMA3 = {"rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "original_max_position_embeddings": 16}
 LLAMA3 |= {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
 YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 16}
+SCALES = {"mscale": 0.7, "mscale_all_dim": 0.5}
 LINEAR = {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}
 FULL = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 1.0}
 SLIDING = {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 0}
@@ -44,7 +45,16 @@ RIGHT: dict[str, tuple[str, dict[str, Any]]] = {
     "deepseek_v3": ("deepseek_v3", DEEPSEEK),
     "deepseek_v3 without a latent query": ("deepseek_v3", {**DEEPSEEK, "q_lora_rank": None}),
     "deepseek_v3 with groups of experts": ("deepseek_v3", {**DEEPSEEK, **GROUPS}),
-    "deepseek_v3 with YaRN": ("deepseek_v3", {**DEEPSEEK, "rope_parameters": {**YARN, "mscale_all_dim": 0.5}}),
+    "deepseek_v3 with YaRN": ("deepseek_v3", {**DEEPSEEK, "rope_parameters": YARN}),
+    "deepseek_v3 with YaRN and both scales": ("deepseek_v3", {**DEEPSEEK, "rope_parameters": {**YARN, **SCALES}}),
+    "deepseek_v3 with YaRN and one of them": (
+        "deepseek_v3",
+        {**DEEPSEEK, "rope_parameters": {**YARN, "mscale_all_dim": 0.5}},
+    ),
+    "deepseek_v3 with YaRN and a factor of attention": (
+        "deepseek_v3",
+        {**DEEPSEEK, "rope_parameters": {**YARN, **SCALES, "attention_factor": 1.3}},
+    ),
 }
 NORMALIZES = r"norm_topk_prob false \(supported: true\)"
 WRONG: dict[str, tuple[str, dict[str, Any], str]] = {
@@ -71,6 +81,11 @@ WRONG: dict[str, tuple[str, dict[str, Any], str]] = {
         "deepseek_v3",
         {**DEEPSEEK, **GROUPS, "topk_group": 1},
         r"n_group above 1 whose experts are not num_experts_per_tok = 2 \* topk_group",
+    ),
+    "YaRN whose range is not rounded": (
+        "deepseek_v3",
+        {**DEEPSEEK, "rope_parameters": {**YARN, "truncate": False}},
+        r"rope_type 'yarn' with truncate false \(supported: true\)",
     ),
     "biases": ("llama", {"attention_bias": True}, "attention_bias or mlp_bias = true"),
     "part of a head rotated": (

@@ -1,6 +1,6 @@
 """One optimizer step of a split model beside a float64 loop: what the ranks run, and the loop.
 
-A step is plain gradient descent with a rate of 1, so that what it moves is the gradient. The loop is that of ``rl_reference.py``
+A step is plain gradient descent with a rate of 1, so that what it moves is the gradient. The loop: ``rl_reference.py``
 and ``rl_estimators.py`` over transformers' model: log-probs, entropies and gradients of each sequence alone.
 """
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rl_estimators import ESTIMATORS, WITH_KL, raw, token_advantages
+from rl_estimators import WITH_KL, raw, token_advantages
 from rl_reference import Reference, mean_weights
 from rl_step import Row
 from safetensors.torch import save_file
@@ -27,19 +27,30 @@ from miles_async.train.ranks import Ranks
 from miles_async.train.value_head import HEAD
 
 LAYOUTS = {name: DENSE[name] for name in ("tp2 sp", "cp2")}
-POLICY_LOSSES = ("ppo_clip", "gspo", "cispo", "truncated_reinforce", "dppo")
 # bounds within the spread of the ratios, so that each holds some tokens and not others
 _BOUNDS = {"eps_clip": 0.1, "dppo_tv_threshold": 0.02, "gamma": 0.9, "lambd": 0.8, "correction": "behaviour"}
 _KL = {"use_kl_loss": True, "kl_loss_type": "k2"}
 
 
+# every estimator, and every policy loss with one of them; None: the estimator's own
+CHOSEN = (
+    ("grpo", "ppo_clip"),
+    ("dr_grpo", "cispo"),
+    ("rloo", "truncated_reinforce"),
+    ("reinforce_plus_plus", "dppo"),
+    ("reinforce_plus_plus_baseline", "gspo"),
+    ("ppo", None),
+    ("gspo", None),
+)
+
+
 def _cases() -> dict[str, dict[str, Any]]:
-    chosen = [*(("grpo", loss) for loss in POLICY_LOSSES), *((name, None) for name in ESTIMATORS[1:])]
     found = {}
-    for (estimator, loss), aggregation in zip(chosen, itertools.cycle(("token", "sample", "constant")), strict=False):
+    for (estimator, loss), aggregation in zip(CHOSEN, itertools.cycle(("token", "sample", "constant")), strict=False):
         kl = {"kl_coef": 0.05} if estimator in WITH_KL else {"kl_loss_coef": 0.1}
         section = {"advantage_estimator": estimator, "loss_aggregation": aggregation, "entropy_coef": 0.01}
-        found[f"{estimator}, {loss or 'its own loss'}"] = {**_BOUNDS, **_KL, **kl, **section, "policy_loss": loss}
+        bounds = {"eps_clip": 0.03} if "gspo" in (estimator, loss) else {}
+        found[f"{estimator}, {loss or 'its own loss'}"] = _BOUNDS | bounds | _KL | kl | section | {"policy_loss": loss}
     return found
 
 
@@ -51,9 +62,7 @@ def configuration(root: Path | str, case: str, layout: dict[str, Any]) -> RunCon
     learner = {"lr": 1.0, "clip_grad": 0.0, "max_tokens_per_micro_batch": 60, "grad_reduce_timeout_s": 60.0}
     descent = {"megatron_args": {"optimizer": "sgd", "sgd_momentum": 0.0}}
     critic = {"critic_load": f"{root}/critic"} if algorithm["advantage_estimator"] == "ppo" else {}
-    return make_config(
-        f"{root}/model", algorithm=algorithm, learner={**learner, **descent, **layout}, critic=critic
-    )
+    return make_config(f"{root}/model", algorithm=algorithm, learner={**learner, **descent, **layout}, critic=critic)
 
 
 def make_models(root: Path) -> dict[str, Any]:
@@ -96,8 +105,8 @@ class Oracle:
         self.head = {part: tensor.double().requires_grad_() for part, tensor in models["head"].items()}
         self.rows = list[Row]()
         self.logprobs, self.entropies, self.values = list[torch.Tensor](), list[torch.Tensor](), list[torch.Tensor]()
-        for number, (group, sample) in enumerate((group, sample) for group in groups for sample in group.samples):
-            prompt, response = unpack(group.prompt_tokens, TOKENS), unpack(sample.tokens, TOKENS)
+        for number, sample in ((number, sample) for number, group in enumerate(groups) for sample in group.samples):
+            prompt, response = unpack(groups[number].prompt_tokens, TOKENS), unpack(sample.tokens, TOKENS)
             ids = torch.tensor([*prompt, *response], dtype=torch.int64)[None]
             where = slice(len(prompt) - 1, ids.shape[1] - 1)
             logprobs, entropy = _of_tokens(self.policy(input_ids=ids).logits[0, where], ids[0, len(prompt) :])
@@ -111,7 +120,7 @@ class Oracle:
             said = {"before": logprobs, "logprobs": logprobs, "reference": of_reference, "values": values}
             self.rows.append(
                 Row(
-                    group=number // len(group.samples),
+                    group=number,
                     rollout=sample.index,
                     reward=sample.reward,
                     mask=tuple(bool(m) for m in unpack(sample.loss_mask, MASK)),
@@ -131,7 +140,10 @@ class Oracle:
         of_policy = loop.step(config, ())
         weights = mean_weights(self.rows, config)
         entropy = _weighed(self.entropies, weights)
-        away = [lp - torch.tensor(row.reference, dtype=torch.float64) for lp, row in zip(self.logprobs, self.rows, strict=True)]
+        away = [
+            lp - torch.tensor(row.reference, dtype=torch.float64)
+            for lp, row in zip(self.logprobs, self.rows, strict=True)
+        ]
         kl = _weighed([difference**2 / 2 for difference in away], weights)
         rest = algorithm.kl_loss_coef * kl - algorithm.entropy_coef * entropy
         slope = sum(

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from train_oracle import CASES, LAYOUTS, POLICY_LOSSES, Oracle, configuration, make_models, step_everywhere
+from train_oracle import CASES, LAYOUTS, Oracle, configuration, make_models, step_everywhere
 from train_ranks import spawn
 from train_support import assert_close, make_groups
 
@@ -37,9 +37,9 @@ def test_loss_and_gradient_of_a_split_model_are_the_loops(found: Any, layout: st
     assert 0 < metrics["pg_clipfrac"] < 1
     assert gradient.keys() == slopes.keys()
     assert_close({name: tensor.double() for name, tensor in gradient.items()}, slopes, atol=1e-5)
-    assert max(float(tensor.abs().max()) for tensor in slopes.values()) > 0.01
+    assert max(float(tensor.abs().max()) for tensor in slopes.values()) > 5e-3
 
 
 def test_every_estimator_and_every_policy_loss_is_among_the_cases() -> None:
     assert {case["advantage_estimator"] for case in CASES.values()} == set(table.ESTIMATORS)
-    assert {case["policy_loss"] for case in CASES.values()} - {None} == set(POLICY_LOSSES) == set(table.POLICY_LOSSES)
+    assert {case["policy_loss"] for case in CASES.values()} - {None} == set(table.POLICY_LOSSES)
