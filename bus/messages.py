@@ -61,6 +61,8 @@ class Sample(Message, tag="sample", frozen=True):
     raw_text: str = ""
     teacher_top_tokens: bytes = b""
     teacher_top_logprobs: bytes = b""
+    # experts that the engine's passes chose, for each token of prompt and response but the last; empty where nobody replays them
+    routes: bytes = b""
 
 
 class Group(Message, tag="group", frozen=True):

@@ -1,0 +1,46 @@
+"""The experts that an engine's pass chose for each token, as a sample carries them to the learner (R3, arXiv 2510.11370).
+
+Promises: pure (numpy only). Of a sequence of n tokens there are n - 1 rows: the last token is no input of the pass that gave its
+log-prob. The first row is that of the prompt's first token. Layers without experts have entries, which nobody reads.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+
+@dataclass(frozen=True, slots=True)
+class RouteShape:
+    """layers: all of the model. top_k: experts of a token. experts: how many a layer has; their numbers are 0..experts-1."""
+
+    layers: int
+    top_k: int
+    experts: int
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The smallest that numbers all experts."""
+        return np.dtype("u1") if self.experts <= 256 else np.dtype("<u2")
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one token."""
+        return self.layers * self.top_k * self.dtype.itemsize
+
+    def pack(self, routes: npt.NDArray[Any]) -> bytes:
+        """routes: integers [rows, layers, top_k]. Raises ValueError: another shape, or an expert that there is not."""
+        if routes.shape[1:] != (self.layers, self.top_k):
+            raise ValueError(f"routes of shape {list(routes.shape)}, expected [rows, {self.layers}, {self.top_k}]")
+        if routes.size and not (0 <= routes.min() and routes.max() < self.experts):
+            raise ValueError(f"an expert's number is not in 0..{self.experts - 1}: {routes.min()}..{routes.max()}")
+        return np.ascontiguousarray(routes, dtype=self.dtype).tobytes()
+
+    def unpack(self, data: bytes) -> npt.NDArray[Any]:
+        """[rows, layers, top_k], read-only. Raises ValueError: no whole number of rows."""
+        if len(data) % self.row_bytes:
+            raise ValueError(f"{len(data)} bytes of routes, {self.row_bytes} a token")
+        return np.frombuffer(data, self.dtype).reshape(-1, self.layers, self.top_k)
