@@ -61,7 +61,7 @@ class Sample(Message, tag="sample", frozen=True):
     raw_text: str = ""
     teacher_top_tokens: bytes = b""
     teacher_top_logprobs: bytes = b""
-    # experts that the engine's passes chose, for each token of prompt and response but the last; empty where nobody replays them
+    # experts that engines' passes chose, for each token of prompt and response but the last; empty where nobody replays them
     routes: bytes = b""
 
 

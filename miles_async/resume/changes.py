@@ -37,6 +37,7 @@ FIXED: dict[str, str] = {
     "algorithm.loss_type": _ON_RECORD,
     "algorithm.use_opd": _ON_RECORD,
     "algorithm.opd_log_prob_top_k": _ON_RECORD,
+    "rollout.routing_replay": _ON_RECORD,
     "algorithm.keep_old_actor": "checkpoints hold the weights of earlier versions with it, and only then",
     "learner.train_backend": "the checkpoint is one of that backend",
     "learner.lora_rank": _ADAPTERS,

@@ -19,7 +19,7 @@ from miles_async.hooks.calls import refused
 from miles_async.hooks.choice import Choice
 from miles_async.models.any_causal import ANY_CAUSAL
 from miles_async.models.support import LEARNER, ModelJudge
-from miles_async.train import megatron_args
+from miles_async.train import megatron_rules
 from miles_async.train.checkpoint import CheckpointError
 from miles_async.train.checkpoint_choice import CheckpointChoice
 from miles_async.train.fsdp import rules as fsdp_rules
@@ -146,6 +146,7 @@ _MEGATRON = (
     *(f"learner.lora_{name}" for name in ("rank", "alpha", "targets")),
     *(f"learner.moe_{name}" for name in ("aux_loss_coeff", "z_loss_coeff", "router_bias_update_rate")),
     "learner.freeze_moe_router",
+    "rollout.routing_replay",
     "model.model_provider",
 )
 ENTRIES = {
@@ -153,7 +154,7 @@ ENTRIES = {
         "miles_async.train.trainer.MegatronTrainer",
         looks_at=_MEGATRON,
         computes=LEARNER,
-        check=megatron_args.check,
+        check=megatron_rules.check,
         reimplements=True,
     ),
     "fsdp": BackendEntry(

@@ -20,6 +20,7 @@ import numpy.typing as npt
 from bus.codec import LOGPROBS, MASK, TOKENS, VERSIONS, unpack
 from bus.messages import Group, Sample
 from miles_async.groups.rollouts import rollout_of
+from miles_async.groups.routes import RouteShape
 from miles_async.groups.sound import RAW, Limits, UnsoundGroup, check_groups, prompt_of
 
 Array = npt.NDArray[Any]
@@ -47,6 +48,8 @@ class Sequences:
     lengths: Array  # [S] int64
     prompt_lengths: Array  # [S] int64, at least 1
     mask: Array  # [N] bool: the response tokens to compute
+    # [sum(lengths - 1), layers, top_k] integers: the experts that each input token goes to; None: routers choose them
+    routes: Array | None = None
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,8 @@ class MicroBatch:
     positions: Array  # [n] int64: where the token before it sits in the [columns, rows] layout, flattened
     targets: Array  # [n] int64: the token itself
     token_index: Array  # [n] int64: its place among the N response tokens
+    # [rows, columns, layers, top_k] integers, in the padding those of the row again; None: routers choose them
+    routes: Array | None = None
 
     @classmethod
     def empty(cls) -> MicroBatch:
@@ -86,8 +91,9 @@ class MicroBatch:
         return cls(np.zeros((1, 1), dtype=np.int64), one, one, one, none, none, none)
 
 
-def flatten(groups: Sequence[Group], vocab_size: int) -> TrainBatch:
-    """The flat arrays of the groups. Raises BatchError naming the group and sample."""
+def flatten(groups: Sequence[Group], vocab_size: int, routes: RouteShape | None = None) -> TrainBatch:
+    """The flat arrays of the groups. routes: the shape of the experts that came with each sample, which are to be replayed;
+    None: they are not looked at. Raises BatchError naming the group and sample."""
     try:
         check_groups(groups, Limits(vocab_size=vocab_size))
     except UnsoundGroup as error:
@@ -104,8 +110,9 @@ def flatten(groups: Sequence[Group], vocab_size: int) -> TrainBatch:
     lengths = prompt_lengths + response_lengths
     sample_index = np.repeat(np.arange(len(samples)), response_lengths)
     sizes = [len(group.samples) for group in groups]
+    came_with = None if routes is None else _routes(samples, lengths, routes)
     return TrainBatch(
-        sequences=Sequences(tokens, lengths, prompt_lengths, mask),
+        sequences=Sequences(tokens, lengths, prompt_lengths, mask, came_with),
         behaviour=behaviour,
         versions=versions,
         sample_index=sample_index,
@@ -117,6 +124,18 @@ def flatten(groups: Sequence[Group], vocab_size: int) -> TrainBatch:
         truncated=np.array([s.finish_reason == "length" for _, s in samples], dtype=bool),
         teacher_top=_teacher_top([s for _, s in samples]),
     )
+
+
+def _routes(samples: Sequence[tuple[Group, Sample]], lengths: Array, shape: RouteShape) -> Array:
+    """[sum(lengths - 1), layers, top_k]: uint8 or, as torch can do little with uint16, int16."""
+    found = [np.zeros((0, shape.layers, shape.top_k), shape.dtype)]
+    for (group, sample), length in zip(samples, lengths.tolist(), strict=True):
+        try:
+            found.append(shape.of_tokens(sample.routes, length))
+        except ValueError as error:
+            raise BatchError(f"group {group.group_id}, sample {sample.index}: {error}") from None
+    every = np.concatenate(found)
+    return every if every.dtype == np.uint8 else every.astype(np.int16)
 
 
 def _teacher_top(samples: Sequence[Sample]) -> tuple[Array, Array] | None:
@@ -166,6 +185,7 @@ def micro_batches(sequences: Sequences, max_tokens: int, split_cost: int = SPLIT
                 positions=(place - 1) * len(rows) + row,
                 targets=sequences.tokens[first_token[rows][row] + place].astype(np.int64),
                 token_index=token_index,
+                routes=_routes_of(sequences, rows, columns),
             )
         )
     return result
@@ -200,6 +220,15 @@ def plan(widths: Array, max_tokens: int, split_cost: int) -> list[Array]:
         bounds.append(int(previous[bounds[-1]]))
     bounds.reverse()
     return [order[a:b] for a, b in itertools.pairwise(bounds)]
+
+
+def _routes_of(sequences: Sequences, rows: Array, columns: int) -> Array | None:
+    """[rows, columns, layers, top_k] of those sequences; behind its end each begins again."""
+    if sequences.routes is None:
+        return None
+    widths = sequences.lengths - 1
+    first = np.cumsum(widths) - widths
+    return sequences.routes[first[rows][:, None] + np.arange(columns) % widths[rows][:, None]]
 
 
 def _prompts(sequences: Sequences, first_token: Array) -> Array:

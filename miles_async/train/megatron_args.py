@@ -33,6 +33,7 @@ SAID = {  # by a key of ours
     **{name: f"learner.{name}" for name in ("lr", "min_lr", "weight_decay", "adam_beta1", "adam_beta2", "adam_eps")},
     **{f"recompute_{name}": f"learner.recompute_{name}" for name in ("granularity", "method", "num_layers", "modules")},
     "clip_grad": "learner.clip_grad",
+    "moe_enable_routing_replay": "rollout.routing_replay",
     **{name: f"learner.{name}" for name in ("moe_aux_loss_coeff", "moe_z_loss_coeff", "moe_router_bias_update_rate")},
 }
 MODEL = {  # what config.json says

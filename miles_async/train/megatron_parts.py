@@ -80,7 +80,8 @@ class MegatronParts(LearnerParts):
         return copies([gpt_model(chunk) for chunk in self._policy_chunks(self.bridge(path))])
 
     def policy(self, bridge: Any, rate: Rate) -> Trained:
-        return self._trained(self._policy_chunks(bridge), bridge, rate)
+        replays = self.config.rollout.routing_replay
+        return self._trained(self._policy_chunks(bridge), bridge, rate, replays=replays)
 
     def _policy_chunks(self, bridge: Any) -> list[torch.nn.Module]:
         chunks = bridge.chunks()
@@ -99,11 +100,15 @@ class MegatronParts(LearnerParts):
                 module.output_layer = ValueHead(module.config.hidden_size, self.dtype, self.device)
                 if (head := value_head(Path(bridge.path))) is not None:
                     module.output_layer.load_state_dict(head)
-        return self._trained(chunks, bridge, rate, prefix)
+        return self._trained(chunks, bridge, rate, prefix=prefix)
 
-    def _trained(self, chunks: list[torch.nn.Module], bridge: Any, rate: Rate, prefix: str = "") -> TrainedModel:
-        learner = self.config.learner
-        return TrainedModel(chunks, bridge.config, learner, self.groups, dtype=self.dtype, rate=rate, prefix=prefix)
+    def _trained(
+        self, chunks: list[torch.nn.Module], bridge: Any, rate: Rate, *, prefix: str = "", replays: bool = False
+    ) -> TrainedModel:
+        learner, config = self.config.learner, bridge.config
+        return TrainedModel(
+            chunks, config, learner, self.groups, dtype=self.dtype, rate=rate, prefix=prefix, replays=replays
+        )
 
     def critic_tensors(self, bridge: Any, model: Trained) -> Iterator[tuple[str, torch.Tensor]]:
         last = model.modules[-1]

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 CAUSES = (
     "rollout_temperature, top_p or top_k that the engine applies to its log-probs and the learner does not; another dtype "
-    "or attention kernel in the engine; weights that did not arrive whole; cached prefixes of an earlier version; a "
-    "custom generate function that re-tokenises"
+    "or attention kernel in the engine; of a mixture, other experts than the engine's (rollout.routing_replay); weights that "
+    "did not arrive whole; cached prefixes of an earlier version; a custom generate function that re-tokenises"
 )
 
 

@@ -36,7 +36,8 @@ class TrainedModel(Trained):
     """``chunks`` is what a bridge's ``chunks()`` gave: GPTModels, each in a Float16Module for bfloat16.
 
     config: Megatron's TransformerConfig of it. rate: the learning rate of its n-th optimizer step, from 0. prefix: of the
-    names of its metrics.
+    names of its metrics. replays: its passes take the experts that came with the tokens, where there are any; without it its
+    routers always choose.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class TrainedModel(Trained):
         dtype: torch.dtype,
         rate: Callable[[int], float],
         prefix: str = "",
+        replays: bool = False,
     ) -> None:
         from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
 
@@ -62,7 +64,7 @@ class TrainedModel(Trained):
         self.steps = 0  # optimizer steps in the weights
         self._max_tokens = learner.max_tokens_per_micro_batch
         self._rate, self._prefix = rate, prefix
-        self._routing = Routing(self.modules, config, learner, groups)
+        self._routing = Routing(self.modules, config, learner, groups, replays=replays)
         settings = DistributedDataParallelConfig(
             grad_reduce_in_fp32=True,
             overlap_grad_reduce=False,
@@ -86,6 +88,7 @@ class TrainedModel(Trained):
         gradient unless ``learning``. It is asked on the last stage only, of micro-batches with tokens."""
         if learning:
             self._routing.weigh(micros)
+        self._routing.begin_pass(learning=learning)
         micros, device = self._even(micros), self.groups.device
         named_cuda = contextlib.nullcontext() if self._local_outputs else cpu_shim.cuda_means_cpu(device)
         with torch.set_grad_enabled(learning), named_cuda:
@@ -132,6 +135,7 @@ class TrainedModel(Trained):
         said: dict[str, Any] = {}
         if self._routing.counts:
             said["padding_mask"] = part.padding if module.pre_process else groups.own_columns(part.padding)
+        self._routing.give(module, None if part.routes is None else groups.own_columns(part.routes))
         if not is_last(module):
             return ddp(part.tokens, position_ids, None, **said), part.index
         sequence = groups.layout.sequence

@@ -83,6 +83,8 @@ class Inputs:
     places: torch.Tensor  # [m] int64: which of [columns, rows] are followed by a token that is here
     index: torch.Tensor | None  # as in Outputs
     padding: torch.Tensor  # [rows, columns] bool: where there is no token; everywhere, where no output is wanted
+    # [rows, columns, layers, top_k], on the CPU: the experts of each token; None: none came with them
+    routes: torch.Tensor | None
 
 
 def inputs(micro: MicroBatch, layout: Layout, context_rank: int, device: torch.device) -> Inputs:
@@ -91,6 +93,9 @@ def inputs(micro: MicroBatch, layout: Layout, context_rank: int, device: torch.d
     unit = (2 * layout.context if layout.context > 1 else 1) * (layout.tensor if layout.sequence else 1)
     if pad := -tokens.shape[1] % unit:
         tokens = F.pad(tokens, (0, pad))
+    routes = None if micro.routes is None else torch.from_numpy(micro.routes)
+    if routes is not None:  # behind the end again from the first on
+        routes = routes[:, torch.arange(tokens.shape[1]) % routes.shape[1]]
     widths = torch.from_numpy(micro.widths if len(micro.targets) else np.zeros_like(micro.widths))
     padding = torch.arange(tokens.shape[1])[None] >= widths[:, None]
     index = None
@@ -104,5 +109,6 @@ def inputs(micro: MicroBatch, layout: Layout, context_rank: int, device: torch.d
         column, row = micro.positions // rows, micro.positions % rows
         here = np.flatnonzero(place[column] >= 0)
         tokens, padding, index = tokens[:, mine], padding[:, mine], torch.from_numpy(here).to(device)
+        routes = None if routes is None else routes[:, mine]
         positions = torch.from_numpy(place[column[here]] * rows + row[here])
-    return Inputs(tokens.to(device), positions.to(device), index, padding.to(device))
+    return Inputs(tokens.to(device), positions.to(device), index, padding.to(device), routes)

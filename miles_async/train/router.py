@@ -1,10 +1,10 @@
 """Megatron's router of a mixture of experts, which takes no token of the padding into account.
 
-Promises: experts are chosen as Megatron chooses them; what is counted, and what is lost for the balance of experts, is of real
-tokens only, once for each micro-batch whatever is recomputed; both losses are means over the sequences, and the tokens, of the
-optimizer step, so that neither micro-batches nor ranks change them.
+Promises: experts are chosen as Megatron chooses them, unless they are given (given_experts.py); what is counted, and what is
+lost for the balance of experts, is of real tokens only, once for each micro-batch whatever is recomputed; both losses are means
+over the sequences, and the tokens, of the optimizer step, so that neither micro-batches nor ranks change them.
 Sources: balance of each sequence, DeepSeek-V3, arXiv 2412.19437, equation 17 (Megatron: "seq_aux_loss"), here of the experts
-that are chosen; z-loss, ST-MoE, arXiv 2202.08906, equation 5.
+that it chooses itself, whichever are given; z-loss, ST-MoE, arXiv 2202.08906, equation 5.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The routers of a model in training: what they lose, what they count, and what moves their choice.
+"""The routers of a model in training: what they lose, what they count, what moves their choice, and what takes its place.
 
 Promises: the numbers of an optimizer step are those of all its real tokens, on every rank; without a mixture of experts nothing
 is done and nothing entered. Collective over ranks.
@@ -15,18 +15,26 @@ import torch.distributed as dist
 from miles_async.config import schema as cfg
 from miles_async.train.batch import MicroBatch
 from miles_async.train.distributed import LearnerGroups
+from miles_async.train.given_experts import GivenExperts
 
 LOAD, BALANCE, Z = "moe_max_load", "moe_aux_loss", "moe_z_loss"
 
 
 class Routing:
-    """Of the GPTModels ``modules``, before they are in DDP. config: Megatron's TransformerConfig of them."""
+    """Of the GPTModels ``modules``, before they are in DDP. config: Megatron's TransformerConfig of them. replays:
+    experts can be given to them."""
 
-    def __init__(self, modules: Sequence[Any], config: Any, learner: cfg.Learner, groups: LearnerGroups) -> None:
+    def __init__(
+        self, modules: Sequence[Any], config: Any, learner: cfg.Learner, groups: LearnerGroups, *, replays: bool = False
+    ) -> None:
         self._groups, self._learner = groups, learner
         self._layers = getattr(config, "num_layers", 0)
         self._experts = getattr(config, "num_moe_experts", None) or 0
-        self._routers = [part for module in modules for part in _routers(module)] if self._experts else []
+        of_module = {module: _routers(module) if self._experts else [] for module in modules}
+        self._routers = [router for routers in of_module.values() for router in routers]
+        self._replaying = of_module if replays else {}
+        for router in self._routers if replays else ():
+            router.router_replay = GivenExperts()
         if learner.freeze_moe_router:
             for router in self._routers:
                 router.weight.requires_grad_(False)
@@ -40,6 +48,23 @@ class Routing:
         """An optimizer step begins."""
         for router in self._routers:
             router.forget()
+
+    def begin_pass(self, *, learning: bool) -> None:
+        """A pass through micro-batches begins, with gradients if ``learning``."""
+        for router in self._routers if self._replaying else ():
+            router.router_replay.begin(learning=learning)
+
+    def give(self, module: Any, routes: torch.Tensor | None) -> None:
+        """The experts of the next forward pass of ``module``: [rows, columns, layers, top_k] of the tokens here, of the model's
+        layers; None: its routers choose. Without ``replays`` they always do."""
+        if not (routers := self._replaying.get(module)):
+            return
+        own = None
+        if routes is not None:  # in Megatron's order: all rows of the first column, of the second, and so on
+            own = routes[:, :, [router.layer_number - 1 for router in routers]].transpose(0, 1).flatten(0, 1)
+            own = own.to(self._groups.device)
+        for place, router in enumerate(routers):
+            router.router_replay.give(None if own is None else own[:, place])
 
     def weigh(self, micros: Sequence[MicroBatch]) -> None:
         """These are the micro-batches of this replica in the optimizer step."""

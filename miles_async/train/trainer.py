@@ -18,6 +18,7 @@ All methods are collective over ranks, in the same order. Any thread may call th
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ import torch
 from bus.messages import Group
 from miles_async.config.optimizer_steps import even, steps_of_batch, steps_of_pass
 from miles_async.config.schema import RunConfig
+from miles_async.groups.model_routes import route_shape
 from miles_async.hooks.calls import called
 from miles_async.train import hooks, on_policy, steps
 from miles_async.train.backend import LearnerBackend
@@ -68,7 +70,6 @@ class Trainer(LearnerBackend):
         self.config = config
         self.version = 0
         self._objective = Objective(config)
-        self._to_batch = next((checked(function) for function in hooks.BATCH.functions(config)), flatten)
         self._before_log_prob = hooks.BEFORE_LOG_PROB.functions(config)
         self._before_step = hooks.BEFORE_TRAIN_STEP.functions(config)
         # of this process; in a synchronous run it checks that the two ways to a log-prob agree
@@ -87,6 +88,9 @@ class Trainer(LearnerBackend):
     def _build(self, model_path: str) -> None:
         self._parts.seed(self.config.run.seed)
         self._bridge = self._parts.bridge(model_path)
+        replayed = route_shape(vars(self._bridge.hf_config)) if self.config.rollout.routing_replay else None
+        ours = partial(flatten, routes=replayed)
+        self._to_batch = next((checked(function) for function in hooks.BATCH.functions(self.config)), ours)
         ref_load = self.config.algorithm.ref_load
         # beside adapters the frozen weights are the reference's too, unless it has a directory of its own
         frozen = self._parts.lora is None or ref_load is not None
@@ -209,7 +213,8 @@ class Trainer(LearnerBackend):
         reference = None
         if self._kept.has_reference:
             with self._kept.reference_in_place():
-                reference = self._all_logprobs(sequences, "reference")
+                # its experts are those that it chooses itself
+                reference = self._all_logprobs(replace(sequences, routes=None), "reference")
         wanted = objective.needs_pass or self._first_step
         current = None
         if wanted:
@@ -236,7 +241,8 @@ class Trainer(LearnerBackend):
         return self._policy.all_logprobs(sequences)
 
     def log_probs(self, sequences: list[np.ndarray], temperature: float) -> list[np.ndarray]:
-        """Log-prob of each token given its prefix, without the first: for a sequence of L token ids, [L - 1] float32."""
+        """Log-prob of each token given its prefix, without the first: for a sequence of L token ids, [L - 1] float32. Their
+        experts are those that the model chooses."""
         packed = whole_sequences(sequences)
         flat = self._policy.all_logprobs(packed, temperature).numpy()
         return np.split(flat, np.cumsum(packed.lengths - 1)[:-1])

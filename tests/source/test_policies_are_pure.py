@@ -26,6 +26,7 @@ PURE = (
     "miles_async/config/effect.py",
     "miles_async/config/learnable.py",
     "miles_async/groups/rollouts.py",
+    "miles_async/groups/routes.py",
     "miles_async/filters/dynamic_sampling.py",
     "miles_async/config/loopback.py",
     "miles_async/config/layout.py",

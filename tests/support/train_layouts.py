@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from foreign_experts import shape_of, with_foreign_experts
 from safetensors.torch import load_file
 from train_ranks import share, spawn
 from train_support import assert_close, assert_equal, make_config, make_groups
@@ -78,6 +79,17 @@ CASES_OF_MIXTURE: dict[str, dict[str, dict[str, Any]]] = {
     },
 }
 
+# experts that the policy would not choose; the reference and the critic choose theirs
+REPLAY = {"rollout": {"routing_replay": True}}
+CASES_OF_REPLAY: dict[str, dict[str, dict[str, Any]]] = {
+    "reference, recomputed activations": {
+        "algorithm": {"use_kl_loss": True, "kl_loss_coef": 0.1, "old_log_probs": "recompute"},
+        "learner": {"recompute_granularity": "full", "moe_aux_loss_coeff": 0.1, "moe_z_loss_coeff": 0.01},
+        **REPLAY,
+    },
+    "critic": {**CRITIC, **REPLAY},
+}
+
 
 def _of_matrix(sharded: bool) -> dict[str, dict[str, dict[str, Any]]]:
     kl = {"use_kl_loss": True, "kl_loss_type": "k3", "kl_loss_coef": 0.1, "entropy_coef": 0.01}
@@ -121,8 +133,10 @@ def train_cases(
             assert sorted(specs) == sorted((n, tensor.dtype, tensor.shape) for n, tensor in untrained.items())
             seen["untrained"] = untrained
         metrics = []
-        for step in range(1 if config.staleness.max_lag == 0 else STEPS):
+        for step in range(1 if config.staleness.max_lag == 0 or config.rollout.routing_replay else STEPS):
             groups = batch(step, two_versions="keep_old_actor" in sections.get("algorithm", {}))
+            if config.rollout.routing_replay:
+                groups = with_foreign_experts(groups, shape_of(model), seed=step)
             metrics.append(trainer.step(share(groups, ranks.dp_rank, ranks.dp_size)))
         critic = Path(root) / f"{name}-{number}-critic"
         trainer.save_critic(critic)

@@ -1,15 +1,18 @@
 """From groups to micro-batches: every token once, little padding, malformed groups refused."""
 
 import itertools
+from collections.abc import Callable
 
 import msgspec
 import numpy as np
 import pytest
+from foreign_experts import with_foreign_experts
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from train_support import VOCAB, make_groups
 
 from bus.codec import LOGPROBS, TOKENS, pack, unpack
+from miles_async.groups.routes import RouteShape
 from miles_async.train.batch import BatchError, flatten, micro_batches, plan, whole_sequences
 
 
@@ -129,3 +132,41 @@ def test_an_empty_prompt_is_refused():
     group = msgspec.structs.replace(make_groups(1, 1)[0], prompt_tokens=b"")
     with pytest.raises(BatchError, match="prompt is empty"):
         flatten([group], VOCAB)
+
+
+def test_each_input_token_has_the_experts_that_came_with_it_and_padding_those_of_its_row():
+    shape = RouteShape(3, 2, 300, dense=1)
+    batch = flatten(with_foreign_experts(make_groups(4, 3), shape), VOCAB, shape)
+    first = np.cumsum(batch.sequences.lengths - 1) - (batch.sequences.lengths - 1)
+    assert batch.sequences.routes is not None and len(batch.sequences.routes) == (batch.sequences.lengths - 1).sum()
+    padded = 0
+    for micro in micro_batches(batch.sequences, 100):
+        owners = dict(zip(micro.positions % len(micro.widths), batch.sample_index[micro.token_index], strict=True))
+        assert micro.routes is not None
+        for row, width in enumerate(micro.widths.tolist()):
+            begin = first[owners[row]]
+            own = batch.sequences.routes[begin : begin + width]
+            columns = micro.tokens.shape[1]
+            np.testing.assert_array_equal(micro.routes[row], own[np.arange(columns) % width])
+            padded += columns - width
+    assert padded > 0
+    assert micro_batches(whole_sequences([np.array([1, 2, 3])]), 100)[0].routes is None
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (lambda routes: b"", "no experts came with it"),
+        (lambda routes: routes[:-1], "bytes of experts, expected"),
+        (lambda routes: routes[:-1] + b"\4", "not in 0..3: 4"),
+        (lambda routes: routes[:-2] + b"\1\1", "an expert twice in one layer"),
+    ],
+)
+def test_experts_that_cannot_be_replayed_are_refused_by_name(change: Callable[[bytes], bytes], problem: str):
+    shape = RouteShape(2, 2, 4)
+    good = with_foreign_experts(_broken(), shape)
+    sample = good[1].samples[1]
+    samples = (good[1].samples[0], msgspec.structs.replace(sample, routes=change(sample.routes)))
+    flatten(good, VOCAB, shape)
+    with pytest.raises(BatchError, match=f"group 0-1-0, sample 1: .*{problem}"):
+        flatten([good[0], msgspec.structs.replace(good[1], samples=samples)], VOCAB, shape)

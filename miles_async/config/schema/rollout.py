@@ -44,6 +44,8 @@ class Rollout(Section, frozen=True):
     tool_timeout_s: PositiveFloat = 30.0  # deadline for each call of a tool
     agent_function: str | None = None  # of "agent": speaks to an OpenAI-compatible endpoint, as any such program does
     agent_timeout_s: PositiveFloat = 600.0  # deadline for each rollout of it
+    # of a mixture: the experts that engines chose for each token come with it, and the learner takes them, too
+    routing_replay: bool = False
     # a sample that an engine aborted goes on from the tokens it has; false: it is generated anew
     partial_rollout: bool = True
     mask_offpolicy_in_partial_rollout: bool = False  # only what follows the last abort is trained on
