@@ -23,9 +23,10 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from actors.learner_checkpoints import choose, settle
+from actors.learner_checkpoints import choose
 from actors.learner_offers import Offers
 from actors.learner_report import LearnerReport
+from actors.learner_saves import LearnerSaves
 from actors.learner_share import LearnerShare
 from actors.runtime.compute import ComputeThread
 from actors.runtime.context import ActorContext, wait_for
@@ -77,7 +78,6 @@ class Learner:
         self.samples_cursor = self.control_cursor = "0"
         self.rewards: deque[float] = deque(maxlen=REWARD_WINDOW)
         self.recent: deque[tuple[float, int, tuple[str, ...]]] = deque()  # when, step, group ids
-        self.last_saved = -1
         self.replay_to = 0  # the last step that has a batch when this process began
         self.waited_s = 0.0
         # somebody samples with what is learnt
@@ -86,15 +86,18 @@ class Learner:
         self.report = LearnerReport(ctx)
 
     async def run(self) -> None:
-        async with ComputeThread("learner-compute") as self.compute:
+        async with ComputeThread("learner-compute") as self.compute, ComputeThread("learner-writer") as writer:
+            self.saves = LearnerSaves(self.ctx, self.ledger, self.report, self.compute, writer)
             await self._build()
             await self._offer_snapshot()
             while not self._finished() and (batch := await self._next_batch()) is not None:
                 await self._step(batch)
                 if self.trainer.version % self.config.checkpoint.save_interval == 0:
                     await self._checkpoint()
-            if self.trainer.version > self.last_saved:
+            await self.saves.ended()
+            if self.trainer.version > self.saves.last:
                 await self._checkpoint()
+                await self.saves.ended()
             if self.config.checkpoint.save_hf:
                 await self.compute(self.trainer.save_hf, self.ctx.run_dir / "hf")
                 if self.config.learner.lora_rank:
@@ -118,7 +121,7 @@ class Learner:
                 raise ResumeError(f"the checkpoint {directory} is of run {owner}, this run is {self.ctx.spec.run_id}")
             self.rewards.extend(extra["rewards"])
             self.recent.extend((when, step, tuple(ids)) for when, step, ids in extra["recent"])
-            self.last_saved = self.trainer.version
+            self.saves.last = self.trainer.version
             if self.rank == 0:
                 await self._reconcile()
         if (forgotten := await self.ledger.forgotten()) > self.trainer.version:
@@ -148,6 +151,7 @@ class Learner:
         """The record of the next step: an earlier one (replay), or a new one decided by rank 0. None: stop here."""
         started = time.monotonic()
         step = self.trainer.version + 1
+        self.saves.check()
         groups, batch = wait_for(WaitKind.GROUPS, step=step), wait_for(WaitKind.BATCH, [f"{self.role}-0"], step=step)
         try:
             with self.ctx.saying(groups if self.rank == 0 else batch):
@@ -161,6 +165,7 @@ class Learner:
         looked, seen = 0.0, -1
         order: dict[str, None] = {}  # the open groups, as they were when so many had been dropped
         while not self.ctx.stop.is_set():
+            self.saves.check()
             if (now_s := time.monotonic()) >= looked + ASKED_S:  # not at each group that is ready
                 looked = now_s
                 if await self.offers.is_asked_for(self.trainer.version):
@@ -197,6 +202,7 @@ class Learner:
     async def _await_record(self, step: int) -> Batch | None:
         """On other ranks than 0: the record, or None once rank 0 has said that ``step`` will not be taken."""
         while True:
+            self.saves.check()
             if (recorded := await self.ledger.recorded_batch(step, block_ms=READ_BLOCK_MS)) is not None:
                 return recorded
             controls, self.control_cursor = await self.ctx.bus.read("control", Control, self.control_cursor)
@@ -217,7 +223,7 @@ class Learner:
         if self.rank == 0:
             step_s = time.monotonic() - started
             perf = {"perf/train_time": step_s, "perf/train_wait_time": self.waited_s}
-            metrics |= perf | {"perf/step_time": step_s + self.waited_s}
+            metrics |= perf | {"perf/step_time": step_s + self.waited_s} | self.saves.spent()
             metrics = await self.report.step(batch, metrics, self.compute)
             await self._warn_of_mismatch(batch.step, metrics)
             for kind, text in idle_steps.warnings(metrics, self.config.learner.max_skipped_steps):
@@ -264,12 +270,14 @@ class Learner:
 
     def _forget_old(self, version: int) -> list[tuple[float, int, tuple[str, ...]]]:
         """What a ledger that lost its end would have to be told by the checkpoint of ``version``."""
-        while self.recent and self.recent[0][1] <= self.last_saved and self.recent[0][0] < time.time() - RECONCILABLE_S:
+        last = self.saves.last
+        while self.recent and self.recent[0][1] <= last and self.recent[0][0] < time.time() - RECONCILABLE_S:
             self.recent.popleft()
         return [entry for entry in self.recent if entry[1] <= version]
 
     async def _checkpoint(self) -> None:
-        """Save, and only then let the ledger forget what it and the one before it contain."""
+        """Save; once that is durable, the ledger forgets what it and the one before it contain (learner_saves.py)."""
+        await self.saves.ended()
         version = self.trainer.version
         extra: dict[str, Any] = {
             "version": version,
@@ -279,12 +287,7 @@ class Learner:
             "next_position": (await self.ledger.open_groups()).next_position,
             "recent": self._forget_old(version),
         }
-        with self.ctx.waiting(WaitKind.CHECKPOINT, version=version):
-            directory = await self.compute(self.trainer.save_checkpoint, self.checkpoints, extra)
-        previous, self.last_saved = max(self.last_saved, 0), version
-        if self.rank == 0:
-            await settle(self.ctx, self.ledger, version, previous)
-            await self.report.saved(version, directory, self.compute)
+        await self.saves.save(self.trainer, self.checkpoints, extra)
 
 
 def _is_step(text: str) -> bool:

@@ -86,6 +86,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     ),
     "checkpoint": (
         "actors.learner_checkpoints",
+        "actors.learner_saves",
         "megatron.core.dist_checkpointing",
         "miles_async.train.checkpoint",
         "miles_async.train.checksums",

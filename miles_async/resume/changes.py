@@ -79,7 +79,7 @@ FREE: dict[str, str] = {
         balance_data moe_aux_loss_coeff moe_z_loss_coeff moe_router_bias_update_rate
         megatron_args grad_reduce_timeout_s batch_function before_log_prob_function before_train_step_function
         log_function max_quarantined_groups""",
-    "checkpoint": "save_interval keep save_hf post_save_function",
+    "checkpoint": "save_interval keep async_save save_hf post_save_function",
     "engine": """kind num_engines urls max_running_requests context_length tp_size args start_timeout_s hang_timeout_s
         api_key""",
     "weights": """transport backend bucket_mb pause_mode update_waves update_interval timeout_s check_interval

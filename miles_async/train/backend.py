@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from bus.messages import Group
 from miles_async.config.effect import Rule, rules_of
-from miles_async.config.schema import RunConfig
+from miles_async.config.schema import ConfigError, RunConfig
 from miles_async.hooks.calls import refused
 from miles_async.hooks.choice import Choice
 from miles_async.models.any_causal import ANY_CAUSAL
@@ -92,6 +92,14 @@ class LearnerBackend:
 
     def save_checkpoint(self, directory: Path, extra: dict[str, Any]) -> Path:
         """Add a checkpoint of this version below ``directory``, durable when this returns its path. extra: msgpack-able."""
+        raise NotImplementedError
+
+    def begin_checkpoint(self, directory: Path, extra: dict[str, Any]) -> Callable[[], Path]:
+        """The part of :meth:`save_checkpoint` that the next step has to wait for, a copy; with checkpoint.async_save.
+
+        Returns the rest, which another thread does while this one trains on. It is called once, on all ranks, before the next
+        one is begun, and is collective without meeting the collectives of other methods.
+        """
         raise NotImplementedError
 
     def choose_checkpoint(self, directory: Path, forgotten: int) -> CheckpointChoice:
@@ -181,8 +189,10 @@ def check(config: RunConfig) -> None:
     name = config.learner.train_backend
     if (entry := ENTRIES.get(name)) is not None:
         entry.check(config)
-    else:
-        BACKENDS.load(name)
+    elif BACKENDS.load(name).begin_checkpoint is LearnerBackend.begin_checkpoint and config.checkpoint.async_save:
+        raise ConfigError(
+            f"checkpoint.async_save = true needs a method begin_checkpoint of {name}, learner.train_backend"
+        )
 
 
 def computes(config: RunConfig) -> ModelJudge:

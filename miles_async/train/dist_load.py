@@ -55,7 +55,7 @@ class _Planner(MCoreLoadPlanner):
 
 class _Shards(TorchDistLoadShardedStrategy):
     def load(self, sharded_state_dict: Any, checkpoint_dir: Any) -> Any:
-        with _in_place_of("_get_filesystem_reader", _reader), _in_place_of("MCoreLoadPlanner", _Planner):
+        with in_place_of("_get_filesystem_reader", _reader), in_place_of("MCoreLoadPlanner", _Planner):
             return super().load(sharded_state_dict, checkpoint_dir)
 
 
@@ -70,7 +70,7 @@ def _reader(checkpoint_dir: Any, cache_metadata: bool = False) -> ContentsReader
 
 
 @contextlib.contextmanager
-def _in_place_of(name: str, value: Any) -> Iterator[None]:
+def in_place_of(name: str, value: Any) -> Iterator[None]:
     """Megatron's strategy names its reader and its planner in its module only."""
     stock = getattr(torch_dist, name)
     setattr(torch_dist, name, value)

@@ -28,9 +28,12 @@ class LearnerGroups:
 
     ``rank``, ``world_size``: of all processes; ``dp_rank``, ``dp_size``: of the data-parallel replicas (ranks.py), over which
     the collectives below go unless they say otherwise: the processes of a replica have the same share of a batch.
+
+    writes_beside: checkpoints are written while steps are trained. ``writers``: the group of the threads that do it, of all
+    ranks, over gloo; None: all ranks' own one serves.
     """
 
-    def __init__(self, device: torch.device, ranks: Ranks, *, timeout_s: float) -> None:
+    def __init__(self, device: torch.device, ranks: Ranks, *, timeout_s: float, writes_beside: bool = False) -> None:
         if dist.is_initialized():
             raise RuntimeError("this process has a torch.distributed group already; close it before the learner starts")
         if ranks.init_method.startswith(("file://", "tcp://127.0.0.1", "tcp://localhost")):
@@ -50,6 +53,10 @@ class LearnerGroups:
                 timeout=datetime.timedelta(seconds=timeout_s),
             )
             self._split()
+            # collectives of two threads in one group would meet each other's
+            self.writers: Any = None
+            if writes_beside and ranks.world_size > 1:
+                self.writers = dist.new_group(backend="gloo", timeout=datetime.timedelta(seconds=timeout_s))
 
     def _split(self) -> None:
         """Make the groups of ranks that do something together, by the layout."""
@@ -135,18 +142,20 @@ class LearnerGroups:
             dist.all_gather(rows, mine, group=self._dp)
         return torch.cat([row[:size] for row, size in zip(rows, sizes, strict=True)]).to(values.device)
 
-    def agree(self, what: str, text: str = "") -> str:
-        """Rank 0's ``text``, on every rank; also a barrier. (Sent as bytes: torch would pickle an object.)"""
+    def agree(self, what: str, text: str = "", *, group: Any = None) -> str:
+        """Rank 0's ``text``, on every rank; also a barrier. group: ``writers``, or None. (Sent as bytes: torch would pickle an
+        object.)"""
         if self.world_size == 1:
             return text
-        mine = torch.tensor(list(text.encode()), dtype=torch.uint8, device=self.device)
-        size = torch.tensor([len(mine)], device=self.device)
+        device = self.device if group is None else torch.device("cpu")
+        mine = torch.tensor(list(text.encode()), dtype=torch.uint8, device=device)
+        size = torch.tensor([len(mine)], device=device)
         with self.waiting(f"{what} from rank 0 and"):
-            dist.broadcast(size, src=0)
-            theirs = mine if self.rank == 0 else torch.empty(int(size), dtype=torch.uint8, device=self.device)
+            dist.broadcast(size, src=0, group=group)
+            theirs = mine if self.rank == 0 else torch.empty(int(size), dtype=torch.uint8, device=device)
             if len(theirs):
-                dist.broadcast(theirs, src=0)
-            dist.barrier()
+                dist.broadcast(theirs, src=0, group=group)
+            dist.barrier(group=group)
         return bytes(theirs.tolist()).decode()
 
     @contextlib.contextmanager

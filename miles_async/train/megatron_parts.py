@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +32,10 @@ class MegatronFiles:
 
     backend = "megatron"
 
-    def save(self, state: dict[str, Any], directory: Path) -> None:
+    def begin(self, state: dict[str, Any], directory: Path, group: Any, *, copied: bool) -> Callable[[], None]:
         from miles_async.train import dist_save
 
-        dist_save.save(state, directory)
+        return dist_save.begin(state, directory, group, copied=copied)
 
     def load(self, state: dict[str, Any], directory: Path) -> dict[str, Any]:
         from miles_async.train import dist_load
@@ -61,7 +61,8 @@ class MegatronParts(LearnerParts):
     def meet(self, ranks: Ranks) -> LearnerGroups:
         quiet_megatron()
         cpu_shim.install(self.device)
-        self.groups = LearnerGroups(self.device, ranks, timeout_s=self.config.learner.grad_reduce_timeout_s)
+        timeout_s, beside = self.config.learner.grad_reduce_timeout_s, self.config.checkpoint.async_save
+        self.groups = LearnerGroups(self.device, ranks, timeout_s=timeout_s, writes_beside=beside)
         return self.groups
 
     def building(self) -> contextlib.AbstractContextManager[Any]:

@@ -41,17 +41,26 @@ class ModelState:
         self._policy, self._critic, self._kept = policy, critic, kept
         self._groups, self._files = groups, files
 
-    def save(self, root: Path, state: LearnerState, *, keep: int) -> Path:
-        """Add a checkpoint to ``root`` and make it the latest of ``keep``. Returns its path."""
-        first = self._groups.rank == 0
+    def begin(self, root: Path, state: LearnerState, *, keep: int, beside: bool) -> Callable[[], Path]:
+        """What adds a checkpoint to ``root``: durable, and the latest of ``keep``, when it returns its path. Collective itself.
+
+        beside: it writes what is now, whatever is trained meanwhile by another thread, and enters no collective of that one's.
+        """
+        first, group = self._groups.rank == 0, self._groups.writers if beside else None
         writing = Path(self._groups.agree("a checkpoint", str(checkpoint.begin(root, state.version)) if first else ""))
-        with or_nothing(writing):
-            with self._groups.waiting("the checkpoint shards of"):
-                self._files.save(self._sharded(self._kept.names, is_loading=False), writing)
-            there = {"critic": self._critic is not None, "kept": tuple(self._kept.names), "lora": self._lora}
-            state = msgspec.structs.replace(state, backend=self._files.backend, **there)
-            path = str(checkpoint.commit(root, writing, state, keep)) if first else ""
-        return Path(self._groups.agree("the finished checkpoint", path))
+        there = {"critic": self._critic is not None, "kept": tuple(self._kept.names), "lora": self._lora}
+        state = msgspec.structs.replace(state, backend=self._files.backend, **there)
+        with or_nothing(writing), self._groups.waiting("the plans of the checkpoint of"):
+            write = self._files.begin(self._sharded(self._kept.names, is_loading=False), writing, group, copied=beside)
+
+        def durable() -> Path:
+            with or_nothing(writing):
+                with self._groups.waiting("the checkpoint shards of"):
+                    write()
+                path = str(checkpoint.commit(root, writing, state, keep)) if first else ""
+            return Path(self._groups.agree("the finished checkpoint", path, group=group))
+
+        return durable
 
     def choose(self, root: Path, forgotten: int) -> CheckpointChoice:
         """See checkpoint_choice.py: rank 0 looks, all ranks have the answer. Raises CheckpointError on every rank."""

@@ -30,8 +30,10 @@ class StateFiles(Protocol):
 
     backend: str  # the name of the learner's backend, which the checkpoint says
 
-    def save(self, state: dict[str, Any], directory: Path) -> None:
-        """Write what the models' ``sharded_state`` gave, and tensors, into an empty directory."""
+    def begin(self, state: dict[str, Any], directory: Path, group: Any, *, copied: bool) -> Callable[[], None]:
+        """What writes what the models' ``sharded_state`` gave, and tensors, into an empty directory: in any thread, collective
+        over ``group`` alone (None: all ranks), whose rank 0 comes back when all of it is on disk. copied: as it is now, in a
+        copy on the CPU of what this rank writes; otherwise none of it may change meanwhile."""
         ...
 
     def load(self, state: dict[str, Any], directory: Path) -> dict[str, Any]:

@@ -17,7 +17,7 @@ All methods are collective over ranks, in the same order. Any thread may call th
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -292,9 +292,17 @@ class Trainer(LearnerBackend):
 
         extra: msgpack-able, returned by load_checkpoint. Keeps checkpoint.keep checkpoints. Returns the new one's path.
         """
-        state = LearnerState(self.version, extra, skipped_in_a_row=self._steps.skipped_in_a_row)
         with self._parts.building():
-            return self._state.save(Path(directory), state, keep=self.config.checkpoint.keep)
+            return self._begin_checkpoint(directory, extra, beside=False)()
+
+    def begin_checkpoint(self, directory: Path, extra: dict[str, Any]) -> Callable[[], Path]:
+        """See LearnerBackend; what is returned is a save_checkpoint of this version, whatever is trained meanwhile."""
+        with self._parts.building():
+            return self._begin_checkpoint(directory, extra, beside=True)
+
+    def _begin_checkpoint(self, directory: Path, extra: dict[str, Any], *, beside: bool) -> Callable[[], Path]:
+        state = LearnerState(self.version, extra, skipped_in_a_row=self._steps.skipped_in_a_row)
+        return self._state.begin(Path(directory), state, keep=self.config.checkpoint.keep, beside=beside)
 
     def choose_checkpoint(self, directory: Path, forgotten: int) -> CheckpointChoice:
         """The newest sound checkpoint in ``directory``, of step ``forgotten`` or later; see checkpoint_choice.py."""

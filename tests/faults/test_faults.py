@@ -9,7 +9,6 @@ import subprocess
 from pathlib import Path
 
 import pytest
-import torch
 from launching import (
     RECORDING,
     TINY,
@@ -18,7 +17,6 @@ from launching import (
     first_prompts,
     kill,
     kill_at_step,
-    lags,
     launch,
     left_behind,
     metrics,
@@ -30,11 +28,7 @@ from launching import (
     wait_until,
     write_config,
 )
-from safetensors.torch import load_file
-
-from miles_async.cli.load import load
-from miles_async.train.ranks import alone
-from miles_async.train.trainer import MegatronTrainer
+from recorded_runs import check_that_nothing_is_lost_or_twice, check_that_the_weights_are_those_of_the_recorded_batches
 
 STEPS_BETWEEN = 6
 
@@ -57,35 +51,6 @@ def run_with_kills(
         process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=180)
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
-
-
-def check_that_nothing_is_lost_or_twice(run_dir: Path, steps: int | None, batch: int, max_lag: int) -> None:
-    """``steps`` None: it was stopped, after however many."""
-    found = summary(run_dir)
-    assert found["status"] == ("stopped" if steps is None else "finished")
-    steps = steps or found["steps"]
-    assert found["steps"] == steps
-    assert found["balanced"] and found["ledger"]["trained"] == steps * batch
-    assert found["max_token_lag"] <= max_lag
-    groups = trained_groups(run_dir)
-    ids = [group.group_id for step in groups.values() for group in step]
-    assert len(ids) == len(set(ids)) == steps * batch
-    assert all(greatest <= max_lag for _, greatest in lags(run_dir).values())
-    assert left_behind(run_dir) == []
-
-
-def check_that_the_weights_are_those_of_the_recorded_batches(config_file: Path, run_dir: Path) -> None:
-    """Training on the same batches without any interruption gives the same bits as ``run_dir`` has exported."""
-    config = load(config_file, check=False)
-    model = str(run_dir / "inputs" / "model")
-    trainer = MegatronTrainer(config, model, alone(f"file://{run_dir}/rendezvous-test"))
-    for _, groups in sorted(trained_groups(run_dir).items()):
-        trainer.step(groups)
-    expected = trainer.export()
-    trainer.close()
-    trained = load_file(run_dir / "hf" / "model.safetensors")
-    for name, tensor in trained.items():
-        assert torch.equal(tensor, expected[name]), name
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ def test_a_run_with_sharded_learners_goes_on_after_a_kill_and_is_converted(tmp_p
         tmp_path,
         run=TINY["run"] | {"num_steps": 6},
         learner=TINY["learner"] | {"train_backend": "fsdp", "num_ranks": 2},
-        checkpoint={"save_interval": 2, "save_hf": True},
+        checkpoint={"save_interval": 2, "async_save": True, "save_hf": True},
     )
     run_dir = tmp_path / "run"
     process = begin(config, run_dir)

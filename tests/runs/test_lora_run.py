@@ -18,7 +18,7 @@ def test_a_run_with_adapters_learns_across_a_kill_and_leaves_both_exports(tmp_pa
         rollout=TINY["rollout"] | {"n_samples_per_prompt": 8},
         reward={"rm_type": "graded_match"},
         learner={"lr": 1e-2, "lora_rank": 16, "lora_alpha": 32.0, "num_ranks": 1},
-        checkpoint={"save_interval": 10, "save_hf": True},
+        checkpoint={"save_interval": 10, "async_save": True, "save_hf": True},
     )
     run_dir = tmp_path / "run"
     process = begin(config, run_dir)

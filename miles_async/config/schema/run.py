@@ -61,6 +61,9 @@ class Checkpoint(Section, frozen=True):
     # how many of the newest stay; when the last one turns out to be damaged, a run goes on from the one before it, which 1
     # does not keep
     keep: PositiveInt = 2
+    # the learner trains on while a checkpoint is written, from a copy of what each of its ranks writes in the memory of its
+    # machine; one at a time
+    async_save: bool = False
     save_hf: bool = True  # a Hugging Face export at the end
     post_save_function: str | None = None  # a path to a function (version, directory)
 

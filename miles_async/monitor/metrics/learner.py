@@ -130,4 +130,13 @@ STEPS = (
     Metric("perf/train_time", "s", "of the step itself, the offer of its weights included", "perf/train_time"),
     Metric("perf/train_wait_time", "s", "that the learner waited for the batch before it", "perf/train_wait_time"),
     Metric("perf/step_time", "s", "both together", "perf/step_time"),
+    Metric(
+        "perf/save_model_time",
+        "s",
+        "that the learner stood still for a checkpoint since the step before",
+        "perf/save_model_time",
+    ),
+    Metric(
+        "perf/save_write_time", "s", "from the copy of a checkpoint until it was durable, by `checkpoint.async_save`"
+    ),
 )

@@ -7,6 +7,7 @@ durable; tensors are all that there is, and nothing that a checkpoint says is ru
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +36,20 @@ class DcpFiles:
 
     backend = "fsdp"
 
-    def save(self, state: dict[str, Any], directory: Path) -> None:
-        try:
-            save(state, storage_writer=_Writer(directory, sync_files=True))
-        except CheckpointException as error:  # torch wraps what goes wrong on any rank, in a BaseException
-            raise error.failures[min(error.failures)][0] from None
+    def begin(self, state: dict[str, Any], directory: Path, group: Any, *, copied: bool) -> Callable[[], None]:
+        if copied:
+            state = _copy(state)
+
+        def write() -> None:
+            writer = _Writer(directory, sync_files=True)
+            if copied:  # nothing is to be fetched from a device, which torch would otherwise ask this thread for
+                writer.per_thread_copy_ahead = 0
+            try:
+                save(state, storage_writer=writer, process_group=group)
+            except CheckpointException as error:  # torch wraps what goes wrong on any rank, in a BaseException
+                raise error.failures[min(error.failures)][0] from None
+
+        return write
 
     def load(self, state: dict[str, Any], directory: Path) -> dict[str, Any]:
         reader = ContentsReader(directory)
@@ -73,6 +83,16 @@ def policy_weights(directory: Path) -> dict[str, torch.Tensor]:
     except CheckpointException as error:
         raise told(error.failures[min(error.failures)][0], directory) from None
     return {name.removeprefix(_POLICY): tensor for name, tensor in found.items()}
+
+
+def _copy(state: Any) -> Any:
+    """As it is now, on the CPU; of a sharded tensor this rank's part."""
+    if isinstance(state, dict):
+        return {name: _copy(part) for name, part in state.items()}
+    if not isinstance(state, DTensor):
+        return state.detach().to("cpu", copy=True)
+    # not ``from_local``, which would put it back on the device of its mesh
+    return DTensor(state.to_local().detach().to("cpu", copy=True), state._spec, requires_grad=False)  # pyright: ignore
 
 
 class _Writer(FileSystemWriter):

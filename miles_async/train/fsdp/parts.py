@@ -27,7 +27,8 @@ class FsdpParts(LearnerParts):
     files = DcpFiles()
 
     def meet(self, ranks: Ranks) -> LearnerGroups:
-        self.groups = ShardGroups(self.device, ranks, timeout_s=self.config.learner.grad_reduce_timeout_s)
+        timeout_s, beside = self.config.learner.grad_reduce_timeout_s, self.config.checkpoint.async_save
+        self.groups = ShardGroups(self.device, ranks, timeout_s=timeout_s, writes_beside=beside)
         return self.groups
 
     def building(self) -> contextlib.AbstractContextManager[Any]:
