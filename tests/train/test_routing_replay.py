@@ -24,6 +24,7 @@ from miles_async.config.effect import check_effect
 from miles_async.config.schema import ConfigError
 from miles_async.train import backend
 from miles_async.train.batch import BatchError, MicroBatch, flatten
+from miles_async.train.given_experts import GivenExperts
 from miles_async.train.logprobs import token_logprobs
 from miles_async.train.outputs import Outputs
 
@@ -151,10 +152,17 @@ def with_own_experts(build: Build, path: Path, groups: list[Group]) -> list[Grou
     return with_routes(groups, shape_of(path), chosen)
 
 
-@pytest.mark.parametrize("granularity", [None, "full"])
-def test_a_model_s_own_choice_replayed_changes_no_bit(mixture: Path, build: Build, granularity: str | None) -> None:
+RECOMPUTED: list[dict[str, Any]] = [
+    {},
+    {"recompute_granularity": "full"},
+    {"recompute_granularity": "selective", "recompute_modules": ["moe"]},
+]
+
+
+@pytest.mark.parametrize("recomputed", RECOMPUTED)
+def test_a_model_s_own_choice_replayed_changes_no_bit(mixture: Path, build: Build, recomputed: dict[str, Any]) -> None:
     groups = with_own_experts(build, mixture, make_groups(4, 4))
-    learner = {"max_tokens_per_micro_batch": 40, "recompute_granularity": granularity, "moe_aux_loss_coeff": 0.1}
+    learner = {"max_tokens_per_micro_batch": 40, "moe_aux_loss_coeff": 0.1, **recomputed}
     seen = []
     for rollout in ({}, REPLAY):
         trainer = build(mixture, rollout=rollout, learner=learner, algorithm={"old_log_probs": "recompute"})
@@ -189,8 +197,28 @@ def test_a_reference_and_a_critic_choose_experts_themselves(mixture: Path, build
 
 def test_what_is_counted_is_the_experts_that_computed(mixture: Path, build: Build) -> None:
     same = with_routes(make_groups(4, 4), shape_of(mixture), lambda tokens: np.full((len(tokens) - 1, 2, 2), [1, 3]))
-    for learner in ({}, {"recompute_granularity": "full"}, {"max_tokens_per_micro_batch": 20}):
+    for learner in (*RECOMPUTED, {"max_tokens_per_micro_batch": 20}):
         assert build(mixture, rollout=REPLAY, learner=learner).step(same)["moe_max_load"] == 2.0  # two of four have all
+
+
+def test_what_is_computed_again_takes_what_its_own_micro_batch_took() -> None:
+    given, scores = GivenExperts(), torch.arange(6.0).expand(1, 6)
+
+    def chosen(experts: list[int] | None = None) -> list[int]:
+        if experts is not None:
+            given.give(torch.tensor([experts]) if experts else None)
+        return given.get_replay_topk(scores, 2, None, None, lambda scores, k, *_: scores.topk(k))[1][0].tolist()
+
+    for learning in (False, True, True):  # nothing is left of a pass that was given up
+        given.begin(learning=learning)
+        with torch.no_grad():
+            assert [chosen(experts) for experts in ([1, 0], [], [2, 3])] == [[1, 0], [5, 4], [2, 3]]
+    assert [chosen(), chosen()] == [[1, 0], [5, 4]]
+    with torch.no_grad():
+        assert chosen([4, 0]) == [4, 0]
+    assert [chosen(), chosen()] == [[2, 3], [4, 0]]
+    given.begin(learning=True)
+    assert [chosen([1, 3]), chosen([0, 2])] == [[1, 3], [0, 2]]  # activations that are kept
 
 
 @pytest.fixture(scope="module")
