@@ -138,6 +138,11 @@ RULES = (
         'algorithm.loss_type = "policy_loss": what is taught has no rewards',
     ),
     Rule(
+        ("learner.adam_beta1", "learner.adam_beta2", "learner.adam_eps"),
+        lambda config: config.learner.optimizer == "adam",
+        'learner.optimizer = "adam"',
+    ),
+    Rule(
         ("learner.min_lr", "learner.lr_decay_style"),
         lambda config: config.learner.lr_decay_steps is not None,
         "learner.lr_decay_steps",

@@ -43,6 +43,7 @@ FIXED: dict[str, str] = {
     "learner.lora_rank": _ADAPTERS,
     "learner.lora_alpha": _ADAPTERS,
     "learner.lora_targets": _ADAPTERS,
+    "learner.optimizer": _OPTIMIZER,
     "learner.adam_beta1": _OPTIMIZER,
     "learner.adam_beta2": _OPTIMIZER,
     "learner.adam_eps": _OPTIMIZER,
@@ -76,7 +77,7 @@ FREE: dict[str, str] = {
         expert_parallel_size expert_tensor_parallel_size sequence_parallel num_steps_per_rollout global_batch_size ppo_epochs
         max_skipped_steps lr min_lr lr_warmup_steps lr_decay_steps lr_decay_style weight_decay clip_grad
         max_tokens_per_micro_batch recompute_granularity recompute_method recompute_num_layers recompute_modules
-        balance_data moe_aux_loss_coeff moe_z_loss_coeff moe_router_bias_update_rate
+        balance_data log_probs_chunk_size moe_aux_loss_coeff moe_z_loss_coeff moe_router_bias_update_rate
         megatron_args grad_reduce_timeout_s batch_function before_log_prob_function before_train_step_function
         log_function max_quarantined_groups""",
     "checkpoint": "save_interval keep async_save save_hf post_save_function",

@@ -155,6 +155,8 @@ _MEGATRON = (
     *(f"learner.moe_{name}" for name in ("aux_loss_coeff", "z_loss_coeff", "router_bias_update_rate")),
     "learner.freeze_moe_router",
     "rollout.routing_replay",
+    "learner.log_probs_chunk_size",
+    "learner.optimizer",
     "model.model_provider",
 )
 ENTRIES = {

@@ -123,20 +123,31 @@ def is_local(model: Any) -> bool:
     return type(model) is GPTModel and all(type(layer) is LocalLayer for layer in model.decoder.layers)
 
 
-def local_outputs(model: Any, packed: Packed) -> torch.Tensor:
-    """[n, width]: what the output layer of a GPTModel of these layers gives at the wanted positions."""
+def local_hidden(model: Any, packed: Packed) -> torch.Tensor:
+    """[n, rounded up, hidden]: what the output layer of a GPTModel of these layers is given at the wanted positions."""
     hidden = F.embedding(packed.tokens, model.embedding.word_embeddings.weight)
     *earlier, final = model.decoder.layers
     shared = _shared(model, packed, hidden.dtype)
     for layer in earlier:
         hidden = layer(hidden, shared, last=False)
     normed = model.decoder.final_layernorm(final(hidden, shared, last=True))
-    outputs, head = Spread.apply(normed, packed.outputs), model.output_layer
+    found: Any = Spread.apply(normed, packed.outputs)
+    return found
+
+
+def local_head(model: Any, hidden: torch.Tensor) -> torch.Tensor:
+    """The output layer: [rows, hidden] to [rows, width]."""
+    head = model.output_layer
     if model.share_embeddings_and_output_weights:
-        return linear(outputs, model.shared_embedding_or_output_weight())[: packed.output_count]
+        return linear(hidden, model.shared_embedding_or_output_weight())
     if isinstance(head, ColumnParallelLinear) and head.weight is not None:
-        return linear(outputs, head.weight)[: packed.output_count]
-    return head(outputs)[0][: packed.output_count]
+        return linear(hidden, head.weight)
+    return head(hidden)[0]
+
+
+def local_outputs(model: Any, packed: Packed) -> torch.Tensor:
+    """[n, width]: what the output layer gives at the wanted positions."""
+    return local_head(model, local_hidden(model, packed))[: packed.output_count]
 
 
 def local_block_spec(config: Any, vp_stage: int | None = None) -> Any:

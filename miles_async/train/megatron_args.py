@@ -34,6 +34,7 @@ SAID = {  # by a key of ours
     **{f"recompute_{name}": f"learner.recompute_{name}" for name in ("granularity", "method", "num_layers", "modules")},
     "clip_grad": "learner.clip_grad",
     "moe_enable_routing_replay": "rollout.routing_replay",
+    "optimizer": "learner.optimizer",
     **{name: f"learner.{name}" for name in ("moe_aux_loss_coeff", "moe_z_loss_coeff", "moe_router_bias_update_rate")},
 }
 MODEL = {  # what config.json says
@@ -97,8 +98,19 @@ def megatron_args(given: Mapping[str, Any]) -> MegatronArgs:
 
 
 def check(config: RunConfig) -> None:
-    """Refuse fields that cannot be given to Megatron. Raises ConfigError."""
-    megatron_args(config.learner.megatron_args)
+    """Refuse an optimizer that is not to be had, and fields that cannot be given to Megatron. Raises ConfigError."""
+    learner = config.learner
+    if learner.optimizer == "muon":
+        raise ConfigError(
+            'learner.optimizer = "muon": Megatron\'s needs the package emerging_optimizers, which this project does not have; '
+            'allowed: "adam", "sgd"'
+        )
+    if learner.optimizer != "adam" and learner.use_distributed_optimizer:
+        raise ConfigError(
+            f'learner.optimizer = "{learner.optimizer}" with learner.use_distributed_optimizer = true: Megatron stores Adam\'s '
+            "state only where ranks share one"
+        )
+    megatron_args(learner.megatron_args)
 
 
 def _refuse(name: str, known: set[str]) -> None:

@@ -81,8 +81,9 @@ class MegatronParts(LearnerParts):
         return copies([gpt_model(chunk) for chunk in self._policy_chunks(self.bridge(path))])
 
     def policy(self, bridge: Any, rate: Rate) -> Trained:
+        rows = self.config.learner.log_probs_chunk_size
         replays = self.config.rollout.routing_replay
-        return self._trained(self._policy_chunks(bridge), bridge, rate, replays=replays)
+        return self._trained(self._policy_chunks(bridge), bridge, rate, rows=rows, replays=replays)
 
     def _policy_chunks(self, bridge: Any) -> list[torch.nn.Module]:
         chunks = bridge.chunks()
@@ -103,13 +104,9 @@ class MegatronParts(LearnerParts):
                     module.output_layer.load_state_dict(head)
         return self._trained(chunks, bridge, rate, prefix=prefix)
 
-    def _trained(
-        self, chunks: list[torch.nn.Module], bridge: Any, rate: Rate, *, prefix: str = "", replays: bool = False
-    ) -> TrainedModel:
-        learner, config = self.config.learner, bridge.config
-        return TrainedModel(
-            chunks, config, learner, self.groups, dtype=self.dtype, rate=rate, prefix=prefix, replays=replays
-        )
+    def _trained(self, chunks: list[torch.nn.Module], bridge: Any, rate: Rate, **more: Any) -> TrainedModel:
+        learner = self.config.learner
+        return TrainedModel(chunks, bridge.config, learner, self.groups, dtype=self.dtype, rate=rate, **more)
 
     def critic_tensors(self, bridge: Any, model: Trained) -> Iterator[tuple[str, torch.Tensor]]:
         last = model.modules[-1]

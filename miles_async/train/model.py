@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ from miles_async.train.batch import (
 )
 from miles_async.train.distributed import LearnerGroups
 from miles_async.train.megatron_args import megatron_args
-from miles_async.train.outputs import Outputs, inputs
+from miles_async.train.outputs import Head, Outputs, inputs
 from miles_async.train.packed import packed
 from miles_async.train.parameter_names import tensors
 from miles_async.train.pipeline import in_stages
@@ -35,9 +36,9 @@ from miles_async.train.trained import Loss, Trained, loss_or_zero
 class TrainedModel(Trained):
     """``chunks`` is what a bridge's ``chunks()`` gave: GPTModels, each in a Float16Module for bfloat16.
 
-    config: Megatron's TransformerConfig of it. rate: the learning rate of its n-th optimizer step, from 0. prefix: of the
-    names of its metrics. replays: its passes take the experts that came with the tokens, where there are any; without it its
-    routers always choose.
+    config: Megatron's TransformerConfig of it. rate: the learning rate of its n-th optimizer step, from 0. rows: of how many
+    tokens the output layer is computed at a time; None: of a micro-batch's. prefix: of the names of its metrics. replays: its
+    passes take the experts that came with the tokens, where there are any; without it its routers always choose.
     """
 
     def __init__(
@@ -49,21 +50,22 @@ class TrainedModel(Trained):
         *,
         dtype: torch.dtype,
         rate: Callable[[int], float],
+        rows: int | None = None,
         prefix: str = "",
         replays: bool = False,
     ) -> None:
         from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
 
-        from miles_async.train.local_layers import is_local, local_outputs
+        from miles_async.train import local_layers
         from miles_async.train.optimizer import LearnerOptimizer
 
         self.modules: list[Any] = [gpt_model(chunk) for chunk in chunks]
         self.groups = groups
-        whole = groups.layout.model == 1 and is_local(self.modules[0])
-        self._local_outputs = local_outputs if whole else None
+        whole = groups.layout.model == 1 and local_layers.is_local(self.modules[0])
+        self._local: Any = local_layers if whole else None
         self.steps = 0  # optimizer steps in the weights
         self._max_tokens = learner.max_tokens_per_micro_batch
-        self._rate, self._prefix = rate, prefix
+        self._rate, self._rows, self._prefix = rate, rows, prefix
         self._routing = Routing(self.modules, config, learner, groups, replays=replays)
         settings = DistributedDataParallelConfig(
             grad_reduce_in_fp32=True,
@@ -80,7 +82,7 @@ class TrainedModel(Trained):
 
     def micro_batches(self, sequences: Sequences) -> list[MicroBatch]:
         """Those that it takes least time to compute."""
-        split_cost = PACKED_SPLIT_COST_TOKENS if self._local_outputs else SPLIT_COST_TOKENS
+        split_cost = PACKED_SPLIT_COST_TOKENS if self._local else SPLIT_COST_TOKENS
         return micro_batches(sequences, self._max_tokens, split_cost)
 
     def train_pass(self, micros: Sequence[MicroBatch], loss_of: Loss, *, learning: bool = True) -> None:
@@ -90,7 +92,7 @@ class TrainedModel(Trained):
             self._routing.weigh(micros)
         self._routing.begin_pass(learning=learning)
         micros, device = self._even(micros), self.groups.device
-        named_cuda = contextlib.nullcontext() if self._local_outputs else cpu_shim.cuda_means_cpu(device)
+        named_cuda = contextlib.nullcontext() if self._local else cpu_shim.cuda_means_cpu(device)
         with torch.set_grad_enabled(learning), named_cuda:
             if self.groups.layout.pipeline > 1:
 
@@ -119,16 +121,31 @@ class TrainedModel(Trained):
         """The output layer, of the hidden states that the micro-batch's tokens follow. Nothing is computed at other
         positions."""
         groups = self.groups
-        if self._local_outputs is not None:
-            return Outputs(self._local_outputs(self.modules[0], packed(micro, groups.device)))
+        if self._local is not None:
+            module, part = self.modules[0], packed(micro, groups.device)
+            if self._rows is None:
+                return Outputs(self._local.local_outputs(module, part))
+            hidden = self._local.local_hidden(module, part)[: part.output_count]
+            return Outputs(hidden, head=partial(self._local.local_head, module), rows=self._rows)
         values, index = self._stage_of(ddp, micro)
         return self._as_outputs(values, index, micro)
 
     def _as_outputs(self, values: torch.Tensor, index: torch.Tensor | None, micro: MicroBatch) -> Outputs:
-        return Outputs(values, index, len(micro.targets), self.groups.tensor_group, self.groups.context_group)
+        found = Outputs(values, index, len(micro.targets), self.groups.tensor_group, self.groups.context_group)
+        return found if self._rows is None else replace(found, head=self._head(), rows=self._rows)
+
+    def _head(self) -> Head:
+        """The output layer: [rows, hidden] to [rows, width]."""
+        module = self.modules[-1]
+        layer = module.output_layer
+        tied = module.share_embeddings_and_output_weights
+        weight = module.shared_embedding_or_output_weight() if tied else layer.weight
+        # what comes from a bfloat16 module is float32
+        return lambda hidden: layer(hidden[:, None].to(weight.dtype), weight=weight)[0][:, 0]
 
     def _stage_of(self, ddp: Any, micro: MicroBatch) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """What this stage gives: hidden states, or on the last one the output layer's [m, width]; and of which tokens."""
+        """What this stage gives: hidden states, or on the last one the output layer's [m, width], unless this is asked for in
+        parts; and of which tokens."""
         groups, module = self.groups, gpt_model(ddp.module)
         part = inputs(micro, groups.layout, groups.context_rank, groups.device)
         position_ids = torch.arange(part.tokens.shape[1], device=groups.device).expand_as(part.tokens)
@@ -148,11 +165,15 @@ class TrainedModel(Trained):
                 hidden = gather_from_sequence_parallel_region(hidden, tensor_parallel_output_grad=False)
             return (hidden.flatten(0, 1).index_select(0, part.places)[:, None], *rest)
 
-        handle = module.output_layer.register_forward_pre_hook(keep_wanted)
+        layer = module.output_layer
+        handle = layer.register_forward_pre_hook(keep_wanted)
+        if self._rows is not None:
+            layer.forward = lambda hidden, **_: (hidden, None)
         try:
             return ddp(part.tokens, position_ids, None, **said)[0], part.index
         finally:
             handle.remove()
+            vars(layer).pop("forward", None)
 
     # optimizer steps
 

@@ -1,4 +1,4 @@
-"""Megatron's Adam: built from the configuration, stepped with a given rate, restored from a checkpoint.
+"""Megatron's optimizer: built from the configuration, stepped with a given rate, restored from a checkpoint.
 
 Promises: whether a gradient is finite is known before any weight changes; after a restore every parameter has its own step
 count. Where neither TransformerEngine nor Apex is installed Megatron falls back to ``torch.optim.AdamW``, whose state
@@ -26,7 +26,8 @@ class LearnerOptimizer:
     def __init__(self, config: cfg.Learner, dtype: torch.dtype, chunks: Sequence[torch.nn.Module], layout: Layout):
         from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
 
-        settings = OptimizerConfig(  # its optimizer is Adam, unless it is said
+        settings = OptimizerConfig(
+            optimizer=config.optimizer,
             lr=config.lr,
             weight_decay=config.weight_decay,
             adam_beta1=config.adam_beta1,
@@ -44,6 +45,11 @@ class LearnerOptimizer:
         self._whole = on_cpu and not self._sharded and layout.model == layout.context and layout.expert == 1
         self._clip_grad, self._norm = config.clip_grad or math.inf, 0.0
         self._weight_decay = config.weight_decay
+        self._descends = config.optimizer == "sgd"
+        if self._descends:
+            for part in self._parts():
+                _create_momentum(part.optimizer)
+                part.init_state_fn = _as_it_is
         self._torch_adamw = [part for part in self._parts() if isinstance(part.optimizer, torch.optim.AdamW)]
         for part in self._torch_adamw:
             _create_state(part.optimizer)
@@ -103,10 +109,24 @@ class LearnerOptimizer:
             inner["state"].setdefault("common_step", torch.tensor(float(steps)))
         with torch.no_grad():
             self.megatron.load_state_dict(state)
+        for part in self._parts() if self._descends else ():  # what Megatron restored besides, of no parameter's
+            for entry in part.optimizer.state.values():
+                entry.pop("step", None)
         for part in self._torch_adamw:
             # DistributedOptimizer restores one shared tensor, which would count up once for each parameter.
             for entry in part.optimizer.state.values():
                 entry["step"] = torch.tensor(float(steps))
+
+
+def _create_momentum(optimizer: torch.optim.Optimizer) -> None:
+    """Zero momentum before the first step, which makes the same of it, so that a checkpoint of version 0 is like any other."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"] if group["momentum"] else ():
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+
+
+def _as_it_is(*_: Any) -> None:
+    """Megatron asks for a state before it restores one, of gradient descent without saying of which form."""
 
 
 def _create_state(optimizer: torch.optim.Optimizer) -> None:

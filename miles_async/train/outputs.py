@@ -2,10 +2,12 @@
 
 Promises: :meth:`Outputs.whole` gives every context-parallel rank the values of all tokens, so that each computes the whole
 loss; in the gradient each has its own tokens only, so that the gradients of the ranks add up to that of one process.
+:meth:`Outputs.of_each` gives the same however many tokens it takes at a time.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,26 +19,45 @@ import torch.nn.functional as F
 from miles_async.config.layout import Layout
 from miles_async.train.batch import MicroBatch
 
+Head = Callable[[torch.Tensor], torch.Tensor]
+
 
 @dataclass(frozen=True)
 class Outputs:
-    """values: [m, width] of the m tokens here, of this rank's part of the vocabulary where that is split."""
+    """values: [m, width] of the m tokens here, of this rank's part of the vocabulary where that is split. With ``head``, an
+    output layer, they are the hidden states that it takes, and are given to it ``rows`` at a time."""
 
     values: torch.Tensor
     index: torch.Tensor | None = None  # [m] int64: which of the micro-batch's n tokens they are; None: all
     count: int = 0  # n, where not all are here
     tensor_group: Any = None  # who has the other parts of the vocabulary
     context_group: Any = None  # who has the other tokens
+    head: Head | None = None
+    rows: int = 0
 
     def here(self, of_tokens: torch.Tensor) -> torch.Tensor:
         """Those of [n, ...] whose tokens are here: [m, ...]."""
         return of_tokens if self.index is None else of_tokens.index_select(0, self.index)
 
-    def vocabulary(self) -> torch.Tensor:
-        """[m, vocabulary]: with the parts of the other ranks, of which each computes the same with them."""
+    def of_each(
+        self, compute: Callable[..., tuple[torch.Tensor, ...]], of_tokens: torch.Tensor
+    ) -> tuple[torch.Tensor, ...]:
+        """[m, ...] each: what ``compute`` gives for outputs [c, width] and their part of ``of_tokens`` [m, ...]. c is m; with a
+        ``head`` it is ``rows``, and the outputs of so many tokens are all that there is, also in the backward pass."""
+        if self.head is None:
+            return compute(self.values, of_tokens)
+        head: Head = self.head
+        found: Any = _InParts.apply(lambda hidden, part: compute(head(hidden), part), self.rows, self.values, of_tokens)
+        return found
+
+    def vocabulary(self, values: torch.Tensor | None = None) -> torch.Tensor:
+        """[c, vocabulary] of the outputs [c, width] that a ``compute`` is given, or of all m: with the other ranks' parts,
+        of which each computes the same with them."""
+        if values is None:
+            values = self.values if self.head is None else self.head(self.values)
         if self.tensor_group is None:
-            return self.values
-        found: Any = _Vocabulary.apply(self.values, self.tensor_group)
+            return values
+        found: Any = _Vocabulary.apply(values, self.tensor_group)
         return found
 
     def whole(self, mine: torch.Tensor) -> torch.Tensor:
@@ -45,6 +66,33 @@ class Outputs:
             return mine
         found: Any = _Whole.apply(mine, self.index, self.count, self.context_group)
         return found
+
+
+class _InParts(torch.autograd.Function):
+    """``compute(x, y)`` of so many rows at a time. What it makes on the way is made again in the backward pass, in which the
+    gradients of parameters are added up part by part."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, compute: Callable[..., tuple[torch.Tensor, ...]], rows: int, x: torch.Tensor, y: torch.Tensor
+    ) -> tuple[torch.Tensor, ...]:
+        ctx.compute, ctx.rows = compute, rows
+        ctx.save_for_backward(x, y)
+        parts = [compute(*part) for part in zip(x.split(rows), y.split(rows), strict=True)]
+        return tuple(torch.cat(of_part) for of_part in zip(*parts, strict=True))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[None, None, torch.Tensor, None]:
+        x, y = ctx.saved_tensors
+        slopes = []
+        for part, other, *of_part in zip(*(tensor.split(ctx.rows) for tensor in (x, y, *grads)), strict=True):
+            part = part.detach().requires_grad_()
+            with torch.enable_grad():
+                found = ctx.compute(part, other)
+            learnt = [(value, grad) for value, grad in zip(found, of_part, strict=True) if value.requires_grad]
+            torch.autograd.backward([value for value, _ in learnt], [grad for _, grad in learnt])
+            slopes.append(part.grad)
+        return None, None, torch.cat(slopes), None
 
 
 class _Whole(torch.autograd.Function):

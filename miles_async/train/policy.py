@@ -48,13 +48,14 @@ class Policy:
         count = ids.shape[1]
 
         def compute(micro: MicroBatch, outputs: Outputs) -> torch.Tensor:
-            logits = outputs.vocabulary().float() / self._temperature
+            def both(values: torch.Tensor, wanted: torch.Tensor) -> tuple[torch.Tensor, ...]:
+                logprobs = (outputs.vocabulary(values).float() / self._temperature).log_softmax(-1)
+                found = logprobs.gather(-1, wanted)
+                least = logprobs.topk(count).values[:, -1:]
+                return (torch.cat([found, (found >= least).float()], dim=-1),)
+
             wanted = outputs.here(torch.from_numpy(ids[micro.token_index].astype(np.int64)).to(self._device))
-            logprobs = logits.log_softmax(-1)
-            found = logprobs.gather(-1, wanted)
-            least = logprobs.topk(count).values[:, -1:]
-            both = torch.cat([found, (found >= least).float()], dim=-1)
-            return outputs.whole(both)
+            return outputs.whole(outputs.of_each(both, wanted)[0])
 
         found = self.model.of_all_tokens(sequences, compute, 2 * count)
         return found[:, :count], found[:, count:] > 0
@@ -110,11 +111,16 @@ class Policy:
 
     def _logprobs(self, micro: MicroBatch, outputs: Outputs, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
         """Log-probs and entropies [n] of the micro-batch's tokens."""
-        logprobs, entropy = token_logprobs(
-            outputs.values,
-            outputs.here(torch.from_numpy(micro.targets).to(self._device)),
-            temperature=temperature,
-            entropy_grad=self._entropy_grad,
-            tp_group=outputs.tensor_group,
-        )
-        return outputs.whole(logprobs), outputs.whole(entropy)
+
+        def of_tokens(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            return token_logprobs(
+                logits,
+                targets,
+                temperature=temperature,
+                entropy_grad=self._entropy_grad,
+                tp_group=outputs.tensor_group,
+            )
+
+        targets = outputs.here(torch.from_numpy(micro.targets).to(self._device))
+        logprobs, entropy = outputs.of_each(of_tokens, targets)
+        return outputs.whole(logprobs), outputs.whole(entropy if self._entropy_grad else entropy.detach())

@@ -101,6 +101,30 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str, str]] = {
         "",
         r'learner\.megatron_args\.fp8 = "hybrid" needs a CUDA device, and torch sees none',
     ),
+    "an optimizer's state in the CPU's memory on a CPU": (
+        DENSE,
+        "megatron_args = { optimizer_cpu_offload = true, optimizer_offload_fraction = 0.5 }",
+        "",
+        r"learner\.megatron_args\.optimizer_cpu_offload = true needs a CUDA device, and torch sees none",
+    ),
+    "an optimizer that needs a package": (
+        DENSE,
+        'optimizer = "muon"',
+        "",
+        r'learner\.optimizer = "muon": Megatron\'s needs the package emerging_optimizers',
+    ),
+    "Adam's keys without Adam": (
+        DENSE,
+        'optimizer = "sgd"\nadam_beta1 = 0.5',
+        "",
+        r'learner\.adam_beta1 = 0\.5 has no effect: it needs learner\.optimizer = "adam"',
+    ),
+    "parts of log-probs with transformers' model": (
+        DENSE,
+        'log_probs_chunk_size = 64\ntrain_backend = "fsdp"',
+        "",
+        r'learner\.log_probs_chunk_size = 64 has no effect: it needs learner\.train_backend = "megatron"',
+    ),
     "an unknown field": (
         DENSE,
         "megatron_args = { memory_efficient_layer_nrom = true }",

@@ -61,7 +61,10 @@ CASES: dict[str, dict[str, dict[str, Any]]] = {
         "algorithm": {"advantage_estimator": "ppo", "lambd": 0.95, "entropy_coef": 0.01},
         "critic": {"critic_lr": 1e-3, "critic_save": True},
     },
-    "recomputed activations": {"learner": {"recompute_granularity": "full"}},
+    "recomputed activations, log-probs in parts": {
+        "algorithm": {"entropy_coef": 0.01},
+        "learner": {"recompute_granularity": "full", "log_probs_chunk_size": 7},
+    },
     "on-policy check": {"staleness": {"max_lag": 0}},
 }
 CRITIC: dict[str, dict[str, Any]] = {
@@ -75,7 +78,10 @@ CASES_OF_MIXTURE: dict[str, dict[str, dict[str, Any]]] = {
         "algorithm": {"advantage_estimator": "ppo", "keep_old_actor": True, "old_log_probs": "recompute"},
         "critic": {"critic_lr": 1e-3, "critic_save": True},
         "staleness": {"max_lag": 2},
-        "learner": {"recompute_granularity": "full", "moe_aux_loss_coeff": 0.1, "moe_z_loss_coeff": 0.01},
+        "learner": {
+            **{"recompute_granularity": "full", "log_probs_chunk_size": 7},
+            **{"moe_aux_loss_coeff": 0.1, "moe_z_loss_coeff": 0.01},
+        },
     },
 }
 

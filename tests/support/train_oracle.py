@@ -60,7 +60,7 @@ CASES = _cases()
 def configuration(root: Path | str, case: str, layout: dict[str, Any]) -> RunConfig:
     algorithm = {**CASES[case], "ref_load": f"{root}/reference"}
     learner = {"lr": 1.0, "clip_grad": 0.0, "max_tokens_per_micro_batch": 60, "grad_reduce_timeout_s": 60.0}
-    descent = {"megatron_args": {"optimizer": "sgd", "sgd_momentum": 0.0}}
+    descent = {"optimizer": "sgd", "megatron_args": {"sgd_momentum": 0.0}}
     critic = {"critic_load": f"{root}/critic"} if algorithm["advantage_estimator"] == "ppo" else {}
     return make_config(f"{root}/model", algorithm=algorithm, learner={**learner, **descent, **layout}, critic=critic)
 

@@ -45,18 +45,17 @@ def test_a_field_reaches_the_configuration_that_has_it() -> None:
 
 
 def test_a_model_is_trained_as_the_fields_say(tmp_path: Path) -> None:
-    """Adam with its decay in the gradient, and plain gradient descent: the weights of torch's own optimizers."""
+    """Adam with its decay in the gradient comes to other weights than with its own decay."""
     make_checkpoint(tmp_path / "model")
     weights: dict[str, dict[str, torch.Tensor]] = {}
     with trainers(tmp_path) as build:
         for name, args in {
             "adam": {},
             "coupled": {"decoupled_weight_decay": False},
-            "sgd": {"optimizer": "sgd"},
         }.items():
             learner = {"weight_decay": 0.3, "clip_grad": 0.0, "megatron_args": args}
             trainer = build(tmp_path / "model", learner=learner)
             trainer.step(make_groups(4, 4))
             weights[name] = trainer.export()
     name = "model.layers.0.mlp.down_proj.weight"
-    assert len({weights[kind][name].sum().item() for kind in weights}) == 3
+    assert not torch.equal(weights["adam"][name], weights["coupled"][name])

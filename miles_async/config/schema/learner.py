@@ -48,10 +48,13 @@ class Learner(Section, frozen=True):
     lr_warmup_steps: CountInt = 0  # optimizer steps in which it rises
     lr_decay_steps: PositiveInt | None = None  # optimizer steps in which it falls; None: constant after the warm-up
     lr_decay_style: Literal["linear", "cosine"] = "linear"  # how the learning rate falls
+    # "adam": AdamW; "sgd": gradient descent with momentum (megatron_args.sgd_momentum). Megatron's "muon" is refused: it needs
+    # a package besides
+    optimizer: Literal["adam", "sgd", "muon"] = "adam"
     adam_beta1: Share = 0.9  # decay of the mean of gradients
     adam_beta2: Share = 0.98  # decay of the mean of their squares
     adam_eps: PositiveFloat = 1e-8  # what is added to its root
-    weight_decay: CountFloat = 0.0  # of AdamW
+    weight_decay: CountFloat = 0.0  # of AdamW; "sgd" has it in the gradient
     clip_grad: CountFloat = 1.0  # greatest norm of a gradient; 0: none
     # LoRA: only matrices of this rank beside those of the model are trained; 0: the model is (docs/models.md)
     lora_rank: CountInt = 0
@@ -60,6 +63,9 @@ class Learner(Section, frozen=True):
     lora_targets: list[Literal["linear_qkv", "linear_proj", "linear_fc1", "linear_fc2"]] | None = None
     max_tokens_per_micro_batch: PositiveInt = 8192  # of one pass through the model, padding included
     balance_data: bool = True  # the groups of an optimizer step go to the replicas so that their tokens come out even
+    # tokens whose log-probs are computed at a time, from logits of so many, which the backward pass computes again; None: those
+    # of a micro-batch
+    log_probs_chunk_size: PositiveInt | None = None
     # activations are computed again in the backward pass, not kept: "full": of whole layers; "selective": of recompute_modules,
     # with "megatron"
     recompute_granularity: Literal["full", "selective"] | None = None
