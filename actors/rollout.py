@@ -84,7 +84,8 @@ class RolloutWorker:
                 self.teachers = teachers(config, session, self.ctx.event)
             self.grader = await stack.enter_async_context(Grader(config.reward))
             tokenizer = self.tokenizer.for_chats(config.data.chat_template_path, config.data.apply_chat_template_kwargs)
-            self.context = RolloutContext(config, tokenizer, self.requests.slots.begin(0).ask, stack, self.ctx.event)
+            ask, routes = self.requests.slots.begin(0).ask, self.limits.routes
+            self.context = RolloutContext(config, tokenizer, ask, stack, self.ctx.event, routes=routes)
             duties = [asyncio.create_task(self._renew()), asyncio.create_task(self.requests.watch())]
             try:
                 self._begin(await self.ledger.own_tickets(self.ctx.name, self.lease, self.attempts))

@@ -25,6 +25,7 @@ from miles_async.rollout.generate import own_cache
 from miles_async.rollout.inflight import AdaptiveLimit, read_loads
 from miles_async.rollout.published import PublishedVersions
 from miles_async.rollout.slots import RolloutRequest, Slots
+from miles_async.rollout.unpaired import UnpairedShare
 from miles_async.router.kinds import kind_of
 
 GONE = (None, 502, 503, 504)  # statuses of a request that may be sent again: no answer, or none of an engine's
@@ -43,6 +44,7 @@ class EngineRequests:
         if self.policy is not None:
             self.slots.limit = self.policy.limit
         self.published_versions = PublishedVersions(ctx.bus)
+        self.unpaired = UnpairedShare()
         self._version = 0  # the newest weights that a published sample was made with
         self._clients: dict[str, LeanEngineClient] = {}  # of the places where the router was
 
@@ -101,6 +103,8 @@ class EngineRequests:
                 body = own_cache(request.body) if self.ctx.config.weights.pause_mode == "in_place" else request.body
                 answers: Any = await self.client.generate(body, timeout=left, routing_key=request.group)
                 await self.published_versions.check(answers)
+                if self.ctx.config.rollout.routing_replay:
+                    self.unpaired.count(answers)
                 return answers
             except EngineError as error:
                 if error.status not in GONE or loop.time() >= deadline:
@@ -147,4 +151,4 @@ class EngineRequests:
             "rollout/in_flight_limit": float(slots.limit),
             "rollout/canceled": float(slots.canceled),
         }
-        await self.ctx.metrics(self._version, values | slots.timing.report())
+        await self.ctx.metrics(self._version, values | slots.timing.report() | self.unpaired.report())

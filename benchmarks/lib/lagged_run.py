@@ -21,7 +21,7 @@ from miles_async.cli.load import load
 from miles_async.config.schema import RunConfig
 from miles_async.data import prompt_at
 from miles_async.engines.embedded.checkpoint import read_config
-from miles_async.engines.embedded.model import DenseModel
+from miles_async.engines.embedded.model import Decoder
 from miles_async.engines.embedded.protocol import Item
 from miles_async.engines.embedded.request import EngineRequest, version_spans
 from miles_async.engines.embedded.sampling import NO_TOP_K
@@ -53,7 +53,7 @@ class LaggedRun:
         builtin.make_model(self.config.model.hf_checkpoint, root / "model", seed)
         self.rows = builtin.prompt_rows(str(self.config.data.prompt_data))
         self.tokenizer, self.codec = Tokenizer(path), TextCodec(path)
-        self.engine = DenseModel(read_config(path), dtype=torch.float32, device=torch.device("cpu"))
+        self.engine = Decoder(read_config(path), dtype=torch.float32, device=torch.device("cpu"))
         self.trainer = MegatronTrainer(self.config, path, alone(f"file://{root}/meeting"))
         # (version, weights), oldest first: those that generation may still need
         self.history: deque[tuple[int, Weights]] = deque([(0, self.trainer.export())], maxlen=lag + 1)

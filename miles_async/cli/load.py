@@ -21,6 +21,7 @@ from miles_async.config.schema import Data, Eval, EvalDataset, RunConfig
 from miles_async.data.rows import partition_slice
 from miles_async.data.source import FILES
 from miles_async.engines.kinds import table as kinds
+from miles_async.groups.replay import check_replay
 from miles_async.models import builtin
 from miles_async.models.context_length import check_lengths
 from miles_async.rewards.rules import check_labels, check_rewards
@@ -74,6 +75,7 @@ def check_all(config: RunConfig) -> None:
     check_labels(config)
     check_learnable(config)
     check_lengths(config)
+    check_replay(config, kinds.kind_of(config.engine).RETURNS_ROUTES)
 
 
 def effect_rules() -> list[Rule]:

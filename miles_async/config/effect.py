@@ -98,6 +98,7 @@ RULES = (
         "algorithm.use_opd = true",
     ),
     Rule(("algorithm.opd_log_prob_top_k",), lambda config: config.algorithm.use_opd, "algorithm.use_opd = true"),
+    Rule(("rollout.routing_replay",), lambda config: config.rollout.generates, "engines: sft asks them for nothing"),
     Rule(
         ("algorithm.opd_top_k_strategy", "algorithm.opd_top_k_weight"),
         lambda config: config.algorithm.opd_log_prob_top_k > 0,

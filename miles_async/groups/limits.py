@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from miles_async.config.schema import RunConfig
+from miles_async.groups.model_routes import routes_of_model
 from miles_async.groups.sound import Limits
 from miles_async.models.context_length import model_length
 from miles_async.text.tokenizer_files import model_vocab, read_json
@@ -21,4 +22,5 @@ def group_limits(config: RunConfig, directory: str | Path) -> Limits:
         context=model_length(directory),
         taught=config.algorithm.use_opd,
         teacher_top_k=config.algorithm.opd_log_prob_top_k,
+        routes=routes_of_model(directory) if config.rollout.routing_replay else None,
     )

@@ -18,6 +18,7 @@ import numpy.typing as npt
 from bus.codec import LOGPROBS, MASK, MAX_MESSAGE_BYTES, TOKENS, VERSIONS, CodecError, decode, encode, unpack
 from bus.messages import UNSAMPLED, Group, Sample
 from miles_async.groups.rollouts import rollout_of
+from miles_async.groups.routes import RouteShape
 from miles_async.text.unicode import well_formed
 
 # Ratios reach e^20 (``rl.losses.MAX_LOG_RATIO``), so one token's gradient reaches 5e14 and its square 2.5e29: that leaves
@@ -54,6 +55,7 @@ class Limits:
     context: int | None = None  # tokens of prompt and response together
     taught: bool = False  # each sample has a teacher's log-probs
     teacher_top_k: int = 0  # and those of so many of the teacher's likeliest tokens at each position
+    routes: RouteShape | None = None  # each sample has the experts of its tokens, which are replayed
 
 
 def received(group: Group) -> tuple[Group, bytes]:
@@ -92,6 +94,8 @@ def check_groups(groups: Sequence[Group], limits: Limits) -> None:
         if problem := misfit(sample):
             _refuse(group, sample, "invalid_length", problem)
     _check_tokens(pairs, limits)
+    if limits.routes is not None:
+        _check_routes(pairs, limits.routes)
     kept = unpack(b"".join([sample.loss_mask for _, sample in pairs]), MASK) != 0
     _check_logprobs(pairs, kept, limits)
     _check_versions(pairs, kept, limits)
@@ -137,6 +141,15 @@ def _check_tokens(pairs: Pairs, limits: Limits) -> None:
             owner, worst = found
             problem = f"a token id is not in 0..{limits.vocab_size - 1}: {ids[worst]}"
             _refuse(*owner, "invalid_tokens", problem)
+
+
+def _check_routes(pairs: Pairs, shape: RouteShape) -> None:
+    """A row for each token of prompt and response but the last, of experts that there are."""
+    for group, sample in pairs:
+        try:
+            shape.of_tokens(sample.routes, len(prompt_of(group, sample) + sample.tokens) // ITEM_BYTES)
+        except ValueError as error:
+            _refuse(group, sample, "invalid_routes", str(error))
 
 
 def _check_logprobs(pairs: Pairs, kept: Flags, limits: Limits) -> None:

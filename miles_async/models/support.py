@@ -16,8 +16,10 @@ from miles_async.models import builtin
 from miles_async.models.hf_config import completed, defaults, named, rope, rotary_share
 from miles_async.models.mixtures import MIXTURES, mixture_problems
 
-# by model_type
+# by model_type: dense ones
 ARCHITECTURES = {"qwen3": "Qwen3ForCausalLM", "qwen2": "Qwen2ForCausalLM", "llama": "LlamaForCausalLM"}
+# by model_type: what the embedded engine serves
+SERVED = {**ARCHITECTURES, "qwen3_moe": "Qwen3MoeForCausalLM"}
 SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 
 
@@ -50,7 +52,7 @@ class ComputingPart:
 
 
 LEARNER = ComputingPart("the learner", (*ARCHITECTURES, *MIXTURES), ("default",), biases=False)
-ENGINE = ComputingPart("the embedded engine", (*ARCHITECTURES,), ("default", "linear", "llama3"), biases=True)
+ENGINE = ComputingPart("the embedded engine", (*SERVED,), ("default", "linear", "llama3"), biases=True)
 
 
 class ModelError(ValueError):

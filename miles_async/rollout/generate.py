@@ -17,8 +17,10 @@ from uuid import uuid4
 from bus.codec import TOKENS, unpack
 from bus.messages import MAX_NUMBER, Sample, Ticket
 from miles_async.config.schema import Rollout
+from miles_async.groups.routes import RouteShape
 from miles_async.rollout.bounds import NO_BOUNDS, Bounds
 from miles_async.rollout.interface import Ask
+from miles_async.rollout.routes import has_routes, read_routes, routes_asked, unpaired_in
 from miles_async.rollout.trajectory import Trajectory
 from miles_async.text.tokenizer import Tokenizer
 
@@ -63,12 +65,13 @@ class Turn:
 
 
 class EngineAnswer(NamedTuple):
-    """What an engine sampled, one entry for each token."""
+    """What an engine sampled, one entry for each token; and its ``meta_info``."""
 
     tokens: list[int]
     logprobs: list[float]
     versions: list[int]
     finish: dict[str, Any]
+    meta: dict[str, Any]
 
 
 def sampling_params(
@@ -114,11 +117,12 @@ async def complete(turns: Sequence[Turn], config: Rollout, ask: Ask, bounds: Bou
     """
     open_turns, number = list(turns), 0
     while open_turns:
-        answers = await ask(_body(open_turns, config, bounds, number))
+        body = _body(open_turns, config, bounds, number)
+        answers = await ask(body)
         if not isinstance(answers, list) or len(answers) != len(open_turns):
             raise AnswerError(f"{len(open_turns)} answers were asked for, not {answers!r:.100}")
         for turn, answer in zip(open_turns, answers, strict=True):
-            _take(turn, read_answer(answer), config, bounds)
+            _take(turn, read_answer(answer), config, bounds, body.get("routed_experts_start_len", 0))
         open_turns = [turn for turn in open_turns if not turn.finish]
         number += 1
 
@@ -149,14 +153,15 @@ def _body(turns: Sequence[Turn], config: Rollout, bounds: Bounds, number: int) -
             for turn in turns
         ],
         "return_logprob": True,
+        **({} if bounds.routes is None else routes_asked([len(turn.trajectory.routes) for turn in turns])),
     }
 
 
-def _take(turn: Turn, answer: EngineAnswer, config: Rollout, bounds: Bounds) -> None:
-    """Add what was sampled to the turn's trajectory, and see whether it has ended."""
+def _take(turn: Turn, answer: EngineAnswer, config: Rollout, bounds: Bounds, first_route: int) -> None:
+    """Add what was sampled to the turn's trajectory, and see whether it has ended. ``first_route``: the first row asked for."""
     trajectory = turn.trajectory
     if answer.finish["type"] == "abort":
-        kept = config.partial_rollout and _is_sound(answer)
+        kept = config.partial_rollout and _is_sound(answer) and (bounds.routes is None or has_routes(answer.meta))
         if kept and answer.tokens:
             turn.aborts = 0
         elif answer.finish.get("message") != CANCELED:
@@ -165,13 +170,27 @@ def _take(turn: Turn, answer: EngineAnswer, config: Rollout, bounds: Bounds) -> 
             raise AbortedError(f"sample {turn.rid} was aborted {MAX_ABORTS} times: {answer.finish.get('message')}")
         if not kept or not answer.tokens:
             return
-    trajectory.sampled(answer.tokens, answer.logprobs, answer.versions)
+    if bounds.routes is None:
+        trajectory.sampled(answer.tokens, answer.logprobs, answer.versions)
+    else:
+        _take_routed(trajectory, answer, bounds.routes, first_route)
     if answer.finish["type"] != "abort":
         turn.finish = answer.finish
     elif bounds.room(trajectory, config) < 1:
         turn.finish = {"type": "length", "length": len(trajectory.tokens)}
     elif config.mask_offpolicy_in_partial_rollout:
         trajectory.mask_all()
+
+
+def _take_routed(trajectory: Trajectory, answer: EngineAnswer, shape: RouteShape, start: int) -> None:
+    """What was sampled, with the experts of all tokens that had none yet; those that do not belong to it are not trained on."""
+    rows = len(trajectory.prompt) + len(trajectory.tokens) + len(answer.tokens) - 1
+    try:
+        routes = read_routes(answer.meta, shape, start, rows, len(trajectory.routes))
+        unpaired = unpaired_in(answer.meta, answer.versions)
+    except (TypeError, ValueError) as error:
+        raise AnswerError(f"{answer.meta.get('id')}: {error}") from None
+    trajectory.sampled(answer.tokens, answer.logprobs, answer.versions, routes, unpaired)
 
 
 def _is_sound(answer: EngineAnswer) -> bool:
@@ -208,7 +227,7 @@ def read_answer(answer: dict[str, Any]) -> EngineAnswer:
         finish = dict(meta["finish_reason"])
         if finish["type"] not in ("stop", "length", "abort"):
             raise AnswerError(f"{meta.get('id')}: finish_reason {finish!r:.100}")
-        return EngineAnswer(tokens, logprobs, token_versions(meta, len(tokens)), finish)
+        return EngineAnswer(tokens, logprobs, token_versions(meta, len(tokens)), finish, meta)
     except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise AnswerError(f"an answer of another form than /generate gives: {type(error).__name__}: {error}") from None
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from bus.messages import Sample, Ticket
 from miles_async.config.schema import RunConfig
+from miles_async.groups.routes import RouteShape
 from miles_async.rollout.bounds import Bounds
 from miles_async.rollout.first_failures import FirstFailures
 
@@ -57,13 +58,14 @@ class RolloutContext:
     tell: Tell = tell_nobody
     slots: SampleSlots | None = None  # of the group that this context was made for; None: nobody counts
     firsts: FirstFailures = field(default_factory=FirstFailures)  # what was told of failures
+    routes: RouteShape | None = None  # of the model whose experts are replayed (rollout.routing_replay)
     _resources: dict[str, Any] = field(default_factory=dict)
     _opening: dict[str, asyncio.Lock] = field(default_factory=dict)
 
     @property
     def bounds(self) -> Bounds:
-        """Where a response ends at this run's engines."""
-        return Bounds.of(self.tokenizer, self.config.engine.context_length)
+        """Where a response ends at this run's engines, and what comes with it."""
+        return Bounds.of(self.tokenizer, self.config.engine.context_length, self.routes)
 
     @contextlib.asynccontextmanager
     async def one_sample(self) -> AsyncIterator[RolloutContext]:

@@ -10,16 +10,18 @@ import functools
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen3Config, Qwen3MoeConfig
 
 VOCAB_SIZE = 512
 CONTEXT_LENGTH = 4096  # tokens, prompt and response
 EOS_ID, PAD_ID = 1, 2
+LAYERS, EXPERTS, TOP_K = 2, 8, 2  # of a mixture
 
 
 def word(token_id: int) -> str:
@@ -30,13 +32,19 @@ def text_of(token_ids: Sequence[int]) -> str:
     return " ".join(word(i) for i in token_ids)
 
 
-def make_checkpoint(directory: Path, seed: int) -> Path:
-    """Write a random float32 Qwen3 (2 layers, hidden 64) and its tokenizer; returns ``directory``."""
-    config = Qwen3Config(
+def make_checkpoint(directory: Path, seed: int, *, mixture: bool = False) -> Path:
+    """Write a random float32 Qwen3, or Qwen3-MoE, (2 layers, hidden 64) and its tokenizer; returns ``directory``."""
+    experts = {
+        "num_experts": EXPERTS,
+        "num_experts_per_tok": TOP_K,
+        "moe_intermediate_size": 48,
+        "norm_topk_prob": True,
+    }
+    config = (Qwen3MoeConfig if mixture else Qwen3Config)(
         vocab_size=VOCAB_SIZE,
         hidden_size=64,
         intermediate_size=192,
-        num_hidden_layers=2,
+        num_hidden_layers=LAYERS,
         num_attention_heads=4,
         num_key_value_heads=2,
         head_dim=16,
@@ -47,10 +55,11 @@ def make_checkpoint(directory: Path, seed: int) -> Path:
         pad_token_id=PAD_ID,
         initializer_range=0.1,  # peaked distributions: a wrong model is far outside the tolerance
         dtype=torch.float32,
+        **(experts if mixture else {}),
     )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        Qwen3ForCausalLM(config).save_pretrained(directory)
+        AutoModelForCausalLM.from_config(config).save_pretrained(directory)
     tokenizer = Tokenizer(models.WordLevel({word(i): i for i in range(VOCAB_SIZE)}, unk_token=word(0)))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # type: ignore[assignment]  # the stubs know no setter
     PreTrainedTokenizerFast(
@@ -60,9 +69,9 @@ def make_checkpoint(directory: Path, seed: int) -> Path:
 
 
 @functools.cache
-def _load(directory: Path) -> Qwen3ForCausalLM:
+def _load(directory: Path) -> Any:
     torch.set_num_threads(1)
-    return Qwen3ForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+    return AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
 
 
 def log_probs(directory: Path, prompt: Sequence[int], response: Sequence[int], temperature: float = 1.0) -> list[float]:
@@ -71,6 +80,14 @@ def log_probs(directory: Path, prompt: Sequence[int], response: Sequence[int], t
     with torch.inference_mode():
         logits = _load(directory)(ids).logits[0, len(prompt) - 1 : -1] / temperature
     return logits.log_softmax(-1).gather(-1, ids[0, len(prompt) :, None])[:, 0].tolist()
+
+
+def experts_chosen(directory: Path, tokens: Sequence[int]) -> list[list[list[int]]]:
+    """The experts of each token but the last, by layer, in ascending order, that the mixture of ``directory`` goes to."""
+    with torch.inference_mode():
+        logits = _load(directory)(torch.tensor([list(tokens)]), output_router_logits=True).router_logits
+    chosen = [layer.view(len(tokens), -1).softmax(-1).topk(TOP_K, -1).indices[:-1] for layer in logits]
+    return torch.stack(chosen, 1).sort(-1).values.tolist()
 
 
 def greedy_tokens(directory: Path, prompt: Sequence[int], length: int) -> list[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -50,6 +51,13 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path
     yield make_checkpoint(root / "a", seed=1), make_checkpoint(root / "b", seed=2)
 
 
+@pytest.fixture(scope="session")
+def mixtures(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Checkpoints of experts."""
+    root = tmp_path_factory.mktemp("mixtures")
+    return make_checkpoint(root / "a", seed=1, mixture=True), make_checkpoint(root / "b", seed=2, mixture=True)
+
+
 @asynccontextmanager
 async def embedded_server(model: Path, log_file: Path) -> AsyncIterator[str]:
     """The embedded engine's server process; its URL once it answers."""
@@ -87,8 +95,10 @@ async def _healthy(session: aiohttp.ClientSession, url: str) -> bool:
 
 
 @asynccontextmanager
-async def sglang_server(model: Path, log_file: Path) -> AsyncIterator[str]:
-    server = await SglangServer.start(str(model), log_file=log_file, device="cpu", max_running_requests=64)
+async def sglang_server(model: Path, log_file: Path, *, routes: bool = False) -> AsyncIterator[str]:
+    server = await SglangServer.start(
+        str(model), log_file=log_file, device="cpu", max_running_requests=64, routes=routes
+    )
     try:
         yield server.url
     finally:
@@ -102,6 +112,17 @@ async def running(checkpoints: tuple[Path, Path], tmp_path_factory: pytest.TempP
     log_file = tmp_path_factory.mktemp("server") / "log.txt"
     async with serve(checkpoints[0], log_file) as url, aiohttp.ClientSession() as session:
         yield Engine(kind, url, *checkpoints, session)
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def mixture_engine(
+    mixtures: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Engine]:
+    """One that serves a mixture and can return its experts."""
+    log_file = tmp_path_factory.mktemp("mixture_server") / "log.txt"
+    serve = functools.partial(sglang_server, routes=True) if engine_kind() == "sglang" else embedded_server
+    async with serve(mixtures[0], log_file) as url, aiohttp.ClientSession() as session:
+        yield Engine(engine_kind(), url, *mixtures, session)
 
 
 @pytest_asyncio.fixture(loop_scope="session")

@@ -29,6 +29,10 @@ DIFFERENCES: dict[str, tuple[str, str]] = {
         "embedded",
         "it answers /health at once and without generating, so that a health check in a pause costs nobody 20 s",
     ),
+    "routes are of the pass that gave the log-prob, through a retraction": (
+        "sglang",
+        "it returns those of the last pass, which computed the prefix again; what was sampled before is then not trained on",
+    ),
 }
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-GENERATE, CONTROL, REFUSALS, WEIGHTS = "test_generate", "test_control", "test_refusals", "test_weights"
+GENERATE, CONTROL, REFUSALS = "test_generate", "test_control", "test_refusals"
+WEIGHTS, EXPERTS = "test_weights", "test_experts"
 NOT_USED = "nothing of a run asks for it"
 
 # row -> names of tests without "test_", by module; or why there is none
@@ -58,6 +59,14 @@ ROWS: dict[str, dict[str, list[str]] | str] = {
         GENERATE: ["further_log_probs_come_or_are_refused_but_never_missing"]
     },
     "/generate: routed_experts without its server flag": {GENERATE: ["routed_experts_of_a_dense_model_are_left_out"]},
+    "/generate: routed_experts, routed_experts_start_len": {
+        EXPERTS: [
+            "a_server_says_that_it_returns_experts",
+            "experts_are_those_of_transformers_router_from_where_they_are_asked_for",
+            "an_aborted_answer_has_the_experts_of_what_it_has",
+            "of_a_retracted_answer_the_tokens_of_another_pass_than_its_experts_are_known",
+        ]
+    },
     "/generate: extra_key is a namespace of the prefix cache": {
         GENERATE: ["a_namespace_of_its_own_keeps_a_prefix_out_of_the_cache", "a_known_prefix_is_taken_from_the_cache"]
     },

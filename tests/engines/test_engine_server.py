@@ -44,7 +44,7 @@ async def test_a_step_that_fails_fails_the_requests_and_the_server(
         def broken(*_: Any, **__: Any) -> torch.Tensor:
             raise RuntimeError("out of memory")
 
-        monkeypatch.setattr(model.DenseModel, "forward", broken)
+        monkeypatch.setattr(model.Decoder, "forward", broken)
         status, answer = await engine.call("/generate", {"input_ids": [1]})
         assert (status, answer["error"]["message"]) == (500, "the engine failed: out of memory")
         with pytest.raises(RuntimeError, match="the engine failed: out of memory"):

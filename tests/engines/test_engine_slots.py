@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from miles_async.engines.embedded.groups import KEPT_BUFFERS, Buffers, unflatten
-from miles_async.engines.embedded.model import DenseModel
+from miles_async.engines.embedded.model import Decoder
 from miles_async.engines.embedded.scheduler import Scheduler
 from miles_async.weights.buckets import Bucket, dtype_name, make_buckets
 
@@ -22,6 +22,7 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3 tied": ("qwen3", {"tie_word_embeddings": True}),
     "qwen2, biases": ("qwen2", {}),
     "llama, biases": ("llama", {"attention_bias": True, "mlp_bias": True}),
+    "qwen3_moe": ("qwen3_moe", {}),
 }
 
 
@@ -31,7 +32,7 @@ def scheduler_of(directory: Path, kind: str, seed: int, **more: Any) -> Schedule
     return make_scheduler(make_checkpoint(directory / str(seed), architecture, seed=seed, **options, **more))
 
 
-def model_of(directory: Path, kind: str, seed: int, **more: Any) -> DenseModel:
+def model_of(directory: Path, kind: str, seed: int, **more: Any) -> Decoder:
     return scheduler_of(directory, kind, seed, **more).model
 
 
@@ -46,7 +47,7 @@ def received(bucket: Bucket) -> tuple[torch.Tensor, list[tuple[str, torch.Tensor
     return flat, unflatten(flat, specs)
 
 
-def copies(model: DenseModel) -> dict[str, torch.Tensor]:
+def copies(model: Decoder) -> dict[str, torch.Tensor]:
     return {name: tensor.clone() for name, tensor in model.named_tensors().items()}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,7 +12,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config, Qwen3Config
+from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config, Qwen3Config, Qwen3MoeConfig
 
 from miles_async.engines.embedded.checkpoint import read_config
 from miles_async.engines.embedded.protocol import Item
@@ -24,7 +25,8 @@ from miles_async.engines.embedded.text import TextCodec
 VOCAB = 96
 CONTEXT = 512
 TOLERANCE = 1e-4
-CONFIGS = {"qwen3": Qwen3Config, "qwen2": Qwen2Config, "llama": LlamaConfig}
+CONFIGS = {"qwen3": Qwen3Config, "qwen2": Qwen2Config, "llama": LlamaConfig, "qwen3_moe": Qwen3MoeConfig}
+EXPERTS, TOP_K = 6, 2
 
 
 def make_checkpoint(
@@ -46,6 +48,8 @@ def make_checkpoint(
     }
     if kind != "qwen2":
         sizes["head_dim"] = 12  # not hidden_size / heads
+    if kind == "qwen3_moe":
+        sizes |= {"num_experts": EXPERTS, "num_experts_per_tok": TOP_K, "moe_intermediate_size": 24}
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(CONFIGS[kind](**{**sizes, **options}), dtype=torch.float32)
@@ -69,6 +73,19 @@ def hf_logprobs(directory: Path, prompt: list[int], output: list[int], temperatu
     return scores[len(prompt) - 1 : -1].gather(1, ids[0, len(prompt) :, None])[:, 0].tolist()
 
 
+@torch.inference_mode()
+def hf_routes(directory: Path, tokens: list[int], top_k: int = TOP_K) -> list[list[list[int]]]:
+    """The experts that transformers' router takes for each token but the last, by layer, the likeliest first."""
+    logits = _model_of(directory)(torch.tensor([tokens]), output_router_logits=True).router_logits
+    chosen = [layer.view(len(tokens), -1).softmax(-1).topk(top_k, -1).indices[:-1] for layer in logits]
+    return torch.stack(chosen, 1).tolist()
+
+
+@functools.lru_cache(2)
+def _model_of(directory: Path) -> Any:
+    return AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+
+
 def make_scheduler(
     directory: Path, *, max_running: int = 64, max_tokens: int = 1 << 16, version: str = "0"
 ) -> Scheduler:
@@ -78,11 +95,17 @@ def make_scheduler(
 
 
 def request(
-    prompt: Iterable[int], *, rid: str = "r", eos: int | None = None, logprob_start_len: int = -1, **sampling: Any
+    prompt: Iterable[int],
+    *,
+    rid: str = "r",
+    eos: int | None = None,
+    logprob_start_len: int = -1,
+    routes_from: int = -1,
+    **sampling: Any,
 ) -> EngineRequest:
     """A request with SGLang's sampling parameters; log-probs on."""
     checked = check_sampling(SamplingParams(**sampling), RequestLimits(VOCAB, CONTEXT, True))
-    item = Item(rid, list(prompt), checked, True, logprob_start_len)
+    item = Item(rid, list(prompt), checked, True, logprob_start_len, routes_from=routes_from)
     stops = checked.stop_token_ids | (frozenset() if eos is None else {eos})
     return EngineRequest(
         item, checked.seed or 0, frozenset() if checked.ignore_eos else stops, stream=False, stop_window=9

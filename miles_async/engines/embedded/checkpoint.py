@@ -1,4 +1,4 @@
-"""What a Hugging Face directory says about a dense Qwen3, Qwen2 or Llama model, and its tensors.
+"""What a Hugging Face directory says about a Qwen3, Qwen2, Llama or Qwen3-MoE model, and its tensors.
 
 Promises: reads ``config.json`` and safetensors without importing transformers; a checkpoint whose computation this
 engine would get wrong (another architecture, sliding windows, unknown RoPE scaling) is refused with one line.
@@ -16,7 +16,8 @@ import torch
 from safetensors import safe_open
 
 from miles_async.models.hf_config import completed, rope, rope_theta
-from miles_async.models.support import ARCHITECTURES, ENGINE, ModelError, check_model
+from miles_async.models.mixtures import MIXTURES, expert_size, experts_of, normalizes
+from miles_async.models.support import ENGINE, SERVED, ModelError, check_model
 
 
 class ModelFilesError(ValueError):
@@ -34,8 +35,18 @@ class RopeConfig(msgspec.Struct, frozen=True):
     original_max_positions: int = 8192
 
 
+class MixtureConfig(msgspec.Struct, frozen=True):
+    """The experts of a layer: how many, of how many hidden units, how many of them a token goes to, and whether the weights of
+    those add up to 1."""
+
+    experts: int
+    expert_size: int
+    top_k: int
+    normalizes: bool
+
+
 class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """The shape of a dense decoder, independent of how its ``config.json`` spelled it."""
+    """The shape of a decoder, independent of how its ``config.json`` spelled it. mixture: None where its layers are dense."""
 
     model_type: str
     architecture: str
@@ -55,6 +66,7 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
     mlp_bias: bool
     max_positions: int
     dtype: str
+    mixture: MixtureConfig | None = None
 
 
 def read_config(path: str | Path) -> ModelConfig:
@@ -67,7 +79,7 @@ def read_config(path: str | Path) -> ModelConfig:
     attention_bias = bool(raw.get("attention_bias", False))
     return ModelConfig(
         model_type=model_type,
-        architecture=ARCHITECTURES[model_type],
+        architecture=SERVED[model_type],
         vocab_size=int(raw["vocab_size"]),
         hidden_size=int(raw["hidden_size"]),
         intermediate_size=int(raw["intermediate_size"]),
@@ -78,13 +90,20 @@ def read_config(path: str | Path) -> ModelConfig:
         rms_norm_eps=float(raw["rms_norm_eps"]),
         rope=_read_rope(raw),
         tie_word_embeddings=bool(raw["tie_word_embeddings"]),
-        qk_norm=model_type == "qwen3",
+        qk_norm=model_type in ("qwen3", "qwen3_moe"),
         qkv_bias=model_type == "qwen2" or attention_bias,
         o_bias=model_type != "qwen2" and attention_bias,
         mlp_bias=bool(raw.get("mlp_bias", False)),
         max_positions=int(raw["max_position_embeddings"]),
         dtype=str(raw.get("dtype") or raw.get("torch_dtype") or "float32"),
+        mixture=_read_mixture(raw),
     )
+
+
+def _read_mixture(raw: dict[str, Any]) -> MixtureConfig | None:
+    if raw["model_type"] not in MIXTURES:
+        return None
+    return MixtureConfig(experts_of(raw), expert_size(raw), int(raw["num_experts_per_tok"]), normalizes(raw))
 
 
 def read_tensors(path: str | Path) -> Iterator[tuple[str, torch.Tensor]]:

@@ -26,7 +26,7 @@ from miles_async.engines.embedded.control_bodies import (
     VersionBody,
 )
 from miles_async.engines.embedded.groups import Buffers, TransferError, flattened_size, join_group, leave_group, receive
-from miles_async.engines.embedded.model import DenseModel, WeightError
+from miles_async.engines.embedded.model import Decoder, WeightError
 from miles_async.engines.embedded.scheduler import Scheduler
 from miles_async.engines.embedded.update_group import Answer, UpdateGroup
 from miles_async.engines.embedded.worker import EngineThread
@@ -48,7 +48,7 @@ class WeightControl:
     def __init__(
         self,
         compute: EngineThread,
-        model: DenseModel,
+        model: Decoder,
         model_path: str,
         version: str,
         abort_all: Callable[[], None],

@@ -49,6 +49,22 @@ def add_linear(
     return sum_ if bias is None else sum_.add_(bias)
 
 
+def grouped_linear(x: torch.Tensor, weight: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
+    """``x`` ``[rows, in]`` times matrices that lie one below the other in ``weight`` ``[matrices * out, in]``.
+
+    ends: int32 ``[matrices]``, the row behind the last one of each matrix; they follow one another.
+    """
+    matrices = weight.view(len(ends), -1, weight.shape[1])
+    if x.device.type != "cpu":
+        return F.grouped_mm(x, matrices.transpose(1, 2), offs=ends)
+    made, start = x.new_empty(len(x), matrices.shape[1]), 0
+    for matrix, end in zip(matrices, ends.tolist(), strict=True):
+        if end > start:
+            torch.mm(x[start:end], matrix.t(), out=made[start:end])
+            start = end
+    return made
+
+
 def _for_onednn(rows: int, weight: torch.Tensor) -> bool:
     return rows >= ONEDNN_ROWS and weight.numel() >= ONEDNN_NUMBERS and _onednn is not None
 

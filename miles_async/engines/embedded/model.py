@@ -1,8 +1,8 @@
-"""A dense Qwen3, Qwen2 or Llama decoder in plain torch, for batched inference only.
+"""A Qwen3, Qwen2, Llama or Qwen3-MoE decoder in plain torch, for batched inference only.
 
 Promises: log-probs equal transformers' to float32 rounding; weights are addressed by their Hugging Face names although
-q/k/v and gate/up are stored fused (the names are views of the fused storage, ``slots.py``); loading checks every shape
-before it writes. Nothing here knows requests, sampling or HTTP.
+q/k/v, gate/up and experts are stored fused (the names are views of the fused storage, ``slots.py``); loading checks every
+shape before it writes. Nothing here knows requests, sampling or HTTP.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ import torch.nn.functional as F
 
 from miles_async.engines.embedded.cache import KVCache
 from miles_async.engines.embedded.checkpoint import ModelConfig, RopeConfig
+from miles_async.engines.embedded.feed_forward import DenseFeedForward, FeedForward
 from miles_async.engines.embedded.kernels import add_linear, attend, linear, rms_norm, rotate
+from miles_async.engines.embedded.mixture import Mixture
 from miles_async.engines.embedded.prompts import Prompts
 from miles_async.engines.embedded.slots import EVERY_ROW, Slot
 
@@ -25,9 +27,10 @@ class WeightError(ValueError):
 
 
 class _Layer:
-    """Storage of one decoder layer. ``[out, in]`` matrices; biases are None where the architecture has none."""
+    """Storage of one decoder layer: attention's, and ``mlp``. ``[out, in]`` matrices; biases are None where the architecture
+    has none."""
 
-    def __init__(self, config: ModelConfig, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(self, config: ModelConfig, mlp: FeedForward, dtype: torch.dtype, device: torch.device) -> None:
         def new(*size: int) -> torch.Tensor:
             return torch.zeros(size, dtype=dtype, device=device)
 
@@ -41,35 +44,34 @@ class _Layer:
         self.qk_norm = new(config.num_heads + config.num_kv_heads, config.head_dim) if config.qk_norm else None
         self.o = new(config.hidden_size, wide)
         self.o_bias = new(config.hidden_size) if config.o_bias else None
-        self.gate_up = new(2 * config.intermediate_size, config.hidden_size)
-        self.gate_up_bias = new(2 * config.intermediate_size) if config.mlp_bias else None
-        self.down = new(config.hidden_size, config.intermediate_size)
-        self.down_bias = new(config.hidden_size) if config.mlp_bias else None
+        self.mlp = mlp
 
     def slots(self, config: ModelConfig) -> Iterable[Slot]:
         """Every storage and the tensors in it; ``q_norm``/``k_norm`` rows are repeats of one vector."""
-        nq, nk, hd, wide = config.num_heads, config.num_kv_heads, config.head_dim, config.intermediate_size
+        nq, nk, hd = config.num_heads, config.num_kv_heads, config.head_dim
         qkv = [("q_proj", 0, nq * hd), ("k_proj", nq * hd, nk * hd), ("v_proj", (nq + nk) * hd, nk * hd)]
-        gate_up = [("gate_proj", 0, wide), ("up_proj", wide, wide)]
         for kind, suffix in (("weight", ""), ("bias", "_bias")):
             yield Slot(self, "qkv" + suffix, [(f"self_attn.{n}.{kind}", slice(i, i + size)) for n, i, size in qkv])
             yield Slot(self, "o" + suffix, [(f"self_attn.o_proj.{kind}", EVERY_ROW)])
-            yield Slot(self, "gate_up" + suffix, [(f"mlp.{n}.{kind}", slice(i, i + size)) for n, i, size in gate_up])
-            yield Slot(self, "down" + suffix, [(f"mlp.down_proj.{kind}", EVERY_ROW)])
         yield Slot(self, "input_norm", [("input_layernorm.weight", EVERY_ROW)])
         yield Slot(self, "post_norm", [("post_attention_layernorm.weight", EVERY_ROW)])
         heads = [("q_norm", slice(0, nq)), ("k_norm", slice(nq, None))]
         yield Slot(self, "qk_norm", [(f"self_attn.{n}.weight", rows) for n, rows in heads], repeats=True)
+        yield from self.mlp.slots()
 
 
-class DenseModel:
+class Decoder:
     """The decoder. Token ids and positions are int64; hidden states and caches have ``dtype``; logits are float32."""
 
     def __init__(self, config: ModelConfig, *, dtype: torch.dtype, device: torch.device) -> None:
         self.config = config
         self.dtype = dtype
         self.device = device
-        self.layers = [_Layer(config, dtype, device) for _ in range(config.num_layers)]
+        layers, mixture, hidden = range(config.num_layers), config.mixture, config.hidden_size
+        # none: its layers are dense
+        self.mixtures = [] if mixture is None else [Mixture(mixture, hidden, dtype, device) for _ in layers]
+        each = self.mixtures or [DenseFeedForward(config, dtype, device) for _ in layers]
+        self.layers = [_Layer(config, mlp, dtype, device) for mlp in each]
         self.embed = torch.zeros(config.vocab_size, config.hidden_size, dtype=dtype, device=device)
         self.norm = torch.zeros(config.hidden_size, dtype=dtype, device=device)
         self.head = self.embed if config.tie_word_embeddings else torch.zeros_like(self.embed)
@@ -184,12 +186,18 @@ class DenseModel:
             if of_prompts:
                 attention = torch.cat((attention, *of_prompts))
             add_linear(x, attention, layer.o, layer.o_bias, plain=plain)
-            y = rms_norm(x, layer.post_norm, eps, plain=plain)
-            gate, up = linear(y, layer.gate_up, layer.gate_up_bias, plain=plain).chunk(2, -1)
-            add_linear(x, F.silu(gate).mul_(up), layer.down, layer.down_bias, plain=plain)
+            layer.mlp.add(x, rms_norm(x, layer.post_norm, eps, plain=plain), plain=plain)
         x = rms_norm(x, self.norm, eps, plain=plain)
         hidden = None if prompts is None else x[rows:].view(-1, prompts.width, cfg.hidden_size)
         return self.logits(x[:rows]), hidden
+
+    def routes(self) -> torch.Tensor:
+        """Of a mixture: the experts that the last pass chose for its tokens, in the order of their ids: int64
+        ``[tokens, layers, top_k]``.
+
+        That pass must have wanted the prompts' hidden states: else their last layer was left out.
+        """
+        return torch.stack([mixture.chosen for mixture in self.mixtures], 1)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Float32 logits ``[rows, vocab]`` of final hidden states ``[rows, hidden]``."""

@@ -34,6 +34,7 @@ class Item(NamedTuple):
     return_logprob: bool
     logprob_start_len: int  # -1: no log-probs of the prompt
     top_logprobs: int = 0  # of how many of the likeliest tokens at each prompt position, too
+    routes_from: int = -1  # the position from which on its experts are asked for; -1: they are not
 
 
 class Body(msgspec.Struct, kw_only=True):
@@ -46,6 +47,8 @@ class Body(msgspec.Struct, kw_only=True):
     return_logprob: bool | list[bool] | None = None
     logprob_start_len: int | list[int] | None = None
     top_logprobs_num: int | list[int] | None = None  # served where nothing is generated: for scoring
+    return_routed_experts: bool | None = None  # left out of the answer where the model has none
+    routed_experts_start_len: int | None = None
     stream: bool = False
     # known to SGLang, not served here
     input_embeds: Any = None
@@ -160,10 +163,23 @@ def expand(
                 "Please use a smaller logprob_start_len."
             )
         top = _top_logprobs(tops[index], limits, scoring=bool(wants[index]) and not sampling.max_new_tokens)
+        routes = _routes_from(request.body, limits, len(prompt))
         if copies > 1 and sampling.seed is not None:  # else all n responses would be the same one
             sampling = sampling._replace(seed=sampling.seed + index % copies)
-        items.append(Item(rids[index], prompt, sampling, wants[index], start, top))
+        items.append(Item(rids[index], prompt, sampling, wants[index], start, top, routes))
     return items
+
+
+def _routes_from(body: Body, limits: RequestLimits, prompt: int) -> int:
+    if not (body.return_routed_experts and limits.has_experts):
+        return -1
+    start = body.routed_experts_start_len or 0
+    if not 0 <= start <= prompt:
+        raise RequestError(
+            f"routed_experts_start_len={start} must be in [0, {prompt}], the number of input tokens. "
+            "Please use another routed_experts_start_len."
+        )
+    return start
 
 
 def _top_logprobs(number: int, limits: RequestLimits, *, scoring: bool) -> int:

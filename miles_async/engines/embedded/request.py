@@ -11,6 +11,7 @@ from itertools import repeat
 from typing import Any
 
 from miles_async.engines.embedded.protocol import Item
+from miles_async.engines.embedded.routes import Routes, base64_of
 from miles_async.engines.embedded.text import TextCodec
 
 
@@ -28,6 +29,7 @@ class EngineRequest:
         "output",
         "received",
         "retractions",
+        "routes",
         "row",
         "seed",
         "stop_ids",
@@ -50,6 +52,7 @@ class EngineRequest:
         self.logprobs: list[float] = []
         self.input_logprobs: list[float | None] | None = None
         self.input_top: list[list[tuple[float, int, None]] | None] = []  # as input_logprobs, of the likeliest tokens
+        self.routes: Routes | None = None  # of all tokens but the last, where they are asked for; as output
         self.version_events: list[tuple[str, int]] = []  # (weights in use until then, output tokens at that moment)
         self.version = ""
         self.retractions = 0
@@ -102,6 +105,9 @@ def render(request: EngineRequest, codec: TextCodec) -> dict[str, Any]:
     meta["weight_versions"] = spans
     meta["weight_version"] = spans[-1]["version"] if spans else request.version
     meta["e2e_latency"] = time.time() - request.received
+    if request.routes is not None:
+        meta["routed_experts"] = base64_of(request.routes, request.item.routes_from)
+        meta["routed_experts_kept"] = True  # through retractions, unlike SGLang's
     return answer
 
 

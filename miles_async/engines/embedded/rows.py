@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from miles_async.engines.embedded.request import EngineRequest
+from miles_async.engines.embedded.routes import Routes, RowRoutes
 from miles_async.engines.embedded.sampling import NO_TOP_K, mixed
 
 NO_TOKEN = -1
@@ -23,6 +24,7 @@ FILTERED = 2  # wants top-k, top-p or min-p
 WATCHED = 4  # streams, or has stop strings: looked at after every token
 BIASED = 8  # has a logit_bias
 TEMPERED = 16  # has another temperature than 1
+ROUTED = 32  # wants its experts
 
 
 class Rows:
@@ -38,6 +40,7 @@ class Rows:
         self._columns = np.zeros((10, 0), np.int64)
         self._outputs = np.zeros((0, 2, 16), np.int32)
         self.stop_ids = np.zeros((0, 1), np.int64)  # [capacity, stops], filled up with NO_TOKEN
+        self.routes = RowRoutes()
         self._bind()
 
     def _bind(self) -> None:
@@ -86,6 +89,8 @@ class Rows:
             if request.output:
                 self.tokens[row, : len(request.output)] = request.output
                 self.logprobs[row, : len(request.output)] = request.logprobs
+            if request.routes is not None:
+                self.routes.put(row, 0, request.routes)
         self.noise[first:count] = mixed(self.noise[first:count])
 
     def append(self, tokens: npt.NDArray[np.int64], logprobs: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
@@ -101,6 +106,19 @@ class Rows:
         self.last[:n] = tokens
         return (self.stop_ids[:n] == tokens[:, None]).any(1) | (at >= self.limit[:n])
 
+    def keep_routes(self, newest: Routes, batch: list[EngineRequest], source: list[int], prompts: Routes) -> None:
+        """What a pass chose: for the newest token of each of the first rows ``[rows, layers, top_k]``, and for the prompts that
+        it computed ``[prompts, width, layers, top_k]``, of which request ``i`` of ``batch`` has number ``source[i]``.
+
+        What is known of a request from before a retraction stays.
+        """
+        for request, place in zip(batch, source, strict=True):
+            if request.item.routes_from >= 0:
+                known = 0 if request.routes is None else len(request.routes)
+                self.routes.put(request.row, known, prompts[place, known : request.length - 1])
+        if len(newest):
+            self.routes.put_one_each(self.length[: len(newest)], newest)
+
     def save_outputs(self, rows: npt.NDArray[np.int64]) -> None:
         """Copy the output of rows into their requests."""
         # max_new_tokens = 0: a token was sampled that nobody asked for
@@ -111,6 +129,8 @@ class Rows:
             request = self.requests[row]
             request.output = some_tokens[:n]
             request.logprobs = some_logprobs[:n]
+            if request.item.routes_from >= 0:
+                request.routes = self.routes.of(row, request.length - 1)
 
     def remove(self, leaving: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """Take rows out (sorted), filling the holes from the end. Returns (moved from, moved to)."""
@@ -125,6 +145,8 @@ class Rows:
             width = int(self.count_out[targets].max())
             self._outputs[targets, :, :width] = self._outputs[sources, :, :width]
             self.stop_ids[targets] = self.stop_ids[sources]
+            if self.any_flag & ROUTED:
+                self.routes.move(sources, targets, int(self.length[targets].max()))
             for source, target in zip(sources.tolist(), targets.tolist(), strict=True):
                 request = self.requests[source]
                 self.requests[target] = request
@@ -162,6 +184,7 @@ def _ints(request: EngineRequest) -> tuple[int, ...]:
         | (WATCHED if request.stream or sampling.stop else 0)
         | (BIASED if sampling.logit_bias else 0)
         | (TEMPERED if sampling.temperature != 1.0 else 0)
+        | (ROUTED if request.item.routes_from >= 0 else 0)
     )
     return (
         (request.output or request.item.prompt)[-1],

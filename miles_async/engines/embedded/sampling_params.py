@@ -95,6 +95,7 @@ class RequestLimits(NamedTuple):
     vocab_size: int
     context_length: int
     has_tokenizer: bool
+    has_experts: bool = False
 
     def check_prompt(self, prompt: list[int]) -> None:
         """Raises RequestError for an empty or too long prompt, or an id outside of the vocabulary (named)."""

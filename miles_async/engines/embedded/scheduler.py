@@ -23,10 +23,11 @@ import numpy.typing as npt
 import torch
 
 from miles_async.engines.embedded.cache import KVCache, align
-from miles_async.engines.embedded.model import DenseModel
+from miles_async.engines.embedded.model import Decoder
 from miles_async.engines.embedded.prompts import Prompts, padded, score, wants_scores
 from miles_async.engines.embedded.request import EngineRequest, abort_reason, length_reason, stop_reason
-from miles_async.engines.embedded.rows import BIASED, FILTERED, GREEDY, TEMPERED, WATCHED, Rows
+from miles_async.engines.embedded.routes import packed
+from miles_async.engines.embedded.rows import BIASED, FILTERED, GREEDY, ROUTED, TEMPERED, WATCHED, Rows
 from miles_async.engines.embedded.sampling import Filters, sample, uniforms_of
 from miles_async.engines.embedded.step_output import Partial, StepOutput
 from miles_async.engines.embedded.text import TextCodec
@@ -39,7 +40,7 @@ class Scheduler:
     """The engine's state machine. Not thread-safe: one thread calls it."""
 
     def __init__(
-        self, model: DenseModel, codec: TextCodec, *, max_running: int, max_tokens: int, version: str = "default"
+        self, model: Decoder, codec: TextCodec, *, max_running: int, max_tokens: int, version: str = "default"
     ) -> None:
         cfg = model.config
         self.model = model
@@ -182,18 +183,18 @@ class Scheduler:
         n, need = self._reserve() if decode else (0, width)
         ids, positions, prompts = data.last[:n], data.length[:n], None
         scored = [request for request in batch if wants_scores(request)]
+        routed = bool(data.any_flag & ROUTED)
         if width:
             ids = np.concatenate((ids, tokens.ravel()))
             positions = np.concatenate((positions, np.tile(np.arange(width), len(tokens))))
-            prompts = Prompts(first, self._to_device(np.array(source)), width, bool(scored))
+            prompts = Prompts(first, self._to_device(np.array(source)), width, bool(scored) or routed)
+        length = min(align(need), self.cache.length)
         logits, hidden = self.model.forward(
-            self._to_device(ids),
-            self._to_device(positions),
-            self.cache,
-            n,
-            min(align(need), self.cache.length),
-            prompts,
+            self._to_device(ids), self._to_device(positions), self.cache, n, length, prompts
         )
+        if routed:
+            routes = packed(self.model.routes().cpu().numpy(), self.model.mixtures[0].experts)
+            data.keep_routes(routes[:n], batch, source, routes[n:].reshape(*tokens.shape, *routes.shape[1:]))
         for request in scored:
             start, end = request.item.logprob_start_len, len(request.item.prompt) - 1
             places = hidden[source[request.row - first], start:end] if hidden is not None else logits.new_empty(0, 0)

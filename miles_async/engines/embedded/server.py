@@ -31,7 +31,7 @@ from miles_async.engines.embedded.cache import align
 from miles_async.engines.embedded.checkpoint import ModelConfig, ModelFilesError, read_config, read_tensors
 from miles_async.engines.embedded.control import WeightControl
 from miles_async.engines.embedded.frontend import Frontend
-from miles_async.engines.embedded.model import DenseModel, WeightError
+from miles_async.engines.embedded.model import Decoder, WeightError
 from miles_async.engines.embedded.sampling_params import RequestLimits
 from miles_async.engines.embedded.scheduler import Scheduler
 from miles_async.engines.embedded.text import TextCodec
@@ -92,7 +92,7 @@ async def serve(
         _log.warning("context length %d cut to %d: the cache holds no more", context, max_tokens)
         context = max_tokens
     scheduler = Scheduler(model, codec, max_running=max_running_requests, max_tokens=max_tokens, version=weight_version)
-    limits = RequestLimits(config.vocab_size, context, codec.available)
+    limits = RequestLimits(config.vocab_size, context, codec.available, config.mixture is not None)
     frontend = Frontend(scheduler, limits, codec, codec.eos_token_ids)
     weights = WeightControl(frontend.compute, model, model_path, weight_version, frontend.abort_all, weight_roots)
     info = {
@@ -108,6 +108,7 @@ async def serve(
         "dp_size": 1,
         "version": _version(),
         "engine": "miles_async embedded",
+        "enable_return_routed_experts": limits.has_experts,
     }
     refusals = Refusals() if refusals is None else refusals
     server = HttpServer(
@@ -128,12 +129,12 @@ async def serve(
         raise RuntimeError(f"the engine failed: {frontend.failure}") from frontend.failure
 
 
-def load_model(path: str, config: ModelConfig, device: torch.device, dtype: str = "auto") -> DenseModel:
+def load_model(path: str, config: ModelConfig, device: torch.device, dtype: str = "auto") -> Decoder:
     """The checkpoint's model with its weights. Raises ModelFilesError."""
     kind = getattr(torch, config.dtype if dtype == "auto" else dtype, None)
     if kind not in (torch.float32, torch.bfloat16, torch.float16):
         raise ServeError(f"dtype {dtype!r} is not one of auto, float32, bfloat16, float16")
-    model = DenseModel(config, dtype=kind, device=device)
+    model = Decoder(config, dtype=kind, device=device)
     try:
         model.load(read_tensors(path), complete=True)
     except WeightError as error:

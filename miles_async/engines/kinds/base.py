@@ -68,6 +68,7 @@ class EngineKind:
     FIXED: ClassVar[str | None] = None  # why a run that goes on cannot have more or fewer of them; None: it can
     SUMS_LIKE_SNAPSHOTS: ClassVar[bool] = False  # whether they name and hash their tensors as a snapshot does
     COMPUTES: ClassVar[ComputingPart | None] = None  # the models that they serve, where that is known before they start
+    RETURNS_ROUTES: ClassVar[bool] = False  # whether they can return the experts of each token (return_routed_experts)
 
     def number(self, engine: Engine) -> int:
         """How many the section asks for."""

@@ -16,6 +16,7 @@ class Embedded(EngineKind):
 
     SUMS_LIKE_SNAPSHOTS = True
     COMPUTES = ENGINE
+    RETURNS_ROUTES = True
 
     def check(self, config: RunConfig) -> None:
         refuse_tp_size(config.engine)

@@ -18,6 +18,7 @@ class External(EngineKind):
     KEYS = ("engine.urls",)
     OURS = False
     FIXED = 'engine.kind = "external": these engines are somebody\'s (engine.urls), their number is not ours to change'
+    RETURNS_ROUTES = True  # each is asked for it when it is attached
 
     def number(self, engine: Engine) -> int:
         return len(engine.urls)
@@ -46,7 +47,8 @@ async def _attach(host: EngineHost, url: str) -> None:
     async with host.client(url) as client:
         with host.waiting(WaitKind.SERVER, url=url):
             await until_it_answers(client, host.engine.start_timeout_s)
-            suspicious = await check_server(client, host.model_path, host.config.model.dtype)
+            routes, dtype = host.config.rollout.routing_replay, host.config.model.dtype
+            suspicious = await check_server(client, host.model_path, dtype, routes=routes)
         for line in suspicious:
             await host.event("engine_suspicious", what=line)
         await host.announce(url)

@@ -27,6 +27,7 @@ class Sglang(EngineKind):
     """One for each host, of ``engine.tp_size`` ranks, on loopback."""
 
     KEYS = ("engine.args", "eval.engine_args")
+    RETURNS_ROUTES = True
 
     def check_use(self, config: RunConfig) -> None:
         flags.check_args("engine.args", config.engine.args)
@@ -36,7 +37,14 @@ class Sglang(EngineKind):
         log_file = host.log_file("sglang")
         with host.waiting(WaitKind.SGLANG_SERVER):
             server = await _start(
-                host.config.model, host.engine, host.model_path, "0", log_file, host=host.address, api_key=host.api_key
+                host.config.model,
+                host.engine,
+                host.model_path,
+                "0",
+                log_file,
+                host=host.address,
+                api_key=host.api_key,
+                routes=host.config.rollout.routing_replay,
             )
         try:
             for line in server.suspicious:
@@ -61,7 +69,7 @@ class Sglang(EngineKind):
 async def _start(
     model: Model, engine: Engine, path: str, version: str, log_file: Path, **of_a_run: Any
 ) -> SglangServer:
-    """A server as ``engine`` describes it, of the weights in ``path``; ``of_a_run``: its address and its key.
+    """A server as ``engine`` describes it, of the weights in ``path``; ``of_a_run``: its address, its key, what it returns.
 
     Raises as ``SglangServer.start`` does.
     """

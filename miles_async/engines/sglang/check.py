@@ -16,7 +16,7 @@ from typing import Any
 
 from miles_async.config.schema import ConfigError
 from miles_async.engines.client import EngineClient, EngineError
-from miles_async.engines.sglang.command import OLDEST_VERSION, version_of
+from miles_async.engines.sglang.command import OLDEST_VERSION, RETURN_ROUTES, version_of
 
 REQUIRED_ENDPOINTS = (
     "/generate",
@@ -60,8 +60,9 @@ class Server:
     config: Mapping[str, Any] | None = None
 
 
-def judge(server: Server, ours: Mapping[str, Any], dtype: str) -> list[str]:
-    """What is suspicious. ``ours``: the config.json of the run's model. Raises UnfitServerError. Pure."""
+def judge(server: Server, ours: Mapping[str, Any], dtype: str, *, routes: bool = False) -> list[str]:
+    """What is suspicious. ``ours``: the config.json of the run's model. ``routes``: it has to return experts. Raises
+    UnfitServerError. Pure."""
     embedded = "embedded" in str(server.info.get("engine", ""))
     version = str(server.info.get("version") or "that names no version")
     name = f"the server at {server.url} (sglang {version})" if not embedded else f"the embedded engine at {server.url}"
@@ -81,6 +82,8 @@ def judge(server: Server, ours: Mapping[str, Any], dtype: str) -> list[str]:
                 f"{name} serves another model: {key} = {theirs[key]} ({server.model.get('model_path')}), "
                 f"the run's has {ours[key]}"
             )
+    if routes and not server.info.get("enable_return_routed_experts"):
+        raise UnfitServerError(f"{name} returns no experts: rollout.routing_replay = true needs {RETURN_ROUTES}")
     suspicious = []
     computes = str(server.info.get("dtype", dtype)).removeprefix("torch.")
     if computes not in (dtype, "auto"):
@@ -92,8 +95,9 @@ def judge(server: Server, ours: Mapping[str, Any], dtype: str) -> list[str]:
     return suspicious
 
 
-async def check_server(client: EngineClient, model_path: str, dtype: str) -> list[str]:
-    """What is suspicious of a server that answers. Raises UnfitServerError, or EngineError where it stops answering."""
+async def check_server(client: EngineClient, model_path: str, dtype: str, *, routes: bool = False) -> list[str]:
+    """What is suspicious of a server that answers, which is to return experts where ``routes`` says so. Raises
+    UnfitServerError, or EngineError where it stops answering."""
     try:
         info, model = await client.server_info(PROBE_TIMEOUT_S), await client.model_info(PROBE_TIMEOUT_S)
     except EngineError as error:
@@ -104,7 +108,7 @@ async def check_server(client: EngineClient, model_path: str, dtype: str) -> lis
         raise
     missing = tuple([path for path in REQUIRED_ENDPOINTS if not await client.has_endpoint(path, PROBE_TIMEOUT_S)])
     theirs = read_config(str(model.get("model_path", "")))
-    return judge(Server(client.url, info, model, missing, theirs), read_config(model_path), dtype)
+    return judge(Server(client.url, info, model, missing, theirs), read_config(model_path), dtype, routes=routes)
 
 
 async def until_it_answers(client: EngineClient, timeout_s: float) -> None:

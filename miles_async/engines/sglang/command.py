@@ -19,6 +19,7 @@ from typing import Literal
 SHIM = Path(__file__).parent / "shim"
 BOUND_EXEC = Path(__file__).parent / "bound_exec.py"
 OLDEST_VERSION = (0, 5, 23)  # the one that the contract suite is run against
+RETURN_ROUTES = "--enable-return-routed-experts"
 # By default a CPU server takes most of the machine's memory for its KV cache.
 CPU_KV_TOKENS = 65536
 
@@ -29,7 +30,7 @@ class SglangError(RuntimeError):
 
 @dataclass(frozen=True, kw_only=True)
 class ServerOptions:
-    """What one server is started with. ``context_length`` in tokens (None: the model's)."""
+    """What one server is started with. ``context_length`` in tokens (None: the model's). ``routes``: it can return experts."""
 
     model_path: str
     host: str
@@ -41,6 +42,7 @@ class ServerOptions:
     tp_size: int
     weight_version: str
     args: tuple[str, ...]
+    routes: bool = False
 
 
 def version_of(text: str) -> tuple[int, ...]:
@@ -99,6 +101,8 @@ def command_line(options: ServerOptions, config_file: Path | None = None) -> lis
     for flag, value in flags.items():
         words += [flag, str(value)]
     words.append("--sleep-on-idle")  # without it an idle scheduler burns a core
+    if options.routes:
+        words.append(RETURN_ROUTES)
     return [*words, *options.args]
 
 

@@ -85,12 +85,14 @@ class SglangServer:
         args: Sequence[str] = (),
         weight_version: str = "0",
         api_key: str | None = None,
+        routes: bool = False,
         timeout_s: float = 180.0,
     ) -> SglangServer:
         """Start a server and wait until it answers. The event loop must run in a thread that outlives the server.
 
         port: 0 is any free one. args: further flags of ``sglang.launch_server``, which win over ours. log_file: what the
-        server's output is appended to. timeout_s: seconds until it has to answer.
+        server's output is appended to. routes: whether it is to be able to return experts. timeout_s: seconds until it has to
+        answer.
         Raises SglangError: not installed, too old, exited, not ready in time, port in use; UnfitServerError: it cannot be an
         engine, for what it is or has been told.
         """
@@ -107,6 +109,7 @@ class SglangServer:
             tp_size=tp_size,
             weight_version=weight_version,
             args=tuple(args),
+            routes=routes,
         )
         _require_bindable(host, options.port)
         temporary = tempfile.TemporaryDirectory(prefix="sglang-", ignore_cleanup_errors=True)
@@ -173,7 +176,8 @@ class SglangServer:
                     while not await self._answers(session, exited):
                         await asyncio.wait({exited}, timeout=PROBE_INTERVAL_S)
                 client = EngineClient(self.url, session, api_key)
-                found = await check_server(client, self.options.model_path, self.options.dtype)
+                options = self.options
+                found = await check_server(client, options.model_path, options.dtype, routes=options.routes)
                 self.suspicious = tuple(found)
                 self._note_shared_files()
         except EngineError as error:

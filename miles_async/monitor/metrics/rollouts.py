@@ -11,6 +11,11 @@ WORKERS = (
     Metric("rollout/sample_seconds", "s", "mean time of a sample since the last report"),
     Metric("rollout/sample_seconds_max", "s", "the longest of them"),
     Metric("rollout/tail_share", "share", "of a group's time, what is left when half of its samples have ended"),
+    Metric(
+        "rollout/unpaired_routes",
+        "share",
+        "of the tokens, those that replay leaves out: their engine returned the experts of a later pass",
+    ),
 )
 
 LEDGER = (

@@ -42,10 +42,7 @@ class Branch:
 
     def finished(self) -> Trajectory:
         """A copy without what belongs to a turn under way."""
-        whole, part = self.trajectory, Trajectory(self.trajectory.prompt)
-        part.tokens, part.logprobs = whole.tokens[: self.end], whole.logprobs[: self.end]
-        part.mask, part.versions = whole.mask[: self.end], whole.versions[: self.end]
-        return part
+        return self.trajectory.first(self.end)
 
 
 @dataclass(frozen=True)
@@ -151,8 +148,7 @@ class Conversation:
     def abandon(self, begun: Begun) -> None:
         """The turn came to nothing: the branch is as it was."""
         trajectory = begun.branch.trajectory
-        for values in (trajectory.tokens, trajectory.logprobs, trajectory.versions):
-            del values[begun.start :]
+        trajectory.cut(begun.start)
         trajectory.mask = begun.mask
         begun.branch.busy = False
 
