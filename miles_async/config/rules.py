@@ -12,6 +12,7 @@ from miles_async.config.layout import check as check_layout
 from miles_async.config.layout import layout_of
 from miles_async.config.lora import check as check_lora
 from miles_async.config.optimizer_steps import check as check_steps
+from miles_async.config.qkv_format import check as check_qkv_format
 from miles_async.config.schema import ConfigError, RunConfig
 
 
@@ -24,6 +25,7 @@ def check(config: RunConfig, *rooms: Callable[[RunConfig], None]) -> None:
             "pipeline_parallel_size, context_parallel_size and expert_parallel_size must be 1"
         )
     check_lora(config)
+    check_qkv_format(config.learner)
     check_steps(config)
     check_rollout(config)
     for check_room in rooms:

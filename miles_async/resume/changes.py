@@ -76,7 +76,7 @@ FREE: dict[str, str] = {
     "learner": """num_ranks tensor_parallel_size pipeline_parallel_size virtual_pipeline_size context_parallel_size
         expert_parallel_size expert_tensor_parallel_size sequence_parallel num_steps_per_rollout global_batch_size ppo_epochs
         max_skipped_steps lr min_lr lr_warmup_steps lr_decay_steps lr_decay_style weight_decay clip_grad
-        max_tokens_per_micro_batch recompute_granularity recompute_method recompute_num_layers recompute_modules
+        max_tokens_per_micro_batch qkv_format recompute_granularity recompute_method recompute_num_layers recompute_modules
         balance_data log_probs_chunk_size moe_aux_loss_coeff moe_z_loss_coeff moe_router_bias_update_rate
         megatron_args grad_reduce_timeout_s batch_function before_log_prob_function before_train_step_function
         log_function max_quarantined_groups""",

@@ -1,12 +1,15 @@
 """Core attention of the local (non-TransformerEngine) layers: PyTorch's fused scaled-dot-product attention.
 
-Promises: causal attention over right-padded [s, b, h, d] activations, the same numbers as Megatron's own unfused core to
+Promises: causal attention over right-padded [s, b, h, d] activations, or over sequences one after the other (thd.py), of which
+those of one length are computed together and nothing is padding; the same numbers as Megatron's own unfused core to
 rounding, without its [b * h, s, s] scores in memory; grouped keys and values are not repeated before the kernel. With context
 parallelism a rank has its two pieces of each sequence (:func:`own_places`) and attends to the keys and values of all.
 """
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any
 
@@ -32,25 +35,52 @@ class CausalAttention(MegatronModule):
         key: torch.Tensor,
         value: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
+        packed_seq_params: Any = None,
         **_: Any,
     ) -> torch.Tensor:
-        """query: [s, b, heads, d]; key, value: [s, b, groups, d]; s: this rank's. Returns [s, b, heads * d]."""
+        """query: [s, b, heads, d]; key, value: [s, b, groups, d]; s: this rank's. Returns [s, b, heads * d].
+
+        With ``packed_seq_params`` there is no b, and s is the tokens of all sequences.
+        """
         if attention_mask is not None:
             raise ValueError("CausalAttention takes no attention mask: pad on the right")
-        mask = None
         if self._group is not None:
             key, value = _gathered(key, self._group), _gathered(value, self._group)
-            mask = _mask(len(query), self._group.size(), self._group.rank(), query.device)
+        if packed_seq_params is not None:
+            return self._of_row(query, key, value, packed_seq_params.cu_seqlens_q.diff().tolist())
+        found = self._attended(*(part.transpose(0, 1) for part in (query, key, value)))
+        return found.transpose(0, 1).flatten(2)
+
+    def _of_row(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, lengths: list[int]) -> torch.Tensor:
+        """The same of [t, heads, d] and, of all context-parallel ranks, [ranks * t, groups, d]. lengths: of the sequences,
+        before those ranks split them. Returns [t, heads * d]."""
+        ranks = self._group.size() if self._group is not None else 1
+        alike = [(length // ranks, count) for length, count in runs(lengths)]
+        sizes = [size * count for size, count in alike]
+        found = []
+        queries = query.split(sizes)
+        keys, values = (part.unflatten(0, (ranks, len(query))).split(sizes, dim=1) for part in (key, value))
+        for (size, count), mine, *theirs in zip(alike, queries, keys, values, strict=True):
+            # [ranks, count * size, ..] to [count, ranks * size, ..]
+            of_all = (part.unflatten(1, (count, size)).transpose(0, 1).flatten(1, 2) for part in theirs)
+            found.append(self._attended(mine.unflatten(0, (count, size)), *of_all).flatten(0, 1))
+        return torch.cat(found).flatten(1)
+
+    def _attended(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        """[b, s, heads, d] and [b, ranks * s, groups, d] to [b, s, heads, d]."""
+        mask = None
+        if self._group is not None:
+            mask = _mask(query.shape[1], self._group.size(), self._group.rank(), query.device)
         out = torch.nn.functional.scaled_dot_product_attention(
-            query.permute(1, 2, 0, 3),
-            key.permute(1, 2, 0, 3),
-            value.permute(1, 2, 0, 3),
+            query.transpose(1, 2),
+            key.transpose(1, 2),
+            value.transpose(1, 2),
             attn_mask=mask,
             is_causal=mask is None,
             scale=self.softmax_scale,
             enable_gqa=True,
         )
-        return out.permute(2, 0, 1, 3).flatten(2)
+        return out.transpose(1, 2)
 
 
 def own_places(size: int, ranks: int, rank: int) -> torch.Tensor:
@@ -61,11 +91,16 @@ def own_places(size: int, ranks: int, rank: int) -> torch.Tensor:
     return torch.cat([torch.arange(rank * half, (rank + 1) * half), torch.arange(last * half, (last + 1) * half)])
 
 
+def runs(lengths: Iterable[int]) -> list[tuple[int, int]]:
+    """Each length, and how many sequences in a row have it."""
+    return [(length, sum(1 for _ in same)) for length, same in itertools.groupby(lengths)]
+
+
 @lru_cache(maxsize=1)  # the layers of a model ask for the same one
 def _mask(size: int, ranks: int, rank: int, device: torch.device) -> torch.Tensor:
     """[size, size * ranks] bool: what each of a rank's places sees of all ranks' places, one rank after the other."""
-    places = [own_places(size, ranks, other) for other in range(ranks)]
-    return (places[rank][:, None] >= torch.cat(places)[None]).to(device)
+    places = [own_places(size, ranks, other).to(device) for other in range(ranks)]
+    return places[rank][:, None] >= torch.cat(places)[None]
 
 
 class _Gathered(torch.autograd.Function):

@@ -148,11 +148,13 @@ def _teacher_top(samples: Sequence[Sample]) -> tuple[Array, Array] | None:
     return ids.reshape(-1, int(k)), values.reshape(-1, int(k))
 
 
-def micro_batches(sequences: Sequences, max_tokens: int, split_cost: int = SPLIT_COST_TOKENS) -> list[MicroBatch]:
+def micro_batches(
+    sequences: Sequences, max_tokens: int, split_cost: int = SPLIT_COST_TOKENS, *, padded: bool = True
+) -> list[MicroBatch]:
     """The micro-batches of all sequences with at least one token to compute; none if there is none.
 
     max_tokens: cap on rows * columns; a single sequence above it gets a micro-batch of its own. split_cost: what one more
-    micro-batch costs, in padded tokens.
+    micro-batch costs, in padded tokens. padded: whether padding is computed; else the cap is on the tokens alone.
     """
     lengths, prompts = sequences.lengths, sequences.prompt_lengths
     responses = lengths - prompts
@@ -163,7 +165,8 @@ def micro_batches(sequences: Sequences, max_tokens: int, split_cost: int = SPLIT
     np.add.at(wanted, np.repeat(np.arange(len(lengths)), responses), sequences.mask)
     used = np.flatnonzero(wanted)
     result = []
-    for rows in plan(lengths[used] - 1, max_tokens, split_cost):
+    widths = lengths[used] - 1
+    for rows in plan(widths, max_tokens, split_cost) if padded else filled(widths, max_tokens):
         rows = used[rows]
         columns = int(lengths[rows].max()) - 1
         tokens = np.zeros((len(rows), columns), dtype=np.int64)
@@ -229,6 +232,24 @@ def _routes_of(sequences: Sequences, rows: Array, columns: int) -> Array | None:
     widths = sequences.lengths - 1
     first = np.cumsum(widths) - widths
     return sequences.routes[first[rows][:, None] + np.arange(columns) % widths[rows][:, None]]
+
+
+def filled(widths: Array, max_tokens: int) -> list[Array]:
+    """Which sequences share a micro-batch of which padding is not computed: few that are full. As :func:`plan` else.
+
+    First fit, widest first (within 11 / 9 of the least number: Johnson, 1973).
+    """
+    parts: list[list[int]] = []
+    room: list[int] = []
+    for index in np.argsort(-widths, kind="stable").tolist():
+        width = int(widths[index])
+        fitting = next((number for number, left in enumerate(room) if left >= width), len(parts))
+        if fitting == len(parts):
+            parts.append([])
+            room.append(max_tokens)
+        parts[fitting].append(index)
+        room[fitting] -= width
+    return [np.array(part) for part in parts]
 
 
 def _prompts(sequences: Sequences, first_token: Array) -> Array:

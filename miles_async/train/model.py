@@ -15,7 +15,8 @@ from typing import Any
 import torch
 
 from miles_async.config import schema as cfg
-from miles_async.train import cpu_shim, lora
+from miles_async.config.qkv_format import packs
+from miles_async.train import cpu_shim, lora, thd
 from miles_async.train.batch import (
     PACKED_SPLIT_COST_TOKENS,
     SPLIT_COST_TOKENS,
@@ -63,6 +64,8 @@ class TrainedModel(Trained):
         self.groups = groups
         whole = groups.layout.model == 1 and local_layers.is_local(self.modules[0])
         self._local: Any = local_layers if whole else None
+        self._in_row = not whole and packs(learner) and thd.takes_row(self.modules)
+        self._bounds_device = thd.bounds_device(self.modules, groups.device)
         self.steps = 0  # optimizer steps in the weights
         self._max_tokens = learner.max_tokens_per_micro_batch
         self._rate, self._rows, self._prefix = rate, rows, prefix
@@ -83,7 +86,7 @@ class TrainedModel(Trained):
     def micro_batches(self, sequences: Sequences) -> list[MicroBatch]:
         """Those that it takes least time to compute."""
         split_cost = PACKED_SPLIT_COST_TOKENS if self._local else SPLIT_COST_TOKENS
-        return micro_batches(sequences, self._max_tokens, split_cost)
+        return micro_batches(sequences, self._max_tokens, split_cost, padded=not self._in_row)
 
     def train_pass(self, micros: Sequence[MicroBatch], loss_of: Loss, *, learning: bool = True) -> None:
         """Add the gradients of ``loss_of(micro-batch, its outputs)``, a scalar, up, of one micro-batch after the other; no
@@ -147,9 +150,11 @@ class TrainedModel(Trained):
         """What this stage gives: hidden states, or on the last one the output layer's [m, width], unless this is asked for in
         parts; and of which tokens."""
         groups, module = self.groups, gpt_model(ddp.module)
-        part = inputs(micro, groups.layout, groups.context_rank, groups.device)
+        part = (thd.row_inputs if self._in_row else inputs)(micro, groups.layout, groups.context_rank, groups.device)
         position_ids = torch.arange(part.tokens.shape[1], device=groups.device).expand_as(part.tokens)
         said: dict[str, Any] = {}
+        if part.lengths is not None:
+            said["packed_seq_params"] = thd.row_params(part.lengths, self._bounds_device)
         if self._routing.counts:
             said["padding_mask"] = part.padding if module.pre_process else groups.own_columns(part.padding)
         self._routing.give(module, None if part.routes is None else groups.own_columns(part.routes))

@@ -133,6 +133,8 @@ class Inputs:
     padding: torch.Tensor  # [rows, columns] bool: where there is no token; everywhere, where no output is wanted
     # [rows, columns, layers, top_k], on the CPU: the experts of each token; None: none came with them
     routes: torch.Tensor | None
+    # of the sequences that the one row is, before context parallelism splits them (thd.py); None: each row is one
+    lengths: tuple[int, ...] | None = None
 
 
 def inputs(micro: MicroBatch, layout: Layout, context_rank: int, device: torch.device) -> Inputs:

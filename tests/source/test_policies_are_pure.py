@@ -32,6 +32,7 @@ PURE = (
     "miles_async/config/layout.py",
     "miles_async/config/lora.py",
     "miles_async/config/optimizer_steps.py",
+    "miles_async/config/qkv_format.py",
     "miles_async/rewards/rules.py",
     "miles_async/rewards/table.py",
     "miles_async/rl/advantages.py",

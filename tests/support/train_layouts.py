@@ -53,7 +53,7 @@ CASES: dict[str, dict[str, dict[str, Any]]] = {
         "algorithm": {"loss_aggregation": "sample"},
         "learner": {"use_distributed_optimizer": True},
     },
-    "gspo": {"algorithm": {"advantage_estimator": "gspo"}},
+    "gspo, padded": {"algorithm": {"advantage_estimator": "gspo"}, "learner": {"qkv_format": "bshd"}},
     "reference, kl": {
         "algorithm": {"use_kl_loss": True, "kl_loss_coef": 0.1, "kl_coef": 0.05, "old_log_probs": "recompute"}
     },

@@ -13,7 +13,7 @@ from train_support import VOCAB, make_groups
 
 from bus.codec import LOGPROBS, TOKENS, pack, unpack
 from miles_async.groups.routes import RouteShape
-from miles_async.train.batch import BatchError, flatten, micro_batches, plan, whole_sequences
+from miles_async.train.batch import BatchError, filled, flatten, micro_batches, plan, whole_sequences
 
 
 @pytest.mark.parametrize("max_tokens", [1, 20, 64, 10_000])
@@ -170,3 +170,16 @@ def test_experts_that_cannot_be_replayed_are_refused_by_name(change: Callable[[b
     flatten(good, VOCAB, shape)
     with pytest.raises(BatchError, match=f"group 0-1-0, sample 1: .*{problem}"):
         flatten([good[0], msgspec.structs.replace(good[1], samples=samples)], VOCAB, shape)
+
+
+@given(widths, st.integers(1, 40))
+def test_micro_batches_without_padding_are_full(widths: list[int], max_tokens: int):
+    parts = filled(np.array(widths), max_tokens)
+    assert sorted(np.concatenate(parts).tolist()) == list(range(len(widths)))
+    sizes = [sum(widths[i] for i in part) for part in parts]
+    assert all(size <= max_tokens or len(part) == 1 for size, part in zip(sizes, parts, strict=True))
+    # what is in a later one had no room in an earlier one
+    for earlier, later in itertools.combinations(range(len(parts)), 2):
+        assert sizes[earlier] + min(widths[i] for i in parts[later]) > max_tokens
+    for part in parts:
+        assert [(-widths[i], i) for i in part] == sorted((-widths[i], i) for i in part)

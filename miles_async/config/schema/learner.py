@@ -62,6 +62,10 @@ class Learner(Section, frozen=True):
     # with lora_rank, Megatron's names of the matrices that have them; None: all of these
     lora_targets: list[Literal["linear_qkv", "linear_proj", "linear_fc1", "linear_fc2"]] | None = None
     max_tokens_per_micro_batch: PositiveInt = 8192  # of one pass through the model, padding included
+    # sequences in a pass through Megatron's own layers: "thd": one after the other, nothing is computed of padding; "bshd":
+    # rows as wide as the longest. None: "thd", but with moe_aux_loss_coeff "bshd". Where one process has a dense model on a
+    # CPU, layers of ours compute no padding either way
+    qkv_format: Literal["thd", "bshd"] | None = None
     balance_data: bool = True  # the groups of an optimizer step go to the replicas so that their tokens come out even
     # tokens whose log-probs are computed at a time, from logits of so many, which the backward pass computes again; None: those
     # of a micro-batch
