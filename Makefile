@@ -3,6 +3,7 @@
 # make test-sglang  that suite alone
 # make test-faults  small runs with random processes killed at random moments (FAULT_RUNS, FAULT_SEED)
 # make matrix       every layout of the learner beside one process, and how far they are apart (minutes)
+# make gpu-check    on a machine with CUDA: learner and engine against a CPU, pushes, speed, memory; JSON (minutes)
 # make mutants      plants a bug for each line that upholds an invariant; a test has to catch each (minutes)
 # make lint         ruff, pyright, the direction of imports
 # make docs         writes the pages of docs/ that are made from the code
@@ -17,7 +18,7 @@ BIN    := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 unexport PYTHONDONTWRITEBYTECODE  # each of a run's processes would compile all of it again
 
-.PHONY: quickstart test test-sglang test-faults matrix mutants lint docs clean
+.PHONY: quickstart test test-sglang test-faults matrix gpu-check mutants lint docs clean
 
 quickstart: $(VENV)/.quickstart-installed
 	$(BIN)/miles-async launch examples/quickstart.toml
@@ -33,6 +34,9 @@ test-faults: $(VENV)/.quickstart-installed
 
 matrix: $(VENV)/.test-installed
 	$(BIN)/python -m pytest -m matrix -rP
+
+gpu-check: $(VENV)/.quickstart-installed
+	@$(BIN)/python -m benchmarks.gpu_check
 
 mutants: $(VENV)/.test-installed
 	$(BIN)/python -m tests.mutations $(MUTANTS)
