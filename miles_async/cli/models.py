@@ -29,13 +29,20 @@ def add_to(app: typer.Typer) -> None:
         adapters: Annotated[
             bool, typer.Option("--adapters", help="Only what learner.lora_rank trained, in PEFT's format.")
         ] = False,
+        model: Annotated[
+            Path | None,
+            typer.Option(
+                metavar="DIR",
+                help="CHECKPOINT is Megatron's own (torch_dist), of a model like this Hugging Face directory's.",
+            ),
+        ] = None,
         as_json: AsJson = False,
     ) -> None:
         """Make a checkpoint of a run a Hugging Face directory."""
         with clear_errors():
             from miles_async.train import convert as conversion
 
-            found = conversion.find(checkpoint)
+            found = conversion.find(checkpoint, model)
             conversion.convert(found, out, adapters=adapters)
             document = {
                 "checkpoint": str(found.path),

@@ -29,13 +29,17 @@ with without_dtensors():
 _UNFIT = (CheckpointingException, *UNFIT)
 
 
-def load(state: dict[str, Any], directory: Path) -> dict[str, Any]:
+def load(state: dict[str, Any], directory: Path, *, shards_only: bool = False) -> dict[str, Any]:
     """What a sharded state dict describes, from a checkpoint's directory. Collective.
+
+    shards_only: without ``common.pt``, where Megatron-LM keeps its arguments, too, which are more than plain data.
 
     Raises CheckpointError: it asks for a foreign object, or is no checkpoint of these tensors.
     """
     try:
-        loaded: Any = dist_checkpointing.load(state, str(directory), _Shards(), _Common())
+        loaded: Any = dist_checkpointing.load(
+            state, str(directory), _Shards(), _Nothing() if shards_only else _Common()
+        )
         return loaded
     except CheckpointException as error:  # torch wraps what goes wrong on any rank, in a BaseException
         raise told(error.failures[min(error.failures)][0], directory) from None
@@ -63,6 +67,11 @@ class _Common(TorchCommonLoadStrategy):
     def load_common(self, checkpoint_dir: Any) -> Any:
         file = Path(checkpoint_dir) / COMMON_STATE_FNAME
         return data_only(file, str(file), map_location="cpu")
+
+
+class _Nothing(TorchCommonLoadStrategy):
+    def load_common(self, checkpoint_dir: Any) -> Any:
+        return {}
 
 
 def _reader(checkpoint_dir: Any, cache_metadata: bool = False) -> ContentsReader:

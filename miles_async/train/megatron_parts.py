@@ -13,7 +13,7 @@ from miles_async.config.lora import lora_of
 from miles_async.config.schema import RunConfig
 from miles_async.train import cpu_shim, hooks
 from miles_async.train.bridge import ModelBridge
-from miles_async.train.checkpoint import read_state
+from miles_async.train.checkpoint import LEARNER_STATE, read_state
 from miles_async.train.distributed import LearnerGroups
 from miles_async.train.kept_weights import copies
 from miles_async.train.lone_model import lone_model
@@ -144,8 +144,8 @@ def _lone_policy(config: RunConfig, model: Path, checkpoint: Path) -> Iterator[t
     with lone_model(make, str(model), dtype, seed=config.run.seed) as (bridge, module):
         from miles_async.train import dist_load  # imports Megatron
 
-        if (adapters := read_state(checkpoint).lora) is not None:
+        if (checkpoint / LEARNER_STATE).is_file() and (adapters := read_state(checkpoint).lora) is not None:
             adapt(module, adapters, seed=config.run.seed)
-        loaded = dist_load.load({"model": stored(module)}, checkpoint)
+        loaded = dist_load.load({"model": stored(module)}, checkpoint, shards_only=True)
         restore(module, loaded["model"])
         yield bridge, module
