@@ -45,16 +45,17 @@ class LearnerOptimizer:
         self._whole = on_cpu and not self._sharded and layout.model == layout.context and layout.expert == 1
         self._clip_grad, self._norm = config.clip_grad or math.inf, 0.0
         self._weight_decay = config.weight_decay
-        self._descends = config.optimizer == "sgd"
-        if self._descends:
-            for part in self._parts():
-                _create_momentum(part.optimizer)
-                part.init_state_fn = _as_it_is
+        self._torch_sgd = [part for part in self._parts() if isinstance(part.optimizer, torch.optim.SGD)]
+        for part in self._torch_sgd:
+            _create_momentum(part.optimizer)
+            part.init_state_fn = _as_it_is
         self._torch_adamw = [part for part in self._parts() if isinstance(part.optimizer, torch.optim.AdamW)]
         for part in self._torch_adamw:
             _create_state(part.optimizer)
             if self._sharded:
                 part._set_main_param_and_optimizer_states = _state_setter(part)
+                if not part.buffers:  # a stage may have no experts, of which Megatron asks how many steps they made
+                    part.state_dict = part.sharded_state_dict = part.load_state_dict = _nothing
 
     def _parts(self) -> list[Any]:
         return list(getattr(self.megatron, "chained_optimizers", [self.megatron]))
@@ -88,7 +89,8 @@ class LearnerOptimizer:
         if clip < 1.0:
             for part in self._parts():
                 grads = [parameter.grad for parameter in part.get_parameters() if parameter.grad is not None]
-                torch._foreach_mul_(grads, clip)  # pyright: ignore[reportPrivateImportUsage]
+                if grads:  # a stage may have no experts, which have a part of their own
+                    torch._foreach_mul_(grads, clip)  # pyright: ignore[reportPrivateImportUsage]
         self.megatron.step_with_ready_grads()
         return self._norm
 
@@ -109,9 +111,9 @@ class LearnerOptimizer:
             inner["state"].setdefault("common_step", torch.tensor(float(steps)))
         with torch.no_grad():
             self.megatron.load_state_dict(state)
-        for part in self._parts() if self._descends else ():  # what Megatron restored besides, of no parameter's
+        for part in self._torch_sgd:
             for entry in part.optimizer.state.values():
-                entry.pop("step", None)
+                entry.pop("step", None)  # Megatron's, of any optimizer
         for part in self._torch_adamw:
             # DistributedOptimizer restores one shared tensor, which would count up once for each parameter.
             for entry in part.optimizer.state.values():
@@ -129,6 +131,11 @@ def _as_it_is(*_: Any) -> None:
     """Megatron asks for a state before it restores one, of gradient descent without saying of which form."""
 
 
+def _nothing(*_: Any, **__: Any) -> dict[str, Any]:
+    """The state of a part without parameters, and what restoring it gives."""
+    return {}
+
+
 def _create_state(optimizer: torch.optim.Optimizer) -> None:
     """Zero state before the first step, so that a checkpoint of version 0 is like any other."""
     for group in optimizer.param_groups:
@@ -143,22 +150,24 @@ def _in_form_of(megatron: Any, parts: Sequence[Any], loaded: dict[Any, Any], ste
     have, depends on the layout; what is no tensor came in the form of the layout that saved it, so these ``parts`` say it."""
     of_parts = megatron.state_dict()
     forms = of_parts if len(parts) > 1 else [of_parts]
-    found = [_in_form(form, loaded[i] if len(parts) > 1 else loaded, steps) for i, form in enumerate(forms)]
+    found = [_in_form(form, loaded.get(i, {}) if len(parts) > 1 else loaded, steps) for i, form in enumerate(forms)]
     return dict(enumerate(found)) if len(parts) > 1 else found[0]
 
 
 def _in_form(form: dict[str, Any], loaded: dict[str, Any], steps: int) -> dict[str, Any]:
+    if not form:
+        return form
     if "param_state" in loaded:  # DistributedOptimizer
         groups = [{**group, "step": steps} for group in form["optimizer"]["param_groups"]]
         tensors = {"param_state": loaded["param_state"], "param_state_sharding_type": _RESHARDABLE}
         return {**form, "optimizer": {**form["optimizer"], "param_groups": groups}, **tensors}
-    of_half = "optimizer" in loaded  # Float16OptimizerWithFloat16Params
-    inner, own = (loaded["optimizer"], form["optimizer"]) if of_half else (loaded, form)
-    state = {**inner["state"], "common_step": torch.tensor(float(steps))}
+    of_half = "optimizer" in form  # Float16OptimizerWithFloat16Params
+    inner, own = (loaded.get("optimizer", {}), form["optimizer"]) if of_half else (loaded, form)
+    state = {**inner.get("state", {}), "common_step": torch.tensor(float(steps))}
     fresh = {"state": state, "param_groups": own["param_groups"]}
     if not of_half:
         return fresh
-    return {**form, "optimizer": fresh, "fp32_from_fp16_params": loaded["fp32_from_fp16_params"]}
+    return {**form, "optimizer": fresh, "fp32_from_fp16_params": loaded.get("fp32_from_fp16_params", [])}
 
 
 def _state_setter(part: Any) -> Any:

@@ -35,6 +35,11 @@ DENSE: dict[str, dict[str, Any]] = {
     "pp2 cp2": {"num_ranks": 4, "pipeline_parallel_size": 2, "context_parallel_size": 2},
 }
 MIXTURE = {"vocab_size": 24, "num_hidden_layers": 2, "num_experts": 4, "num_experts_per_tok": 2, "head_dim": 16}
+LATENT = {  # its down-projections are of all processes
+    **{"num_hidden_layers": 2, "vocab_size": 24, "num_key_value_heads": 4, "first_k_dense_replace": 1},
+    **{"q_lora_rank": 20, "kv_lora_rank": 12, "qk_nope_head_dim": 8, "qk_rope_head_dim": 4, "v_head_dim": 8},
+    **{"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "n_group": 1, "topk_group": 1},
+}
 SPARSE: dict[str, dict[str, Any]] = {
     "ep2": {"num_ranks": 2, "expert_parallel_size": 2},
     "tp2 etp1": {"num_ranks": 2, "tensor_parallel_size": 2, "expert_tensor_parallel_size": 1},
