@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.lib.fault_run import ALL_FAULTS, FAULTS, FaultRun, Verdict
-from benchmarks.lib.layout_runs import LAYOUTS, LayoutRun, compared
+from benchmarks.lib.layout_runs import LAYOUTS, LayoutRun, compared, of_model
 
 
 class BrokenPromiseError(AssertionError):
@@ -74,10 +74,15 @@ def of_layouts(
     steps = steps or int(os.environ.get("FAULT_STEPS", "60"))
     kills = kills or int(os.environ.get("FAULT_KILLS", "5"))
     with tempfile.TemporaryDirectory(prefix="faults-") as directory:
-        root = Path(directory)
-        one = LayoutRun(root / "one", seed, steps)
-        broken = {"one process": one.play().broken}
-        found = {name: _layout(root, name, one, kills) for name in names}
+        root, alone = Path(directory), dict[bool, LayoutRun]()
+        broken, found = dict[str, list[str]](), dict[str, Any]()
+        for name in names:
+            mixture = LAYOUTS[name].mixture
+            if mixture not in alone:
+                one = "one process" + (", a mixture" if mixture else "")
+                alone[mixture] = LayoutRun(root / one, seed, steps, of_model(root, seed, mixture=mixture))
+                broken[one] = alone[mixture].play().broken
+            found[name] = _layout(root, name, alone[mixture], kills)
     broken |= {name: of_layout.pop("broken") for name, of_layout in found.items()}
     result = {"first_seed": seed, "steps": steps, "kills": kills, "layouts": found}
     if any(broken.values()):
@@ -86,10 +91,10 @@ def of_layouts(
 
 
 def _layout(root: Path, name: str, one: LayoutRun, kills: int) -> dict[str, Any]:
-    settings, ranks = LAYOUTS[name]
+    settings = (*one.settings, *LAYOUTS[name].settings)
     split = LayoutRun(root / name, one.seed, one.steps, settings)
     undisturbed = split.play()
-    killed = LayoutRun(root / f"{name}-killed", one.seed, one.steps, settings, ranks, kills)
+    killed = LayoutRun(root / f"{name}-killed", one.seed, one.steps, settings, kills)
     disturbed = killed.play()
     print(f"{name}: {disturbed.recoveries}", file=sys.stderr)
     broken = [*undisturbed.broken, *disturbed.broken]

@@ -13,15 +13,30 @@ import statistics
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from benchmarks.lib.fault_run import RUN_TIMEOUT_S, FaultRun, Verdict
+from benchmarks.lib.tiny_mixture import make_mixture
 from miles_async.monitor.record_lines import LEARNER, read_events, read_metrics
 
-LAYOUTS: dict[str, tuple[tuple[str, ...], int]] = {  # settings, and how many processes that is
-    "tp2": (("learner.num_ranks=2", "learner.tensor_parallel_size=2"), 2),
-    "pp2": (("learner.num_ranks=2", "learner.pipeline_parallel_size=2"), 2),
-    "cp2": (("learner.num_ranks=2", "learner.context_parallel_size=2"), 2),
+
+class Split(NamedTuple):
+    """A layout, of two processes. mixture: of a mixture of experts, whose engines say which each token took."""
+
+    key: str
+    mixture: bool = False
+
+    @property
+    def settings(self) -> tuple[str, ...]:
+        return ("learner.num_ranks=2", f"learner.{self.key}=2")
+
+
+RANKS = 2
+LAYOUTS = {
+    "tp2": Split("tensor_parallel_size"),
+    "pp2": Split("pipeline_parallel_size"),
+    "cp2": Split("context_parallel_size"),
+    "ep2": Split("expert_parallel_size", mixture=True),
 }
 SETTINGS = (
     "staleness.max_lag=0",
@@ -32,25 +47,31 @@ SETTINGS = (
     "run.max_restarts=100",
 )
 ALIKE_STEPS = 10  # from then on a rounded number may have become another token
-LOSS_TOLERANCE = 1e-4
+TOLERANCE = 1e-4
 REWARD_STEPS, REWARD_TOLERANCE = 5, 0.15
 
 
-class LayoutRun(FaultRun):
-    """A run with these settings besides, in which ``kills`` times a random one of ``ranks`` learner processes is killed (kill
-    -9) at a random moment, once the one before has been replaced and has made a step."""
+def of_model(root: Path, seed: int, *, mixture: bool) -> tuple[str, ...]:
+    """The settings of a run of the one model, or the other, which is made below ``root``."""
+    if not mixture:
+        return ()
+    path = make_mixture(root / "model", seed)
+    return (f"model.hf_checkpoint={path}", "model.parity_check=false", "rollout.routing_replay=true")
 
-    def __init__(
-        self, directory: Path, seed: int, steps: int, settings: Sequence[str] = (), ranks: int = 1, kills: int = 0
-    ) -> None:
+
+class LayoutRun(FaultRun):
+    """A run with these settings besides, in which ``kills`` times a random one of the learner's processes is killed (kill -9)
+    at a random moment, once the one before has been replaced and has made a step."""
+
+    def __init__(self, directory: Path, seed: int, steps: int, settings: Sequence[str] = (), kills: int = 0) -> None:
         directory.mkdir()
         super().__init__(directory, seed, steps, settings=(*SETTINGS, *settings))
-        self.ranks, self.kills = ranks, kills
+        self.settings, self.kills = settings, kills
 
     def _trouble(self) -> None:
         for number in range(1, self.kills + 1):
             self._wait_for_step(self._last_step() + self.rng.randint(1, 3))
-            self._inflict_between_steps(f"kill learner-{self.rng.randrange(self.ranks)}")
+            self._inflict_between_steps(f"kill learner-{self.rng.randrange(RANKS)}")
             self._wait_for_restart(number)
 
     def _wait_for_restart(self, number: int) -> None:
@@ -84,15 +105,16 @@ class LayoutRun(FaultRun):
 def compared(one: LayoutRun, split: LayoutRun, killed: LayoutRun) -> dict[str, Any]:
     """How the three ended runs differ; ``broken``: what must not be, in words."""
     apart = {name: _apart(one, split, name) for name in ("loss", "grad_norm")}
-    rewards = {which: _last_reward(run) for which, run in (("one", one), ("split", split))}
+    rewards = {which: _reward(run, slice(-REWARD_STEPS, None)) for which, run in (("one", one), ("split", split))}
     same = all(split.values(name) == killed.values(name) for name in apart) and split.weights() == killed.weights()
     broken = {
-        f"the first {ALIKE_STEPS} losses are those of one process": apart["loss"] <= LOSS_TOLERANCE,
+        f"the first {ALIKE_STEPS} losses and gradient norms are those of one process": max(apart.values()) <= TOLERANCE,
         "it learns as one process does": rewards["split"] >= rewards["one"] - REWARD_TOLERANCE,
         "killed ranks leave no trace in the weights": same,
     }
     return {
         "largest_difference_to_one_process": apart,
+        "reward_of_first_steps": _reward(split, slice(REWARD_STEPS)),
         "reward_of_last_steps": rewards,
         "bit_equal": same,
         "broken": [promise for promise, kept in broken.items() if not kept],
@@ -105,5 +127,5 @@ def _apart(one: LayoutRun, other: LayoutRun, name: str) -> float:
     return max(float("inf") if a is None or b is None else abs(a - b) for a, b in pairs)
 
 
-def _last_reward(run: LayoutRun) -> float:
-    return round(statistics.mean(value or 0.0 for value in run.values("raw_reward")[-REWARD_STEPS:]), 4)
+def _reward(run: LayoutRun, steps: slice) -> float:
+    return round(statistics.mean(value or 0.0 for value in run.values("raw_reward")[steps]), 4)
