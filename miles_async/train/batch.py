@@ -81,7 +81,7 @@ class MicroBatch:
     positions: Array  # [n] int64: where the token before it sits in the [columns, rows] layout, flattened
     targets: Array  # [n] int64: the token itself
     token_index: Array  # [n] int64: its place among the N response tokens
-    # [rows, columns, layers, top_k] integers, in the padding those of the row again; None: routers choose them
+    # [sum(widths), layers, top_k] integers: the experts of each input token, row after row; None: routers choose them
     routes: Array | None = None
 
     @classmethod
@@ -188,7 +188,7 @@ def micro_batches(
                 positions=(place - 1) * len(rows) + row,
                 targets=sequences.tokens[first_token[rows][row] + place].astype(np.int64),
                 token_index=token_index,
-                routes=_routes_of(sequences, rows, columns),
+                routes=_routes_of(sequences, rows),
             )
         )
     return result
@@ -225,13 +225,13 @@ def plan(widths: Array, max_tokens: int, split_cost: int) -> list[Array]:
     return [order[a:b] for a, b in itertools.pairwise(bounds)]
 
 
-def _routes_of(sequences: Sequences, rows: Array, columns: int) -> Array | None:
-    """[rows, columns, layers, top_k] of those sequences; behind its end each begins again."""
+def _routes_of(sequences: Sequences, rows: Array) -> Array | None:
+    """[sum(input tokens), layers, top_k] of those sequences, one after the other."""
     if sequences.routes is None:
         return None
     widths = sequences.lengths - 1
     first = np.cumsum(widths) - widths
-    return sequences.routes[first[rows][:, None] + np.arange(columns) % widths[rows][:, None]]
+    return sequences.routes[np.repeat(first[rows], widths[rows]) + _ragged_arange(widths[rows])]
 
 
 def filled(widths: Array, max_tokens: int) -> list[Array]:

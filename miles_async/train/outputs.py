@@ -143,9 +143,11 @@ def inputs(micro: MicroBatch, layout: Layout, context_rank: int, device: torch.d
     unit = (2 * layout.context if layout.context > 1 else 1) * (layout.tensor if layout.sequence else 1)
     if pad := -tokens.shape[1] % unit:
         tokens = F.pad(tokens, (0, pad))
-    routes = None if micro.routes is None else torch.from_numpy(micro.routes)
-    if routes is not None:  # behind the end again from the first on
-        routes = routes[:, torch.arange(tokens.shape[1]) % routes.shape[1]]
+    routes = None
+    if micro.routes is not None:  # behind the end of a row its own again
+        first = np.cumsum(micro.widths) - micro.widths
+        column = np.arange(tokens.shape[1]) % micro.widths[:, None]
+        routes = torch.from_numpy(micro.routes[first[:, None] + column])
     widths = torch.from_numpy(micro.widths if len(micro.targets) else np.zeros_like(micro.widths))
     padding = torch.arange(tokens.shape[1])[None] >= widths[:, None]
     index = None

@@ -66,7 +66,7 @@ def _routes(routes: Array, widths: Array, lengths: Array) -> Array:
     """[1, T, layers, top_k]: the experts of each token; behind the end of a sequence its own again, then the first one's."""
     row = np.repeat(np.arange(len(lengths)) % len(widths), lengths)
     column = np.arange(len(row)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-    return routes[row, column % widths[row]][None]
+    return routes[(np.cumsum(widths) - widths)[row] + column % widths[row]][None]
 
 
 def _own(lengths: Array, ranks: int, rank: int) -> Array:

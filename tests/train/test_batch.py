@@ -6,14 +6,17 @@ from collections.abc import Callable
 import msgspec
 import numpy as np
 import pytest
+import torch
 from foreign_experts import with_foreign_experts
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from train_support import VOCAB, make_groups
 
 from bus.codec import LOGPROBS, TOKENS, pack, unpack
+from miles_async.config.layout import WHOLE
 from miles_async.groups.routes import RouteShape
 from miles_async.train.batch import BatchError, filled, flatten, micro_batches, plan, whole_sequences
+from miles_async.train.outputs import inputs
 
 
 @pytest.mark.parametrize("max_tokens", [1, 20, 64, 10_000])
@@ -142,12 +145,14 @@ def test_each_input_token_has_the_experts_that_came_with_it_and_padding_those_of
     padded = 0
     for micro in micro_batches(batch.sequences, 100):
         owners = dict(zip(micro.positions % len(micro.widths), batch.sample_index[micro.token_index], strict=True))
-        assert micro.routes is not None
+        assert micro.routes is not None and len(micro.routes) == micro.widths.sum()
+        routes = inputs(micro, WHOLE, 0, torch.device("cpu")).routes
+        assert routes is not None
         for row, width in enumerate(micro.widths.tolist()):
             begin = first[owners[row]]
             own = batch.sequences.routes[begin : begin + width]
             columns = micro.tokens.shape[1]
-            np.testing.assert_array_equal(micro.routes[row], own[np.arange(columns) % width])
+            np.testing.assert_array_equal(routes[row], own[np.arange(columns) % width])
             padded += columns - width
     assert padded > 0
     assert micro_batches(whole_sequences([np.array([1, 2, 3])]), 100)[0].routes is None
