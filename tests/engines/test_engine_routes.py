@@ -99,6 +99,22 @@ def test_log_probs_are_the_same_whether_or_not_routes_are_asked_for(mixture: Pat
     assert with_routes.logprobs == pytest.approx(without.logprobs, abs=1e-6)
 
 
+def test_a_prompt_of_one_token_beside_a_long_one_has_its_own_routes(mixture: Path) -> None:
+    """Nothing of it is computed before the pass that samples."""
+    asked = [request(prompt, max_new_tokens=4, routes_from=0) for prompt in ([9], range(50), [9])]
+    for one in run(make_scheduler(mixture), asked):
+        assert routes(one) == hf_routes(mixture, one.item.prompt + one.output)
+
+
+def test_the_memory_of_requests_that_have_ended_is_given_back_with_the_cache(mixture: Path) -> None:
+    scheduler = make_scheduler(mixture)
+    run(scheduler, [request([5], max_new_tokens=90, routes_from=0)])
+    assert scheduler.rows.routes.store.size
+    assert scheduler.flush() and not scheduler.rows.routes.store.size
+    run(scheduler, again := [request([5, 6], max_new_tokens=3, routes_from=0)])
+    assert routes(again[0]) == hf_routes(mixture, [5, 6, *again[0].output])
+
+
 def test_the_answer_has_them_as_sglang_writes_them() -> None:
     found = np.arange(24, dtype=np.uint8).reshape(4, 3, 2)
     assert base64_of(found, 1) == base64_of(found[1:].astype(np.int32), 0)

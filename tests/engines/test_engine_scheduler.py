@@ -53,6 +53,14 @@ def test_requests_join_and_leave_at_any_token_and_each_gets_its_own_answer(check
         check(one, checkpoint)
 
 
+def test_a_prompt_of_one_token_comes_in_beside_a_long_one(checkpoint: Path) -> None:
+    """As a probe of the engine's health does; nothing of it is computed before the pass that samples."""
+    short = request([5], max_new_tokens=3, logprob_start_len=0)
+    for one in run(make_scheduler(checkpoint), [request(range(40), max_new_tokens=3), short]):
+        check(one, checkpoint)
+    assert short.input_logprobs == [None]
+
+
 def test_the_same_seed_gives_the_same_tokens_whatever_the_batch(checkpoint: Path) -> None:
     def asked() -> list[EngineRequest]:
         return [request([i, 2, 3], max_new_tokens=20, sampling_seed=i, temperature=1.0) for i in range(6)]

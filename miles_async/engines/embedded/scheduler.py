@@ -26,7 +26,7 @@ from miles_async.engines.embedded.cache import KVCache, align
 from miles_async.engines.embedded.model import Decoder
 from miles_async.engines.embedded.prompts import Prompts, padded, score, wants_scores
 from miles_async.engines.embedded.request import EngineRequest, abort_reason, length_reason, stop_reason
-from miles_async.engines.embedded.routes import packed
+from miles_async.engines.embedded.routes import RowRoutes, packed
 from miles_async.engines.embedded.rows import BIASED, FILTERED, GREEDY, ROUTED, TEMPERED, WATCHED, Rows
 from miles_async.engines.embedded.sampling import Filters, sample, uniforms_of
 from miles_async.engines.embedded.step_output import Partial, StepOutput
@@ -108,10 +108,11 @@ class Scheduler:
         self.paused = False
 
     def flush(self) -> bool:
-        """Drop the cache. False, and nothing done, while requests hold it or (not paused) wait for it."""
+        """Drop the cache, and routes' memory. False, and nothing done, while requests hold it or (not paused) wait for it."""
         if self.rows.requests or (self.waiting and not self.paused):
             return False
         self.cache.release()
+        self.rows.routes = RowRoutes()
         return True
 
     def set_version(self, version: str) -> None:
@@ -169,8 +170,7 @@ class Scheduler:
         logits = self._forward(batch, decode=True)
         self.rows.length[: self.rows.count] += 1
         ended = self._sample(logits, self.rows.any_flag)
-        leaving = np.flatnonzero(ended)
-        if len(leaving):
+        if len(leaving := np.flatnonzero(ended)):
             self._finish(leaving)
 
     def _forward(self, batch: list[EngineRequest], *, decode: bool) -> torch.Tensor:
@@ -183,15 +183,16 @@ class Scheduler:
         n, need = self._reserve() if decode else (0, width)
         ids, positions, prompts = data.last[:n], data.length[:n], None
         scored = [request for request in batch if wants_scores(request)]
-        routed = bool(data.any_flag & ROUTED)
+        routed = bool(data.any_flag & ROUTED and n + width)
         if width:
             ids = np.concatenate((ids, tokens.ravel()))
             positions = np.concatenate((positions, np.tile(np.arange(width), len(tokens))))
             prompts = Prompts(first, self._to_device(np.array(source)), width, bool(scored) or routed)
         length = min(align(need), self.cache.length)
-        logits, hidden = self.model.forward(
-            self._to_device(ids), self._to_device(positions), self.cache, n, length, prompts
-        )
+        logits, hidden = torch.empty(0, 0), None
+        if n + width:  # else they are prompts of one token: the pass that samples is their first
+            inputs = self._to_device(ids), self._to_device(positions)
+            logits, hidden = self.model.forward(*inputs, self.cache, n, length, prompts)
         if routed:
             routes = packed(self.model.routes().cpu().numpy(), self.model.mixtures[0].experts)
             data.keep_routes(routes[:n], batch, source, routes[n:].reshape(*tokens.shape, *routes.shape[1:]))
@@ -281,8 +282,8 @@ class Scheduler:
     def _drop_rows(self, leaving: npt.NDArray[np.int64]) -> None:
         sources, targets = self.rows.remove(leaving)
         if len(sources):
-            longest = int(self.rows.length[targets].max())
-            self.cache.move(self._to_device(sources), self._to_device(targets), longest)
+            where = self._to_device(sources), self._to_device(targets)
+            self.cache.move(*where, int(self.rows.length[targets].max()))
 
     def _filters(self) -> Filters:
         data, chosen = self.rows, self.rows.flagged(FILTERED)
