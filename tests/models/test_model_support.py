@@ -45,6 +45,7 @@ ROWS: dict[str, list[dict[str, Any]]] = {
     "`rope_type` `default`": [{"rope_parameters": {"rope_type": "default"}}, {"rope_scaling": {"type": "default"}}],
     "`rope_type` `linear`": [{"rope_scaling": {"type": "linear", "factor": 2.0}}, {"rope_parameters": LLAMA3}],
     "`rope_type` `yarn` of a": [{**DEEPSEEK, "rope_parameters": YARN}, {**DEEPSEEK, "rope_scaling": YARN}],
+    "`truncate`": [{**DEEPSEEK, "rope_parameters": {**YARN, "truncate": False}}],
     "`rope_type` `yarn`, ": [{"rope_parameters": {"rope_type": kind}} for kind in ("yarn", "dynamic", "longrope")],
     "`partial_rotary_factor`": [{"partial_rotary_factor": 0.5}, {"rope_parameters": {"partial_rotary_factor": 0.5}}],
     "`attention_bias`": [{"attention_bias": True}, {"model_type": "llama", "mlp_bias": True}],

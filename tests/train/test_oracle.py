@@ -36,7 +36,7 @@ def test_loss_and_gradient_of_a_split_model_are_the_loops(found: Any, layout: st
     assert {name: metrics[name] for name in expected} == pytest.approx(expected, abs=1e-5)
     assert 0 < metrics["pg_clipfrac"] < 1
     assert gradient.keys() == slopes.keys()
-    assert_close({name: tensor.double() for name, tensor in gradient.items()}, slopes, atol=1e-5)
+    assert_close({name: tensor.double() for name, tensor in gradient.items()}, slopes, atol=2e-6)
     assert max(float(tensor.abs().max()) for tensor in slopes.values()) > 5e-3
 
 
