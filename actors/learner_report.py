@@ -24,7 +24,8 @@ from miles_async.train.log_metrics import checked
 
 
 class LearnerReport:
-    """Of one life of the learner's rank 0; functions are called in its compute thread."""
+    """Of one life of the learner's rank 0; functions are called in its compute thread, what follows a checkpoint that was
+    written beside the steps in the writer's."""
 
     def __init__(self, ctx: ActorContext) -> None:
         self._ctx = ctx
