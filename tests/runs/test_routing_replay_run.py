@@ -1,13 +1,16 @@
-"""A run of a mixture of experts whose engines return the experts of each token: what is trained on has them."""
+"""A run of a mixture of experts whose engines return the experts of each token: what is trained on has them, and the learner's
+log-probs are then as near to the engines' as a dense model's."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from statistics import fmean
+from typing import Any
 
 import numpy as np
 from engine_support import hf_routes
 from launching import RECORDING, TINY, launch, metrics, recording_environment, summary, trained_groups, write_config
-from mixture_models import EXPERTS, LAYERS, TOP_K, make_mixture
+from mixture_models import EXPERTS, LAYERS, TOP_K, make_mixture, make_undecided_mixture
 
 from bus.codec import MASK, TOKENS, VERSIONS, unpack
 from miles_async.groups.routes import RouteShape
@@ -51,3 +54,28 @@ def test_what_is_trained_on_has_the_experts_that_the_engines_chose(tmp_path: Pat
     assert shares and not any(shares)
     differences = [line["values"].get("on_policy_logprob_abs_diff", 0.0) for line in metrics(run_dir)]
     assert max(differences) < 1e-5
+
+
+def mismatch(directory: Path, model: str | Path, **rollout: Any) -> float:
+    """How far log-probs of the learner's own version are from the engines', in bfloat16, in a run that hardly learns."""
+    directory.mkdir()
+    config = write_config(
+        directory,
+        model=TINY["model"] | {"hf_checkpoint": str(model), "dtype": "bfloat16"},
+        run=TINY["run"] | {"num_steps": 3},
+        rollout=TINY["rollout"] | {"n_samples_per_prompt": 8} | rollout,
+        learner={"lr": 1e-6},
+        staleness={"max_lag": 0},
+    )
+    result = launch(config, directory / "run")
+    assert result.returncode == 0, result.stderr
+    return fmean(line["values"]["on_policy_logprob_abs_diff"] for line in metrics(directory / "run"))
+
+
+def test_with_the_engines_experts_the_mismatch_is_a_dense_models_and_without_them_it_is_larger(tmp_path: Path) -> None:
+    model = make_undecided_mixture(tmp_path / "model")
+    dense = mismatch(tmp_path / "dense", "builtin:digits")
+    replayed = mismatch(tmp_path / "replayed", model, routing_replay=True)
+    own = mismatch(tmp_path / "own", model)
+    assert replayed < 1.25 * dense, (dense, replayed, own)
+    assert own > 1.35 * replayed, (dense, replayed, own)

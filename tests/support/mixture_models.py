@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from miles_async.models import builtin
@@ -32,4 +33,15 @@ def make_mixture(directory: Path, *, seed: int = 0, **options: Any) -> Path:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         Qwen3MoeForCausalLM(config).float().save_pretrained(directory)
+    return directory
+
+
+def make_undecided_mixture(directory: Path) -> Path:
+    """One whose router weighs all experts nearly alike: rounding decides which of them a token goes to."""
+    file = make_mixture(directory, seed=5) / "model.safetensors"
+    tensors = load_file(file)
+    for name in tensors:
+        if name.endswith("mlp.gate.weight"):
+            tensors[name] = 0.01 * tensors[name]
+    save_file(tensors, file, metadata={"format": "pt"})
     return directory
