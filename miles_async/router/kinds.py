@@ -9,17 +9,19 @@ from miles_async.config.schema import ConfigError, Router, RunConfig
 
 class RouterKind(NamedTuple):
     """One kind. actor: the class of its actor. takes_batches: a request may hold several prompts. tells_load: it says how busy
-    the engines are. two_keys: who may generate may not add engines. takes_args: ``router.args`` are flags of its program."""
+    the engines are. two_keys: who may generate may not add engines. takes_args: ``router.args`` are flags of its program.
+    passes_all: what it does not know of a request reaches the engine."""
 
     actor: str
     takes_batches: bool = False
     tells_load: bool = False
     two_keys: bool = False
     takes_args: bool = False
+    passes_all: bool = False
 
 
 KINDS = {
-    "builtin": RouterKind("actors.router.Router", takes_batches=True, tells_load=True, two_keys=True),
+    "builtin": RouterKind("actors.router.Router", takes_batches=True, tells_load=True, two_keys=True, passes_all=True),
     "sglang": RouterKind("actors.sglang_router.SglangRouter", takes_args=True),
 }
 
@@ -44,4 +46,9 @@ def check(config: RunConfig) -> None:
         raise ConfigError(
             f'rollout.adaptive_in_flight = true needs router.kind = "builtin": "{router.kind}" does not say how busy '
             "the engines are"
+        )
+    if config.rollout.routing_replay and not kind.passes_all:
+        raise ConfigError(
+            f'rollout.routing_replay = true needs router.kind = "builtin": "{router.kind}" leaves out of a request that its '
+            "experts are asked for (return_routed_experts)"
         )

@@ -48,6 +48,7 @@ def loaded(directory: Path, model: dict[str, Any], *overrides: str) -> RunConfig
     [
         (DENSE, [], r"model.hf_checkpoint = .* 'qwen3' is a dense model"),
         (DENSE, ["learner.train_backend=fsdp"], r'needs learner.train_backend = "megatron"'),
+        (MIXTURE, ["router.kind=sglang"], r'needs router.kind = "builtin": "sglang" leaves out'),
         (
             MIXTURE,
             ["engine.kind=mine.py:Mine"],
