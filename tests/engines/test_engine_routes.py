@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import random
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from engine_support import EXPERTS, TOP_K, VOCAB, hf_routes, make_checkpoint, make_scheduler, request, run
+from engine_support import CONTEXT, EXPERTS, TOP_K, VOCAB, hf_routes, make_checkpoint, make_scheduler, request, run
 from safetensors.torch import load_file
 
+from miles_async.engines.embedded.protocol import expand, parse
 from miles_async.engines.embedded.request import EngineRequest
 from miles_async.engines.embedded.routes import base64_of
+from miles_async.engines.embedded.sampling_params import RequestError, RequestLimits
 
 
 @pytest.fixture(scope="module")
@@ -119,3 +122,28 @@ def test_the_answer_has_them_as_sglang_writes_them() -> None:
     found = np.arange(24, dtype=np.uint8).reshape(4, 3, 2)
     assert base64_of(found, 1) == base64_of(found[1:].astype(np.int32), 0)
     assert len(base64_of(found, 0)) == 24 * 4 * 4 / 3 and base64_of(found, 4) == ""
+
+
+@pytest.mark.parametrize(
+    ("asked", "has_experts", "start"),
+    [
+        ({}, True, -1),
+        ({"return_routed_experts": False, "routed_experts_start_len": 1}, True, -1),
+        ({"return_routed_experts": True}, True, 0),
+        ({"return_routed_experts": True, "routed_experts_start_len": 3}, True, 3),
+        ({"return_routed_experts": True}, False, -1),
+    ],
+)
+def test_they_are_asked_for_of_a_mixture_only_and_from_a_place_in_the_prompt(
+    asked: dict[str, Any], has_experts: bool, start: int
+) -> None:
+    limits = RequestLimits(VOCAB, CONTEXT, True, has_experts)
+    parsed = parse(json.dumps({"input_ids": [[1, 2, 3]] * 2, **asked}).encode())
+    assert [item.routes_from for item in expand(parsed, [[1, 2, 3]] * 2, limits, lambda: "r")] == [start] * 2
+
+
+@pytest.mark.parametrize("start", [-1, 4])
+def test_a_place_that_is_not_in_the_prompt_is_refused(start: int) -> None:
+    body = {"input_ids": [1, 2, 3], "return_routed_experts": True, "routed_experts_start_len": start}
+    with pytest.raises(RequestError, match=rf"routed_experts_start_len={start} must be in \[0, 3\]"):
+        expand(parse(json.dumps(body).encode()), [[1, 2, 3]], RequestLimits(VOCAB, CONTEXT, True, True), lambda: "r")

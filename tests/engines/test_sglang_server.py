@@ -126,6 +126,8 @@ def test_only_a_cpu_server_gets_the_shim_and_sees_no_gpu(tmp_path: Path) -> None
     assert cpu["CUDA_VISIBLE_DEVICES"] == ""
     assert cuda == {**base, "TMPDIR": str(tmp_path)}
     assert "--attention-backend" not in command_line(OPTIONS.__class__(**{**vars(OPTIONS), "device": "cuda"}))
+    assert "--enable-return-routed-experts" not in words
+    assert "--enable-return-routed-experts" in command_line(OPTIONS.__class__(**{**vars(OPTIONS), "routes": True}))
 
 
 def run_python(code: str, *flags: str, shim: bool = False) -> subprocess.CompletedProcess[str]:
