@@ -44,7 +44,7 @@ class EngineRequests:
         if self.policy is not None:
             self.slots.limit = self.policy.limit
         self.published_versions = PublishedVersions(ctx.bus)
-        self.unpaired = UnpairedShare()
+        self.unpaired = UnpairedShare(updates_retract=ctx.config.weights.pause_mode == "retract")
         self._version = 0  # the newest weights that a published sample was made with
         self._clients: dict[str, LeanEngineClient] = {}  # of the places where the router was
 

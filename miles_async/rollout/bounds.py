@@ -21,11 +21,13 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Bounds:
     """``context_length``: tokens of prompt and response together; None: unknown. ``stop_token_ids``: ends of a turn that an
-    engine does not know by itself. ``routes``: of the model whose experts are replayed; None: they are not."""
+    engine does not know by itself. ``routes``: of the model whose experts are replayed; None: not. ``updates_retract``:
+    engines compute a sequence again where the weights change (``weights.pause_mode``)."""
 
     context_length: int | None = None
     stop_token_ids: tuple[int, ...] = ()
     routes: RouteShape | None = None
+    updates_retract: bool = True
 
     @classmethod
     def of(cls, tokenizer: Tokenizer, context_length: int | None = None, routes: RouteShape | None = None) -> Bounds:

@@ -173,7 +173,7 @@ def _take(turn: Turn, answer: EngineAnswer, config: Rollout, bounds: Bounds, fir
     if bounds.routes is None:
         trajectory.sampled(answer.tokens, answer.logprobs, answer.versions)
     else:
-        _take_routed(trajectory, answer, bounds.routes, first_route)
+        _take_routed(trajectory, answer, bounds, bounds.routes, first_route)
     if answer.finish["type"] != "abort":
         turn.finish = answer.finish
     elif bounds.room(trajectory, config) < 1:
@@ -182,12 +182,12 @@ def _take(turn: Turn, answer: EngineAnswer, config: Rollout, bounds: Bounds, fir
         trajectory.mask_all()
 
 
-def _take_routed(trajectory: Trajectory, answer: EngineAnswer, shape: RouteShape, start: int) -> None:
+def _take_routed(trajectory: Trajectory, answer: EngineAnswer, bounds: Bounds, shape: RouteShape, start: int) -> None:
     """What was sampled, with the experts of all tokens that had none yet; those that do not belong to it are not trained on."""
     rows = len(trajectory.prompt) + len(trajectory.tokens) + len(answer.tokens) - 1
     try:
         routes = read_routes(answer.meta, shape, start, rows, len(trajectory.routes))
-        unpaired = unpaired_in(answer.meta, answer.versions)
+        unpaired = unpaired_in(answer.meta, answer.versions, updates_retract=bounds.updates_retract)
     except (TypeError, ValueError) as error:
         raise AnswerError(f"{answer.meta.get('id')}: {error}") from None
     trajectory.sampled(answer.tokens, answer.logprobs, answer.versions, routes, unpaired)

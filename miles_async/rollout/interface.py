@@ -65,7 +65,8 @@ class RolloutContext:
     @property
     def bounds(self) -> Bounds:
         """Where a response ends at this run's engines, and what comes with it."""
-        return Bounds.of(self.tokenizer, self.config.engine.context_length, self.routes)
+        bounds = Bounds.of(self.tokenizer, self.config.engine.context_length, self.routes)
+        return dataclasses.replace(bounds, updates_retract=self.config.weights.pause_mode == "retract")
 
     @contextlib.asynccontextmanager
     async def one_sample(self) -> AsyncIterator[RolloutContext]:

@@ -53,18 +53,20 @@ def read_routes(meta: Mapping[str, Any], shape: RouteShape, start: int, rows: in
     return [packed[place : place + size] for place in range(0, len(packed), size)]
 
 
-def unpaired(versions: Sequence[int], retractions: int) -> int:
+def unpaired(versions: Sequence[int], retractions: int, *, updates_retract: bool) -> int:
     """How many of the first tokens of an answer have log-probs of an earlier pass than the routes that came with it.
 
-    versions: the weights that sampled each token. A sequence is computed again where the weights change, and where its engine
-    has no room for it; the latter can be anywhere.
+    versions: the weights that sampled each token. retractions: how often the sequence was computed again, for want of room in
+    its engine or, with updates_retract (``weights.pause_mode``), where the weights change. Where that cannot be told: all.
     """
+    if not retractions:
+        return 0
     changes = [place for place in range(1, len(versions)) if versions[place] != versions[place - 1]]
-    if retractions > len(changes):
-        return len(versions)
-    return changes[-1] if changes else 0
+    return changes[-1] if updates_retract and len(changes) == retractions else len(versions)
 
 
-def unpaired_in(meta: Mapping[str, Any], versions: Sequence[int]) -> int:
+def unpaired_in(meta: Mapping[str, Any], versions: Sequence[int], *, updates_retract: bool) -> int:
     """The same of an answer's ``meta_info``. Raises ValueError, TypeError: its number of retractions is none."""
-    return 0 if meta.get("routed_experts_kept") else unpaired(versions, int(meta.get("num_retractions") or 0))
+    if meta.get("routed_experts_kept"):
+        return 0
+    return unpaired(versions, int(meta.get("num_retractions") or 0), updates_retract=updates_retract)

@@ -10,9 +10,11 @@ from miles_async.rollout.routes import unpaired_in
 
 
 class UnpairedShare:
-    """Of the tokens that engines have sampled since the last report, those that are not trained on for this."""
+    """Of the tokens that engines have sampled since the last report, those that are not trained on for this. updates_retract:
+    as routes.unpaired has it."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, updates_retract: bool) -> None:
+        self._updates_retract = updates_retract
         self._tokens = self._unpaired = 0
 
     def count(self, answers: Any) -> None:
@@ -20,7 +22,7 @@ class UnpairedShare:
         for answer in answers if isinstance(answers, list) else ():
             with contextlib.suppress(LookupError, TypeError, ValueError, AttributeError, OverflowError, AnswerError):
                 versions = token_versions(answer["meta_info"], len(answer["output_ids"]))
-                self._unpaired += unpaired_in(answer["meta_info"], versions)
+                self._unpaired += unpaired_in(answer["meta_info"], versions, updates_retract=self._updates_retract)
                 self._tokens += len(versions)
 
     def report(self) -> dict[str, float]:

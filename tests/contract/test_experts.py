@@ -47,7 +47,7 @@ async def test_experts_are_those_of_transformers_router_from_where_they_are_aske
         assert sampled(answer) == pytest.approx(expected, abs=TOLERANCE)
         whole = experts_chosen(mixture_engine.model, [*PROMPT, *answer["output_ids"]])
         assert experts_in(answer, start) == whole[start:]
-        assert unpaired_in(answer["meta_info"], token_versions(answer["meta_info"], 9)) == 0
+        assert unpaired_in(answer["meta_info"], token_versions(answer["meta_info"], 9), updates_retract=True) == 0
     unasked = await mixture_engine.generate(sampling_params={"max_new_tokens": 2})
     assert not has_routes(unasked["meta_info"])
 
@@ -77,5 +77,6 @@ async def test_of_a_retracted_answer_the_tokens_of_another_pass_than_its_experts
     assert found[split:] == by_new[split:] and by_old[:split] != by_new[:split]
     again = differs(mixture_engine, "routes are of the pass that gave the log-prob, through a retraction")
     assert found[:split] == (by_new if again else by_old)[:split]
-    assert unpaired_in(meta, token_versions(meta, len(answer["output_ids"]))) == (old["end"] if again else 0)
+    versions = token_versions(meta, len(answer["output_ids"]))
+    assert unpaired_in(meta, versions, updates_retract=True) == (old["end"] if again else 0)
     await mixture_engine.ok("/update_weights_from_disk", model_path=str(mixture_engine.model), weight_version="0")

@@ -100,6 +100,15 @@ def test_a_server_that_fits_passes_and_what_is_odd_is_said() -> None:
     assert "architectures ['Other']" in line
 
 
+def test_a_server_that_returns_no_experts_is_refused_where_they_are_replayed() -> None:
+    said = INFO | {"enable_return_routed_experts": True}
+    assert judge(Server(URL, said, MODEL), OURS, "float32", routes=True) == []
+    for info in (INFO, INFO | {"enable_return_routed_experts": False}):
+        assert judge(Server(URL, info, MODEL), OURS, "float32") == []
+        with pytest.raises(UnfitServerError, match=r"returns no experts: .* needs --enable-return-routed-experts"):
+            judge(Server(URL, info, MODEL), OURS, "float32", routes=True)
+
+
 @asynccontextmanager
 async def fake_server(without: str | None = None, **info: Any) -> AsyncIterator[str]:
     """The URL of a server that has SGLang's endpoints but ``without``, and does nothing."""

@@ -126,8 +126,9 @@ def test_only_a_cpu_server_gets_the_shim_and_sees_no_gpu(tmp_path: Path) -> None
     assert cpu["CUDA_VISIBLE_DEVICES"] == ""
     assert cuda == {**base, "TMPDIR": str(tmp_path)}
     assert "--attention-backend" not in command_line(OPTIONS.__class__(**{**vars(OPTIONS), "device": "cuda"}))
-    assert "--enable-return-routed-experts" not in words
-    assert "--enable-return-routed-experts" in command_line(OPTIONS.__class__(**{**vars(OPTIONS), "routes": True}))
+    for routes in (True, False):
+        words = command_line(OPTIONS.__class__(**{**vars(OPTIONS), "routes": routes}))
+        assert ("--enable-return-routed-experts" in words) == routes
 
 
 def run_python(code: str, *flags: str, shim: bool = False) -> subprocess.CompletedProcess[str]:

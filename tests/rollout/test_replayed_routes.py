@@ -31,11 +31,12 @@ class Passes:
     """An engine whose routes and log-probs name the pass that they are of.
 
     ``rng`` decides when it computes a sequence again (with new weights, or for room), when it aborts, and how much it samples.
-    keeps: it returns the routes of the first pass that computed a token, as the embedded engine; else of the last one.
+    keeps: it returns the routes of the first pass that computed a token, as the embedded engine; else of the last. in_place:
+    it goes on with new weights without computing anything again.
     """
 
-    def __init__(self, rng: random.Random, *, keeps: bool) -> None:
-        self.rng, self.keeps = rng, keeps
+    def __init__(self, rng: random.Random, *, keeps: bool, in_place: bool = False) -> None:
+        self.rng, self.keeps, self.in_place = rng, keeps, in_place
         self.number = self.version = 0
 
     async def ask(self, body: dict[str, Any]) -> list[dict[str, Any]]:
@@ -50,12 +51,10 @@ class Passes:
         logprobs, versions, retractions = [], [], 0
         size = self.rng.randint(1, min(8, room))
         for place in range(size):
-            if place and (what := self.rng.choice(["go on"] * 6 + ["update", "no room"])) != "go on":
-                self.number, self.version, retractions = (
-                    self.number + 1,
-                    self.version + (what == "update"),
-                    retractions + 1,
-                )
+            what = self.rng.choice(["go on"] * 6 + ["update", "no room"]) if place else "go on"
+            self.version += what == "update"
+            if what == "no room" or (what == "update" and not self.in_place):
+                self.number, retractions = self.number + 1, retractions + 1
                 if not self.keeps:
                     routes = [self.number] * len(routes)
                 routes[-1] = self.number  # of the newest token, which no pass has read before
@@ -83,16 +82,17 @@ def check(sample: Sample, prompt: int) -> int:
     return len(trained)
 
 
-@pytest.mark.parametrize("keeps", [True, False])
-def test_a_token_that_is_trained_on_has_the_route_of_its_log_probs_pass(keeps: bool) -> None:
+@pytest.mark.parametrize(("keeps", "in_place"), [(True, False), (False, False), (False, True)])
+def test_a_token_that_is_trained_on_has_the_route_of_its_log_probs_pass(keeps: bool, in_place: bool) -> None:
     """Through aborts, turns, what the environment adds, updates and retractions."""
     trained = whole = 0
+    bounds = Bounds(routes=SHAPE, updates_retract=not in_place)
 
     @given(st.integers(0, 2**32 - 1))
     def every(seed: int) -> None:
         nonlocal trained, whole
         rng = random.Random(seed)
-        engine, turns = Passes(rng, keeps=keeps), rng.randint(1, 4)
+        engine, turns = Passes(rng, keeps=keeps, in_place=in_place), rng.randint(1, 4)
         trajectory = Trajectory(range(rng.randint(1, 4)))
         config = Rollout(rollout_max_response_len=30)
 
@@ -100,7 +100,7 @@ def test_a_token_that_is_trained_on_has_the_route_of_its_log_probs_pass(keeps: b
             for _ in range(turns):
                 if BOUNDS.room(trajectory, config) < 4:
                     return
-                await complete([Turn(trajectory, rid="r", seed=1)], config, engine.ask, BOUNDS)
+                await complete([Turn(trajectory, rid="r", seed=1)], config, engine.ask, bounds)
                 if rng.random() < 0.7:
                     trajectory.observed([9] * rng.randint(1, 3))
 
@@ -126,11 +126,15 @@ def test_sequences_of_one_request_that_know_different_numbers_of_rows_get_each_i
 @given(
     spans=st.lists(st.integers(1, 4), min_size=1, max_size=5),
     retractions=st.integers(0, 6),
+    updates_retract=st.booleans(),
 )
-def test_at_least_what_came_before_the_last_known_computation_is_unpaired(spans: list[int], retractions: int) -> None:
+def test_what_came_before_the_last_computation_is_unpaired_and_all_of_it_where_that_cannot_be_told(
+    spans: list[int], retractions: int, updates_retract: bool
+) -> None:
     versions = [version for version, size in enumerate(spans) for _ in range(size)]
-    found = unpaired(versions, retractions)
-    assert found == (len(versions) if retractions >= len(spans) else len(versions) - spans[-1])
+    located = updates_retract and retractions == len(spans) - 1
+    expected = 0 if not retractions else len(versions) - spans[-1] if located else len(versions)
+    assert unpaired(versions, retractions, updates_retract=updates_retract) == expected
 
 
 async def generated(script: list[dict[str, Any]]) -> Sample:
@@ -208,7 +212,7 @@ def test_rows_are_read_from_where_they_were_asked_for_and_those_that_are_known_a
 
 
 def test_the_share_of_tokens_that_are_left_out_is_reported_once() -> None:
-    share = UnpairedShare()
+    share = UnpairedShare(updates_retract=True)
     spans = [{"version": "1", "start": 0, "end": 1}, {"version": "2", "start": 1, "end": 4}]
     share.count([answer("r", [1] * 4, weight_versions=spans, num_retractions=1), answer("s", [1] * 4), {"odd": 1}])
     share.count("odd")
