@@ -25,7 +25,7 @@ from miles_async.weights.snapshot import load_snapshot, write_snapshot
 from miles_async.weights.transports.table import make_transport
 from miles_async.weights.update import Receiver
 
-PROMPT, LOG_PROB_LIMIT, VOCAB = 64, 0.02, 1024
+PROMPT, PROMPTS, LOG_PROB_LIMIT, VOCAB = 64, 16, 0.02, 1024
 PUSHES, TIMEOUT_S = 3, 120.0
 # what may break its engine comes last
 WAYS = {
@@ -42,7 +42,8 @@ def checked(device: str, size: Size, root: Path) -> dict[str, Any]:
         # NCCL takes one process a card: where there is a second one, the engine is there
         places = (("cpu", "float32"), (_second(device), "bfloat16"))
         plain, url = map(_url, [_started(stack, model, *place, root) for place in places])
-        apart = np.abs(_log_probs(url, size.answers) - _log_probs(plain, size.answers))
+        count = min(size.answers, PROMPTS)
+        apart = np.abs(_log_probs(url, count) - _log_probs(plain, count))
         began = time.perf_counter()
         generated = _generated(url, size)
         seconds = time.perf_counter() - began
@@ -65,6 +66,7 @@ def _started(stack: ExitStack, model: Path, device: str, dtype: str, root: Path)
     """An engine's process, which ends with the stack."""
     command = [sys.executable, "-m", "miles_async.engines.embedded.server", "--model-path", str(model), "--port", "0"]
     command += ["--device", device, "--dtype", dtype, "--weight-version", "0", "--weight-roots", str(root)]
+    command += ["--threads", str(os.cpu_count() or 1)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     stack.callback(process.wait)
     stack.callback(process.kill)

@@ -8,6 +8,7 @@ padding.
 
 from __future__ import annotations
 
+import os
 import resource
 import statistics
 import tempfile
@@ -59,9 +60,11 @@ class Seen:
 
 def reference(device: str, size: Size, root: Path) -> dict[str, Any]:
     """On a CPU in float32, whatever the device; kept in a file for :func:`compared`."""
+    if device != "cpu":
+        torch.set_num_threads(os.cpu_count() or 1)
     began = time.perf_counter()
     with _trainer(size.write(root)[0], "cpu", "float32", {}) as trainer:
-        _seen(trainer, _groups(size)).save(root / "reference.pt")
+        _seen(trainer, _groups(size, size.compared)).save(root / "reference.pt")
     return {"seconds": round(time.perf_counter() - began, 2)}
 
 
@@ -70,15 +73,15 @@ def compared(device: str, size: Size, root: Path) -> dict[str, Any]:
     expected, found = Seen.load(root / "reference.pt"), {}
     for name, settings in WAYS.items():
         with _trainer(size.write(root)[0], device, "bfloat16", settings) as trainer:
-            found[name] = _apart(_seen(trainer, _groups(size)), expected)
+            found[name] = _apart(_seen(trainer, _groups(size, size.compared)), expected)
     ok = all(of[name] <= limit for of in found.values() for name, limit in LIMITS.items())
     return {"to_float32_on_a_cpu": found, "limits": LIMITS, "ok": ok}
 
 
 def speed(device: str, size: Size, root: Path) -> dict[str, Any]:
     """Tokens per second of whole optimizer steps in bfloat16, and the peak of memory."""
-    path, groups = size.write(root)[1], _groups(size)
-    with _trainer(path, device, "bfloat16", {"max_tokens_per_micro_batch": 16384}) as trainer:
+    path, groups = size.write(root)[1], _groups(size, size.groups)
+    with _trainer(path, device, "bfloat16", {}) as trainer:
         seconds = []
         for step in range(size.steps + 1):
             began = time.perf_counter()
@@ -112,8 +115,8 @@ def _name(device: str) -> str:
     return torch.cuda.get_device_name(device).replace("-", " ")
 
 
-def _groups(size: Size) -> list[Group]:
-    return long_tailed_groups(size.groups, 8, 1024, median=size.median, longest=size.longest)
+def _groups(size: Size, count: int) -> list[Group]:
+    return long_tailed_groups(count, 8, 1024, median=size.median, longest=size.longest)
 
 
 def _sequences(groups: list[Group]) -> list[np.ndarray]:
