@@ -136,11 +136,13 @@ class Objective:
         entropy: torch.Tensor,
         reference: torch.Tensor | None = None,
         batch_correction: Correction | None = None,
+        alike: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, Sums]:
         """The share of n tokens in the step's loss (scalar float64, with gradient) and in every metric.
 
         weights, pg_weights: [n] float64, of :meth:`mean_weights` and :meth:`token_weights` (None: the same). entropy,
-        reference: [n] float32. batch_correction: these tokens' part of what :meth:`correct_batch` gave.
+        reference: [n] float32. batch_correction: these tokens' part of what :meth:`correct_batch` gave. alike: [n] bool, which
+        of the learner's own tokens are held against the engine's log-probs (None: all).
         """
         algorithm = self.algorithm
         terms, entropy, reference = _without_masked(terms, entropy, reference)
@@ -154,7 +156,7 @@ class Objective:
                 correction = _product(correction, batch_correction)
         pg_weights = weights if pg_weights is None else pg_weights
         change = -metrics["ppo_kl"] if "ppo_kl" in metrics else losses.log_ratio(terms.logprobs.detach(), terms.old)
-        fixed = self._shift(change, terms, weights, correction.metrics)
+        fixed = self._shift(change, terms, weights, correction.metrics, alike)
         if correction.keep is not None:
             weights, pg_weights = (w * correction.keep for w in (weights, pg_weights))
         # a token of weight 0 is out, whatever its loss is
@@ -186,7 +188,14 @@ class Objective:
             product = _product(product, function(terms, self.algorithm))
         return product
 
-    def _shift(self, change: torch.Tensor, terms: LossTerms, weights: torch.Tensor, more: Metrics) -> Sums:
+    def _shift(
+        self,
+        change: torch.Tensor,
+        terms: LossTerms,
+        weights: torch.Tensor,
+        more: Metrics,
+        alike: torch.Tensor | None,
+    ) -> Sums:
         """How far the policy is from the denominator, and the learner's own tokens from the engine's; ``more`` beside it.
 
         change: [n] log-ratio, of the sample where the loss looks at samples.
@@ -195,6 +204,7 @@ class Objective:
         ess = losses.ess_ratio(change, terms.mask, index, most_segments(index))[index]
         ratio = losses.bounded_exp(change)
         own = ((terms.versions == terms.version) & (terms.mask != 0)).double()
+        own = own if alike is None else own * alike
         apart = (terms.logprobs.detach() - terms.behaviour).abs().double()
         mismatch = {MISMATCH: weighted_sum(apart, own), MISMATCH_TOKENS: own.sum()}
         return weighted_sums(more | {"ois": ratio, "ess_ratio": ess}, weights) | mismatch

@@ -106,6 +106,7 @@ class Policy:
             entropy=entropy,
             reference=part.reference,
             batch_correction=part.correction,
+            alike=part.alike,
         )
         return logprobs, loss, sums
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from miles_async.rl.opd import TopTokens
@@ -37,6 +38,8 @@ class MicroShare:
     values: torch.Tensor | None  # float32, the critic's before the batch
     returns: torch.Tensor | None  # float32, what they should be
     correction: Correction | None  # of the whole batch
+    # bool: the learner's pass computes what is in front of the token as the engine's did, but for weights; None: of all tokens
+    alike: torch.Tensor | None
 
 
 @dataclass(frozen=True)
@@ -118,6 +121,7 @@ def make_share(
         values=values,
         returns=returns,
         correction=objective.correct_batch(terms),
+        alike=None if batch.sequences.routes is None else torch.from_numpy(_alike(batch)),
         observed={name: weighted_sum(value, weights) / filled for name, value in observed.items()},
     )
 
@@ -132,6 +136,16 @@ def _weights(
         sample_index, rollout_index = torch.from_numpy(part.sample_index), torch.from_numpy(part.rollout_index)
         found[tokens] = function(mask[tokens], sample_index, rollout_index, part.totals).double()
     return found
+
+
+def _alike(batch: TrainBatch) -> npt.NDArray[np.bool_]:
+    """[N]: the sample has no token of other weights in front of it. An engine that goes on with new weights computes what is
+    there again, with experts that these choose; replayed are those of the token's own weights (rollout/routes.py)."""
+    other = np.diff(batch.versions, prepend=batch.versions[:1]) != 0
+    other &= np.diff(batch.sample_index, prepend=-1) == 0
+    changes = np.cumsum(other)
+    first = np.flatnonzero(np.diff(batch.sample_index, prepend=-1))  # of each sample
+    return changes == changes[first][batch.sample_index]
 
 
 def _top_tokens(batch: TrainBatch, student: tuple[torch.Tensor, torch.Tensor] | None) -> TopTokens | None:
@@ -174,4 +188,5 @@ def micro_share(share: Share, micro: MicroBatch, device: torch.device) -> MicroS
         values=maybe(share.values),
         returns=maybe(share.returns),
         correction=correction,
+        alike=maybe(share.alike),
     )

@@ -18,8 +18,8 @@ from foreign_experts import shape_of, tokens_of, with_foreign_experts, with_rout
 from train_layouts import CASES_OF_REPLAY, MIXTURE, compare, trained
 from train_support import VOCAB, Build, assert_equal, hf_log_probs, make_checkpoint, make_config, make_groups
 
-from bus.codec import LOGPROBS, pack
-from bus.messages import Group
+from bus.codec import LOGPROBS, VERSIONS, pack, unpack
+from bus.messages import Group, Sample
 from miles_async.config.effect import check_effect
 from miles_async.config.schema import ConfigError
 from miles_async.train import backend
@@ -193,6 +193,36 @@ def test_a_reference_and_a_critic_choose_experts_themselves(mixture: Path, build
     sequences = flatten(groups, VOCAB, shape_of(mixture)).sequences
     values = [trainer._critic.all_values(each) for each in (sequences, replace(sequences, routes=None))]
     assert torch.equal(*values)
+
+
+def test_no_token_behind_one_of_other_weights_is_held_against_its_engine(mixture: Path, build: Build) -> None:
+    """The engine has computed what is in front of it again, with experts that the new weights chose."""
+
+    def of_versions(groups: list[Group], mixed: Callable[[int], bool]) -> list[Group]:
+        def changed(sample: Sample) -> Sample:
+            n, old = len(sample.loss_mask), mixed(sample.index)
+            return msgspec.structs.replace(
+                sample,
+                versions=pack([0 if old and place == 0 else 1 for place in range(n)], VERSIONS),
+                logprobs=pack(unpack(sample.logprobs, LOGPROBS) - (100.0 if old else 0.0), LOGPROBS),
+            )
+
+        replace_of = msgspec.structs.replace
+        return [replace_of(group, samples=tuple(map(changed, group.samples))) for group in groups]
+
+    groups = with_foreign_experts(make_groups(4, 4), shape_of(mixture))
+
+    def apart(mixed: Callable[[int], bool]) -> float | None:
+        trainer = build(mixture, rollout=REPLAY, staleness={"max_lag": 1}, learner={"lr": 1e-9})
+        trainer.step(groups)
+        return trainer.step(of_versions(groups, mixed)).get("on_policy_logprob_abs_diff")
+
+    assert apart(lambda _: True) is None
+    some, every = apart(lambda index: index == 0), apart(lambda _: False)
+    assert some is not None and every is not None and 0.0 < some < 5.0
+    trainer = build(mixture, staleness={"max_lag": 1}, learner={"lr": 1e-9})
+    trainer.step(groups)  # whose routers choose by the new weights, too
+    assert trainer.step(of_versions(groups, lambda index: index == 0))["on_policy_logprob_abs_diff"] > 10.0
 
 
 def test_what_is_counted_is_the_experts_that_computed(mixture: Path, build: Build) -> None:
