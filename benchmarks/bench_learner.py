@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from bus.codec import LOGPROBS, MASK, TOKENS, VERSIONS, pack
-from bus.messages import Group, Sample
+from benchmarks.lib.random_groups import random_groups
+from bus.messages import Group
 from miles_async.config.schema import Data, Learner, Model, RunConfig, Staleness
 from miles_async.models.builtin import make_model
 from miles_async.rl.reduce import Totals
@@ -40,30 +40,16 @@ LR = 1e-3
 
 def make_groups(n_groups: int = 32, n_samples: int = 8, prompt: int = 4, longest: int = 12) -> list[Group]:
     rng = np.random.default_rng(0)
-
-    def sample(index: int) -> Sample:
-        n = int(rng.integers(1, longest + 1))
-        return Sample(
-            index=index,
-            tokens=pack(rng.integers(1, VOCAB, n), TOKENS),
-            logprobs=pack(rng.normal(-2.8, 0.1, n), LOGPROBS),
-            loss_mask=pack(np.ones(n), MASK),
-            versions=pack(np.zeros(n), VERSIONS),
-            reward=float(rng.random()),
-            finish_reason="stop",
-        )
-
-    return [
-        Group(
-            group_id=f"0-{g}-0",
-            prompt_tokens=pack(rng.integers(3, VOCAB, prompt), TOKENS),
-            samples=tuple(sample(i) for i in range(n_samples)),
-            worker="bench",
-            started=0.0,
-            finished=0.0,
-        )
-        for g in range(n_groups)
-    ]
+    return random_groups(
+        rng,
+        n_groups,
+        n_samples,
+        prompt=lambda: rng.integers(3, VOCAB, prompt),
+        length=lambda: int(rng.integers(1, longest + 1)),
+        first_token=1,
+        vocab=VOCAB,
+        log_prob=-2.8,
+    )
 
 
 class TransformersStep:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from bus.codec import LOGPROBS, MASK, TOKENS, VERSIONS, pack
-from bus.messages import Group, Sample
+from benchmarks.lib.random_groups import random_groups
+from bus.messages import Group
 
 
 def long_tailed_groups(
@@ -13,27 +13,13 @@ def long_tailed_groups(
 ) -> list[Group]:
     """Prompts of 32 to 64 tokens; responses lognormal with this median and deviation, at most ``longest``."""
     rng = np.random.default_rng(seed)
-
-    def sample(index: int) -> Sample:
-        n = int(np.clip(rng.lognormal(np.log(median), sigma), 1, longest))
-        return Sample(
-            index=index,
-            tokens=pack(rng.integers(0, vocab, n), TOKENS),
-            logprobs=pack(rng.normal(-6.0, 0.1, n), LOGPROBS),
-            loss_mask=pack(np.ones(n), MASK),
-            versions=pack(np.zeros(n), VERSIONS),
-            reward=float(rng.random()),
-            finish_reason="stop",
-        )
-
-    return [
-        Group(
-            group_id=f"0-{number}-0",
-            prompt_tokens=pack(rng.integers(0, vocab, int(rng.integers(32, 65))), TOKENS),
-            samples=tuple(sample(index) for index in range(n_samples)),
-            worker="bench",
-            started=0.0,
-            finished=0.0,
-        )
-        for number in range(n_groups)
-    ]
+    return random_groups(
+        rng,
+        n_groups,
+        n_samples,
+        prompt=lambda: rng.integers(0, vocab, int(rng.integers(32, 65))),
+        length=lambda: int(np.clip(rng.lognormal(np.log(median), sigma), 1, longest)),
+        first_token=0,
+        vocab=vocab,
+        log_prob=-6.0,
+    )

@@ -48,18 +48,16 @@ class RouteShape:
             raise ValueError(f"{len(data)} bytes of routes, {self.row_bytes} a token")
         return np.frombuffer(data, self.dtype).reshape(-1, self.layers, self.top_k)
 
-    def of_tokens(self, data: bytes, tokens: int) -> npt.NDArray[Any]:
-        """As :meth:`unpack`, of a sequence of so many tokens. Raises ValueError: no experts, those of other tokens, one that
+    def check(self, data: bytes, tokens: int) -> None:
+        """Whether ``data`` is of a sequence of so many tokens. Raises ValueError: no experts, those of other tokens, one that
         there is not, or one that a token has twice in a layer with experts."""
         if not data:
             raise ValueError("no experts came with it")
         if len(data) != (tokens - 1) * self.row_bytes:
             raise ValueError(f"{len(data)} bytes of experts, expected {tokens - 1} tokens of {self.row_bytes}")
-        found = self.unpack(data)
-        chosen = found[:, self.dense :]
+        chosen = self.unpack(data)[:, self.dense :]
         if chosen.size and chosen.max() >= self.experts:
             raise ValueError(f"an expert's number is not in 0..{self.experts - 1}: {chosen.max()}")
         for one, other in itertools.combinations(range(self.top_k), 2):
             if (chosen[..., one] == chosen[..., other]).any():
                 raise ValueError("a token has an expert twice in one layer")
-        return found

@@ -147,7 +147,7 @@ def _check_routes(pairs: Pairs, shape: RouteShape) -> None:
     """A row for each token of prompt and response but the last, of experts that there are."""
     for group, sample in pairs:
         try:
-            shape.of_tokens(sample.routes, len(prompt_of(group, sample) + sample.tokens) // ITEM_BYTES)
+            shape.check(sample.routes, len(prompt_of(group, sample) + sample.tokens) // ITEM_BYTES)
         except ValueError as error:
             _refuse(group, sample, "invalid_routes", str(error))
 

@@ -95,7 +95,7 @@ def flatten(groups: Sequence[Group], vocab_size: int, routes: RouteShape | None 
     """The flat arrays of the groups. routes: the shape of the experts that came with each sample, which are to be replayed;
     None: they are not looked at. Raises BatchError naming the group and sample."""
     try:
-        check_groups(groups, Limits(vocab_size=vocab_size))
+        check_groups(groups, Limits(vocab_size=vocab_size, routes=routes))
     except UnsoundGroup as error:
         raise BatchError(str(error)) from None
     samples = [(group, sample) for group in groups for sample in group.samples]
@@ -110,7 +110,7 @@ def flatten(groups: Sequence[Group], vocab_size: int, routes: RouteShape | None 
     lengths = prompt_lengths + response_lengths
     sample_index = np.repeat(np.arange(len(samples)), response_lengths)
     sizes = [len(group.samples) for group in groups]
-    came_with = None if routes is None else _routes(samples, lengths, routes)
+    came_with = None if routes is None else _routes(samples, routes)
     return TrainBatch(
         sequences=Sequences(tokens, lengths, prompt_lengths, mask, came_with),
         behaviour=behaviour,
@@ -126,15 +126,9 @@ def flatten(groups: Sequence[Group], vocab_size: int, routes: RouteShape | None 
     )
 
 
-def _routes(samples: Sequence[tuple[Group, Sample]], lengths: Array, shape: RouteShape) -> Array:
+def _routes(samples: Sequence[tuple[Group, Sample]], shape: RouteShape) -> Array:
     """[sum(lengths - 1), layers, top_k]: uint8 or, as torch can do little with uint16, int16."""
-    found = [np.zeros((0, shape.layers, shape.top_k), shape.dtype)]
-    for (group, sample), length in zip(samples, lengths.tolist(), strict=True):
-        try:
-            found.append(shape.of_tokens(sample.routes, length))
-        except ValueError as error:
-            raise BatchError(f"group {group.group_id}, sample {sample.index}: {error}") from None
-    every = np.concatenate(found)
+    every = shape.unpack(b"".join(sample.routes for _, sample in samples))
     return every if every.dtype == np.uint8 else every.astype(np.int16)
 
 
