@@ -24,7 +24,7 @@ quickstart: $(VENV)/.quickstart-installed
 	$(BIN)/miles-async launch examples/quickstart.toml
 
 test: $(VENV)/.test-installed
-	$(BIN)/python -m pytest -n 4 --dist loadgroup
+	$(BIN)/python -m pytest -n 4 --dist loadgroup --no-loadscope-reorder
 
 test-sglang: $(VENV)/.test-installed
 	ENGINE=sglang $(BIN)/python -m pytest -m sglang
