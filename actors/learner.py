@@ -39,6 +39,7 @@ from miles_async.evaluation.pins import pin
 from miles_async.evaluation.settings import is_due
 from miles_async.filters.apply import BufferFilter
 from miles_async.staleness.choice import make_policy
+from miles_async.staleness.policies import too_old
 from miles_async.train import idle_steps
 from miles_async.train.backend import BACKENDS, LearnerBackend, check_step, make_backend
 from miles_async.train.checkpoint_choice import CheckpointChoice
@@ -184,8 +185,9 @@ class Learner:
             chosen = self.policy.select(list(self.ready.values()), open_order, self.trainer.version, size)
             if chosen:
                 groups = self.share.arranged([self.ready[group_id] for group_id in chosen])
-                surplus, max_lag = self.policy.surplus, self.config.staleness.max_lag
-                return await self.ledger.batch(step, groups, surplus=surplus, max_lag=max_lag)
+                surplus, bound = self.policy.surplus, self.config.staleness.max_lag
+                masked = sum(too_old(g, self.trainer.version, bound) for g in groups) if self.policy.masks else -1
+                return await self.ledger.batch(step, groups, surplus=surplus, max_lag=bound, masked_tokens=masked)
         await self.ctx.bus.publish("control", Control(command="learner_stop", roles=("learner",), reason=str(step)))
         return None
 

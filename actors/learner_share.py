@@ -19,6 +19,7 @@ from bus import Ledger, LedgerError
 from bus.messages import Batch, Group, ReadyGroup
 from bus.quarantine import Quarantine
 from miles_async.config.optimizer_steps import balanced, even, share, steps_of_pass
+from miles_async.groups.aged import without_older
 from miles_async.groups.limits import group_limits
 from miles_async.groups.sound import Limits, UnsoundGroup, check_group, check_groups
 from miles_async.train.batch import BatchRefused
@@ -70,7 +71,8 @@ class LearnerShare:
         keys = {batch.group_ids[place]: batch.payload_keys[place] for place in mine}
         wanted = [group_id for group_id in keys if group_id not in known]
         found = await self._ledger.payloads_or_causes([keys[group_id] for group_id in wanted])
-        limits = replace(self._limits, newest_version=batch.step - 1, max_lag=self.max_lag(batch))
+        masks, bound = batch.masked_tokens >= 0, self.max_lag(batch)
+        limits = replace(self._limits, newest_version=batch.step - 1, max_lag=None if masks else bound)
         groups: list[Group] = []
         in_steps = even(len(mine), self._steps)
         step_of = dict(zip(keys, (step for step, size in enumerate(in_steps) for _ in range(size)), strict=True))
@@ -79,7 +81,7 @@ class LearnerShare:
             if isinstance(verdict, UnsoundGroup):
                 await self._take_out(batch.step, group_id, verdict, group)
             else:
-                groups.append(verdict)
+                groups.append(without_older(verdict, batch.step - 1 - bound) if masks else verdict)
                 self.sizes[step_of[group_id]] += 1
         return groups
 

@@ -24,7 +24,7 @@ import psutil
 from bus import Bus, Ledger, connect
 from bus.client import Topic
 from bus.codec import LOGPROBS, MASK, TOKENS, VERSIONS, decode, encode, pack
-from bus.ledger_leases import Publication
+from bus.ledger_leases import ClaimedTicket, Publication
 from bus.messages import Group, Sample, Ticket
 from bus.server import RedisServer
 
@@ -53,10 +53,19 @@ def make_group(group_id: str, n_samples: int, n_tokens: int) -> Group:
 
 
 async def ledger_producer(bus: Bus, n_groups: int, n_samples: int, n_tokens: int) -> None:
-    """Dealer and rollout worker: admit; claim, and publish 8 groups in a script, as a worker's gather in one."""
+    """Dealer and rollout worker: admit; claim while others are published, 8 groups in a script, as a worker's gather in one."""
     ledger = Ledger(bus)
     await ledger.prepare()
     at_once = asyncio.Semaphore(4)
+    claimed: asyncio.Queue[list[ClaimedTicket]] = asyncio.Queue(maxsize=1)
+
+    async def claim() -> None:
+        done = 0
+        while done < n_groups:
+            tickets = await ledger.next_tickets("w", "w/1", BATCH, None)
+            if tickets:
+                await claimed.put(tickets)
+            done += len(tickets)
 
     async def publish(ready: list[Publication]) -> None:
         await ledger.publish_all(ready, "w/1")
@@ -64,15 +73,16 @@ async def ledger_producer(bus: Bus, n_groups: int, n_samples: int, n_tokens: int
 
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(deal(ledger, n_groups))
+        tasks.create_task(claim())
         done = 0
         while done < n_groups:
-            claimed = await ledger.next_tickets("w", "w/1", BATCH, None)
-            for some in (claimed[i : i + 8] for i in range(0, len(claimed), 8)):
+            tickets = await claimed.get()
+            for some in (tickets[i : i + 8] for i in range(0, len(tickets), 8)):
                 groups = [make_group(c.ticket.group_id, n_samples, n_tokens) for c in some]
                 await at_once.acquire()
                 tasks.create_task(publish([Publication(group, 0.0, encode(group)) for group in groups]))
                 await asyncio.sleep(0)  # these are on their way while the next ones are made
-            done += len(claimed)
+            done += len(tickets)
 
 
 async def deal(ledger: Ledger, n_groups: int) -> None:

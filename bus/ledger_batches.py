@@ -31,10 +31,13 @@ class Batches(LedgerScripts):
         await self.bus.remove("samples", [entries[index].id for index in foreign])
         return [entry.message for index, entry in enumerate(entries) if index not in foreign], last_id
 
-    async def batch(self, step: int, groups: Sequence[ReadyGroup], *, surplus: int = 0, max_lag: int = -1) -> Batch:
+    async def batch(
+        self, step: int, groups: Sequence[ReadyGroup], *, surplus: int = 0, max_lag: int = -1, masked_tokens: int = -1
+    ) -> Batch:
         """Record that ``step`` trains on ``groups``, and return the record: an earlier one if there is one.
 
         ``max_lag``: the bound that they were chosen under, which holds for them also when the step is trained again.
+        ``masked_tokens``: how many tokens beyond it are to be masked; -1: none may be.
         With the record, the ``surplus`` open groups that were dealt first of the others are dropped as "surplus".
         Raises LedgerError: ``step`` is not the next, or a group is not ready.
         """
@@ -43,6 +46,7 @@ class Batches(LedgerScripts):
             group_ids=tuple(g.group_id for g in groups),
             payload_keys=tuple(g.payload_key for g in groups),
             max_lag=max_lag,
+            masked_tokens=masked_tokens,
         )
         done = await self._run("batch", step, encode(record), surplus, *record.group_ids)
         if done == 1:

@@ -111,9 +111,10 @@ class Batch(Message, tag="batch", frozen=True):
     step: int
     group_ids: tuple[str, ...]
     payload_keys: tuple[str, ...]
-    max_lag: int = (
-        -1
-    )  # versions that a token in it may be behind, as it was when the batch was chosen; -1: not on record
+    # versions that a token in it may be behind, as it was when the batch was chosen; -1: not on record
+    max_lag: int = -1
+    # response tokens that are further behind, and are masked out of the loss; -1: there may be none
+    masked_tokens: int = -1
 
 
 class Transition(Message, tag="transition", frozen=True):

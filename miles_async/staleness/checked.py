@@ -16,7 +16,7 @@ from bus.messages import ReadyGroup
 from miles_async.config.schema import Rollout, Staleness
 from miles_async.hooks.calls import called, refused, shown
 from miles_async.hooks.hook import Hook
-from miles_async.staleness.policies import StalenessPolicy, StalenessState, is_usable, lag
+from miles_async.staleness.policies import StalenessPolicy, StalenessState, has_trainable, is_usable, lag
 
 METHODS = ("admit", "evict", "select")
 REASON = re.compile(r"[A-Za-z0-9_.-]{1,60}\Z")
@@ -52,6 +52,10 @@ class CheckedPolicy:
     def surplus(self) -> int:
         return self._surplus
 
+    @property
+    def masks(self) -> bool:
+        return bool(getattr(self._policy, "masks", False))
+
     def admit(self, state: StalenessState) -> int:
         found = called(self._hook, self._policy.admit, state)
         if not _is_count(found):
@@ -78,7 +82,8 @@ class CheckedPolicy:
         if len(found) != batch_size or len(set(found)) != batch_size:
             wanted = f"{batch_size} different groups (rollout.rollout_batch_size), or None"
             raise refused(self._hook, self._policy.select, found, wanted)
-        if old := [one for one in found if not is_usable(groups[one], version, self._bound)]:
+        may_train = has_trainable if self.masks else is_usable
+        if old := [one for one in found if not may_train(groups[one], version, self._bound)]:
             wanted = (
                 f"groups that version {version} may train: {shown(old[0])} is {lag(groups[old[0]], version)} versions "
                 f"behind, staleness.max_lag is {self._bound}"

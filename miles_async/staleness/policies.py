@@ -25,6 +25,8 @@ the B groups of batch ``k`` start, once version ``k`` is confirmed everywhere: t
 *Drop* admits by the same count but takes groups as they finish, so a slow group may be overtaken and grow too old; it
 is then evicted, which frees its place.
 
+*Token mask* (token_mask.py) is drop by the token: of a group that grew too old in part, what is within the bound is trained.
+
 *Over-sampling* is fifo with ``E`` groups to spare: ``W = B + E`` are open for a batch (a filter drops some, or they are
 slow). Batch ``k`` is the first ``B`` ready ones among the ``W`` that were dealt first, its window; with the batch, what is
 left of the window is dropped as surplus, whatever its state. So a group that is dealt when ``o`` are open is trained or
@@ -44,7 +46,6 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from bus.messages import UNSAMPLED, ReadyGroup
-from miles_async.config.schema import ConfigError, Rollout, Staleness
 
 STALE = "stale"
 UNPUBLISHED = "unpublished_version"
@@ -75,6 +76,11 @@ class StalenessPolicy(Protocol):
     @property
     def surplus(self) -> int:
         """How many open groups, those that were dealt first of the others, are dropped with each batch."""
+        ...
+
+    @property
+    def masks(self) -> bool:
+        """Whether a group may be selected of which some tokens are older than ``max_lag``: those are not trained on."""
         ...
 
     def admit(self, state: StalenessState) -> int:
@@ -115,6 +121,16 @@ def newest(group: ReadyGroup) -> int:
     return found
 
 
+def has_trainable(group: ReadyGroup, version: int, max_lag: int) -> bool:
+    """Whether some token of ``group`` is within the bound at ``version``, and none is of a version that is still to come."""
+    return (last := newest(group)) == -1 or version - max_lag <= last <= version
+
+
+def too_old(group: ReadyGroup, version: int, max_lag: int) -> int:
+    """Response tokens of ``group`` that are more than ``max_lag`` versions behind ``version``."""
+    return sum(count for sampled, count in group.versions if version - sampled > max_lag)
+
+
 def admissible(state: StalenessState, max_lag: int, surplus: int = 0) -> int:
     """Groups that may start so that each is within ``max_lag`` when consumed in dealt order (derived above).
 
@@ -135,61 +151,18 @@ def unusable(ready: Sequence[ReadyGroup], version: int, max_lag: int) -> list[tu
 
 
 @dataclass(frozen=True, slots=True)
-class _Bounded:
+class Bounded:
     """What the policies with a bound on each token share: admission by count, eviction by version."""
 
     max_lag: int
     surplus: int = 0
+
+    @property
+    def masks(self) -> bool:
+        return False
 
     def admit(self, state: StalenessState) -> int:
         return admissible(state, self.max_lag, self.surplus)
 
     def evict(self, ready: Sequence[ReadyGroup], version: int) -> list[tuple[str, str]]:
         return unusable(ready, version, self.max_lag)
-
-
-@dataclass(frozen=True, slots=True)
-class Fifo(_Bounded):
-    """Train in dealt order: nothing is dropped and short responses get no preference; a slow group holds up the rest.
-
-    With a ``surplus``, the first of each window that are ready, in dealt order: a filter or a slow group does not hold up the
-    step, and long responses are lost more. ``evict`` stays empty while engines keep to the terms above; it catches a recovery
-    that put older weights back, and what was sampled with weights that such a recovery undid.
-    """
-
-    def select(
-        self, ready: Sequence[ReadyGroup], open_order: Sequence[str], version: int, batch_size: int
-    ) -> tuple[str, ...] | None:
-        place = {group_id: i for i, group_id in enumerate(open_order[: batch_size + self.surplus])}
-        usable = (group.group_id for group in ready if is_usable(group, version, self.max_lag))
-        first = [group_id for group_id in usable if group_id in place][:batch_size]
-        return tuple(sorted(first, key=place.__getitem__)) if len(first) == batch_size else None
-
-
-@dataclass(frozen=True, slots=True)
-class Drop(_Bounded):
-    """Train in order of publication, drop what grew too old: the learner waits less, long responses are lost more."""
-
-    def select(
-        self, ready: Sequence[ReadyGroup], open_order: Sequence[str], version: int, batch_size: int
-    ) -> tuple[str, ...] | None:
-        usable = [group.group_id for group in ready if is_usable(group, version, self.max_lag)]
-        return tuple(usable[:batch_size]) if len(usable) >= batch_size else None
-
-
-def fifo(staleness: Staleness, rollout: Rollout) -> StalenessPolicy:
-    """Train in dealt order; with ``rollout.over_sampling_batch_size``, the first of so many that are ready."""
-    return Fifo(staleness.max_lag, rollout.surplus)
-
-
-def drop(staleness: Staleness, rollout: Rollout) -> StalenessPolicy:
-    """Train what is ready first, drop what grew too old. Raises ConfigError where groups to spare are asked for."""
-    if rollout.surplus:
-        raise ConfigError(
-            f'rollout.over_sampling_batch_size = {rollout.over_sampling_batch_size} needs staleness.policy = "fifo": '
-            '"drop" takes groups as they finish already, and has more of them with a larger max_lag'
-        )
-    return Drop(staleness.max_lag)
-
-
-BUILT_IN = ("fifo", "drop")

@@ -127,6 +127,27 @@ async def test_what_grew_too_old_is_dropped_on_record_and_not_trained(
     assert (await ledger.counts())["dropped:stale"] == 1
 
 
+async def test_token_mask_masks_on_record_and_again_when_the_step_is_replayed_under_another_policy(
+    bus: Bus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger, masking = Ledger(bus), Staleness(policy="token_mask", max_lag=0)
+    await publish(ledger, 2)
+    await run(make_learner(bus, tmp_path, StandInTrainer(), monkeypatch, run=Run(num_steps=1), staleness=masking))
+    await publish(ledger, 1, 0, 0, 1)  # two tokens of version 0 and one of version 1
+    await publish(ledger, 1, version=1)
+    first = StandInTrainer()
+    await run(make_learner(bus, tmp_path, first, monkeypatch, run=Run(num_steps=2), staleness=masking))
+    assert first.masks == [[[1], [1]], [[0, 0, 1], [1]]]
+    record = await ledger.recorded_batch(2)
+    assert record is not None and (record.max_lag, record.masked_tokens) == (0, 2)
+    reported = {m.step: m.values for m in (await bus.read("metrics", Metrics, "0"))[0]}
+    assert reported[2]["masked_tokens"] == 2.0
+
+    again = StandInTrainer()  # its checkpoint is lost
+    await run(make_learner(bus, tmp_path, again, monkeypatch, run=Run(num_steps=2), staleness=Staleness(max_lag=0)))
+    assert again.masks == first.masks
+
+
 async def test_a_learner_without_the_checkpoint_of_what_is_committed_refuses_to_start(
     bus: Bus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

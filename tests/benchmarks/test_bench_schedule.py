@@ -14,7 +14,9 @@ from benchmarks.lib.schedule.ideal import Outcome, StuckError, World, schedule
 from benchmarks.lib.schedule.latencies import latencies
 from benchmarks.lib.schedule.trace import Trace
 from bus.messages import ReadyGroup
-from miles_async.staleness.policies import Drop, Fifo
+from miles_async.staleness.drop import Drop
+from miles_async.staleness.fifo import Fifo
+from miles_async.staleness.token_mask import TokenMask
 
 BATCH = 4
 STEPS = 40
@@ -69,6 +71,14 @@ def test_what_grows_too_old_is_dropped_and_trained_never() -> None:
     trained = {position for batch in outcome.batches for position in batch}
     assert outcome.dropped and not trained & set(outcome.dropped)
     assert len(trained) == STEPS * BATCH and max(outcome.lags) <= 1
+
+
+def test_what_grows_too_old_in_part_is_masked_in_that_part() -> None:
+    trace = Trace(1.2, 1.0, 1)
+    outcome = schedule(TokenMask(1), World(trace.seconds, trace.train_s, BATCH, 12, STEPS, trace.update_s))
+    dropping = schedule(Drop(1), World(trace.seconds, trace.train_s, BATCH, 12, STEPS, trace.update_s))
+    assert max(outcome.lags) <= 1 and 0 < max(outcome.masked) < 1
+    assert len(outcome.dropped) < len(dropping.dropped)
 
 
 class Miser(Fifo):

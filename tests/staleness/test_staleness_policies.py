@@ -8,7 +8,10 @@ import pytest
 from bus.messages import UNSAMPLED, ReadyGroup
 from miles_async.config.schema import ConfigError, Data, Model, Rollout, RunConfig, Staleness
 from miles_async.staleness.choice import make_policy
-from miles_async.staleness.policies import Drop, Fifo, StalenessPolicy, StalenessState
+from miles_async.staleness.drop import Drop
+from miles_async.staleness.fifo import Fifo
+from miles_async.staleness.policies import StalenessPolicy, StalenessState, too_old
+from miles_async.staleness.token_mask import TokenMask
 
 
 @pytest.mark.parametrize(
@@ -65,7 +68,28 @@ def test_a_group_beyond_the_bound_is_evicted_and_never_selected(policy: Stalenes
     assert policy.select(groups[1:], ["b"], version=5, batch_size=1) == ("b",)
 
 
-@pytest.mark.parametrize("policy", [Fifo(2), Drop(2), Fifo(2, surplus=1)])
+def sampled(group_id: str, *versions: tuple[int, int]) -> ReadyGroup:
+    return msgspec.structs.replace(ready(group_id, versions[0][0]), versions=versions)
+
+
+def test_token_mask_takes_groups_as_they_were_published_and_evicts_what_is_too_old_to_its_last_token() -> None:
+    old, mixed, young = sampled("a", (1, 5), (2, 3)), sampled("b", (1, 4), (3, 2)), sampled("c", (5, 1))
+    policy = TokenMask(2)
+    assert policy.masks
+    assert policy.evict([old, mixed, young], version=5) == [("a", "stale")]
+    assert policy.select([old, mixed, young], ["a", "b", "c"], version=5, batch_size=2) == ("b", "c")
+    assert policy.select([old, mixed], ["a", "b"], version=5, batch_size=2) is None
+    assert [too_old(group, 5, 2) for group in (old, mixed, young)] == [8, 4, 0]
+
+
+def test_what_nobody_sampled_never_grows_too_old() -> None:
+    written = sampled("a", (UNSAMPLED, 7))
+    answered = sampled("b", (1, 4), (UNSAMPLED, 7))  # a policy's call, and what its tool said
+    assert TokenMask(2).evict([written, answered], version=9) == [("b", "stale")]
+    assert too_old(written, 9, 2) == 0
+
+
+@pytest.mark.parametrize("policy", [Fifo(2), Drop(2), Fifo(2, surplus=1), TokenMask(2)])
 def test_a_group_that_is_newer_than_the_learner_is_evicted_and_never_selected(policy: StalenessPolicy) -> None:
     """Of weights that a recovery undid, or that never were."""
     future = msgspec.structs.replace(ready("a", 4), versions=((4, 3), (6, 1)))
@@ -84,9 +108,10 @@ def config(staleness: Staleness, **rollout: int) -> RunConfig:
 def test_the_configuration_names_the_policy() -> None:
     assert make_policy(config(Staleness(policy="fifo", max_lag=3))) == Fifo(3)
     assert make_policy(config(Staleness(policy="drop", max_lag=0))) == Drop(0)
+    assert make_policy(config(Staleness(policy="token_mask", max_lag=1))) == TokenMask(1)
     spare = {"rollout_batch_size": 8, "over_sampling_batch_size": 12}
     assert make_policy(config(Staleness(max_lag=2), **spare)) == Fifo(2, surplus=4)
-    with pytest.raises(
-        ConfigError, match=r'over_sampling_batch_size = 12 needs staleness\.policy = "fifo": "drop" takes'
-    ):
-        make_policy(config(Staleness(policy="drop"), **spare))
+    for name in ("drop", "token_mask"):
+        wanted = rf'over_sampling_batch_size = 12 needs staleness\.policy = "fifo": "{name}" takes'
+        with pytest.raises(ConfigError, match=wanted):
+            make_policy(config(Staleness(policy=name), **spare))

@@ -8,7 +8,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from staleness_runs import WIDE, runs, simulate
 
-from miles_async.staleness.policies import Drop, Fifo, StalenessPolicy
+from miles_async.staleness.drop import Drop
+from miles_async.staleness.fifo import Fifo
+from miles_async.staleness.policies import StalenessPolicy
+from miles_async.staleness.token_mask import TokenMask
 
 
 @settings(max_examples=150, deadline=None)
@@ -34,10 +37,26 @@ def test_drop_trains_nothing_beyond_the_bound_and_finishes(run: dict, max_lag: i
     assert len(set(list(chain.from_iterable(result.batches)))) == run["steps"] * run["batch_size"]  # none twice
 
 
+@settings(max_examples=150, deadline=None)
+@given(run=runs, max_lag=st.integers(0, 4), data=st.data())
+def test_token_mask_trains_nothing_beyond_the_bound_and_finishes(run: dict, max_lag: int, data: st.DataObject) -> None:
+    interval = data.draw(st.integers(1, max_lag + 1))
+    result = simulate(TokenMask(max_lag), update_interval=interval, **run)
+    assert max(result.lags) <= max_lag
+    assert [len(batch) for batch in result.batches] == [run["batch_size"]] * run["steps"]
+    assert len(set(chain.from_iterable(result.batches))) == run["steps"] * run["batch_size"]  # none twice
+
+
+def test_token_mask_masks_where_drop_drops() -> None:
+    masking, dropping = (simulate(policy(1), update_interval=1, **WIDE) for policy in (TokenMask, Drop))
+    assert masking.masked > 0 and masking.dropped < dropping.dropped
+
+
 @settings(max_examples=50, deadline=None)
-@given(run=runs, policy=st.sampled_from([Fifo(0), Drop(0)]))
+@given(run=runs, policy=st.sampled_from([Fifo(0), Drop(0), TokenMask(0)]))
 @example(run=WIDE, policy=Fifo(0))
 @example(run=WIDE, policy=Drop(0))
+@example(run=WIDE, policy=TokenMask(0))
 def test_a_bound_of_zero_is_the_synchronous_loop(run: dict, policy: StalenessPolicy) -> None:
     result = simulate(policy, update_interval=1, **run)
     assert set(result.lags) == {0}

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from hypothesis import strategies as st
 
 from bus.messages import ReadyGroup
-from miles_async.staleness.policies import StalenessPolicy, StalenessState
+from miles_async.staleness.policies import StalenessPolicy, StalenessState, too_old
 
 
 @dataclass
@@ -21,6 +21,7 @@ class Result:
     dropped: int = 0
     refused: int = 0  # by a filter, as soon as they were generated
     surplus: int = 0
+    masked: int = 0  # tokens
     max_open: int = 0
     duration: float = 0.0
     started_at: list[int] = field(default_factory=list)  # the learner's version when a group was dealt
@@ -40,7 +41,7 @@ def simulate(
     """A run by events: engines of their own pace with in-flight updates, delayed and skipped pushes, a slow learner, and a
     filter that refuses a share ``refuse`` of the groups.
 
-    A group's tokens belong to whatever its engine serves while it runs, so its oldest version is that at its start.
+    A group has two tokens: one of the version that its engine serves at its start, and one of that at its end.
     """
     rng = random.Random(seed)
     result = Result()
@@ -89,7 +90,14 @@ def simulate(
             if chosen is not None:
                 by_id = {group.group_id: group for group in ready}
                 result.batches.append([int(group_id) for group_id in chosen])
-                result.lags += [version - by_id[group_id].oldest_version for group_id in chosen]
+                trained = [v for g in chosen for v, _ in by_id[g].versions]
+                if policy.masks:
+                    assert all(version - by_id[g].newest_version <= policy.max_lag for g in chosen), (
+                        "nothing of it is left"
+                    )
+                    result.masked += sum(too_old(by_id[g], version, policy.max_lag) for g in chosen)
+                    trained = [v for v in trained if version - v <= policy.max_lag]
+                result.lags += [version - v for v in trained]
                 surplus = [group_id for group_id in order if group_id not in chosen][
                     : policy.surplus
                 ]  # as the ledger drops them
@@ -115,6 +123,7 @@ def simulate(
             serving[data[0]] = newest_push  # a push that was overtaken brings the newest
         else:
             group_id, oldest, engine, slot = data
+            newest = serving[engine]
             free.append((engine, slot))
             if group_id not in order:
                 continue  # dropped while it was generated
@@ -127,9 +136,10 @@ def simulate(
                     group_id=group_id,
                     payload_key="",
                     oldest_version=oldest,
-                    newest_version=0,
-                    n_tokens=1,
+                    newest_version=newest,
+                    n_tokens=2,
                     published=clock,
+                    versions=((oldest, 2),) if newest == oldest else ((oldest, 1), (newest, 1)),
                 )
             )
     return result

@@ -12,7 +12,7 @@ from actors.learner import Learner
 from actors.runtime.context import ActorContext
 from actors.runtime.spec import ActorSpec
 from bus import Bus, Ledger
-from bus.codec import LOGPROBS, MASK, TOKENS, VERSIONS, pack
+from bus.codec import LOGPROBS, MASK, TOKENS, VERSIONS, pack, unpack
 from bus.messages import Group, Sample, Ticket
 from miles_async.config.schema import Checkpoint, Data, Model, Rollout, Run, RunConfig
 
@@ -31,6 +31,7 @@ class StandInTrainer:
         self.trained: list[tuple[str, ...]] = []
         self.sizes: list[list[int]] = []  # of the mini-batches
         self.bounds: list[int] = []
+        self.masks: list[list[list[int]]] = []  # of each step, of the first sample of each group
         self.fails_at_step, self.fails_to_save = fails_at_step, fails_to_save
 
     def step(self, groups: list[Group], *, max_lag: int, sizes: list[int]) -> dict[str, float]:
@@ -39,6 +40,7 @@ class StandInTrainer:
         self.trained.append(tuple(group.group_id for group in groups))
         self.sizes.append(sizes)
         self.bounds.append(max_lag)
+        self.masks.append([unpack(group.samples[0].loss_mask, MASK).tolist() for group in groups])
         self.version += 1
         return {"raw_reward": 0.0}
 
@@ -73,24 +75,25 @@ def make_learner(
     return Learner(ActorContext(spec, bus))
 
 
-async def publish(ledger: Ledger, count: int, version: int = 0) -> None:
-    """``count`` more groups are ready; ``version`` sampled all of their tokens."""
+async def publish(ledger: Ledger, count: int, *versions: int, version: int = 0) -> None:
+    """``count`` more groups are ready; ``version`` sampled their only token, or ``versions`` theirs."""
     await ledger.prepare()
     start = (await ledger.open_groups()).next_position
     tickets = [Ticket(group_id=f"0-{start + i}-0", prompt_tokens=b"", sampling_seed=i) for i in range(count)]
     await ledger.admit(tickets, limit=10**6, position=start)
     for claimed in await ledger.next_tickets("w", "w/1", count, 60_000):
-        assert await ledger.publish(made(claimed.ticket.group_id, version), "w/1", 0.0)
+        assert await ledger.publish(made(claimed.ticket.group_id, *versions or (version,)), "w/1", 0.0)
 
 
-def made(group_id: str, version: int = 0) -> Group:
-    """A group of one sample with one token."""
+def made(group_id: str, *versions: int) -> Group:
+    """A group of one sample with one token for each version, or one of version 0."""
+    versions = versions or (0,)
     sample = Sample(
         index=0,
-        tokens=pack([1], TOKENS),
-        logprobs=pack([-1.0], LOGPROBS),
-        loss_mask=pack([1], MASK),
-        versions=pack([version], VERSIONS),
+        tokens=pack([1] * len(versions), TOKENS),
+        logprobs=pack([-1.0] * len(versions), LOGPROBS),
+        loss_mask=pack([1] * len(versions), MASK),
+        versions=pack(versions, VERSIONS),
         reward=0.0,
         finish_reason="stop",
     )

@@ -18,8 +18,9 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from bus.messages import ReadyGroup
-from miles_async.staleness.policies import StalenessPolicy, StalenessState
+from miles_async.staleness.policies import StalenessPolicy, StalenessState, too_old
 
+TICK_S = 1e-4  # stands for a token
 NEVER = float("inf")
 
 
@@ -40,11 +41,13 @@ class World(NamedTuple):
 
 @dataclass
 class Outcome:
-    """When each step ended, and what it trained on: the positions, and the greatest lag of a token; what was dropped."""
+    """When each step ended, and what it trained on: the positions, the greatest lag of a token that was, and the share of their
+    generation that was masked; what was dropped."""
 
     step_ends: list[float] = field(default_factory=list)
     batches: list[list[int]] = field(default_factory=list)
     lags: list[int] = field(default_factory=list)
+    masked: list[float] = field(default_factory=list)
     dropped: list[int] = field(default_factory=list)
 
 
@@ -60,8 +63,9 @@ class _Run:
         self._dealt = self._batched = 0
         self._open: dict[int, None] = {}  # positions, in dealt order
         self._waiting: deque[int] = deque()
-        # (end, position, version of the first token), in time without the pauses
-        self._running: list[tuple[float, int, int]] = []
+        # (end, position, begin), in time without the pauses
+        self._running: list[tuple[float, int, float]] = []
+        self._served: list[tuple[float, int]] = [(0.0, 0)]  # since when the engines have served a version, in that time
         self._ready: dict[int, ReadyGroup] = {}
         self._version = self._serving = self._updating_to = 0
         self._trained_at = self._updated_at = NEVER
@@ -80,10 +84,11 @@ class _Run:
                 self._trained_at, self._version = NEVER, self._version + 1
                 self._outcome.step_ends.append(self._now)
             else:
-                self._generated(*heapq.heappop(self._running)[1:])
+                self._generated(*heapq.heappop(self._running))
             if self._updated_at == NEVER and self._serving < self._version:
                 self._updating_to, self._updated_at = self._version, self._now + self._world.update_s
                 self._paused_s += self._world.update_s
+                self._served.append((self._updated_at - self._paused_s, self._version))
         return self._outcome
 
     def _decide(self) -> None:
@@ -100,13 +105,24 @@ class _Run:
         begin = (self._updated_at if updating else self._now) - self._paused_s
         while self._waiting and len(self._running) < self._world.slots:
             position = self._waiting.popleft()
-            first = self._updating_to if updating else self._serving
-            heapq.heappush(self._running, (begin + self._world.seconds(position), position, first))
+            heapq.heappush(self._running, (begin + self._world.seconds(position), position, begin))
 
-    def _generated(self, position: int, first: int) -> None:
-        last = self._serving
-        versions = ((first, 1), (last, 1)) if first < last else ((first, 1),)
-        self._ready[position] = ReadyGroup(str(position), "", first, last, len(versions), self._now, versions=versions)
+    def _generated(self, end: float, position: int, begin: float) -> None:
+        versions = self._sampled_by(begin, end)
+        first, last, length = versions[0][0], versions[-1][0], sum(count for _, count in versions)
+        self._ready[position] = ReadyGroup(str(position), "", first, last, length, self._now, versions=versions)
+
+    def _sampled_by(self, begin: float, end: float) -> tuple[tuple[int, int], ...]:
+        """The versions that were served between two times, each with its share, in units of TICK_S, at least one."""
+        spans: list[tuple[int, int]] = []
+        until = end
+        for since, version in reversed(self._served):
+            if since < until or since <= begin:
+                spans.append((version, max(1, round((until - max(since, begin)) / TICK_S))))
+            if since <= begin:
+                break
+            until = since
+        return tuple(reversed(spans))
 
     def _evict(self) -> None:
         for group_id, _ in self._policy.evict(list(self._ready.values()), self._version):
@@ -120,7 +136,11 @@ class _Run:
             return
         batch = [int(group_id) for group_id in chosen]
         self._outcome.batches.append(batch)
-        self._outcome.lags.append(max(self._version - self._ready[position].oldest_version for position in batch))
+        groups, bound = [self._ready[position] for position in batch], self._policy.max_lag
+        lag = max(self._version - group.oldest_version for group in groups)
+        masked = sum(too_old(group, self._version, bound) for group in groups) if self._policy.masks else 0
+        self._outcome.lags.append(min(lag, bound) if masked else lag)
+        self._outcome.masked.append(masked / sum(group.n_tokens for group in groups))
         for position in batch:
             del self._ready[position], self._open[position]
         self._batched += 1

@@ -84,5 +84,6 @@ class Reward(Section, frozen=True):
 
 
 class Staleness(Section, frozen=True):
-    policy: str = "fifo"  # "fifo", "drop", or a path to a function (staleness, rollout) that gives a policy
+    # "fifo", "drop", "token_mask", or a path to a function (staleness, rollout) that gives a policy
+    policy: str = "fifo"
     max_lag: CountInt = 2  # versions; 0 is the synchronous loop

@@ -19,6 +19,9 @@ BATCH = (
     Metric("truncated", "share", "of the samples, those that ended at the length limit", "rollout/truncated"),
     Metric("n_samples", "samples", "in the batch"),
     Metric("n_tokens", "tokens", "of responses in the batch that are trained on"),
+    Metric(
+        "masked_tokens", "tokens", 'of the batch beyond `staleness.max_lag`, which "token_mask" leaves out of the loss'
+    ),
     Metric("max_token_lag", "versions", "that the oldest token is behind the learner, of all groups of the batch"),
     Metric("mean_token_lag", "versions", "that a token is behind the learner, on average"),
     Metric(
