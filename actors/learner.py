@@ -23,7 +23,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from actors.learner_checkpoints import choose
+from actors.learner_checkpoints import choose, of_the_replayed
 from actors.learner_offers import Offers
 from actors.learner_report import LearnerReport
 from actors.learner_saves import LearnerSaves
@@ -83,6 +83,8 @@ class Learner:
         self.waited_s = 0.0
         # somebody samples with what is learnt
         self.wanted = ctx.config.rollout.generates or ctx.config.eval.eval_interval is not None
+        self.replays = ctx.config.replay.run is not None  # every batch is another run's
+        self.wanted &= not self.replays
         self.warned = False
         self.report = LearnerReport(ctx)
 
@@ -116,14 +118,15 @@ class Learner:
         chosen = CheckpointChoice()
         if self.checkpoints.is_dir():
             chosen = await choose(self.ctx, self.ledger, self.trainer, self.compute, self.checkpoints)
-        if (directory := chosen.path) is not None:
-            extra = await self.compute(partial(self.trainer.load_checkpoint, Path(directory), verified=True))
-            if (owner := extra.get("run_id")) != self.ctx.spec.run_id:
+        own = chosen.path is not None
+        if (directory := chosen.path or of_the_replayed(self.config)) is not None:
+            extra = await self.compute(partial(self.trainer.load_checkpoint, Path(directory), verified=own))
+            if own and (owner := extra.get("run_id")) != self.ctx.spec.run_id:
                 raise ResumeError(f"the checkpoint {directory} is of run {owner}, this run is {self.ctx.spec.run_id}")
             self.rewards.extend(extra["rewards"])
             self.recent.extend((when, step, tuple(ids)) for when, step, ids in extra["recent"])
             self.saves.last = self.trainer.version
-            if self.rank == 0:
+            if self.rank == 0 and own:
                 await self._reconcile()
         if (forgotten := await self.ledger.forgotten()) > self.trainer.version:
             raise ResumeError(
@@ -158,7 +161,9 @@ class Learner:
             with self.ctx.saying(groups if self.rank == 0 else batch):
                 if (recorded := await self.ledger.recorded_batch(step)) is not None:
                     return recorded
-                return await (self._decide(step) if self.rank == 0 else self._await_record(step))
+                if self.rank != 0:
+                    return await self._await_record(step)
+                return await (self._follow(step) if self.replays else self._decide(step))
         finally:
             self.waited_s = time.monotonic() - started
 
@@ -188,7 +193,7 @@ class Learner:
                 surplus, bound = self.policy.surplus, self.config.staleness.max_lag
                 masked = sum(too_old(g, self.trainer.version, bound) for g in groups) if self.policy.masks else -1
                 return await self.ledger.batch(step, groups, surplus=surplus, max_lag=bound, masked_tokens=masked)
-        await self.ctx.bus.publish("control", Control(command="learner_stop", roles=("learner",), reason=str(step)))
+        await self._say_stop(step)
         return None
 
     async def _evict(self) -> set[str]:
@@ -200,6 +205,19 @@ class Learner:
                 del self.ready[group_id]
                 evicted.add(group_id)
         return evicted
+
+    async def _follow(self, step: int) -> Batch | None:
+        """On rank 0, where batches are another run's: the record, or None once this one is to stop."""
+        while not self.ctx.stop.is_set():
+            self.saves.check()
+            if (recorded := await self.ledger.recorded_batch(step, block_ms=READ_BLOCK_MS)) is not None:
+                return recorded
+        await self._say_stop(step)
+        return None
+
+    async def _say_stop(self, step: int) -> None:
+        """Tell the other ranks that ``step`` will not be taken."""
+        await self.ctx.bus.publish("control", Control(command="learner_stop", roles=("learner",), reason=str(step)))
 
     async def _await_record(self, step: int) -> Batch | None:
         """On other ranks than 0: the record, or None once rank 0 has said that ``step`` will not be taken."""

@@ -14,6 +14,8 @@ from actors.runtime.compute import ComputeThread
 from actors.runtime.context import ActorContext
 from bus import Ledger
 from bus.waits import WaitKind
+from miles_async.config.schema import RunConfig
+from miles_async.train.checkpoint import checkpoint_of_step
 from miles_async.train.checkpoint_choice import CheckpointChoice
 
 if TYPE_CHECKING:
@@ -38,6 +40,15 @@ async def choose(
             why = "it has no checksums: an earlier version of this program wrote it"
             await ctx.event("checkpoint_unverified", checkpoint=choice.path, why=why)
     return choice
+
+
+def of_the_replayed(config: RunConfig) -> Path | None:
+    """The checkpoint of the run whose record is trained again that it begins with; None: it begins at the beginning.
+
+    Raises CheckpointError: that run has none of that step any more.
+    """
+    run, step = config.replay.run, config.replay.from_step
+    return checkpoint_of_step(Path(run) / "checkpoints", step) if run is not None and step else None
 
 
 async def settle(ctx: ActorContext, ledger: Ledger, version: int, previous: int) -> None:

@@ -34,9 +34,11 @@ from bus.publisher import Publisher
 from bus.waits import WaitKind
 from miles_async.filters.apply import GroupFilters
 from miles_async.groups.limits import group_limits
-from miles_async.groups.sound import check_group, received
+from miles_async.groups.sound import UnsoundGroup, check_group, received
 from miles_async.http.heap import settle_memory
 from miles_async.models.context_length import context_length
+from miles_async.recording.recorder import PUBLISHED, recorder
+from miles_async.recording.segments import Entry
 from miles_async.rewards import Grader
 from miles_async.rollout.failures import cause_of, check_samples, lengths_of, lost
 from miles_async.rollout.first_failures import contained
@@ -59,6 +61,8 @@ class RolloutWorker:
         self.ledger = Ledger(ctx.bus)
         self.lease = f"{ctx.name}/{ctx.incarnation}"
         self.publisher = Publisher(self.ledger, self.lease)
+        self.recorder = recorder(ctx.config, ctx.run_dir, ctx.name, ctx.incarnation)
+        self.record_failures = set[str]()
         self.tokenizer = Tokenizer(ctx.model_path)
         self.requests = EngineRequests(ctx)
         self.make, self.filters = rollout_function(ctx.config), GroupFilters(ctx.config)
@@ -94,6 +98,8 @@ class RolloutWorker:
             finally:
                 await end([*duties, *self.in_flight])
                 self.publisher.close()
+                if self.recorder is not None:
+                    await self.recorder.close()
                 await self.ledger.release(self.lease)
 
     async def _work(self) -> None:
@@ -195,6 +201,9 @@ class RolloutWorker:
                 samples = await self._score_all(ticket, samples)
             refusal = self.filters.refusal(samples)
             sound = await self._sound(ticket, self.filters.finished(samples), started) if refusal is None else None
+            if refusal is not None and self.ctx.config.record.level == "all":
+                with contextlib.suppress(UnsoundGroup):  # it is not trained on anyway
+                    await self._keep(*self._group(ticket, samples, started), refusal)
         except TeacherGoneError:
             raise  # no fault of the group's
         except Exception as error:  # also of a function of the user: it costs this attempt, not the worker
@@ -230,7 +239,16 @@ class RolloutWorker:
 
     async def _sound(self, ticket: Ticket, samples: Sequence[Sample], started: float) -> tuple[Group, bytes]:
         """The group as the learner will read it, and its bytes. Raises UnsoundGroup: the learner could not train it."""
-        group, payload = received(
+        group, payload = self._group(ticket, samples, started)
+        newest = await self.requests.published_versions.newest_for(group.samples)
+        if newest != self.limits.newest_version:
+            self.limits = replace(self.limits, newest_version=newest)
+        check_group(group, self.limits)
+        return group, payload
+
+    def _group(self, ticket: Ticket, samples: Sequence[Sample], started: float) -> tuple[Group, bytes]:
+        """The group as it is read from the bus, and its bytes there. Raises UnsoundGroup: it cannot be sent."""
+        return received(
             Group(
                 group_id=ticket.group_id,
                 prompt_tokens=ticket.prompt_tokens,
@@ -241,13 +259,20 @@ class RolloutWorker:
                 label=ticket.label,
             )
         )
-        newest = await self.requests.published_versions.newest_for(group.samples)
-        if newest != self.limits.newest_version:
-            self.limits = replace(self.limits, newest_version=newest)
-        check_group(group, self.limits)
-        return group, payload
+
+    async def _keep(self, group: Group, payload: bytes, outcome: str) -> None:
+        """In the record of the run; a disk that does not take it costs the record this group, and is told of once."""
+        if self.recorder is None:
+            return
+        try:
+            await self.recorder.keep(Entry(group.group_id, self.lease, outcome, len(payload)), payload)
+        except OSError as error:
+            if str(error) not in self.record_failures:
+                self.record_failures.add(str(error))
+                await self.ctx.event("group_not_recorded", group=group.group_id, cause=str(error))
 
     async def _publish(self, group: Group, payload: bytes) -> None:
+        await self._keep(group, payload, PUBLISHED)
         self.requests.published(group.samples)
         if not await self.publisher.publish(Publication(group, group.finished, payload)):
             await self.ctx.event("late_publication_refused", group=group.group_id)

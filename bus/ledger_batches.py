@@ -91,6 +91,11 @@ class Batches(LedgerScripts):
         """
         return int(await self._run("commit", step, step if forget is None else forget))
 
+    async def begin_behind(self, step: int) -> None:
+        """An empty ledger begins behind ``step``, which another run has trained. Of one that has steps of its own: nothing."""
+        if step:
+            await self._run("reconcile", step)
+
     async def reconcile(self, step: int, trained: Mapping[int, Sequence[str]]) -> int:
         """Bring a ledger that lost its end (a power cut under ``appendfsync everysec``) up to a durable checkpoint.
 

@@ -9,6 +9,8 @@ from miles_async.config.schema import RunConfig, Topology
 from miles_async.engines.kinds.table import number_of
 from miles_async.router.kinds import kind_of as kind_of_router
 
+REPLAYER = "actors.replayer.Replayer"  # in the place of the dealer, where a record is trained again
+
 # in which order they are asked to stop: first those who hand back their work or save it, then who serves them; the
 # broadcaster before the engines, with which it may be in a collective
 STOP_STAGES = (("dealer", "rollout", "learner", "evaluator"), ("broadcaster",), ("router", "engine", "eval_engine"))
@@ -16,6 +18,8 @@ STOP_STAGES = (("dealer", "rollout", "learner", "evaluator"), ("broadcaster",), 
 
 def topology(config: RunConfig) -> dict[str, int]:
     """How many processes of each role."""
+    if config.replay.run is not None:  # its batches are there already
+        return {"dealer": 1, "learner": config.learner.num_ranks}
     engines = number_of(config.engine)
     evaluates = config.eval.eval_interval is not None
     serving = {"engine": engines, "router": 1, "broadcaster": 1} if config.rollout.generates else {}
@@ -52,6 +56,8 @@ def eval_engine_names(config: RunConfig) -> tuple[str, ...]:
 
 def _class_path(config: RunConfig, role: str) -> str:
     path: str = getattr(config.topology, role)
+    if role == "dealer" and config.replay.run is not None:
+        return REPLAYER
     ours = role == "router" and path == Topology().router
     return kind_of_router(config.router).actor if ours else path
 

@@ -75,7 +75,8 @@ class Supervisor:
             if self.beginning.over:
                 self.monitor.recall(self.home.path, self.beginning.over)
                 return OK
-            await refuse_absent(self.config)
+            if self.config.replay.run is None:
+                await refuse_absent(self.config)
             log_beside_the_actors(log_path(self.home.path, "supervisor"))
             self.placement.warm_up()
             url = resolve("bus.url", self.config.bus.url) or await self._start_redis()
@@ -142,7 +143,8 @@ class Supervisor:
         model_path = self.home.model_path(self.config)
         if is_builtin(self.config.model.hf_checkpoint):
             make_inputs(self.config.model.hf_checkpoint, model_path, self.config.run.seed)
-        check_prompts(self.config, model_path)
+        if self.config.replay.run is None:
+            check_prompts(self.config, model_path)
 
     def _specs(self, url: str) -> list[ActorSpec]:
         model_path = str(self.home.model_path(self.config))

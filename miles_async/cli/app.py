@@ -1,4 +1,4 @@
-"""The command line: ``miles-async launch | status | inspect | scale | clean | convert | eval | bench | doctor``.
+"""The command line: ``miles-async launch | replay | status | inspect | scale | clean | convert | eval | bench | doctor``.
 
 Promises: whatever the user got wrong is one line on standard error and exit code 2; with ``--json`` standard output
 holds one JSON document and nothing else; importing this file costs no torch. Exit codes: ``errors.py``.
@@ -88,6 +88,35 @@ def launch(
             from miles_async.cli.again import command
 
             print(f"miles-async: to go on: {command(config_file, overrides or [], directory)}", file=sys.stderr)
+    raise typer.Exit(code)
+
+
+@app.command()
+def replay(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The directory of a run with a record.")],
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override one key; can be repeated.")
+    ] = None,
+    from_step: Annotated[
+        int,
+        typer.Option("--from", metavar="STEP", min=0, help="Begin behind this step, with the run's checkpoint of it."),
+    ] = 0,
+    run_dir: Annotated[
+        Path | None, typer.Option(help="Where the replay lives; one that is there goes on. [runs/replay-RUN-TIME]")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train again on the batches that a run has recorded, without engines: the same losses, or another algorithm's."""
+    directory = (run_dir or default_run_dir(Path(f"replay-{run.name}"))).absolute()
+    with clear_errors(directory):
+        from miles_async.cli import replay as replaying
+        from miles_async.cli.launch_check import check_topology
+
+        config = replaying.replayed(run, overrides or [], from_step)
+        check_topology(config, load=False)
+        for line in replaying.differences(run, config):
+            print(f"miles-async: {line}", file=sys.stderr)
+        code = _run(config, directory, as_json)
     raise typer.Exit(code)
 
 

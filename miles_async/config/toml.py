@@ -9,7 +9,7 @@ configuration of, but for secrets, which it masks. What the files and functions 
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,14 @@ def parse(text: str, overrides: Sequence[str] = (), *, source: str = "configurat
         table = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{source}: {error}") from None
+    for override in overrides:
+        _apply_override(table, override)
+    return build(table)
+
+
+def of_table(table: Mapping[str, Any], overrides: Sequence[str] = ()) -> RunConfig:
+    """The configuration in a table that was read from a file. Raises ConfigError, one line."""
+    table = {name: dict(section) if isinstance(section, dict) else section for name, section in table.items()}
     for override in overrides:
         _apply_override(table, override)
     return build(table)

@@ -20,6 +20,7 @@ _MODEL = "the checkpoint holds that model"
 _PROMPTS = "it decides which prompt lies at which position, and the positions are on record"
 _ON_RECORD = "groups that are on record, to be trained, were made with it"
 _ADAPTERS = "the checkpoint holds those adapters"
+_REPLAYED = "the steps so far are those of that record"
 _OPTIMIZER = "the checkpoint holds the optimizer's state and settings"
 
 FIXED: dict[str, str] = {
@@ -49,6 +50,8 @@ FIXED: dict[str, str] = {
     "learner.adam_eps": _OPTIMIZER,
     "learner.use_distributed_optimizer": _OPTIMIZER,
     "learner.freeze_moe_router": _OPTIMIZER,
+    "replay.run": _REPLAYED,
+    "replay.from_step": _REPLAYED,
 }
 
 # section to keys. data.prompt_data and how its rows are read: the dealer refuses other prompts than it has dealt, so that a
@@ -93,6 +96,7 @@ FREE: dict[str, str] = {
     "eval": """eval_interval skip_eval_before_train datasets n_samples_per_eval_prompt eval_temperature eval_top_p eval_top_k
         eval_max_response_len eval_max_prompt_len num_engines urls engine_args max_in_flight keep_snapshots final_timeout_s
         eval_function eval_log_function""",
+    "record": "level max_gb",
     "topology": "dealer rollout learner broadcaster engine router evaluator eval_engine",
 }
 

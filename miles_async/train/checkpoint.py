@@ -115,6 +115,15 @@ def kept(root: Path) -> list[Path]:
     return [root / name for name in sorted(names, key=lambda name: name != newest)]
 
 
+def checkpoint_of_step(root: Path, step: int) -> Path:
+    """The whole checkpoint of ``step`` under ``root``. Raises CheckpointError: there is none, and of which there are."""
+    there = {read_state(path).version: path for path in reversed(kept(root))} if root.is_dir() else {}
+    if step not in there:
+        steps = ", ".join(map(str, sorted(there))) or "none"
+        raise CheckpointError(f"{root}: no checkpoint of step {step}; those of its steps: {steps}")
+    return there[step]
+
+
 def set_aside(checkpoint: Path) -> Path:
     """Take a damaged one out of the way of those that are whole, for whoever wants to look at it. Returns its new path."""
     place, again = checkpoint.with_name(_DAMAGED + checkpoint.name), 0

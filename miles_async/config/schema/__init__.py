@@ -10,6 +10,7 @@ from __future__ import annotations
 from miles_async.config.schema.algorithm import Algorithm, corrections, old_log_probs
 from miles_async.config.schema.evaluation import Eval, EvalDataset
 from miles_async.config.schema.learner import Critic, Learner
+from miles_async.config.schema.record import Record, Replay
 from miles_async.config.schema.rollout import Reward, Rollout, Staleness
 from miles_async.config.schema.run import Bus, Checkpoint, Data, Model, Monitor, Run, Topology
 from miles_async.config.schema.section import ConfigError, Section
@@ -28,6 +29,8 @@ __all__ = [
     "Learner",
     "Model",
     "Monitor",
+    "Record",
+    "Replay",
     "Reward",
     "Rollout",
     "Router",
@@ -59,4 +62,6 @@ class RunConfig(Section, frozen=True):
     bus: Bus = Bus()
     monitor: Monitor = Monitor()
     eval: Eval = Eval()
+    record: Record = Record()
+    replay: Replay = Replay()
     topology: Topology = Topology()
