@@ -1,0 +1,142 @@
+"""A run that is replayed from its record has the losses and the weights that it had, whatever befell it; with another algorithm
+it is another run on the same data."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from launching import (
+    TINY,
+    begin,
+    environment,
+    events,
+    kill,
+    left_behind,
+    metrics,
+    summary,
+    wait_for_step,
+    wait_until,
+    write_config,
+)
+from safetensors.torch import load_file
+from torch import equal
+from warm_start import WarmPopen
+
+STEPS = 24
+SAVED_AT = 10  # a step that the run has a checkpoint of
+
+
+def replay(run: Path, into: Path, *extra: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "miles_async.cli.app", "replay", str(run), "--run-dir", str(into), *extra]
+    with WarmPopen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()) as process:
+        out, err = process.communicate(timeout=300)
+    return subprocess.CompletedProcess(command, process.returncode, out, err)
+
+
+def steps(run_dir: Path) -> dict[int, dict[str, Any]]:
+    """What each step reported, but for how long things took."""
+    lines = [line for line in metrics(run_dir) if "raw_reward" in line["values"]]
+    return {line["step"]: {k: v for k, v in line["values"].items() if not k.startswith("perf/")} for line in lines}
+
+
+def same_weights(one: Path, other: Path) -> bool:
+    mine, theirs = (load_file(run / "hf" / "model.safetensors") for run in (one, other))
+    return mine.keys() == theirs.keys() and all(equal(mine[name], theirs[name]) for name in mine)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An asynchronous run on two engines, of which one died, with a learner and a rollout worker that died, too."""
+    directory = tmp_path_factory.mktemp("replayed")
+    config = write_config(
+        directory,
+        run=TINY["run"] | {"num_steps": STEPS},
+        rollout=TINY["rollout"] | {"num_workers": 2},
+        engine={"num_engines": 2},
+        staleness={"max_lag": 4},
+        checkpoint={"save_interval": SAVED_AT // 2, "save_hf": True, "keep": 4},
+    )
+    process = begin(config, directory / "run")
+    for number, victim in enumerate(["engine-1", "rollout-0", "learner-0"], 1):
+        wait_for_step(directory / "run", 2 * number + 1, process)
+        kill(directory / "run", victim)
+        wait_until(lambda n=number: len(events(directory / "run", "restarted")) >= n, f"restart of {victim}", process)
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, out + err
+    return directory / "run"
+
+
+def test_a_run_in_which_processes_died_is_replayed_to_the_bit(run: Path, tmp_path: Path) -> None:
+    result = replay(run, tmp_path / "again")
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == ""
+    assert steps(tmp_path / "again") == steps(run) and len(steps(run)) == STEPS
+    assert same_weights(tmp_path / "again", run)
+    found = summary(tmp_path / "again")
+    assert found["status"] == "finished" and found["balanced"]
+    assert found["ledger"]["trained"] == STEPS * TINY["rollout"]["rollout_batch_size"]
+    assert left_behind(tmp_path / "again") == []
+
+
+def test_a_replay_begins_with_a_checkpoint_and_one_that_was_stopped_goes_on(run: Path, tmp_path: Path) -> None:
+    again = tmp_path / "again"
+    first = replay(run, again, "--from", str(SAVED_AT), "--set", f"run.num_steps={SAVED_AT + 3}")
+    assert first.returncode == 0, first.stderr
+    result = replay(run, again, "--from", str(SAVED_AT))
+    assert result.returncode == 0, result.stderr
+    assert steps(again) == {step: values for step, values in steps(run).items() if step > SAVED_AT}
+    assert same_weights(again, run)
+
+
+def test_with_another_algorithm_it_says_that_the_data_are_another_policys(run: Path, tmp_path: Path) -> None:
+    changed = ("--set", "algorithm.eps_clip=0.01", "--set", "run.num_steps=6")
+    result = replay(run, tmp_path / "other", *changed)
+    assert result.returncode == 0, result.stderr
+    assert "algorithm.eps_clip = 0.01, and was 0.2" in result.stderr
+    assert "the data are those of the run's own policy" in result.stderr
+    mine, theirs = steps(tmp_path / "other"), steps(run)
+    assert [mine[step]["raw_reward"] for step in range(1, 7)] == [theirs[step]["raw_reward"] for step in range(1, 7)]
+    assert mine[6]["loss"] != theirs[6]["loss"]
+
+
+def refusal(run: Path, tmp_path: Path, *extra: str) -> str:
+    result = replay(run, tmp_path / "refused", *extra)
+    assert result.returncode == 2 and not (tmp_path / "refused").exists(), result.stderr
+    (line,) = result.stderr.splitlines()
+    return line
+
+
+def test_what_cannot_be_replayed_is_one_line_before_anything_starts(run: Path, tmp_path: Path) -> None:
+    assert "no launch is on record here" in refusal(tmp_path, tmp_path)
+    assert f"step {STEPS + 1} is not on record" in refusal(run, tmp_path, "--set", f"run.num_steps={STEPS + 1}")
+    assert "no checkpoint of step 3; those of its steps:" in refusal(run, tmp_path, "--from", "3")
+    assert "nothing is left to train" in refusal(run, tmp_path, "--from", str(STEPS))
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy, ignore=shutil.ignore_patterns("hf", "*.sock", "redis"))
+    segments = sorted((copy / "record").glob("*.seg"), key=lambda file: file.stat().st_size)
+    bare = tmp_path / "bare"
+    shutil.copytree(copy, bare)
+    shutil.rmtree(bare / "record")
+    assert 'no groups are kept there: the run had record.level = "off"' in refusal(bare, tmp_path)
+    segments[-1].unlink()
+    line = refusal(copy, tmp_path)
+    assert "groups are not kept" in line and "of step" in line
+    damaged = bytearray(segments[0].read_bytes())
+    damaged[22] ^= 1
+    segments[0].write_bytes(damaged)
+    assert f"{segments[0].name} is damaged at byte 0" in refusal(copy, tmp_path)
+
+
+def test_a_run_that_keeps_nothing_has_no_record_directory(tmp_path: Path) -> None:
+    config = write_config(tmp_path, run=TINY["run"] | {"num_steps": 1}, record={"level": "off"})
+    process = begin(config, tmp_path / "run")
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    assert not (tmp_path / "run" / "record").exists()
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "finished"
