@@ -139,17 +139,23 @@ def status(
 @app.command()
 def inspect(
     run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="A run's directory.")],
-    subject: Annotated[str, typer.Argument(metavar="group|step|actor|drops", help="What to look at.")],
-    name: Annotated[str, typer.Argument(metavar="[ID|K|NAME]", help="Which group, step or actor.")] = "",
+    subject: Annotated[str, typer.Argument(metavar="group|step|actor|drops|sample", help="What to look at.")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="[ID|K|NAME]", help="Which group, step or actor; of a sample its group's ID, or ID/INDEX."
+        ),
+    ] = "",
     as_json: AsJson = False,
 ) -> None:
-    """Say what became of a group, a step or an actor, and what was dropped and why; of a run that lives or has ended."""
+    """Say what became of a group, a step or an actor, what was dropped and why, and what the model wrote; of any run."""
     with clear_errors():
         from miles_async.monitor import inspect as look
         from miles_async.monitor.inspect_show import show
+        from miles_async.recording import samples
 
-        found = look.inspect(run_dir, subject, name)
-        say(found, show(found), as_json)
+        found = look.inspect(run_dir, subject, name, {"sample": samples.inspect_sample})
+        say(found, samples.show(found) if subject == "sample" else show(found), as_json)
 
 
 @app.command()

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import difflib
 from collections import Counter, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +21,24 @@ from miles_async.monitor.inspect_record import InspectError, Record
 from miles_async.monitor.record_lines import EventLine, TransitionLine
 
 SUBJECTS = ("group", "step", "actor", "drops")
+_NOTHING: Mapping[str, Callable[[Path, str], dict[str, Any]]] = {}
 LATEST = 20  # drops, and moments of an actor, that are told one by one
 
 
-def inspect(run_dir: Path, subject: str, name: str = "") -> dict[str, Any]:
-    """What there is to say of the ``subject`` (one of SUBJECTS) ``name``. Raises InspectError, RecordError."""
-    if subject not in SUBJECTS:
-        raise InspectError(f'cannot inspect "{subject}"{_nearest(subject, SUBJECTS)} (one of: {", ".join(SUBJECTS)})')
+def inspect(
+    run_dir: Path, subject: str, name: str = "", more: Mapping[str, Callable[[Path, str], dict[str, Any]]] = _NOTHING
+) -> dict[str, Any]:
+    """What there is to say of the ``subject`` (one of SUBJECTS, or of ``more``, which have answers of their own) ``name``.
+
+    Raises InspectError, RecordError.
+    """
+    subjects = (*SUBJECTS, *more)
+    if subject not in subjects:
+        raise InspectError(f'cannot inspect "{subject}"{_nearest(subject, subjects)} (one of: {", ".join(subjects)})')
     if (subject == "drops") == bool(name):
         raise InspectError("inspect RUN drops takes no name" if name else f"inspect RUN {subject}: which {subject}?")
+    if subject in more:
+        return more[subject](run_dir, name)
     record = Record(run_dir)
     answers: dict[str, Callable[[Record, str], dict[str, Any]]] = {
         "group": inspect_group,

@@ -16,11 +16,13 @@ from actors.rollout import RolloutWorker
 from actors.runtime.context import ActorContext
 from actors.runtime.spec import ActorSpec
 from bus import Bus, Ledger, balanced
-from bus.codec import MASK, TOKENS, pack, unpack
+from bus.codec import MASK, TOKENS, decode, pack, unpack
+from bus.ledger_leases import Publication
 from bus.messages import Event, Group, Metrics, Ticket, Transition
-from miles_async.config.schema import Data, Model, Reward, Rollout, RunConfig
+from miles_async.config.schema import Data, Model, Record, Reward, Rollout, RunConfig
 from miles_async.engines.client import EngineClient
 from miles_async.engines.loads import read_report
+from miles_async.recording.segments import Payloads, scan
 from miles_async.text.tokenizer import Tokenizer
 
 DEADLINE_S = 60.0
@@ -72,9 +74,16 @@ def functions(tmp_path: Path) -> Path:
 
 @contextlib.asynccontextmanager
 async def working(
-    bus: Bus, model: Path, engine: EngineProcess, groups: int, *, reward: dict[str, Any] | None = None, **rollout: Any
+    bus: Bus,
+    model: Path,
+    engine: EngineProcess,
+    groups: int,
+    *,
+    reward: dict[str, Any] | None = None,
+    record: tuple[str, Path] = ("off", Path()),
+    **rollout: Any,
 ) -> AsyncIterator[tuple[RolloutWorker, Ledger]]:
-    """A worker at its work on ``groups`` tickets; it stops in order at the end."""
+    """A worker at its work on ``groups`` tickets; it stops in order at the end. ``record``: its level, the run's directory."""
     config = RunConfig(
         model=Model(hf_checkpoint=str(model)),
         data=Data(prompt_data="none"),
@@ -82,6 +91,7 @@ async def working(
             **{"n_samples_per_prompt": SAMPLES, "rollout_max_response_len": 8, "max_attempts": 2} | rollout
         ),
         reward=Reward(**reward or {}),
+        record=Record(level=record[0]),
     )
     ledger, tokenizer = Ledger(bus), Tokenizer(model)
     await ledger.prepare()
@@ -99,7 +109,7 @@ async def working(
         limit=99,
         position=0,
     )
-    spec = ActorSpec("rollout-0", "rollout", 0, "", config, Path(), str(model), "", bus.run_id, 1)
+    spec = ActorSpec("rollout-0", "rollout", 0, "", config, record[1], str(model), "", bus.run_id, 1)
     worker = RolloutWorker(ActorContext(spec, bus))
     async with asyncio.timeout(DEADLINE_S):
         run = asyncio.create_task(worker.run())
@@ -125,6 +135,13 @@ async def published(ledger: Ledger) -> list[Group]:
     return await ledger.payloads([group.payload_key for group in ready])
 
 
+def kept(run_dir: Path) -> dict[str, tuple[str, Group]]:
+    """The outcome and the payload of each group in the record."""
+    payloads = Payloads()
+    places = [found for file in sorted((run_dir / "record").glob("*.seg")) for found in scan(file)]
+    return {entry.group_id: (entry.outcome, decode(payloads.read(place), Group)) for entry, place in places}
+
+
 async def lost(bus: Bus) -> list[dict[str, Any]]:
     return [event.data for event in (await bus.read("events", Event, "0"))[0] if event.kind == "sample_lost"]
 
@@ -145,6 +162,52 @@ async def test_a_group_that_teaches_nothing_is_dropped_with_its_reason_and_the_o
         t.reason == "zero_std" and t.detail == "rewards 0.5, 0.5, 0.5" and len(t.lengths) == SAMPLES for t in drops
     )
     assert {t.by for t in drops} == {"rollout-0/1"}
+
+
+@pytest.mark.parametrize("level", ["published", "all"])
+async def test_what_is_published_is_kept_and_what_a_filter_refuses_where_all_is(
+    level: str, bus: Bus, digits_model: Path, engine: EngineProcess, functions: Path, tmp_path: Path
+) -> None:
+    reward, refusing = {"rm_type": f"{functions}:same_in_even_groups"}, {"dynamic_sampling_filter": "nonzero_std"}
+    async with working(bus, digits_model, engine, 5, reward=reward, record=(level, tmp_path), **refusing) as (
+        _,
+        ledger,
+    ):
+        await until(ledger, lambda c: c["ready"] + c["dropped"] == 5)
+        groups = {group.group_id: ("published", group) for group in await published(ledger)}
+    found = kept(tmp_path)
+    refused = {group_id: outcome for group_id, (outcome, _) in found.items() if group_id not in groups}
+    assert {group_id: found[group_id] for group_id in groups} == groups and len(groups) == 2
+    assert refused == ({f"0-{i}-0": "zero_std" for i in (0, 2, 4)} if level == "all" else {})
+
+
+async def test_a_group_is_kept_before_it_is_published(
+    bus: Bus, digits_model: Path, engine: EngineProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with working(bus, digits_model, engine, 0, record=("published", tmp_path)) as (worker, ledger):
+        seen = list[bool]()
+        publish = worker.publisher.publish
+
+        async def watched(publication: Publication) -> bool:
+            seen.append(publication.group.group_id in kept(tmp_path))
+            return await publish(publication)
+
+        monkeypatch.setattr(worker.publisher, "publish", watched)
+        prompt = pack(worker.tokenizer.encode("1>3>"), TOKENS)
+        tickets = [Ticket(group_id=f"0-{i}-0", prompt_tokens=prompt, sampling_seed=i, label="1") for i in range(3)]
+        await ledger.admit(tickets, limit=9, position=0)
+        await until(ledger, lambda c: c["ready"] == 3)
+    assert seen == [True] * 3
+
+
+async def test_a_disk_that_takes_no_record_costs_the_record_and_not_the_group(
+    bus: Bus, digits_model: Path, engine: EngineProcess, tmp_path: Path
+) -> None:
+    (tmp_path / "record").write_text("in the way")
+    async with working(bus, digits_model, engine, 3, record=("published", tmp_path)) as (_, ledger):
+        await until(ledger, lambda c: c["ready"] == 3)
+    told = [e.data for e in (await bus.read("events", Event, "0"))[0] if e.kind == "group_not_recorded"]
+    assert len(told) == 1 and "record" in told[0]["cause"]
 
 
 async def test_a_grader_that_fails_costs_one_sample_and_its_group_is_published_without_it(

@@ -18,7 +18,7 @@ from actors.runtime.spec import ActorSpec
 from bus import Bus, Ledger, balanced
 from bus.codec import TOKENS, VERSIONS, pack
 from bus.messages import Sample, Ticket, Transition
-from miles_async.config.schema import Data, Model, RunConfig
+from miles_async.config.schema import Data, Model, Record, RunConfig
 from miles_async.groups.sound import check_group
 from miles_async.rollout.interface import RolloutContext
 
@@ -33,7 +33,7 @@ SAMPLES = [
 
 async def attempt(bus: Bus, model: Path, samples: Any) -> tuple[dict[str, int], list[Transition], RolloutWorker]:
     """The first of three attempts at a group whose rollout function returns ``samples``."""
-    config = RunConfig(model=Model(hf_checkpoint=str(model)), data=Data(prompt_data="none"))
+    config = RunConfig(model=Model(hf_checkpoint=str(model)), data=Data(prompt_data="none"), record=Record(level="off"))
     spec = ActorSpec("rollout-0", "rollout", 0, "", config, Path(), str(model), "", bus.run_id, 1)
     worker, ledger = RolloutWorker(ActorContext(spec, bus)), Ledger(bus)
     worker.teachers, worker.graded = None, False

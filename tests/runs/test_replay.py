@@ -7,6 +7,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,10 @@ from launching import (
 from safetensors.torch import load_file
 from torch import equal
 from warm_start import WarmPopen
+
+from miles_async.monitor.inspect import InspectError, inspect
+from miles_async.monitor.record_lines import read_transitions
+from miles_async.recording.samples import inspect_sample
 
 STEPS = 24
 SAVED_AT = 10  # a step that the run has a checkpoint of
@@ -131,6 +136,22 @@ def test_what_cannot_be_replayed_is_one_line_before_anything_starts(run: Path, t
     damaged[22] ^= 1
     segments[0].write_bytes(damaged)
     assert f"{segments[0].name} is damaged at byte 0" in refusal(copy, tmp_path)
+
+
+def test_what_the_model_wrote_is_shown_token_by_token_and_agrees_with_the_record(run: Path) -> None:
+    published = [line for line in read_transitions(run) if line.kind == "published"]
+    line = published[len(published) // 2]
+    found = inspect(run, "sample", line.groups[0], {"sample": inspect_sample})
+    assert found["outcome"] == "published" and found["lease"] == line.by
+    assert tuple(sample["reward"] for sample in found["samples"]) == line.rewards
+    assert tuple(sample["length"] for sample in found["samples"]) == line.lengths
+    one = inspect_sample(run, f"{line.groups[0]}/1")["samples"][0]
+    assert "".join(token["text"] for token in one["tokens"]) == one["text"] == found["samples"][1]["text"]
+    assert Counter(token["version"] for token in one["tokens"]) == dict(map(tuple, one["versions"]))
+    with pytest.raises(InspectError, match=r'no sample "9" \(one of: 0, 1, 2, 3\)'):
+        inspect_sample(run, f"{line.groups[0]}/9")
+    with pytest.raises(InspectError, match='group "9-9-9" is not kept'):
+        inspect_sample(run, "9-9-9")
 
 
 def test_a_run_that_keeps_nothing_has_no_record_directory(tmp_path: Path) -> None:

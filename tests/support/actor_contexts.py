@@ -11,11 +11,16 @@ from actors.rollout import RolloutWorker
 from actors.runtime.context import ActorContext
 from actors.runtime.spec import ActorSpec
 from bus import Bus
-from miles_async.config.schema import Data, Model, Rollout, RunConfig
+from miles_async.config.schema import Data, Model, Record, Rollout, RunConfig
 
 
 def context(bus: Bus, role: str, **rollout: Any) -> ActorContext:
-    config = RunConfig(model=Model(hf_checkpoint="none"), data=Data(prompt_data="none"), rollout=Rollout(**rollout))
+    config = RunConfig(
+        model=Model(hf_checkpoint="none"),
+        data=Data(prompt_data="none"),
+        rollout=Rollout(**rollout),
+        record=Record(level="off"),
+    )
     return ActorContext(ActorSpec(f"{role}-0", role, 0, "", config, Path(), "", "", bus.run_id, 1), bus)
 
 

@@ -17,6 +17,5 @@ class Record(Section, frozen=True):
 
 class Replay(Section, frozen=True):
     run: str | None = None  # the directory of a recorded run: its batches are trained again, and nothing is generated
-    from_step: CountInt = (
-        0  # begin behind this step, with that run's checkpoint of it; 0: with the weights of its beginning
-    )
+    # begin behind this step, with that run's checkpoint of it; 0: with the weights of its beginning
+    from_step: CountInt = 0

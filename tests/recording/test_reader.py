@@ -1,0 +1,61 @@
+"""A record that is read says what was published and batched last, and names what is missing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from miles_async.monitor.record_lines import RecordError, TransitionLine
+from miles_async.recording.reader import RecordedRun
+from miles_async.recording.segments import Entry, block
+
+
+def recorded(directory: Path, lines: list[TransitionLine], kept: list[tuple[str, str, bytes]]) -> RecordedRun:
+    """``kept``: group id, lease, payload."""
+    (directory / "transitions.jsonl").write_bytes(b"".join(msgspec.json.encode(line) + b"\n" for line in lines))
+    (directory / "record").mkdir()
+    for number, (group_id, lease, payload) in enumerate(kept):
+        made = block([(Entry(group_id, lease, "published", len(payload)), payload)])
+        (directory / "record" / f"{number}.seg").write_bytes(made)
+    return RecordedRun(directory)
+
+
+def line(kind: str, *groups: str, by: str = "", step: int = 0, reason: str = "") -> TransitionLine:
+    return TransitionLine("1-0", kind, groups, by=by, step=step, reason=reason)
+
+
+def test_a_group_is_the_attempt_that_was_published(tmp_path: Path) -> None:
+    kept = [("a", "w/1", b"given up"), ("a", "w/2", b"published"), ("a", "w/3", b"too late")]
+    run = recorded(tmp_path, [line("published", "a", by="w/2"), line("batched", "a", step=1)], kept)
+    assert run.payload("a") == b"published"
+
+
+def test_of_a_step_that_was_recorded_twice_the_last_record_counts(tmp_path: Path) -> None:
+    lines = [line("published", g, by="w/1") for g in "ab"]
+    run = recorded(tmp_path, [*lines, line("batched", "a", step=1), line("batched", "b", step=1)], [("b", "w/1", b"x")])
+    assert run.steps[1].groups == ("b",) and run.last_step == 1
+    run.check(1, 1)
+
+
+def test_a_group_whose_payload_was_gone_need_not_be_kept_and_one_that_is_missing_is_named(tmp_path: Path) -> None:
+    lines = [line("published", g, by="w/1") for g in "abcd"]
+    lines += [line("batched", "a", "b", step=1), line("quarantined", "b", step=1, reason="invalid_payload")]
+    lines += [line("batched", "c", "d", step=2)]
+    run = recorded(tmp_path, lines, [("a", "w/1", b"x"), ("c", "w/1", b"x")])
+    run.check(1, 1)
+    with pytest.raises(RecordError, match=r"of step 2 1 of 2 groups are not kept \(d for one\).*--set run.num_steps=1"):
+        run.check(1, 2)
+    with pytest.raises(RecordError, match="step 3 is not on record; its steps are 1 to 2"):
+        run.check(3, 3)
+    with pytest.raises(RecordError, match="group d is not in"):
+        run.payload("d")
+
+
+def test_a_directory_without_a_record_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(RecordError, match="no run here that has a record"):
+        RecordedRun(tmp_path)
+    (tmp_path / "transitions.jsonl").touch()
+    with pytest.raises(RecordError, match="no step of this run is on record"):
+        RecordedRun(tmp_path)
