@@ -38,6 +38,7 @@ from miles_async.config.layout import layout_of
 from miles_async.evaluation.pins import pin
 from miles_async.evaluation.settings import is_due
 from miles_async.filters.apply import BufferFilter
+from miles_async.runs.payloads import payload_store
 from miles_async.staleness.choice import make_policy
 from miles_async.staleness.policies import too_old
 from miles_async.train import idle_steps
@@ -66,7 +67,8 @@ class Learner:
 
     def __init__(self, ctx: ActorContext) -> None:
         self.ctx, self.config = ctx, ctx.config
-        self.ledger, self.offers = Ledger(ctx.bus), Offers(ctx)
+        self.ledger = Ledger(ctx.bus, payload_store(ctx.config, ctx.bus.run_id))
+        self.offers = Offers(ctx)
         self.policy = make_policy(ctx.config)
         self.buffer_filter = BufferFilter(ctx.config)
         meeting = ctx.spec.site.rendezvous(ctx.run_dir, ctx.incarnation)

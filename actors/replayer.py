@@ -21,6 +21,7 @@ from bus.ledger_leases import Publication
 from bus.messages import Group, ReadyGroup, Ticket
 from bus.waits import WaitKind
 from miles_async.recording.reader import RecordedRun, RecordedStep
+from miles_async.runs.payloads import payload_store
 from miles_async.staleness.choice import make_policy
 from miles_async.staleness.policies import too_old
 
@@ -36,7 +37,7 @@ class Replayer:
     role = "dealer"
 
     def __init__(self, ctx: ActorContext) -> None:
-        self.ctx, self.ledger = ctx, Ledger(ctx.bus)
+        self.ctx, self.ledger = ctx, Ledger(ctx.bus, payload_store(ctx.config, ctx.bus.run_id))
         self.lease = f"{ctx.name}/{ctx.incarnation}"
         self.first, self.last = ctx.config.replay.from_step + 1, ctx.config.run.num_steps
         self.policy, self.bound = make_policy(ctx.config), ctx.config.staleness.max_lag

@@ -47,6 +47,7 @@ from miles_async.rollout.registry import rollout_function
 from miles_async.rollout.scoring import score
 from miles_async.rollout.slots import GroupSlots
 from miles_async.rollout.teacher import TeacherGoneError, teachers
+from miles_async.runs.payloads import payload_store
 from miles_async.text.tokenizer import Tokenizer
 
 LOOK_AT_THE_SILENT = 1 / 8  # of a lease: how often their tickets are looked for
@@ -58,7 +59,7 @@ class RolloutWorker:
 
     def __init__(self, ctx: ActorContext) -> None:
         self.ctx = ctx
-        self.ledger = Ledger(ctx.bus)
+        self.ledger = Ledger(ctx.bus, payload_store(ctx.config, ctx.bus.run_id))
         self.lease = f"{ctx.name}/{ctx.incarnation}"
         self.publisher = Publisher(self.ledger, self.lease)
         self.recorder = recorder(ctx.config, ctx.run_dir, ctx.name, ctx.incarnation)

@@ -13,6 +13,7 @@ from bus.codec import CodecError, decode, encode
 from bus.errors import LedgerError
 from bus.ledger_scripts import LedgerScripts
 from bus.messages import Batch, Group, ReadyGroup
+from bus.payloads import PAYLOAD, OnRecord
 
 
 class Batches(LedgerScripts):
@@ -76,7 +77,8 @@ class Batches(LedgerScripts):
     async def payloads_or_causes(self, keys: Sequence[str]) -> list[Group | LedgerError]:
         """The same, with the error in the place of a group that is missing or damaged."""
         found: list[Group | LedgerError] = []
-        for key, value in zip(keys, await self.bus.redis.mget(list(keys)) if keys else [], strict=True):
+        values = await self.store.get(await self.bus.redis.mget(list(keys)) if keys else [])
+        for key, value in zip(keys, values, strict=True):
             try:
                 found.append(LedgerError(f"the payload {key} is missing") if value is None else decode(value, Group))
             except CodecError as error:
@@ -89,7 +91,21 @@ class Batches(LedgerScripts):
         ``forget``: the records and payloads of the steps up to this one leave, None: of all up to ``step``; what stays can be
         trained again by a learner that has to go back to an older checkpoint.
         """
-        return int(await self._run("commit", step, step if forget is None else forget))
+        trained = int(await self._run("commit", step, step if forget is None else forget))
+        await self.store.sweep(self._on_record)
+        return trained
+
+    async def _on_record(self, keys: Sequence[str]) -> list[OnRecord]:
+        """Of the payloads under ``keys``; what is no payload's key of this run may always be on its way."""
+        ours = self.bus.key(f"{PAYLOAD}:")
+        parts = [key.removeprefix(ours).partition(":") if key.startswith(ours) else ("", "", "") for key in keys]
+        holders = await self.bus.redis.hmget(self.bus.key("l:lease"), [group_id for group_id, _, _ in parts])
+        # after the leases: whoever had none then publishes nothing under such a key
+        values = await self.bus.redis.mget(list(keys))
+        return [
+            OnRecord(not lease or holder == lease.encode(), value)
+            for (_, _, lease), holder, value in zip(parts, holders, values, strict=True)
+        ]
 
     async def begin_behind(self, step: int) -> None:
         """An empty ledger begins behind ``step``, which another run has trained. Of one that has steps of its own: nothing."""

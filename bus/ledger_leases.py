@@ -16,6 +16,7 @@ from bus.client import READ_BLOCK_MS
 from bus.codec import CodecError, encode
 from bus.ledger_scripts import LedgerScripts, words
 from bus.messages import Group, Ticket, Transition
+from bus.payloads import PAYLOAD
 from bus.ready import describe
 
 WORKERS = "rollout"  # the consumer group of the tickets
@@ -119,13 +120,14 @@ class Leases(LedgerScripts):
         puts: list[tuple[Any, ...]] = []
         flat: list[list[Any]] = []
         for group, when, payload in publications:
-            key = self.bus.key(f"payload:{group.group_id}:{lease}")
+            key = self.bus.key(f"{PAYLOAD}:{group.group_id}:{lease}")
             # payloads stay outside Lua, which would copy them several times; they are lasting once they are published
-            puts.append(("SET", key, payload, "EX", _UNPUBLISHED_S, "NX"))
+            puts.append(("SET", key, await self.store.put(key, payload), "EX", _UNPUBLISHED_S, "NX"))
             news = describe(group, key, when)
             record = Transition(kind="published", group_ids=(group.group_id,), by=lease, group=news)
             flat.append([group.group_id, key, encode(news), encode(record)])
-            self.bus.redis.ahead(*puts[-1])
+        for put in puts:
+            self.bus.redis.ahead(*put)
         done = [int(one) for one in await self._run("publish", lease, *itertools.chain(*flat))]
         for i, put in enumerate(puts):
             if done[i] < 0:  # it was lost, or there was no room for it

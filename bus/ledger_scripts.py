@@ -13,6 +13,7 @@ import redis.exceptions
 from bus import positions
 from bus.client import Bus
 from bus.errors import LedgerError
+from bus.payloads import InRedis, PayloadStore
 from bus.script_text import with_parts
 
 _SCRIPTS = Path(__file__).parent / "scripts"
@@ -40,8 +41,9 @@ _DETAIL_CHARS = 400
 class LedgerScripts:
     """The scripts of one run's ledger on ``bus``."""
 
-    def __init__(self, bus: Bus) -> None:
-        self.bus = bus
+    def __init__(self, bus: Bus, payloads: PayloadStore | None = None) -> None:
+        """``payloads``: where those of all groups of the run lie; None: in Redis."""
+        self.bus, self.store = bus, payloads or InRedis()
         self._scripts = _load(bus)
 
     async def _run(self, script: str, *args: Any) -> Any:

@@ -104,6 +104,7 @@ def resolve_paths(config: RunConfig, base: Path) -> RunConfig:
     config = hook_points.resolve_paths(config, base)
     return replace(
         config,
+        bus=replace(config.bus, payload_dir=optional(config.bus.payload_dir)),
         model=replace(config.model, hf_checkpoint=absolute(config.model.hf_checkpoint)),
         algorithm=replace(config.algorithm, ref_load=optional(config.algorithm.ref_load)),
         critic=replace(config.critic, critic_load=optional(config.critic.critic_load)),

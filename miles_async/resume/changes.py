@@ -40,6 +40,7 @@ FIXED: dict[str, str] = {
     "algorithm.opd_log_prob_top_k": _ON_RECORD,
     "rollout.routing_replay": _ON_RECORD,
     "algorithm.keep_old_actor": "checkpoints hold the weights of earlier versions with it, and only then",
+    "bus.payload_dir": "the groups that are on record lie there",
     "learner.train_backend": "the checkpoint is one of that backend",
     "learner.lora_rank": _ADAPTERS,
     "learner.lora_alpha": _ADAPTERS,

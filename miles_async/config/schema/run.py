@@ -73,6 +73,9 @@ class Bus(Section, frozen=True):
     url: str | None = None
     appendfsync: Literal["everysec", "always", "no"] = "everysec"  # a power cut loses a second, nothing, or more
     maxmemory_mb: PositiveInt | None = None  # of our own server; from 80 % of it on nothing new is dealt
+    # a directory that all machines of the run share: published groups lie there, a file each, and Redis holds only which;
+    # None: in Redis, whose memory they fill where responses are long or routes are replayed
+    payload_dir: str | None = None
 
 
 class Monitor(Section, frozen=True):
