@@ -1,4 +1,4 @@
-"""The command line: ``miles-async launch | replay | status | inspect | scale | clean | convert | eval | bench | doctor``.
+"""The command line: ``miles-async launch | replay | status | inspect | compare | scale | ...``; ``--help`` lists all.
 
 Promises: whatever the user got wrong is one line on standard error and exit code 2; with ``--json`` standard output
 holds one JSON document and nothing else; importing this file costs no torch. Exit codes: ``errors.py``.
@@ -156,6 +156,27 @@ def inspect(
 
         found = look.inspect(run_dir, subject, name, {"sample": samples.inspect_sample})
         say(found, samples.show(found) if subject == "sample" else show(found), as_json)
+
+
+@app.command()
+def compare(
+    run_dirs: Annotated[list[Path], typer.Argument(metavar="RUN RUN...", help="Runs' directories.")],
+    picture: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Draw reward and lag, too: a .png, .svg or .pdf file.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Put runs beside each other: what is configured otherwise, and rewards at equal steps, tokens and time."""
+    with clear_errors():
+        from miles_async.comparing import compare as comparing
+
+        curves = comparing.read_all(run_dirs)
+        if picture is not None:
+            from miles_async.comparing.picture import draw
+
+            draw(curves, picture)
+        found = comparing.compare(curves)
+        say(found, comparing.show(found), as_json)
 
 
 @app.command()

@@ -1,0 +1,50 @@
+"""Runs beside each other as a picture: reward by steps, by tokens and by time, and lag.
+
+Promises: needs no display; a run has one colour in all of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from miles_async.comparing.curves import Curve
+from miles_async.config.schema import ConfigError
+
+SUFFIXES = (".png", ".svg", ".pdf")
+COLORS = ("#2563eb", "#ea580c", "#059669", "#be185d", "#7c3aed", "#b45309", "#0f766e", "#6b7280")
+
+
+def draw(curves: Sequence[Curve], path: Path) -> None:
+    """Write the picture to ``path``, as its suffix says. Raises ConfigError: one that is not among SUFFIXES; OSError."""
+    if path.suffix not in SUFFIXES:
+        raise ConfigError(f"--picture {path}: a picture is one of *{', *'.join(SUFFIXES)}")
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 7), dpi=130, layout="constrained", facecolor="white")
+    FigureCanvasAgg(figure)
+    (by_step, by_tokens), (by_time, lag) = figure.subplots(2, 2)
+    for number, curve in enumerate(curves):
+        points, color = curve.points, COLORS[number % len(COLORS)]
+        steps, reward = [point.step for point in points], [point.reward for point in points]
+        by_step.plot(steps, reward, color=color, label=curve.name)
+        by_tokens.plot([point.tokens for point in points], reward, color=color)
+        by_time.plot([point.seconds for point in points], reward, color=color)
+        lag.plot(steps, [point.mean_lag for point in points], color=color)
+        lag.plot(steps, [point.max_lag for point in points], color=color, alpha=0.35, linewidth=0.8)
+    panels = (
+        (by_step, "step", "reward"),
+        (by_tokens, "tokens trained on", "reward"),
+        (by_time, "seconds of the learner", "reward"),
+    )
+    for axes, below, beside in (*panels, (lag, "step", "lag, versions (thin: oldest token)")):
+        axes.set_xlabel(below)
+        axes.set_ylabel(beside)
+        axes.grid(color="#e5e7eb", linewidth=0.6)
+        axes.tick_params(labelsize=8)
+        for side in ("top", "right"):
+            axes.spines[side].set_visible(False)
+    lag.set_ylim(bottom=0)
+    figure.legend(loc="outside upper left", ncols=min(4, len(curves)), frameon=False, fontsize=9)
+    figure.savefig(path)
