@@ -180,6 +180,27 @@ def compare(
 
 
 @app.command()
+def sweep(
+    file: Annotated[Path, typer.Argument(metavar="SWEEP.TOML", help="Which keys take which values.")],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check every cell, list them, start nothing.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Run a grid of configurations, each as a run of its own; the same command goes on with what is not finished."""
+    with clear_errors():
+        from miles_async.cli import sweep as sweeping
+
+        if dry_run:
+            _, cells, _ = sweeping.planned(file)
+            names = [cell.name for cell in cells]
+            say(names, "\n".join(names), as_json)
+            return
+        found = sweeping.sweep(file)
+        say(found, sweeping.show(found), as_json)
+    if found["failed"]:
+        raise typer.Exit(FAILED)
+
+
+@app.command()
 def scale(
     run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="The directory of a run that is alive.")],
     changes: Annotated[list[str], typer.Argument(metavar="engines=K workers=N", help="How many there are to be.")],

@@ -16,7 +16,7 @@ COLORS = ("#2563eb", "#ea580c", "#059669", "#be185d", "#7c3aed", "#b45309", "#0f
 
 
 def draw(curves: Sequence[Curve], path: Path) -> None:
-    """Write the picture to ``path``, as its suffix says. Raises ConfigError: one that is not among SUFFIXES; OSError."""
+    """Write the picture to ``path``, as its suffix says. Raises ConfigError: it is not among SUFFIXES, or cannot be written."""
     if path.suffix not in SUFFIXES:
         raise ConfigError(f"--picture {path}: a picture is one of *{', *'.join(SUFFIXES)}")
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -47,4 +47,7 @@ def draw(curves: Sequence[Curve], path: Path) -> None:
             axes.spines[side].set_visible(False)
     lag.set_ylim(bottom=0)
     figure.legend(loc="outside upper left", ncols=min(4, len(curves)), frameon=False, fontsize=9)
-    figure.savefig(path)
+    try:
+        figure.savefig(path)
+    except OSError as error:
+        raise ConfigError(f"--picture {path}: {error.strerror or error}") from None

@@ -1,0 +1,1 @@
+"""A grid of runs: planned, run, put beside each other."""
