@@ -3,7 +3,7 @@
 Consumes: ready groups (rank 0 decides which), batches (all ranks). Publishes: batches, snapshots, metrics.
 
     ready groups ──► rank 0: evict the stale, select ──► batch(step) ──► every rank: fetch its share ──► train ──► v + 1
-                                                         (write-ahead)   (learner_share.py)              │
+                             (learner_batches.py)        (write-ahead)   (learner_share.py)              │
                      checkpoint every save_interval steps, then commit(step) ◄──────────────────────────┤
                      snapshot of version v ◄─────────────────────────────────────────────────────────────┘
 
@@ -23,6 +23,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from actors.learner_batches import LearnerBatches
 from actors.learner_checkpoints import choose, of_the_replayed
 from actors.learner_offers import Offers
 from actors.learner_report import LearnerReport
@@ -31,19 +32,17 @@ from actors.learner_share import LearnerShare
 from actors.runtime.compute import ComputeThread
 from actors.runtime.context import ActorContext, wait_for
 from bus import Ledger, LedgerError
-from bus.client import READ_BLOCK_MS
-from bus.messages import Batch, Control, Group, ReadyGroup
+from bus.ledger_batches import part_of, sizes_of
+from bus.messages import Batch, Group, Wait
 from bus.waits import WaitKind
 from miles_async.config.layout import layout_of
 from miles_async.evaluation.pins import pin
 from miles_async.evaluation.settings import is_due
-from miles_async.filters.apply import BufferFilter
 from miles_async.runs.payloads import payload_store
-from miles_async.staleness.choice import make_policy
-from miles_async.staleness.policies import too_old
 from miles_async.train import idle_steps
 from miles_async.train.backend import BACKENDS, LearnerBackend, check_step, make_backend
 from miles_async.train.checkpoint_choice import CheckpointChoice
+from miles_async.train.held_batches import of_all_parts
 from miles_async.train.mismatch import warning
 from miles_async.train.ranks import Ranks
 from miles_async.train.target_reward import REWARD_WINDOW, reached
@@ -54,7 +53,6 @@ from miles_async.weights.snapshot import SnapshotError, write_where_there_is_roo
 # A checkpoint names the groups of the steps since the one before it, and of so many seconds: more than an append-only
 # file flushed every second can lose.
 RECONCILABLE_S = 30.0
-ASKED_S = 0.5  # how soon rank 0 hears that its weights are to be written again
 
 
 class ResumeError(ValueError):
@@ -69,34 +67,33 @@ class Learner:
         self.ctx, self.config = ctx, ctx.config
         self.ledger = Ledger(ctx.bus, payload_store(ctx.config, ctx.bus.run_id))
         self.offers = Offers(ctx)
-        self.policy = make_policy(ctx.config)
-        self.buffer_filter = BufferFilter(ctx.config)
         meeting = ctx.spec.site.rendezvous(ctx.run_dir, ctx.incarnation)
         learner = ctx.config.learner
         self.ranks = Ranks(ctx.index, learner.num_ranks, init_method=meeting, layout=layout_of(learner))
         self.rank, self.share = ctx.index, LearnerShare(ctx, self.ledger, self.ranks)
         self.max_lag = ctx.config.staleness.max_lag  # of the batch that is being trained
         self.checkpoints = ctx.run_dir / "checkpoints"
-        self.ready: dict[str, ReadyGroup] = {}
-        self.samples_cursor = self.control_cursor = "0"
         self.rewards: deque[float] = deque(maxlen=REWARD_WINDOW)
         self.recent: deque[tuple[float, int, tuple[str, ...]]] = deque()  # when, step, group ids
         self.replay_to = 0  # the last step that has a batch when this process began
         self.waited_s = 0.0
         # somebody samples with what is learnt
         self.wanted = ctx.config.rollout.generates or ctx.config.eval.eval_interval is not None
-        self.replays = ctx.config.replay.run is not None  # every batch is another run's
-        self.wanted &= not self.replays
+        self.wanted &= ctx.config.replay.run is None
         self.warned = False
         self.report = LearnerReport(ctx)
 
     async def run(self) -> None:
         async with ComputeThread("learner-compute") as self.compute, ComputeThread("learner-writer") as writer:
             self.saves = LearnerSaves(self.ctx, self.ledger, self.report, self.compute, writer)
+            self.batches = LearnerBatches(
+                self.ctx, self.ledger, self.share.arranged, self.saves.check, self._offer_if_asked
+            )
             await self._build()
             await self._offer_snapshot()
             while not self._finished() and (batch := await self._next_batch()) is not None:
-                await self._step(batch)
+                if not await self._step(batch):
+                    break
                 if self.trainer.version % self.config.checkpoint.save_interval == 0:
                     await self._checkpoint()
             await self.saves.ended()
@@ -157,87 +154,44 @@ class Learner:
         """The record of the next step: an earlier one (replay), or a new one decided by rank 0. None: stop here."""
         started = time.monotonic()
         step = self.trainer.version + 1
-        self.saves.check()
-        groups, batch = wait_for(WaitKind.GROUPS, step=step), wait_for(WaitKind.BATCH, [f"{self.role}-0"], step=step)
         try:
-            with self.ctx.saying(groups if self.rank == 0 else batch):
-                if (recorded := await self.ledger.recorded_batch(step)) is not None:
-                    return recorded
-                if self.rank != 0:
-                    return await self._await_record(step)
-                return await (self._follow(step) if self.replays else self._decide(step))
+            with self.ctx.saying(self._wait(step)):
+                return await self.batches.next(self.trainer.version)
         finally:
             self.waited_s = time.monotonic() - started
 
-    async def _decide(self, step: int) -> Batch | None:
-        looked, seen = 0.0, -1
-        order: dict[str, None] = {}  # the open groups, as they were when so many had been dropped
-        while not self.ctx.stop.is_set():
-            self.saves.check()
-            if (now_s := time.monotonic()) >= looked + ASKED_S:  # not at each group that is ready
-                looked = now_s
-                if await self.offers.is_asked_for(self.trainer.version):
-                    await self._offer_snapshot()
-            groups, self.samples_cursor = await self.ledger.ready_groups(self.samples_cursor)
-            self.ready.update((group.group_id, group) for group in groups)
-            dropped = await self.ledger.dropped()
-            if dropped != seen or not self.ready.keys() <= order.keys():  # they are many, and the same at most looks
-                now, seen = await self.ledger.open_groups(), dropped
-                order = dict.fromkeys(now.order)
-                is_ready = {g for g, state in zip(now.order, now.states, strict=True) if state == "r"}
-                self.ready = {g: group for g, group in self.ready.items() if g in is_ready}  # in order of publication
-            evicted = await self._evict()
-            open_order = [g for g in order if g not in evicted]
-            size = self.config.rollout.rollout_batch_size
-            chosen = self.policy.select(list(self.ready.values()), open_order, self.trainer.version, size)
-            if chosen:
-                groups = self.share.arranged([self.ready[group_id] for group_id in chosen])
-                surplus, bound = self.policy.surplus, self.config.staleness.max_lag
-                masked = sum(too_old(g, self.trainer.version, bound) for g in groups) if self.policy.masks else -1
-                return await self.ledger.batch(step, groups, surplus=surplus, max_lag=bound, masked_tokens=masked)
-        await self._say_stop(step)
-        return None
+    def _wait(self, step: int) -> Wait:
+        """What a rank waits for before ``step``: the first for groups, the others for the first."""
+        if self.rank == 0:
+            return wait_for(WaitKind.GROUPS, step=step)
+        return wait_for(WaitKind.BATCH, [f"{self.role}-0"], step=step)
 
-    async def _evict(self) -> set[str]:
-        """Drop what has grown too old, and what the user's filter refuses; returns the ids."""
-        version, evicted = self.trainer.version, set[str]()
-        for judge in (self.policy, self.buffer_filter):
-            for group_id, reason in judge.evict(list(self.ready.values()), version):
-                await self.ledger.drop(group_id, reason, f"ready at version {version}")
-                del self.ready[group_id]
-                evicted.add(group_id)
-        return evicted
-
-    async def _follow(self, step: int) -> Batch | None:
-        """On rank 0, where batches are another run's: the record, or None once this one is to stop."""
-        while not self.ctx.stop.is_set():
-            self.saves.check()
-            if (recorded := await self.ledger.recorded_batch(step, block_ms=READ_BLOCK_MS)) is not None:
-                return recorded
-        await self._say_stop(step)
-        return None
-
-    async def _say_stop(self, step: int) -> None:
-        """Tell the other ranks that ``step`` will not be taken."""
-        await self.ctx.bus.publish("control", Control(command="learner_stop", roles=("learner",), reason=str(step)))
-
-    async def _await_record(self, step: int) -> Batch | None:
-        """On other ranks than 0: the record, or None once rank 0 has said that ``step`` will not be taken."""
-        while True:
-            self.saves.check()
-            if (recorded := await self.ledger.recorded_batch(step, block_ms=READ_BLOCK_MS)) is not None:
-                return recorded
-            controls, self.control_cursor = await self.ctx.bus.read("control", Control, self.control_cursor)
-            stops = [c.reason for c in controls if c.command == "learner_stop"]
-            if any(_is_step(reason) and int(reason) <= step for reason in stops):
-                return None
+    async def _offer_if_asked(self) -> None:
+        if await self.offers.is_asked_for(self.trainer.version):
+            await self._offer_snapshot()
 
     # steps
 
-    async def _step(self, batch: Batch) -> None:
-        started = time.monotonic()
+    async def _step(self, batch: Batch) -> bool:
+        """Train it, and what it is extended by while its weights are held. False: stopped before they changed."""
+        started, reported = time.monotonic(), list[dict[str, float]]()
         self.max_lag = self.share.max_lag(batch)
-        metrics = await self.share.train(batch, partial(self.compute, self._train))
+        while True:
+            for index in range(len(reported), len(sizes_of(batch))):
+                ticks = batch.ticks and index == len(sizes_of(batch)) - 1
+                train = partial(self.compute, partial(self._train, ticks=ticks))
+                reported.append(await self.share.train(part_of(batch, index), train))
+            if batch.ticks:
+                break
+            waits = time.monotonic()
+            with self.ctx.saying(self._wait(batch.step)):
+                more = await self.batches.more(batch)
+            self.waited_s += time.monotonic() - waits
+            started += time.monotonic() - waits
+            if more is None:
+                return False
+            batch = more
+        metrics = of_all_parts(reported)
         self.rewards.append(metrics["raw_reward"])
         self.recent.append((time.time(), batch.step, await self.share.trained(batch)))
         if self.trainer.version % self.config.weights.update_interval == 0 or self.trainer.version == self.replay_to:
@@ -250,6 +204,7 @@ class Learner:
             await self._warn_of_mismatch(batch.step, metrics)
             for kind, text in idle_steps.warnings(metrics, self.config.learner.max_skipped_steps):
                 await self.ctx.event(kind, step=batch.step, warning=text)
+        return True
 
     async def _warn_of_mismatch(self, step: int, metrics: dict[str, float]) -> None:
         """Once in the life of this process."""
@@ -257,10 +212,10 @@ class Learner:
             self.warned = True
             await self.ctx.event("mismatch", step=step, warning=text)
 
-    def _train(self, groups: list[Group]) -> dict[str, float]:
-        step = self.trainer.version + 1
-        metrics = self.trainer.step(groups, max_lag=self.max_lag, sizes=self.share.sizes)
-        check_step(self.trainer, step, metrics)
+    def _train(self, groups: list[Group], *, ticks: bool) -> dict[str, float]:
+        version, held = self.trainer.version + ticks, {} if ticks else {"ticks": False}
+        metrics = self.trainer.step(groups, max_lag=self.max_lag, sizes=self.share.sizes, **held)
+        check_step(self.trainer, version, metrics)
         return metrics
 
     async def _offer_snapshot(self) -> None:
@@ -310,7 +265,3 @@ class Learner:
             "recent": self._forget_old(version),
         }
         await self.saves.save(self.trainer, self.checkpoints, extra)
-
-
-def _is_step(text: str) -> bool:
-    return text.isascii() and text.isdecimal() and len(text) < 10

@@ -12,11 +12,13 @@ newest checkpoint than a running run would be; a replayer that died goes on wher
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from pathlib import Path
 
 from actors.runtime.context import ActorContext, wait_for
 from bus import Ledger
 from bus.codec import decode
+from bus.ledger_batches import sizes_of
 from bus.ledger_leases import Publication
 from bus.messages import Group, ReadyGroup, Ticket
 from bus.waits import WaitKind
@@ -52,7 +54,9 @@ class Replayer:
         await self.ledger.begin_behind(config.replay.from_step)
         await self.ledger.release()  # of an earlier life
         done, _ = await self.ledger.steps()
-        for step in range(done + 1, self.last + 1):
+        begun = await self.ledger.recorded_batch(done)
+        first = done if begun is not None and not begun.ticks else done + 1  # an earlier life did not end it
+        for step in range(first, self.last + 1):
             if not await self._may_go_on(step):
                 return
             await self._offer(step, self.record.steps[step])
@@ -71,26 +75,34 @@ class Replayer:
         return False
 
     async def _offer(self, step: int, recorded: RecordedStep) -> None:
-        """Record ``step`` with its groups; those of it that an earlier life has dealt or published are not done again."""
+        """Record ``step`` with its groups; what an earlier life has dealt, published or recorded of it is not done again."""
+        record = await self.ledger.recorded_batch(step)
+        rest = recorded.groups[len(record.group_ids) if record is not None else 0 :]
         opened = await self.ledger.open_groups()
-        new = [group_id for group_id in recorded.groups if group_id not in opened.order]
+        new = [group_id for group_id in rest if group_id not in opened.order]
         tickets = [Ticket(group_id=group_id, prompt_tokens=b"", sampling_seed=0) for group_id in new]
         await self.ledger.admit(tickets, limit=len(opened.order) + len(new), position=opened.next_position)
-        while not await self._are_ready(recorded):
+        while not await self._are_ready(rest):
             claimed = await self.ledger.next_tickets(self.ctx.name, self.lease, AT_ONCE, 0)
             groups = [c.ticket.group_id for c in claimed]
             await self.ledger.publish_all([self._publication(group_id, recorded) for group_id in groups], self.lease)
-        chosen = [self.ready.pop(group_id) for group_id in recorded.groups]
+        chosen = [self.ready.pop(group_id) for group_id in rest]
         for group in chosen:
             if group.group_id in recorded.lost:
                 await self.ctx.bus.redis.delete(group.payload_key)
-        masked = sum(too_old(group, step - 1, self.bound) for group in chosen) if self.policy.masks else -1
-        await self.ledger.batch(step, chosen, max_lag=self.bound, masked_tokens=masked)
+        for number in range(len(sizes_of(record)) if record is not None else 0, len(recorded.sizes)):
+            some, chosen = chosen[: recorded.sizes[number]], chosen[recorded.sizes[number] :]
+            masked = sum(too_old(group, step - 1, self.bound) for group in some) if self.policy.masks else -1
+            ticks = number == len(recorded.sizes) - 1
+            if record is None:
+                record = await self.ledger.batch(step, some, max_lag=self.bound, masked_tokens=masked, ticks=ticks)
+            else:
+                record = await self.ledger.extend(record, some, masked_tokens=masked, ticks=ticks)
 
-    async def _are_ready(self, recorded: RecordedStep) -> bool:
+    async def _are_ready(self, groups: Sequence[str]) -> bool:
         found, self.cursor = await self.ledger.ready_groups(self.cursor, block_ms=1)
         self.ready.update((group.group_id, group) for group in found)
-        return all(group_id in self.ready for group_id in recorded.groups)
+        return all(group_id in self.ready for group_id in groups)
 
     def _publication(self, group_id: str, recorded: RecordedStep) -> Publication:
         if group_id in recorded.lost:  # whatever it was, it is only to be missed

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from msgspec.structs import replace
+
 from bus.client import READ_BLOCK_MS
 from bus.codec import CodecError, decode, encode
 from bus.errors import LedgerError
@@ -33,12 +35,20 @@ class Batches(LedgerScripts):
         return [entry.message for index, entry in enumerate(entries) if index not in foreign], last_id
 
     async def batch(
-        self, step: int, groups: Sequence[ReadyGroup], *, surplus: int = 0, max_lag: int = -1, masked_tokens: int = -1
+        self,
+        step: int,
+        groups: Sequence[ReadyGroup],
+        *,
+        surplus: int = 0,
+        max_lag: int = -1,
+        masked_tokens: int = -1,
+        ticks: bool = True,
     ) -> Batch:
         """Record that ``step`` trains on ``groups``, and return the record: an earlier one if there is one.
 
         ``max_lag``: the bound that they were chosen under, which holds for them also when the step is trained again.
-        ``masked_tokens``: how many tokens beyond it are to be masked; -1: none may be.
+        ``masked_tokens``: how many tokens beyond it are to be masked; -1: none may be. ``ticks``: false where the step is to be
+        extended before its weights change.
         With the record, the ``surplus`` open groups that were dealt first of the others are dropped as "surplus".
         Raises LedgerError: ``step`` is not the next, or a group is not ready.
         """
@@ -48,6 +58,7 @@ class Batches(LedgerScripts):
             payload_keys=tuple(g.payload_key for g in groups),
             max_lag=max_lag,
             masked_tokens=masked_tokens,
+            ticks=ticks,
         )
         done = await self._run("batch", step, encode(record), surplus, *record.group_ids)
         if done == 1:
@@ -55,6 +66,35 @@ class Batches(LedgerScripts):
         earlier = await self.recorded_batch(step) if done == 2 else None
         if earlier is None:
             raise LedgerError(f"batch of step {step}: it is not the next step, or one of its groups is not ready")
+        return earlier
+
+    async def extend(
+        self, record: Batch, groups: Sequence[ReadyGroup], *, masked_tokens: int = -1, ticks: bool = True
+    ) -> Batch:
+        """Record that the last step, whose record so far is ``record``, trains on ``groups`` as well, and return the record
+        with them: another one if the step was extended otherwise.
+
+        Raises LedgerError: it is not the last step, its weights have changed, or a group is not ready.
+        """
+        if record.ticks:
+            raise LedgerError(f"step {record.step} cannot be extended: its weights change with what it has")
+        extended = replace(
+            record,
+            group_ids=(*record.group_ids, *(g.group_id for g in groups)),
+            payload_keys=(*record.payload_keys, *(g.payload_key for g in groups)),
+            masked_tokens=masked_tokens if record.masked_tokens < 0 else record.masked_tokens + max(masked_tokens, 0),
+            parts=(*sizes_of(record), len(groups)),
+            ticks=ticks,
+        )
+        ids = [group.group_id for group in groups]
+        done = await self._run("extend", record.step, len(record.group_ids), encode(extended), *ids)
+        if done == 1:
+            return extended
+        earlier = await self.recorded_batch(record.step) if done == 2 else None
+        if earlier is None:
+            raise LedgerError(
+                f"step {record.step} cannot be extended: it is not the last, or one of its groups is not ready"
+            )
         return earlier
 
     async def recorded_batch(self, step: int, *, block_ms: int = 0) -> Batch | None:
@@ -128,3 +168,16 @@ class Batches(LedgerScripts):
         await self.commit(known, forget=known if lost_steps else 0)
         ids = [group_id for s in lost_steps for group_id in trained[s]]
         return int(await self._run("reconcile", step, *ids)) if lost_steps else 0
+
+
+def sizes_of(record: Batch) -> tuple[int, ...]:
+    """How many groups each part of the step has."""
+    return record.parts or (len(record.group_ids),)
+
+
+def part_of(record: Batch, index: int) -> Batch:
+    """The part ``index`` of the step, as if it were all of it."""
+    sizes = sizes_of(record)
+    start = sum(sizes[:index])
+    place = slice(start, start + sizes[index])
+    return replace(record, group_ids=record.group_ids[place], payload_keys=record.payload_keys[place], parts=())

@@ -27,6 +27,7 @@ _NAMES = (
     "release",
     "drop",
     "batch",
+    "extend",
     "commit",
     "open",
     "room",

@@ -115,20 +115,23 @@ class Batch(Message, tag="batch", frozen=True):
     max_lag: int = -1
     # response tokens that are further behind, and are masked out of the loss; -1: there may be none
     masked_tokens: int = -1
+    parts: tuple[int, ...] = ()  # how many groups were recorded at a time, where they were not at once
+    ticks: bool = True  # false: the step goes on with another part before its weights change
 
 
 class Transition(Message, tag="transition", frozen=True):
     """What the ledger did, written to ``events`` by the very script that did it: the record of every transition.
 
-    kind: "admitted", "claimed", "released", "failed" (an attempt), "published", "batched", "trained" (a durable checkpoint
-    contains it), "dropped", "reconciled" (trained, as a checkpoint knows and this ledger had forgotten), "quarantined" (it
-    cannot be trained, and is no part of the step any more that it was batched for; counted as dropped for "quarantined").
+    kind: "admitted", "claimed", "released", "failed" (an attempt), "published", "batched", "extended" (batched for a step that
+    has others already), "trained" (a durable checkpoint contains it), "dropped", "reconciled" (trained, as a checkpoint knows
+    and this ledger had forgotten), "quarantined" (it cannot be trained, and is no part of the step any more that it was batched
+    for; counted as dropped for "quarantined"). Of a step whose weights are held for another part, the detail is "held".
     """
 
     kind: str
     group_ids: tuple[str, ...]
     by: str = ""  # the lease or the actor
-    step: int = 0  # of "batched", "trained" and "quarantined"
+    step: int = 0  # of "batched", "extended", "trained" and "quarantined"
     reason: str = ""  # of "failed", "dropped" and "quarantined"
     detail: str = ""
     attempt: int = 0  # of "claimed": 1 for the first time

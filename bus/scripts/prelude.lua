@@ -120,6 +120,36 @@ local function groups_of(step)
   return unpacked(redis.call('HGET', BATCH, step))[BATCH_GROUP_IDS]
 end
 
+-- The groups that ARGV names from `first` on, if all are ready and none is named twice; else nil.
+local function ready_groups(first)
+  local ids, named = {}, {}
+  for i = first, #ARGV do
+    if named[ARGV[i]] then return nil end
+    named[ARGV[i]] = true
+    ids[#ids + 1] = ARGV[i]
+  end
+  for _, state in ipairs(values_of(STATE, ids)) do
+    if state ~= 'r' then return nil end
+  end
+  return ids
+end
+
+-- The ready groups `ids` are in the step, whose record is now `message`. A transition of a step whose weights are held says so.
+local function put_into(step, ids, message, kind)
+  local states = {}
+  for _, gid in ipairs(ids) do
+    append(states, gid, 'b')
+  end
+  with_all(states, 'HSET', STATE)
+  with_all(ids, 'ZREM', ORDER)
+  count('ready', -#ids)
+  count('batched', #ids)
+  redis.call('HSET', BATCH, step, message)
+  redis.call('XADD', BATCHES, 'MAXLEN', 1000, '*', 'm', message)
+  local held = unpacked(message)[BATCH_TICKS] == false
+  record(kind, ids, { step = step, detail = held and 'held' or '' })
+end
+
 -- Response tokens of each sample of a group whose news is there.
 local function lengths_of(gid)
   local entry = redis.call('HGET', SAMPLE, gid)

@@ -73,6 +73,11 @@ RULES = (
         'learner.recompute_granularity = "full"',
     ),
     Rule(
+        ("staleness.elastic_cap", "staleness.elastic_admit_lag"),
+        lambda config: is_one_of(config.staleness.policy, ("elastic",), ("fifo", "drop", "token_mask", "elastic")),
+        'staleness.policy = "elastic"',
+    ),
+    Rule(
         ("learner.recompute_modules",),
         lambda config: config.learner.recompute_granularity == "selective",
         'learner.recompute_granularity = "selective"',

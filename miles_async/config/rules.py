@@ -12,6 +12,7 @@ from miles_async.config.layout import check as check_layout
 from miles_async.config.layout import layout_of
 from miles_async.config.lora import check as check_lora
 from miles_async.config.optimizer_steps import check as check_steps
+from miles_async.config.optimizer_steps import steps_of_batch
 from miles_async.config.qkv_format import check as check_qkv_format
 from miles_async.config.schema import ConfigError, RunConfig
 
@@ -36,7 +37,25 @@ def check(config: RunConfig, *rooms: Callable[[RunConfig], None]) -> None:
             f"weights.update_interval = {config.weights.update_interval} can never meet staleness.max_lag = "
             f"{config.staleness.max_lag}: at most {config.staleness.max_lag + 1}"
         )
+    check_elastic(config)
     check_eval(config)
+
+
+def check_elastic(config: RunConfig) -> None:
+    """Refuse what cannot go together with weights that are held. Raises ConfigError."""
+    staleness, learner = config.staleness, config.learner
+    if staleness.policy != "elastic":
+        return
+    if (steps := steps_of_batch(config)) > 1:
+        raise ConfigError(
+            f'staleness.policy = "elastic" adds the gradients of several batches up to one optimizer step: a batch cannot have '
+            f"{steps} (learner.num_steps_per_rollout, learner.global_batch_size, learner.ppo_epochs = {learner.ppo_epochs})"
+        )
+    if staleness.max_lag and config.weights.update_interval > staleness.admit_lag:
+        raise ConfigError(
+            f"weights.update_interval = {config.weights.update_interval} must be at most staleness.elastic_admit_lag = "
+            f"{staleness.admit_lag}: while the weights are held nothing else could begin"
+        )
 
 
 def check_engine(config: RunConfig) -> None:

@@ -137,7 +137,7 @@ def _of_training(sight: Sight) -> Sight:
 def _leaf(long: Sequence[SeenWait]) -> str:
     """What is waited for and does not wait itself, as far as an actor knows: an engine, the reward function, a disk."""
     for wait in long:
-        if wait.kind is WaitKind.TOKEN:
+        if wait.kind is WaitKind.TOKEN and wait.wait.targets:
             engine, requests = ", ".join(wait.wait.targets), wait.wait.about["requests"]
             return f"{engine}: {requests} requests in flight, no token for {wait.seconds:.0f} s"
         if wait.kind is WaitKind.REWARD:

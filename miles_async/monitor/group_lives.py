@@ -20,6 +20,7 @@ STATES = {
     "failed": "waiting",
     "published": "ready",
     "batched": "batched",
+    "extended": "batched",
     "trained": "trained",
     "reconciled": "trained",
     "dropped": "dropped",
@@ -98,7 +99,7 @@ def _go_on(life: Life, line: TransitionLine) -> None:
         life.causes.append(f"{life.holder or line.by}: {line.detail}")
     if line.kind == "published":
         life.published = now
-    elif line.kind == "batched" or (line.kind == "reconciled" and not life.step):
+    elif line.kind in ("batched", "extended") or (line.kind == "reconciled" and not life.step):
         life.step = line.step
     if line.kind in STATES:
         life.state = STATES[line.kind]

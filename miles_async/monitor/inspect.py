@@ -108,6 +108,8 @@ def _step_lines(
             if line.step == wanted:
                 batches.append(line)
                 trained, undone = None, False
+        elif line.kind == "extended" and batches and line.step == wanted:
+            batches[-1] = msgspec.structs.replace(batches[-1], groups=(*batches[-1].groups, *line.groups))
         elif line.kind == "quarantined":
             quarantined.update(line.groups)
         elif batches and (
@@ -186,7 +188,7 @@ def inspect_drops(record: Record, _: str = "") -> dict[str, Any]:
         if line.kind in ("dropped", "quarantined"):
             dropped.pop(line.groups[0], None)
             dropped[line.groups[0]] = line
-        elif line.kind in ("admitted", "batched") and dropped:  # once more: a rollback took the drop back
+        elif line.kind in ("admitted", "batched", "extended") and dropped:  # once more: a rollback took the drop back
             for group_id in line.groups:
                 dropped.pop(group_id, None)
     latest = list(dropped.values())[-LATEST:]

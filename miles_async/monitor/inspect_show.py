@@ -55,7 +55,7 @@ def _told(m: Mapping[str, Any]) -> str:
             return f"waits again: {why}" if why else f"handed back by {by}" if by else "waits again: the launch ended"
         case "failed":
             return f"failed under {by}: {why}"
-        case "batched":
+        case "batched" | "extended":
             return f"batched in step {m['step']}"
         case "trained":
             return f"trained: a durable checkpoint contains step {m['step']}"

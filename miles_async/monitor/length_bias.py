@@ -59,7 +59,7 @@ class LengthBias:
                 self._undo(line.step)
             self._last_step = line.step
             self._train(line)
-        elif line.kind == "reconciled":
+        elif line.kind in ("reconciled", "extended"):
             self._train(line)
 
     def values(self) -> dict[str, float]:

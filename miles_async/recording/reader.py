@@ -15,6 +15,7 @@ from miles_async.monitor.record_lines import TRANSITIONS_FILE, RecordError, read
 from miles_async.recording.recorder import DIRECTORY
 from miles_async.recording.segments import SUFFIX, Entry, Payloads, Place, SegmentError, scan
 
+HELD = "held"  # what put_into of the ledger's scripts says of a step that may be extended
 LOST = "invalid_payload"  # the reason of a group that was quarantined because its payload was gone (actors/learner_share.py)
 
 
@@ -23,6 +24,8 @@ class RecordedStep:
     """What a step was recorded with."""
 
     groups: tuple[str, ...]
+    sizes: tuple[int, ...]  # of the batches that it is of, more than one where its weights were held
+    ended: bool = True  # whether its weights changed, as far as the record goes
     lost: set[str] = field(default_factory=set)  # of these, those whose payload was gone before the step trained
 
 
@@ -38,9 +41,14 @@ class RecordedRun:
             if line.kind == "published":
                 self._published[line.groups[0]] = line.by
             elif line.kind == "batched":
-                self.steps[line.step] = RecordedStep(line.groups)
+                self.steps[line.step] = RecordedStep(line.groups, (len(line.groups),), line.detail != HELD)
+            elif line.kind == "extended" and (step := self.steps.get(line.step)) is not None:
+                step.groups, step.sizes = (*step.groups, *line.groups), (*step.sizes, len(line.groups))
+                step.ended = line.detail != HELD
             elif line.kind == "quarantined" and line.reason == LOST and line.step in self.steps:
                 self.steps[line.step].lost.update(line.groups)
+        if self.steps and not self.steps[self.last_step].ended:  # the run stopped in it
+            del self.steps[self.last_step]
         if not self.steps:
             raise RecordError(f"{run_dir}: no step of this run is on record: there is nothing to train again")
         self._places = self._index()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import operator
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from bus.messages import ReadyGroup
@@ -51,6 +51,16 @@ class CheckedPolicy:
     @property
     def surplus(self) -> int:
         return self._surplus
+
+    @property
+    def holds(self) -> bool:
+        return bool(getattr(self._policy, "holds", False))
+
+    def ticks(self, open_versions: Iterable[int], version: int, batches: int) -> bool:
+        found = called(self._hook, self._policy.ticks, list(open_versions), version, batches)
+        if not isinstance(found, bool):
+            raise refused(self._hook, self._policy.ticks, found, "whether the weights change, true or false")
+        return found
 
     @property
     def masks(self) -> bool:

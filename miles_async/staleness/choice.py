@@ -7,7 +7,7 @@ from miles_async.hooks.hook import Hook
 from miles_async.staleness.checked import CheckedPolicy
 from miles_async.staleness.policies import StalenessPolicy
 
-BUILT_IN = ("fifo", "drop", "token_mask")  # each a file of this room, with a function of its name
+BUILT_IN = ("fifo", "drop", "token_mask", "elastic")  # each a file of this room, with a function of its name
 
 POLICY = Hook(
     "staleness.policy",

@@ -26,6 +26,7 @@ the B groups of batch ``k`` start, once version ``k`` is confirmed everywhere: t
 is then evicted, which frees its place.
 
 *Token mask* (token_mask.py) is drop by the token: of a group that grew too old in part, what is within the bound is trained.
+*Elastic* (elastic.py) holds the weights rather than let a group grow too old.
 
 *Over-sampling* is fifo with ``E`` groups to spare: ``W = B + E`` are open for a batch (a filter drops some, or they are
 slow). Batch ``k`` is the first ``B`` ready ones among the ``W`` that were dealt first, its window; with the batch, what is
@@ -41,7 +42,7 @@ is waited for, each of them finishes, and one that is dropped is replaced.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -85,6 +86,17 @@ class StalenessPolicy(Protocol):
 
     def admit(self, state: StalenessState) -> int:
         """How many more groups may start now."""
+        ...
+
+    @property
+    def holds(self) -> bool:
+        """Whether :meth:`ticks` is to be asked, with each batch that is chosen."""
+        ...
+
+    def ticks(self, open_versions: Iterable[int], version: int, batches: int) -> bool:
+        """Whether the weights, which are those of ``version``, change with the batch that was just chosen, the last of so many
+        ``batches``; else they are held, and the next one is trained at the same version. ``open_versions``: of what is open and
+        not chosen, what the oldest token's version is at least."""
         ...
 
     def evict(self, ready: Sequence[ReadyGroup], version: int) -> list[tuple[str, str]]:
@@ -160,6 +172,13 @@ class Bounded:
     @property
     def masks(self) -> bool:
         return False
+
+    @property
+    def holds(self) -> bool:
+        return False
+
+    def ticks(self, open_versions: Iterable[int], version: int, batches: int) -> bool:
+        return True
 
     def admit(self, state: StalenessState) -> int:
         return admissible(state, self.max_lag, self.surplus)

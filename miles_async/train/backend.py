@@ -55,10 +55,18 @@ class LearnerBackend:
         """Build and load the weights. Raises train.distributed.RanksSilent if the other ranks do not come."""
         raise NotImplementedError
 
+    HOLDS: bool = False  # whether ``step`` takes ``ticks``, as staleness.policy = "elastic" needs
+
     def step(
-        self, groups: Sequence[Group], *, max_lag: int | None = None, sizes: Sequence[int] | None = None
+        self,
+        groups: Sequence[Group],
+        *,
+        max_lag: int | None = None,
+        sizes: Sequence[int] | None = None,
+        ticks: bool = True,
     ) -> dict[str, float]:
-        """Train one batch, of which ``groups`` are this replica's, and be of the next version.
+        """Train one batch, of which ``groups`` are this replica's, and be of the next version. ticks: false where the weights
+        are held, and with them the version: the next batch's step has the mean of both gradients. (It is given only then.)
 
         max_lag: versions that a token may be behind the weights; None: staleness.max_lag. sizes: how many of the groups are of
         each optimizer step of a pass; None: equally many. Returns metrics over all ranks, ``raw_reward`` among them. Raises,
@@ -189,6 +197,8 @@ def check(config: RunConfig) -> None:
     """Refuse a name that leads nowhere, and what the backend cannot do. Ours are not imported: they cost torch. Raises
     HookError, ConfigError."""
     name = config.learner.train_backend
+    if config.staleness.policy == "elastic" and not holds(config):
+        raise ConfigError(f'staleness.policy = "elastic" needs HOLDS = True of {name}, learner.train_backend')
     if (entry := ENTRIES.get(name)) is not None:
         entry.check(config)
     elif BACKENDS.load(name).begin_checkpoint is LearnerBackend.begin_checkpoint and config.checkpoint.async_save:
@@ -211,6 +221,12 @@ def make_backend(config: RunConfig, model_path: str, ranks: Ranks) -> LearnerBac
     """The backend that ``learner.train_backend`` names. Raises HookError, HookFailed, and what one of ours raises."""
     name = config.learner.train_backend
     return BACKENDS.called(name, BACKENDS.load(name), config, model_path, ranks)
+
+
+def holds(config: RunConfig) -> bool:
+    """Whether the backend can add the gradients of several batches up."""
+    name = config.learner.train_backend
+    return name in ENTRIES or BACKENDS.load(name).HOLDS
 
 
 def check_step(backend: LearnerBackend, step: int, metrics: Any) -> None:

@@ -189,6 +189,11 @@ class TrainedModel(Trained):
             ddp.zero_grad_buffer()
         self._optimizer.zero_grad()
 
+    def scale_gradients(self, factor: float) -> None:
+        """Multiply what was added up so far."""
+        for ddp in self._ddps:
+            ddp.scale_gradients(factor)
+
     def reduce_gradients(self) -> float:
         """Add the gradients of all ranks up. Returns their norm, inf or nan where they must not be applied."""
         from megatron.core.distributed import finalize_model_grads

@@ -55,6 +55,10 @@ class Trained:
         """Forget the gradients of the last step."""
         raise NotImplementedError
 
+    def scale_gradients(self, factor: float) -> None:
+        """Multiply what was added up so far, before it is reduced."""
+        raise NotImplementedError
+
     def reduce_gradients(self) -> float:
         """Add the gradients of all ranks up. Returns their norm, inf or nan where they must not be applied."""
         raise NotImplementedError

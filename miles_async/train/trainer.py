@@ -52,6 +52,7 @@ from miles_async.train.policy import Policy
 from miles_async.train.ranks import Ranks
 from miles_async.train.reward_metrics import reward_metrics
 from miles_async.train.share import MicroShare, Share, make_share, micro_share
+from miles_async.train.trained import Trained
 from miles_async.weights.snapshot import Spec, specs_of
 
 __all__ = ["LagExceeded", "MegatronTrainer", "Trainer"]
@@ -65,6 +66,7 @@ class Trainer(LearnerBackend):
     """
 
     PARTS: type[LearnerParts]
+    HOLDS = True
 
     def __init__(self, config: RunConfig, model_path: str, ranks: Ranks) -> None:
         self.config = config
@@ -121,12 +123,18 @@ class Trainer(LearnerBackend):
     # -- training -----------------------------------------------------------------------------------------------------
 
     def step(
-        self, groups: Sequence[Group], *, max_lag: int | None = None, sizes: Sequence[int] | None = None
+        self,
+        groups: Sequence[Group],
+        *,
+        max_lag: int | None = None,
+        sizes: Sequence[int] | None = None,
+        ticks: bool = True,
     ) -> dict[str, float]:
         """The optimizer steps of one batch, of which these are this rank's groups, one mini-batch after the other.
 
         max_lag: versions that a token may be behind the weights; None: staleness.max_lag. sizes: how many of the groups are of
-        each mini-batch; None: equally many.
+        each mini-batch; None: equally many. ticks: false where the weights are held: the gradients wait for those of the next
+        batch, and the version stays.
         Returns metrics over all ranks, named as Miles names them, means over the optimizer steps that were made. Raises, with
         the weights unchanged: LagExceeded, BatchError (this rank's groups are malformed), BatchRefused (another rank's are);
         and NonFiniteGradient.
@@ -145,34 +153,50 @@ class Trainer(LearnerBackend):
         names = [*self._objective.names, *(CRITIC_METRICS if self._critic is not None else ())]
         if admitted.metrics["n_tokens"]:
             sizes = even(len(groups), steps_of_pass(self.config)) if sizes is None else sizes
-            metrics = self._optimize(admitted, sizes, names)
+            metrics = self._optimize(admitted, sizes, names, ticks=ticks)
         else:  # there is no loss, no gradient, no step
             metrics = named(torch.zeros(len(names)), names) | (AT_REST if self._critic is not None else {})
             metrics |= {"grad_norm": 0.0, "lr": 0.0, **steps.counts(empty=steps_of_batch(self.config))}
-        self.version += 1
-        self._kept.after_batch(self.version)
+            if ticks:
+                metrics |= self._apply_held(len(names))
+        if ticks:
+            self.version += 1
+            self._kept.after_batch(self.version)
         rewards = {} if self._objective.is_sft else reward_metrics(groups, self._groups)
         return {**metrics, **admitted.metrics, **rewards}
 
-    def _optimize(self, admitted: Admitted, sizes: Sequence[int], names: list[str]) -> dict[str, float]:
+    def _optimize(self, admitted: Admitted, sizes: Sequence[int], names: list[str], *, ticks: bool) -> dict[str, float]:
         """Train on a batch with something to learn; the metrics of its optimizer steps."""
         learner = self.config.learner
         parts = split(admitted, sizes, self._groups.sum_on_cpu)
         share = self._share(admitted, parts)
-        learning = self._critic is None or self.version >= self.config.critic.num_critic_only_steps
-        models = ([self._policy.model] if learning else []) + ([self._critic.model] if self._critic is not None else [])
+        learning, models = self._learning, self._models()
 
         def backward(part: MiniBatch, unmoved: bool) -> torch.Tensor:
             return self._backward(share, part, names, unmoved=unmoved, learning=learning)
 
         name, size = f"step {self.version + 1}", len(names)
-        outcome = self._steps.run(models, parts, learner.ppo_epochs, backward, size=size, name=name)
-        if not outcome.made:
+        outcome = self._steps.run(models, parts, learner.ppo_epochs, backward, size=size, name=name, ticks=ticks)
+        if not (passes := outcome.made + outcome.held):
             return outcome.counts
         observed = [value.to(self._device) for value in share.observed.values()]
-        totals = torch.cat([outcome.sums / outcome.made, *(value[None] for value in observed)])
+        totals = torch.cat([outcome.sums / passes, *(value[None] for value in observed)])
         means = named(self._groups.sum(totals), [*names, *share.observed])
         return {**means, "grad_norm": 0.0, "lr": 0.0, **outcome.means, **outcome.counts}
+
+    @property
+    def _learning(self) -> bool:
+        """Whether the policy is trained at this version, not only its critic."""
+        return self._critic is None or self.version >= self.config.critic.num_critic_only_steps
+
+    def _models(self) -> list[Trained]:
+        critic = [] if self._critic is None else [self._critic.model]
+        return [self._policy.model, *critic] if self._learning else [*critic]
+
+    def _apply_held(self, size: int) -> dict[str, float]:
+        """One optimizer step with what earlier batches have added up, where the one that ends them has no token to train."""
+        outcome = self._steps.finish(self._models(), size=size, name=f"step {self.version + 1}")
+        return {**outcome.means, **outcome.counts} if outcome.made or outcome.skipped else {}
 
     def _backward(
         self, share: Share, part: MiniBatch, names: list[str], *, unmoved: bool, learning: bool

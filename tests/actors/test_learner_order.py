@@ -5,6 +5,7 @@ The actor is the real one on a real bus; only its model is a stand-in, so that i
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +147,68 @@ async def test_token_mask_masks_on_record_and_again_when_the_step_is_replayed_un
     again = StandInTrainer()  # its checkpoint is lost
     await run(make_learner(bus, tmp_path, again, monkeypatch, run=Run(num_steps=2), staleness=Staleness(max_lag=0)))
     assert again.masks == first.masks
+
+
+HOLDING = """
+from miles_async.staleness.elastic import Elastic
+
+
+class Threes(Elastic):
+    def ticks(self, open_versions, version, batches):
+        return batches == 3
+
+
+def threes(staleness, rollout):
+    return Threes(staleness.max_lag)
+"""
+
+
+async def test_a_step_whose_weights_are_held_is_recorded_batch_by_batch_and_trained_again_as_it_was(
+    bus: Bus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "holding.py").write_text(HOLDING)
+    ledger, holding = Ledger(bus), Staleness(policy=f"{tmp_path}/holding.py:threes", max_lag=1)
+    await publish(ledger, 8)
+    first = StandInTrainer(fails_at_step=1)
+    with pytest.raises(PowerCut):  # in the third batch
+        await run(make_learner(bus, tmp_path, first, monkeypatch, run=Run(num_steps=2), staleness=holding))
+    record = await ledger.recorded_batch(1)
+    assert record is not None and (record.parts, record.ticks) == ((2, 2, 2), True)
+    assert await ledger.steps() == (1, 0) and first.trained == [("0-0-0", "0-1-0"), ("0-2-0", "0-3-0")]
+
+    second = StandInTrainer()
+    await run(make_learner(bus, tmp_path, second, monkeypatch, run=Run(num_steps=2), staleness=holding))
+    # the last step of a run is not held: nothing more is admitted for it
+    assert second.ticked == [False, False, True, True]
+    assert second.trained == [*first.trained, ("0-4-0", "0-5-0"), ("0-6-0", "0-7-0")]
+    assert (await ledger.counts())["trained"] == 8 and await ledger.steps() == (2, 2)
+    reported = {m.step: m.values for m in (await bus.read("metrics", Metrics, "0"))[0]}
+    assert (reported[1]["batches"], reported[1]["n_samples"]) == (3.0, 6.0) and "batches" not in reported[2]
+
+
+async def test_a_learner_that_is_stopped_while_it_holds_its_weights_goes_on_with_the_same_step(
+    bus: Bus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "holding.py").write_text(HOLDING)
+    ledger, holding = Ledger(bus), Staleness(policy=f"{tmp_path}/holding.py:threes", max_lag=1)
+    await publish(ledger, 4)  # no third batch
+    first = StandInTrainer()
+    learner = make_learner(bus, tmp_path, first, monkeypatch, run=Run(num_steps=2), staleness=holding)
+    async with asyncio.timeout(60):
+        running = asyncio.create_task(learner.run())
+        cursors: Any = {"batches": "0"}
+        while len(first.trained) < 2:
+            await bus.wait_for_news(cursors, block_ms=10)
+        learner.ctx.stop.set()
+        await running
+    record = await ledger.recorded_batch(1)
+    assert record is not None and (record.parts, record.ticks) == ((2, 2), False) and first.version == 0
+    assert await ledger.steps() == (1, 0)
+
+    await publish(ledger, 4)
+    second = StandInTrainer()
+    await run(make_learner(bus, tmp_path, second, monkeypatch, run=Run(num_steps=2), staleness=holding))
+    assert second.trained[:2] == first.trained and second.ticked == [False, False, True, True]
 
 
 async def test_a_learner_without_the_checkpoint_of_what_is_committed_refuses_to_start(

@@ -15,6 +15,7 @@ from benchmarks.lib.schedule.latencies import latencies
 from benchmarks.lib.schedule.trace import Trace
 from bus.messages import ReadyGroup
 from miles_async.staleness.drop import Drop
+from miles_async.staleness.elastic import Elastic
 from miles_async.staleness.fifo import Fifo
 from miles_async.staleness.token_mask import TokenMask
 
@@ -79,6 +80,15 @@ def test_what_grows_too_old_in_part_is_masked_in_that_part() -> None:
     dropping = schedule(Drop(1), World(trace.seconds, trace.train_s, BATCH, 12, STEPS, trace.update_s))
     assert max(outcome.lags) <= 1 and 0 < max(outcome.masked) < 1
     assert len(outcome.dropped) < len(dropping.dropped)
+
+
+def test_held_weights_train_what_would_have_grown_too_old() -> None:
+    trace = Trace(1.2, 1.0, 1)
+    world = World(trace.seconds, trace.train_s, BATCH, 12, STEPS, trace.update_s)
+    holding, masking = schedule(Elastic(3, admit_lag=2, cap=99), world), schedule(TokenMask(3), world)
+    assert max(holding.lags) <= 3 and not holding.dropped and sum(holding.masked) == 0 < sum(masking.masked)
+    assert len(holding.sizes) == len(holding.step_ends) == STEPS and max(holding.sizes) > BATCH
+    assert all(size % BATCH == 0 for size in holding.sizes)
 
 
 class Miser(Fifo):

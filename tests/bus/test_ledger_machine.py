@@ -140,20 +140,33 @@ class LedgerMachine(LedgerClients):
         gid = choice[which % len(choice)]
         self.begin(lambda: self.ledger.drop(gid, "stale"), commands)
 
-    async def _select(self, n: int, surplus: int = 0) -> Batch | None:
-        """As the learner does it: look, choose, record."""
-        step = (await self.ledger.steps())[0] + 1
+    async def _select(self, n: int, surplus: int = 0, ticks: bool = True, more: bool = False) -> Batch | None:
+        """As the learner does it: look, choose, record. ``more``: rather for the last step, where its weights are held."""
+        last = (await self.ledger.steps())[0]
+        held = await self.ledger.recorded_batch(last) if more else None
+        step = last + 1
         now = await self.ledger.open_groups()
         state = dict(zip(now.order, now.states, strict=True))
         ready, _ = await self.ledger.ready_groups("0", block_ms=0)
         chosen = [r for r in ready if state.get(r.group_id) == "r"][:n]
-        return await self.ledger.batch(step, chosen, surplus=surplus) if chosen else None
+        if not chosen:
+            return None
+        if held is not None and not held.ticks:
+            return await self.ledger.extend(held, chosen, ticks=ticks)
+        return await self.ledger.batch(step, chosen, surplus=surplus, ticks=ticks)
 
     @few
     @precondition(lambda self: "r" in self.story.place.values())
     @rule(n=st.integers(1, 3), surplus=st.sampled_from([0, 0, 1, 2]), commands=st.sampled_from([99, 99, 99, 0, 2, 3]))
     def batch(self, n: int, commands: int, surplus: int = 0) -> None:
         self.begin(lambda: self._select(n, surplus), commands)
+
+    @few
+    @precondition(lambda self: "r" in self.story.place.values())
+    @rule(n=st.integers(1, 2), ticks=st.booleans(), commands=st.sampled_from([99, 99, 99, 0, 2, 3]))
+    def hold(self, n: int, ticks: bool, commands: int) -> None:
+        """A step whose weights are held, or a further part of it."""
+        self.begin(lambda: self._select(n, 0, ticks, more=True), commands)
 
     @few
     @precondition(lambda self: self.story.last_step > self.story.committed)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from bus.messages import Heartbeat, Wait
@@ -180,6 +180,7 @@ SILENT = st.dictionaries(st.sampled_from(list(ROLES)), SECONDS)
 
 
 @given(WAITING, STATES, SILENT, SECONDS, st.sampled_from(["", "its memory is full"]))
+@example({"dealer": [wait(WaitKind.TOKEN, 5.0, requests=3)]}, {}, {}, 0.0, "")  # of engines that it does not name
 def test_whatever_is_seen_a_culprit_is_one_line_and_names_somebody(
     waiting: Waits, states: dict[str, str], silent: dict[str, float], away: float, refusal: str
 ) -> None:

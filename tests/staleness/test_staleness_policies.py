@@ -9,6 +9,7 @@ from bus.messages import UNSAMPLED, ReadyGroup
 from miles_async.config.schema import ConfigError, Data, Model, Rollout, RunConfig, Staleness
 from miles_async.staleness.choice import make_policy
 from miles_async.staleness.drop import Drop
+from miles_async.staleness.elastic import Elastic
 from miles_async.staleness.fifo import Fifo
 from miles_async.staleness.policies import StalenessPolicy, StalenessState, too_old
 from miles_async.staleness.token_mask import TokenMask
@@ -82,6 +83,25 @@ def test_token_mask_takes_groups_as_they_were_published_and_evicts_what_is_too_o
     assert [too_old(group, 5, 2) for group in (old, mixed, young)] == [8, 4, 0]
 
 
+def test_elastic_holds_the_weights_for_a_group_that_their_change_would_make_too_old_and_for_no_other() -> None:
+    policy = Elastic(2, admit_lag=1, cap=3)
+    assert policy.holds and policy.masks
+    assert not policy.ticks([5, 3], version=5, batches=1)  # version 6 is 3 ahead of it
+    assert policy.ticks([5, 4], version=5, batches=1)
+    assert policy.ticks([5, 2], version=5, batches=1)  # too old already: waiting helps nobody
+    assert policy.ticks([], version=5, batches=1)
+    assert policy.ticks([3], version=5, batches=3)  # the cap
+    assert policy.admit(StalenessState(5, 4, 8, 5, 100)) == 12  # one version ahead: positions up to 16
+
+
+def test_what_elastic_cannot_make_progress_with_is_refused() -> None:
+    assert make_policy(config(Staleness(policy="elastic", max_lag=5))) == Elastic(5, admit_lag=3, cap=4)
+    assert make_policy(config(Staleness(policy="elastic", max_lag=0))) == Elastic(0, admit_lag=0, cap=4)
+    for given in (0, 3):
+        with pytest.raises(ConfigError, match=rf"elastic_admit_lag = {given}: .* 1 to staleness.max_lag = 2"):
+            make_policy(config(Staleness(policy="elastic", max_lag=2, elastic_admit_lag=given)))
+
+
 def test_what_nobody_sampled_never_grows_too_old() -> None:
     written = sampled("a", (UNSAMPLED, 7))
     answered = sampled("b", (1, 4), (UNSAMPLED, 7))  # a policy's call, and what its tool said
@@ -111,7 +131,7 @@ def test_the_configuration_names_the_policy() -> None:
     assert make_policy(config(Staleness(policy="token_mask", max_lag=1))) == TokenMask(1)
     spare = {"rollout_batch_size": 8, "over_sampling_batch_size": 12}
     assert make_policy(config(Staleness(max_lag=2), **spare)) == Fifo(2, surplus=4)
-    for name in ("drop", "token_mask"):
+    for name in ("drop", "token_mask", "elastic"):
         wanted = rf'over_sampling_batch_size = 12 needs staleness\.policy = "fifo": "{name}" takes'
         with pytest.raises(ConfigError, match=wanted):
             make_policy(config(Staleness(policy=name), **spare))

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from staleness_runs import WIDE, runs, simulate
 
 from miles_async.staleness.drop import Drop
+from miles_async.staleness.elastic import Elastic
 from miles_async.staleness.fifo import Fifo
 from miles_async.staleness.policies import StalenessPolicy
 from miles_async.staleness.token_mask import TokenMask
@@ -45,6 +46,29 @@ def test_token_mask_trains_nothing_beyond_the_bound_and_finishes(run: dict, max_
     assert max(result.lags) <= max_lag
     assert [len(batch) for batch in result.batches] == [run["batch_size"]] * run["steps"]
     assert len(set(chain.from_iterable(result.batches))) == run["steps"] * run["batch_size"]  # none twice
+
+
+@settings(max_examples=150, deadline=None)
+@given(run=runs, max_lag=st.integers(0, 6), cap=st.integers(1, 5), data=st.data())
+def test_elastic_trains_nothing_beyond_the_bound_drops_only_what_its_cap_gives_up_and_finishes(
+    run: dict, max_lag: int, cap: int, data: st.DataObject
+) -> None:
+    admit = data.draw(st.integers(1, max_lag)) if max_lag else 0
+    interval = data.draw(st.integers(1, max(admit, 1)))
+    result = simulate(Elastic(max_lag, admit_lag=admit, cap=cap), update_interval=interval, **run)
+    assert max(result.lags) <= max_lag
+    size, sizes = run["batch_size"], [len(batch) for batch in result.batches]
+    assert len(sizes) == run["steps"] and all(n % size == 0 and size <= n <= size * cap for n in sizes)
+    assert len(set(chain.from_iterable(result.batches))) == sum(sizes)  # none twice
+    assert max(sizes) == size or max_lag > 0
+
+
+def test_elastic_trains_what_token_mask_masks() -> None:
+    holding, masking = (
+        simulate(policy, update_interval=1, **WIDE) for policy in (Elastic(2, admit_lag=2, cap=9), TokenMask(2))
+    )
+    assert masking.masked > 0 and holding.masked == holding.dropped == 0
+    assert max(map(len, holding.batches)) > WIDE["batch_size"]
 
 
 def test_token_mask_masks_where_drop_drops() -> None:

@@ -22,6 +22,7 @@ MOVES: dict[str, tuple[tuple[str | None, ...], str]] = {
     "failed": (("f",), "w"),
     "published": (("f",), "r"),
     "batched": (("r",), "b"),
+    "extended": (("r",), "b"),
     "trained": (("b",), "trained"),
     "dropped": (("w", "f", "r"), "dropped"),
     "reconciled": ((None, "w", "f", "r"), "trained"),
@@ -158,6 +159,15 @@ class Story:
         others = [gid for gid in self.in_place(OPEN) if gid not in ids]
         return Expected(1, [("batched", sorted(ids)), *(("dropped", [gid]) for gid in others[:surplus])])
 
+    def _extend(self, view: Any, step: int, known: int, _record: bytes, *ids: str) -> Expected:
+        if step != self.last_step or step <= self.committed:
+            return Expected(0, [])
+        if len(self.batches[step]) != known:
+            return Expected(2, [])
+        if any(self.place.get(gid) != "r" for gid in ids):
+            return Expected(0, [])
+        return Expected(1, [("extended", sorted(ids))])
+
     def _commit(self, view: Any, step: int, forget: int) -> Expected:
         if step > self.last_step:
             return Expected(REFUSED, [])
@@ -208,6 +218,9 @@ class Story:
         elif t.kind == "batched":
             assert t.step == self.last_step + 1
             self.last_step, self.batches[t.step] = t.step, t.group_ids
+        elif t.kind == "extended":
+            assert t.step == self.last_step > self.committed
+            self.batches[t.step] += t.group_ids
         elif t.kind == "trained":
             assert t.step == self.committed + 1 and t.group_ids == self.trained_in(t.step)
             self.committed = t.step
@@ -217,6 +230,6 @@ class Story:
             self.last_step = self.committed = t.step
 
     def batched_as(self, record: bytes) -> bool:
-        """Whether ``record`` is what its step was batched with, in order."""
+        """Whether ``record`` is what its step was batched with, in order, or the first parts of it."""
         batch = decode(record, Batch)
-        return self.batches.get(batch.step) == batch.group_ids
+        return self.batches.get(batch.step, ())[: len(batch.group_ids)] == batch.group_ids

@@ -46,21 +46,22 @@ def simulate(
     rng = random.Random(seed)
     result = Result()
     events: list[tuple[float, int, str, tuple]] = []
-    clock = count = version = newest_push = 0
+    clock = count = version = newest_push = batches = 0
     serving = [0] * engines
     free = [(engine, slot) for engine in range(engines) for slot in range(slots)]
     order: list[str] = []  # open groups in dealt order
     waiting: list[str] = []
     ready: list[ReadyGroup] = []
     dealt = 0
-    training = False
+    training, ticks = False, True
+    floors: dict[str, int] = {}  # the version of the first token of what is generated
 
     def at(delay: float, kind: str, *data: object) -> None:
         nonlocal count
         count += 1
         heapq.heappush(events, (clock + delay, count, kind, data))
 
-    while len(result.batches) < steps or training:
+    while len(result.batches) < steps or training or not ticks:
         state = StalenessState(
             batched_steps=len(result.batches),
             open_groups=len(order),
@@ -77,6 +78,7 @@ def simulate(
         rng.shuffle(free)
         while free and waiting:
             engine, slot = free.pop()
+            floors[waiting[0]] = serving[engine]
             at(rng.lognormvariate(0, 1.2), "finished", waiting.pop(0), serving[engine], engine, slot)
         if not training:
             stale = dict(policy.evict(ready, version))
@@ -86,10 +88,15 @@ def simulate(
                 order = [group_id for group_id in order if group_id not in stale]
                 ready = [group for group in ready if group.group_id not in stale]
                 continue  # a drop makes room, which the dealer has to see
-            chosen = policy.select(ready, order, version, batch_size) if len(result.batches) < steps else None
+            more = len(result.batches) < steps or not ticks
+            chosen = policy.select(ready, order, version, batch_size) if more else None
             if chosen is not None:
                 by_id = {group.group_id: group for group in ready}
-                result.batches.append([int(group_id) for group_id in chosen])
+                if ticks:
+                    result.batches.append([])
+                    batches = 0
+                result.batches[-1] += [int(group_id) for group_id in chosen]
+                batches += 1
                 trained = [v for g in chosen for v, _ in by_id[g].versions]
                 if policy.masks:
                     assert all(version - by_id[g].newest_version <= policy.max_lag for g in chosen), (
@@ -106,6 +113,8 @@ def simulate(
                 order = [group_id for group_id in order if group_id not in gone]
                 waiting = [group_id for group_id in waiting if group_id not in gone]
                 ready = [group for group in ready if group.group_id not in gone]
+                oldest = [min(serving), *(floors.get(group_id, min(serving)) for group_id in order)]
+                ticks = len(result.batches) >= steps or policy.ticks(oldest, version, batches)
                 training = True
                 at(rng.uniform(0.1, 2), "trained")
                 continue  # so does a batch
@@ -114,6 +123,8 @@ def simulate(
         result.duration = clock
         if kind == "trained":
             training = False
+            if not ticks:
+                continue
             version += 1
             if version % update_interval == 0:
                 newest_push = version

@@ -31,18 +31,20 @@ class StandInTrainer:
         self.trained: list[tuple[str, ...]] = []
         self.sizes: list[list[int]] = []  # of the mini-batches
         self.bounds: list[int] = []
+        self.ticked: list[bool] = []  # whether the weights changed with it
         self.masks: list[list[list[int]]] = []  # of each step, of the first sample of each group
         self.fails_at_step, self.fails_to_save = fails_at_step, fails_to_save
 
-    def step(self, groups: list[Group], *, max_lag: int, sizes: list[int]) -> dict[str, float]:
-        if self.version + 1 == self.fails_at_step:
+    def step(self, groups: list[Group], *, max_lag: int, sizes: list[int], ticks: bool = True) -> dict[str, float]:
+        if self.version + 1 == self.fails_at_step and ticks:
             raise PowerCut
         self.trained.append(tuple(group.group_id for group in groups))
         self.sizes.append(sizes)
         self.bounds.append(max_lag)
         self.masks.append([unpack(group.samples[0].loss_mask, MASK).tolist() for group in groups])
-        self.version += 1
-        return {"raw_reward": 0.0}
+        self.version += ticks
+        self.ticked.append(ticks)
+        return {"raw_reward": 0.0, "n_samples": float(len(groups))}
 
     def save_checkpoint(self, directory: Path, extra: dict[str, Any]) -> None:
         if self.fails_to_save:

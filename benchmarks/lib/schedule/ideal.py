@@ -49,6 +49,9 @@ class Outcome:
     lags: list[int] = field(default_factory=list)
     masked: list[float] = field(default_factory=list)
     dropped: list[int] = field(default_factory=list)
+    sizes: list[int] = field(
+        default_factory=list
+    )  # groups of each step: of several batches where its weights were held
 
 
 def schedule(policy: StalenessPolicy, world: World) -> Outcome:
@@ -69,6 +72,7 @@ class _Run:
         self._ready: dict[int, ReadyGroup] = {}
         self._version = self._serving = self._updating_to = 0
         self._trained_at = self._updated_at = NEVER
+        self._ticks, self._batches = True, 0  # whether the weights change with the batch; how many the step has
         self._paused_s = 0.0
 
     def outcome(self) -> Outcome:
@@ -81,8 +85,10 @@ class _Run:
             if self._now == self._updated_at:
                 self._serving, self._updated_at = self._updating_to, NEVER
             elif self._now == self._trained_at:
-                self._trained_at, self._version = NEVER, self._version + 1
-                self._outcome.step_ends.append(self._now)
+                self._trained_at = NEVER
+                if self._ticks:
+                    self._version += 1
+                    self._outcome.step_ends.append(self._now)
             else:
                 self._generated(*heapq.heappop(self._running))
             if self._updated_at == NEVER and self._serving < self._version:
@@ -143,5 +149,18 @@ class _Run:
         self._outcome.masked.append(masked / sum(group.n_tokens for group in groups))
         for position in batch:
             del self._ready[position], self._open[position]
-        self._batched += 1
+        if self._ticks:
+            self._batched, self._batches = self._batched + 1, 0
+            self._outcome.sizes.append(0)
+        self._batches += 1
+        self._outcome.sizes[-1] += len(batch)
+        self._ticks = self._batched >= self._world.steps or self._policy.ticks(
+            self._oldest_of_the_open(), self._version, self._batches
+        )
         self._trained_at = self._now + self._world.train_s(self._batched)
+
+    def _oldest_of_the_open(self) -> list[int]:
+        """The version of the first token of each open group, and the one that would sample those that have none yet."""
+        versions = [group.oldest_version for group in self._ready.values()]
+        versions += [self._sampled_by(begin, begin)[0][0] for _, _, begin in self._running]
+        return [*versions, self._serving]

@@ -40,6 +40,8 @@ def latencies(
             published |= dict.fromkeys(groups, (when, len(line["versions"])))
         elif line["kind"] == "batched":
             batched[line["step"]] = when, groups
+        elif line["kind"] == "extended":
+            batched[line["step"]] = when, [*batched[line["step"]][1], *groups]
     steps = [
         step for step in range(first + 1, last + 1) if step in batched and step - 1 in step_ends and step in step_ends
     ]

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from benchmarks.lib.schedule.trace import from_environment
 from benchmarks.lib.synthetic.batch import Latency
 from benchmarks.lib.synthetic_engine import SyntheticEngine
-from bus.codec import VERSIONS, unpack
+from bus.codec import MASK, VERSIONS, unpack
 from bus.messages import Group
 from miles_async.config.schema import RunConfig
 from miles_async.engines.kinds.base import EngineHost, EngineKind
@@ -54,15 +54,24 @@ class WaitingLearner(LearnerBackend):
         self.version, self._trace = 0, from_environment()
         self._weights = load_file(Path(model_path) / "model.safetensors")
 
+    HOLDS = True
+
     def step(
-        self, groups: Sequence[Group], *, max_lag: int | None = None, sizes: Sequence[int] | None = None
+        self,
+        groups: Sequence[Group],
+        *,
+        max_lag: int | None = None,
+        sizes: Sequence[int] | None = None,
+        ticks: bool = True,
     ) -> dict[str, float]:
-        self.version += 1
-        time.sleep(self._trace.train_s(self.version))
+        version = self.version
+        time.sleep(self._trace.train_s(version + 1))
+        self.version += ticks
         samples = [sample for group in groups for sample in group.samples]
-        oldest = min(int(unpack(sample.versions, VERSIONS).min()) for sample in samples)
+        trained = [unpack(s.versions, VERSIONS)[unpack(s.loss_mask, MASK) != 0] for s in samples]
+        oldest = min((int(versions.min()) for versions in trained if len(versions)), default=version)
         reward = sum(sample.reward for sample in samples) / len(samples)
-        return {"raw_reward": reward, "max_token_lag": float(self.version - 1 - oldest)}
+        return {"raw_reward": reward, "max_token_lag": float(version - oldest), "n_samples": float(len(samples))}
 
     def export(self) -> dict[str, torch.Tensor]:
         return self._weights

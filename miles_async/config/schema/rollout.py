@@ -84,6 +84,15 @@ class Reward(Section, frozen=True):
 
 
 class Staleness(Section, frozen=True):
-    # "fifo", "drop", "token_mask", or a path to a function (staleness, rollout) that gives a policy
+    # "fifo", "drop", "token_mask", "elastic", or a path to a function (staleness, rollout) that gives a policy
     policy: str = "fifo"
     max_lag: CountInt = 2  # versions; 0 is the synchronous loop
+    # of "elastic": batches that a step may have at most, before what is too old is masked
+    elastic_cap: PositiveInt = 4
+    # of "elastic": versions ahead that a group may begin; None: half of max_lag, rounded up
+    elastic_admit_lag: CountInt | None = None
+
+    @property
+    def admit_lag(self) -> int:
+        """``elastic_admit_lag``, also where it is not set."""
+        return (self.max_lag + 1) // 2 if self.elastic_admit_lag is None else self.elastic_admit_lag

@@ -24,6 +24,7 @@ BATCH = (
     ),
     Metric("max_token_lag", "versions", "that the oldest token is behind the learner, of all groups of the batch"),
     Metric("mean_token_lag", "versions", "that a token is behind the learner, on average"),
+    Metric("batches", "batches", 'that the step is of, where its weights were held (`staleness.policy = "elastic"`)'),
     Metric(
         "mixed_version_ratio",
         "share",

@@ -55,6 +55,12 @@ class ShardedAdam:
         for shard in self._shards.values():
             shard.grad = None
 
+    def scale_gradients(self, factor: float) -> None:
+        """Multiply what was added up so far."""
+        for parameter in self._parameters.values():
+            if parameter.grad is not None:
+                parameter.grad.mul_(factor)
+
     def gradient_norm(self) -> float:
         """The norm of the whole gradient, of all ranks; inf or nan if it cannot be applied. Collective."""
         for name, parameter in self._parameters.items():

@@ -96,6 +96,9 @@ class FsdpModel(Trained):
     def zero_grad(self) -> None:
         self._adam.zero_grad()
 
+    def scale_gradients(self, factor: float) -> None:
+        self._adam.scale_gradients(factor)
+
     def reduce_gradients(self) -> float:
         return self._adam.gradient_norm()  # summed they are, in each backward pass
 
