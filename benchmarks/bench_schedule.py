@@ -1,13 +1,13 @@
 """The real loop beside what its staleness policy could do at best: synthetic engines, a learner that waits, one trace.
 
 A run (dealer, ledger, workers, router, broadcaster, learner with its bus) whose engines generate each group for as long as
-``lib/schedule/trace.py`` says and whose learner waits SCHEDULE_STEP_S a step, for each of SCHEDULE_LAGS and SCHEDULE_SIGMAS,
-under SCHEDULE_POLICY; SCHEDULE_STEPS steps count, those before FIRST do not. ``share``: the time that a simulation of the same
-policy on the same trace needs for the same steps, in which nothing but generation, training and updates takes time
-(``lib/schedule/ideal.py``), over the time that the run needed. ``added_ms``: what each link of the chain takes beyond the
-ideal (``lib/schedule/latencies.py``), and how much longer than its update an engine is paused. ``cpu_us_per_group``: of all
-roles but the engines, of which ``by_the_clock`` is what they take each second while nothing happens (in a last step of
-IDLE_S). ``miles-async bench schedule``.
+``lib/schedule/trace.py`` says and whose learner waits SCHEDULE_STEP_S a batch, for each of SCHEDULE_LAGS and SCHEDULE_SIGMAS,
+under SCHEDULE_POLICY; SCHEDULE_STEPS steps count, those before FIRST do not. ``share``: the groups a second that the run
+trained over those of a simulation of the same policy on the same trace, in which nothing but generation, training and updates
+takes time (``lib/schedule/ideal.py``); a step has more than one batch where the policy holds the weights. ``added_ms``: what
+each link of the chain takes beyond the ideal (``lib/schedule/latencies.py``), and how much longer than its update an engine is
+paused. ``cpu_us_per_group``: of all roles but the engines, of which ``by_the_clock`` is what they take each second while
+nothing happens (in a last step of IDLE_S). ``miles-async bench schedule``.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import json
 import os
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ from benchmarks.lib.schedule.trace import (
 from miles_async.cli.load import load
 from miles_async.config.schema import RunConfig
 from miles_async.models import builtin
-from miles_async.monitor.record_lines import TRANSITIONS_FILE
+from miles_async.monitor.record_lines import TRANSITIONS_FILE, read_metrics
 from miles_async.staleness.choice import make_policy
 
 LAGS = "0 1 2 4 8"
@@ -134,23 +135,33 @@ def one(trace: Trace, settings: list[str], steps: int) -> dict[str, Any]:
         cpu, summary = launched(config, run_dir, settings, to_environment(trace) | {"PYTHONPATH": python_path()})
         ends = step_ends(run_dir)
         with (run_dir / TRANSITIONS_FILE).open() as lines:
-            added = latencies(map(json.loads, lines), ends, trace, FIRST, last)
+            transitions = [json.loads(line) for line in lines]
+        added, sizes = latencies(transitions, ends, trace, FIRST, last), Counter[int]()
+        for line in transitions:
+            if line["kind"] in ("batched", "extended"):
+                sizes[line["step"]] += len(line["groups"])
+        masked = _masked(run_dir, transitions)
     began, ended = ends[FIRST], ends[last]
     took, best_s = ended - began, best.step_ends[last - 1] - best.step_ends[FIRST - 1]
-    groups = steps * BATCH_SIZE
+    groups, best_groups = sum(sizes[step] for step in range(FIRST + 1, last + 1)), sum(best.sizes[FIRST:last])
     idle_from, idle_to = ended + SETTLED_S[0], ended + IDLE_S - SETTLED_S[1]
     idle = by_role(cpu.between(idle_from, idle_to))
     idle_cores = {role: seconds / (idle_to - idle_from) for role, seconds in idle.items()}
     busy = by_role(cpu.between(began, ended))
     return {
-        "share": round(best_s / took, 3),
+        "share": round(groups / took / (best_groups / best_s), 3),
+        "groups_per_step": round(groups / steps, 1),
+        "ideal_groups_per_step": round(best_groups / steps, 1),
         "steps_per_s": round(steps / took, 3),
         "ideal_steps_per_s": round(steps / best_s, 3),
-        "ideal_of_learner": round(steps * trace.step_s / best_s, 3),  # 1: it never waits
+        "ideal_of_learner": round(best_groups / BATCH_SIZE * trace.step_s / best_s, 3),  # 1: it never waits
         "max_token_lag": summary["max_token_lag"],
         "ideal_max_lag": max(best.lags),
         "dropped": sum(summary["ledger"]["dropped"].values()),
         "ideal_dropped": len(best.dropped),
+        "masked": masked,
+        "ideal_masked": round(sum(best.masked) / len(best.masked), 4),
+        "length_ratio": (summary["length_bias"] or {}).get("ratio"),
         "added_ms": added | {"pause": round((summary["weights_paused_s"] - trace.update_s) * 1e3, 1)},
         "cpu_us_per_group": _sum(busy, groups),
         "by_the_clock": _sum({role: cores * took for role, cores in idle_cores.items()}, groups),
@@ -171,6 +182,14 @@ def ideal(config: RunConfig, trace: Trace) -> Outcome:
         trace.update_s,
     )
     return schedule(make_policy(config), world)
+
+
+def _masked(run_dir: Path, transitions: list[dict[str, Any]]) -> float:
+    """Share of the tokens of what was trained that were masked."""
+    lengths = {line["groups"][0]: sum(line["lengths"]) for line in transitions if line["kind"] == "published"}
+    batches = [line["groups"] for line in transitions if line["kind"] in ("batched", "extended")]
+    masked = sum(line.values.get("masked_tokens") or 0.0 for line in read_metrics(run_dir))
+    return round(masked / sum(lengths[group] for groups in batches for group in groups), 4)
 
 
 def _sum(seconds: Mapping[str, float], groups: int) -> float:

@@ -7,7 +7,8 @@ from ledger_steps import deal, make_ready, ticket
 
 from bus import Bus, Ledger, LedgerError, balanced
 from bus.codec import encode
-from bus.messages import Batch
+from bus.ledger_batches import part_of, sizes_of
+from bus.messages import Batch, Transition
 
 
 async def test_a_step_has_one_record_for_ever(bus: Bus) -> None:
@@ -63,6 +64,36 @@ async def test_a_step_can_be_trained_again_until_an_older_checkpoint_contains_it
     assert len(await ledger.payloads(records[2].payload_keys)) == 2
     assert (await ledger.open_groups()).order == () and balanced(await ledger.counts())
     assert (await ledger.ready_groups("0", block_ms=0))[0] == []
+
+
+async def test_a_step_whose_weights_are_held_is_extended_once_by_each_part_and_its_record_has_all_of_them(
+    bus: Bus,
+) -> None:
+    ledger = Ledger(bus)
+    await deal(ledger, 5)
+    ready = await make_ready(ledger, 5)
+    first = await ledger.batch(1, ready[:1], ticks=False, max_lag=2, masked_tokens=3)
+    more = await ledger.extend(first, ready[1:3], ticks=False, masked_tokens=4)
+    assert await ledger.extend(first, ready[3:4]) == more  # a learner that lost the answer, or restarted
+    assert await ledger.recorded_batch(1) == more and (sizes_of(more), more.masked_tokens, more.ticks) == (
+        (1, 2),
+        7,
+        False,
+    )
+    with pytest.raises(LedgerError, match="step 1 cannot be extended: it is not the last, or one of its groups"):
+        await ledger.extend(more, ready[2:3])  # batched already
+    last = await ledger.extend(more, ready[3:4], masked_tokens=0)
+    with pytest.raises(LedgerError, match="its weights change with what it has"):
+        await ledger.extend(last, ready[4:])
+    assert [part_of(last, index).group_ids for index in range(3)] == [
+        tuple(group.group_id for group in some) for some in (ready[:1], ready[1:3], ready[3:4])
+    ]
+    assert len(await ledger.payloads(part_of(last, 1).payload_keys)) == 2
+    kinds = [(t.kind, t.step, t.detail) for t in (await bus.read("events", Transition, "0"))[0] if t.step]
+    assert kinds == [("batched", 1, "held"), ("extended", 1, "held"), ("extended", 1, "")]
+    assert await ledger.commit(1) == 4 and balanced(await ledger.counts())
+    with pytest.raises(LedgerError, match="step 1 cannot be extended"):
+        await ledger.extend(more, ready[4:])
 
 
 async def test_what_an_earlier_version_committed_is_forgotten(bus: Bus) -> None:

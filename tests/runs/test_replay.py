@@ -110,6 +110,44 @@ def test_with_another_algorithm_it_says_that_the_data_are_another_policys(run: P
     assert mine[6]["loss"] != theirs[6]["loss"]
 
 
+PAIRS = """
+from miles_async.staleness.elastic import Elastic
+
+
+class Pairs(Elastic):
+    def ticks(self, open_versions, version, batches):
+        return batches == 2
+
+
+def pairs(staleness, rollout):
+    return Pairs(staleness.max_lag)
+"""
+
+
+def test_a_run_that_held_its_weights_and_lost_its_learner_in_between_is_replayed_to_the_bit(tmp_path: Path) -> None:
+    (tmp_path / "holding.py").write_text(PAIRS)
+    config = write_config(
+        tmp_path,
+        run=TINY["run"] | {"num_steps": 12},
+        staleness={"max_lag": 2, "policy": "holding.py:pairs"},
+        checkpoint={"save_interval": 4, "save_hf": True},
+    )
+    process = begin(config, tmp_path / "run")
+    wait_for_step(tmp_path / "run", 3, process)
+    kill(tmp_path / "run", "learner-0")
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, out + err
+    done = summary(tmp_path / "run")
+    assert done["balanced"] and done["ledger"]["trained"] == (11 * 2 + 1) * 8  # the last step is not held
+    assert done["max_token_lag"] <= 2
+
+    result = replay(tmp_path / "run", tmp_path / "again")
+    assert result.returncode == 0, result.stderr
+    assert steps(tmp_path / "again") == steps(tmp_path / "run") and len(steps(tmp_path / "run")) == 12
+    assert steps(tmp_path / "run")[5]["batches"] == 2.0
+    assert same_weights(tmp_path / "again", tmp_path / "run")
+
+
 def refusal(run: Path, tmp_path: Path, *extra: str) -> str:
     result = replay(run, tmp_path / "refused", *extra)
     assert result.returncode == 2 and not (tmp_path / "refused").exists(), result.stderr
