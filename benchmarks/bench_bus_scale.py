@@ -123,6 +123,9 @@ def _rows(load: Load, looks: list[Look], told: list[Told]) -> list[dict[str, Any
             "redis_cores": round((other.redis_s - one.redis_s) / seconds, 3),
             "clients_cores": round((other.clients_s - one.clients_s) / seconds, 2),
             "commands_per_s": round((other.commands - one.commands) / seconds),
+            "redis_us_per_command": round(
+                1e6 * (other.redis_s - one.redis_s) / max(other.commands - one.commands, 1), 1
+            ),
             "open_groups_at_the_end": other.open,
         }
         took = sorted(1000 * s for at, s in publications if one.time < at <= other.time)
@@ -131,10 +134,6 @@ def _rows(load: Load, looks: list[Look], told: list[Told]) -> list[dict[str, Any
         if rolled := [s for at, s in rolls if one.time < at <= other.time]:
             row["version_to_all_engines_s"] = round(statistics.median(rolled), 3)
         rows.append(row)
-    at_rest = rows[0]["redis_cores"] if load.rates[0] == 0 else None
-    for row in rows if at_rest is not None else []:
-        if row["published_groups_per_s"]:
-            row["redis_us_per_group"] = round(1e6 * (row["redis_cores"] - at_rest) / row["published_groups_per_s"], 1)
     return rows
 
 
