@@ -80,14 +80,18 @@ class Broadcaster:
     async def _read_history(self) -> str:
         """Fold what was said before this process began; forget engines of that time that do not answer any more."""
         cursor, messages = "0", [Message()]
+        unseen: Snapshot | None = None
         while messages:
             messages, cursor = await self.ctx.bus.read("weights", (Snapshot, EngineUp, EngineDown), cursor, block_ms=1)
             for message in messages:
                 # old snapshots have been removed since: no reason to refuse what was said of them
                 if isinstance(message, Snapshot) and not has_weights(message.path):
-                    continue
-                if await self._is_ours(message):
+                    unseen = message
+                elif await self._is_ours(message):
                     self.fleet.fold(message)
+                    unseen = None if isinstance(message, Snapshot) else unseen
+        if unseen is not None:
+            await self._ask_for(unseen)
         self.told.resume(await self.ctx.engine_states())
         alive = [member for member in self.fleet.members.values() if not member.down]
         await asyncio.gather(*(self._down_if_gone(member) for member in alive))
@@ -105,7 +109,7 @@ class Broadcaster:
             messages, cursor = await self.ctx.bus.read("weights", kinds, cursor, block_ms=READ_BLOCK_MS)
             for message in messages:
                 if isinstance(message, Snapshot) and not has_weights(message.path):
-                    self.ctx.bus.refuse("weights", message.path, SnapshotError("no weights lie there"))
+                    await self._ask_for(message)
                     continue
                 if not await self._is_ours(message):
                     continue
@@ -117,6 +121,13 @@ class Broadcaster:
                     self.fleet.fold(message)
             if messages:
                 self._news.set()
+
+    async def _ask_for(self, unseen: Snapshot) -> None:
+        """Weights that were announced and are not there may lie in the memory of another machine, that of the broadcaster
+        before this one."""
+        if await self.snapshots.knows(unseen):
+            self.ctx.bus.refuse("weights", unseen.path, SnapshotError("no weights lie there"))
+            await ask_again(self.ctx, unseen.version)
 
     async def _is_ours(self, message: Message) -> bool:
         if isinstance(message, Snapshot):
@@ -130,7 +141,7 @@ class Broadcaster:
         return True
 
     def _can_be_at(self, url: str) -> bool:
-        return is_of_run(url, self._addresses) and host_and_port(url) is not None
+        return is_of_run(url, self._addresses, self.ctx.spec.site.is_ours) and host_and_port(url) is not None
 
     async def _revive(self) -> None:
         """An engine that was reported gone and answers after all is brought back like a new one."""

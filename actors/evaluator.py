@@ -85,7 +85,8 @@ class Evaluator:
             session = await stack.enter_async_context(aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)))
             names, vocab_size = eval_engine_names(self.ctx.config), self.tokenizer.vocab_size
             context = context_length(self.ctx.config, self.ctx.model_path)
-            self.engines = EvalEngines(self.ctx.bus, names, self.ctx.config, session, vocab_size, context)
+            is_ours = self.ctx.spec.site.is_ours
+            self.engines = EvalEngines(self.ctx.bus, names, self.ctx.config, session, vocab_size, context, is_ours)
             for reward in (dataset.config.reward for dataset in self.datasets):
                 if reward.rm_type not in self.graders:
                     self.graders[reward.rm_type] = await stack.enter_async_context(Grader(reward))

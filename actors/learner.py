@@ -15,11 +15,10 @@ follows exactly (invariant 2). No token older than ``max_lag`` is trained, measu
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections import deque
+from dataclasses import replace
 from functools import partial
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +30,12 @@ from actors.learner_saves import LearnerSaves
 from actors.learner_share import LearnerShare
 from actors.runtime.compute import ComputeThread
 from actors.runtime.context import ActorContext, wait_for
+from actors.runtime.site import Rank
 from bus import Ledger, LedgerError
 from bus.ledger_batches import part_of, sizes_of
 from bus.messages import Batch, Group, Wait
 from bus.waits import WaitKind
 from miles_async.config.layout import layout_of
-from miles_async.evaluation.pins import pin
-from miles_async.evaluation.settings import is_due
 from miles_async.runs.payloads import payload_store
 from miles_async.train import idle_steps
 from miles_async.train.backend import BACKENDS, LearnerBackend, check_step, make_backend
@@ -46,9 +44,6 @@ from miles_async.train.held_batches import of_all_parts
 from miles_async.train.mismatch import warning
 from miles_async.train.ranks import Ranks
 from miles_async.train.target_reward import REWARD_WINDOW, reached
-from miles_async.weights.export import outgoing
-from miles_async.weights.place import pins_kept
-from miles_async.weights.snapshot import SnapshotError, write_where_there_is_room
 
 # A checkpoint names the groups of the steps since the one before it, and of so many seconds: more than an append-only
 # file flushed every second can lose.
@@ -67,9 +62,8 @@ class Learner:
         self.ctx, self.config = ctx, ctx.config
         self.ledger = Ledger(ctx.bus, payload_store(ctx.config, ctx.bus.run_id))
         self.offers = Offers(ctx)
-        meeting = ctx.spec.site.rendezvous(ctx.run_dir, ctx.incarnation)
         learner = ctx.config.learner
-        self.ranks = Ranks(ctx.index, learner.num_ranks, init_method=meeting, layout=layout_of(learner))
+        self.ranks = Ranks(ctx.index, learner.num_ranks, init_method="", layout=layout_of(learner))  # until they meet
         self.rank, self.share = ctx.index, LearnerShare(ctx, self.ledger, self.ranks)
         self.max_lag = ctx.config.staleness.max_lag  # of the batch that is being trained
         self.checkpoints = ctx.run_dir / "checkpoints"
@@ -113,7 +107,7 @@ class Learner:
     async def _build(self) -> None:
         with self.ctx.waiting(WaitKind.MODEL):
             BACKENDS.load(self.config.learner.train_backend)  # its imports belong to the main thread
-            self.trainer = await self.compute(make_backend, self.config, self.ctx.model_path, self.ranks)
+            self.trainer = await self._meet()
         chosen = CheckpointChoice()
         if self.checkpoints.is_dir():
             chosen = await choose(self.ctx, self.ledger, self.trainer, self.compute, self.checkpoints)
@@ -134,6 +128,13 @@ class Learner:
             )
         self.replay_to, _ = await self.ledger.steps()
         await self.ctx.event("learner_ready", version=self.trainer.version, rank=self.rank)
+
+    async def _meet(self) -> LearnerBackend:
+        """The backend, with all ranks in its groups."""
+        ctx, me = self.ctx, Rank(self.rank, self.ctx.incarnation, self.config.learner.grad_reduce_timeout_s)
+        async with ctx.spec.site.rendezvous(ctx.run_dir, me, ctx.bus) as where:
+            self.ranks = replace(self.ranks, init_method=where)
+            return await self.compute(make_backend, self.config, ctx.model_path, self.ranks)
 
     async def _reconcile(self) -> None:
         """The ledger may not have heard of the checkpoint, or have lost its end in a power cut."""
@@ -227,23 +228,14 @@ class Learner:
         version = self.trainer.version
         if version < self.replay_to or not self.wanted:
             return
+        if self.rank == 0:
+            await self.offers.find_readers()
         path = await self.compute(self._write_snapshot, version)
         if self.rank == 0:
             await self.offers.announce(version, path)
 
     def _write_snapshot(self, version: int) -> Path | None:
-        specs, tensors = outgoing(self.config, self.trainer)
-        if self.rank != 0:
-            deque(tensors, maxlen=0)  # collective: every rank takes part, rank 0 has the result
-            return None
-        size = sum(prod(shape) * dtype.itemsize for _, dtype, shape in specs)
-        root = self.ctx.spec.site.snapshot_root(self.config, self.ctx.run_dir, size)
-        who = (version, self.ctx.incarnation)
-        path = write_where_there_is_room(root, self.ctx.run_dir, *who, specs, tensors, self.ctx.model_path)
-        if is_due(self.config.eval, version):
-            with contextlib.suppress(SnapshotError):  # the evaluator will say that it is gone
-                pin(path, pins_kept(self.config.eval))
-        return path
+        return self.offers.write(self.trainer, version)
 
     def _forget_old(self, version: int) -> list[tuple[float, int, tuple[str, ...]]]:
         """What a ledger that lost its end would have to be told by the checkpoint of ``version``."""

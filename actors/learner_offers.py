@@ -1,16 +1,30 @@
-"""How the learner hands its weights over: announced in the run's record, and written again for who found them damaged.
+"""How the learner hands its weights over: written where their readers find them, announced in the run's record, and written
+again for who found them damaged or not at all.
 
 Promises: what is announced has the checksum that its file was sealed with; a broadcaster that asks for the weights of a version
-again is answered while that is the learner's version (else newer ones are on their way).
+again is answered while that is the learner's version (else newer ones are on their way); weights lie in memory only where all
+who read them see it.
 """
 
 from __future__ import annotations
 
+import contextlib
+from collections import deque
+from math import prod
 from pathlib import Path
 
 from actors.runtime.context import ActorContext
+from actors.runtime.plan import names_of
 from bus import SnapshotLedger
 from bus.messages import Control, Snapshot
+from miles_async.evaluation import settings as evaluation
+from miles_async.evaluation.pins import pin
+from miles_async.train.backend import LearnerBackend
+from miles_async.weights.export import outgoing
+from miles_async.weights.place import pins_kept
+from miles_async.weights.snapshot import SnapshotError, write_where_there_is_room
+from miles_async.weights.transports.table import TRANSPORTS
+from miles_async.weights.verify import announced_checksum
 
 AGAIN = "snapshot_again"  # a command; its reason is the version
 
@@ -22,11 +36,34 @@ class Offers:
         self.ctx = ctx
         self._ledger = SnapshotLedger(ctx.bus)
         self._cursor = "0"
+        self._in_memory = True
+        self._engines_read = TRANSPORTS.load(ctx.config.weights.transport).ENGINES_READ
+
+    async def find_readers(self) -> None:
+        """Before a snapshot is written: whether all who read it see the memory of this machine."""
+        readers = names_of(self.ctx.config, ("broadcaster", *evaluation.ROLES))
+        if self._engines_read and self.ctx.config.rollout.generates:
+            readers |= (await self.ctx.read_roster()).engines
+        self._in_memory = await self.ctx.spec.site.memory_reaches(readers, self.ctx.bus)
+
+    def write(self, trainer: LearnerBackend, version: int) -> Path | None:
+        """The snapshot of ``version``, kept for an evaluation where that is due; None: on other ranks than 0."""
+        ctx = self.ctx
+        specs, tensors = outgoing(ctx.config, trainer)
+        if ctx.index != 0:
+            deque(tensors, maxlen=0)  # collective: every rank takes part, rank 0 has the result
+            return None
+        size = sum(prod(shape) * dtype.itemsize for _, dtype, shape in specs)
+        root = ctx.spec.site.snapshot_root(ctx.config, ctx.run_dir, size, in_memory=self._in_memory)
+        who = (version, ctx.incarnation)
+        path = write_where_there_is_room(root, ctx.run_dir, *who, specs, tensors, ctx.model_path)
+        if evaluation.is_due(ctx.config.eval, version):
+            with contextlib.suppress(SnapshotError):  # the evaluator will say that it is gone
+                pin(path, pins_kept(ctx.config.eval))
+        return path
 
     async def announce(self, version: int, path: Path | None) -> None:
         """Raises LedgerError: a later learner has spoken, or the version is none of this run's."""
-        from miles_async.weights.verify import announced_checksum  # imports torch
-
         checksum = "" if path is None else announced_checksum(path)
         await self._ledger.announce(
             Snapshot(version=version, incarnation=self.ctx.incarnation, path=str(path), checksum=checksum)

@@ -86,7 +86,7 @@ class Router:
         ctx, config = self.ctx, self.ctx.config.router
         self.app.keys.own = await run_key(ctx.bus)
         settle_memory()
-        listener = bind(config)
+        listener = bind(msgspec.structs.replace(config, host=ctx.spec.site.listens(config.host)))
         bound, port = listener.getsockname()[:2]
         host = ctx.spec.site.announced(bound)
         self._url = url_of(host, port)
@@ -155,7 +155,7 @@ class Router:
         if name in self.ctx.roster.leaving:
             return
         try:
-            if not is_of_run(line.url, self._addresses):
+            if not is_of_run(line.url, self._addresses, self.ctx.spec.site.is_ours):
                 raise ValueError(f"{line.url} is no place for an engine of this run")
             self.app.add(name, line.url, line.version, line.incarnation)
         except ValueError as error:

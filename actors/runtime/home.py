@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 
 from actors.runtime.site import MEETINGS
-from bus.server import remove_socket
+from bus.listen import remove_socket
 from miles_async.config.schema import RunConfig
 from miles_async.data import bytes_to_read, load_prompts
 from miles_async.evaluation.datasets import load_datasets

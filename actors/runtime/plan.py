@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
 from actors.runtime.spec import ActorSpec
@@ -39,9 +40,14 @@ def _names(role: str, count: int) -> list[str]:
     return [f"{role}-{index}" for index in range(count)]
 
 
+def names_of(config: RunConfig, roles: Collection[str]) -> frozenset[str]:
+    """Every actor of these roles."""
+    return frozenset(name for role, count in topology(config).items() if role in roles for name in _names(role, count))
+
+
 def actor_names(config: RunConfig) -> frozenset[str]:
     """Every actor that a run has."""
-    return frozenset(name for role, count in topology(config).items() for name in _names(role, count))
+    return names_of(config, topology(config))
 
 
 def engine_names(config: RunConfig) -> frozenset[str]:

@@ -1,18 +1,33 @@
 """What an actor is told of where it runs: which address it binds and announces, where ranks meet, where snapshots may lie.
 
 Promises: a role asks here, and writes no address of one machine and no path of its memory itself; a site travels in the
-``ActorSpec``, and is a value. Whoever places actors elsewhere than on one machine brings a site of its own.
+``ActorSpec``, and is a value: what differs from machine to machine is found by the actor's own process (``many_machines.py``).
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
+from bus import Bus
+from miles_async.config.loopback import is_loopback
 from miles_async.config.schema import RunConfig
 
+if TYPE_CHECKING:
+    from actors.runtime.spec import ActorSpec
+
 MEETINGS = "rendezvous-"  # files in the run directory where the ranks of one machine meet
+
+
+class Rank(NamedTuple):
+    """One of the learner's, in one life, that is to meet the others within ``deadline_s`` (seconds)."""
+
+    rank: int
+    incarnation: int
+    deadline_s: float
 
 
 class Site(Protocol):
@@ -23,18 +38,40 @@ class Site(Protocol):
         """The address on which what serves the run alone listens."""
         ...
 
+    def listens(self, host: str) -> str:
+        """The address that what is to listen on ``host``, by the configuration, binds here."""
+        ...
+
     def announced(self, host: str) -> str:
         """The address under which the run's actors reach what listens here on ``host``."""
         ...
 
-    def rendezvous(self, run_dir: Path, incarnation: int) -> str:
-        """Where the learner ranks of one incarnation meet, as torch's ``init_method``."""
+    def is_ours(self, host: str) -> bool:
+        """Whether an engine that the run starts can be at ``host``. Only there does its key go."""
         ...
 
-    def snapshot_root(self, config: RunConfig, run_dir: Path, n_bytes: int) -> Path:
+    def entered(self, spec: ActorSpec, bus: Bus) -> AbstractAsyncContextManager[RunConfig]:
+        """Around the life of the actor of ``spec``, in its process: its configuration as it holds here.
+
+        Raises ConfigError: the actor cannot be here.
+        """
+        ...
+
+    def rendezvous(self, run_dir: Path, rank: Rank, bus: Bus) -> AbstractAsyncContextManager[str]:
+        """Until all ranks of one incarnation have met: where they do, as torch's ``init_method``.
+
+        Raises TimeoutError naming who has not said it.
+        """
+        ...
+
+    async def memory_reaches(self, actors: Collection[str], bus: Bus) -> bool:
+        """Whether all of ``actors`` see what lies in the memory of this machine."""
+        ...
+
+    def snapshot_root(self, config: RunConfig, run_dir: Path, n_bytes: int, *, in_memory: bool) -> Path:
         """Where the learner writes snapshots of so many bytes, so that those who send and load them see them.
 
-        Raises SnapshotError.
+        ``in_memory``: they see this machine's memory. Raises SnapshotError.
         """
         ...
 
@@ -45,15 +82,31 @@ class OneMachine:
 
     host: str = "127.0.0.1"
 
+    def listens(self, host: str) -> str:
+        """The same."""
+        return host
+
     def announced(self, host: str) -> str:
         """The same."""
         return host
 
-    def rendezvous(self, run_dir: Path, incarnation: int) -> str:
-        """A file, which every process of the machine sees."""
-        return f"file://{run_dir / MEETINGS}{incarnation}"
+    def is_ours(self, host: str) -> bool:
+        """On loopback."""
+        return is_loopback(host)
 
-    def snapshot_root(self, config: RunConfig, run_dir: Path, n_bytes: int) -> Path:
+    def entered(self, spec: ActorSpec, bus: Bus) -> AbstractAsyncContextManager[RunConfig]:
+        """As it was written."""
+        return nullcontext(spec.config)
+
+    def rendezvous(self, run_dir: Path, rank: Rank, bus: Bus) -> AbstractAsyncContextManager[str]:
+        """A file, which every process of the machine sees."""
+        return nullcontext(f"file://{run_dir / MEETINGS}{rank.incarnation}")
+
+    async def memory_reaches(self, actors: Collection[str], bus: Bus) -> bool:
+        """Everybody is here."""
+        return True
+
+    def snapshot_root(self, config: RunConfig, run_dir: Path, n_bytes: int, *, in_memory: bool) -> Path:
         """In memory, if there is room and the configuration does not say otherwise."""
         from miles_async.weights.snapshot import choose_root  # imports torch
 

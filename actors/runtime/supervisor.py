@@ -53,7 +53,7 @@ class Supervisor:
         self.placement = placement
         self.server = placement.own_bus(config, run_dir)
         self.beginning = Beginning()
-        self.room = SnapshotRoom(config, run_dir)
+        self.room = SnapshotRoom(config, run_dir, one_machine=placement.one_machine)
         self.interrupted = asyncio.Event()
         self.trained = asyncio.Event()  # the learner is done: only the evaluation is waited for
         self.evaluates = config.eval.eval_interval is not None

@@ -24,8 +24,7 @@ import redis
 from bus import EngineState
 from bus.codec import LOGPROBS, decode, encode, pack
 from bus.messages import Group, Snapshot
-from miles_async.weights.leftovers import ON_DISK
-from miles_async.weights.place import in_memory
+from miles_async.weights.place import ON_DISK, in_memory
 from miles_async.weights.snapshot import WEIGHTS_FILE, snapshot_name
 
 STOP_S = 3.0

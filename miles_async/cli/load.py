@@ -116,6 +116,7 @@ def resolve_paths(config: RunConfig, base: Path) -> RunConfig:
             delta_dir=optional(config.weights.delta_dir),
             mirror_dir=optional(config.weights.mirror_dir),
         ),
+        placement=replace(config.placement, shared_dir=optional(config.placement.shared_dir)),
     )
 
 

@@ -6,6 +6,7 @@ is written, printed or put on the bus goes through :func:`masked`.
 
 from __future__ import annotations
 
+import hmac
 import os
 
 import msgspec
@@ -50,6 +51,22 @@ def check(config: RunConfig) -> None:
         raise ConfigError(
             f'router.host = "{config.router.host}" lets other machines in: set router.api_key, or use "127.0.0.1"'
         )
+
+
+def with_keys(config: RunConfig, secret: str) -> RunConfig:
+    """``config`` with a key where the run's router and engines have none, drawn from ``secret``: the same in all processes that
+    know that. Nobody else's server is asked for one."""
+    replace = msgspec.structs.replace
+    router, engine = config.router, config.engine
+    if router.api_key is None:
+        router = replace(router, api_key=_drawn(secret, "router.api_key"))
+    if engine.api_key is None and not engine.urls:
+        engine = replace(engine, api_key=_drawn(secret, "engine.api_key"))
+    return replace(config, router=router, engine=engine)
+
+
+def _drawn(secret: str, key: str) -> str:
+    return hmac.new(secret.encode(), key.encode(), "sha256").hexdigest()
 
 
 def mask(key: str, value: str | None) -> str | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import aiohttp
 import msgspec
 
 from bus import Bus
+from miles_async.config.loopback import is_loopback
 from miles_async.config.schema import RunConfig
 from miles_async.config.secrets import resolve
 from miles_async.engines.client import EngineClient, EngineError
@@ -29,8 +31,8 @@ PROBE_PAUSE_S = 0.25
 
 
 class EvalEngines:
-    """The engines ``names`` of a run, at the addresses that they have put on the bus. ``vocab_size``, ``context_length``: of
-    their model."""
+    """The engines ``names`` of a run, at the addresses that they have put on the bus, each of a host that ``is_ours``.
+    ``vocab_size``, ``context_length``: of their model."""
 
     def __init__(
         self,
@@ -40,12 +42,14 @@ class EvalEngines:
         session: aiohttp.ClientSession,
         vocab_size: int,
         context_length: int | None = None,
+        is_ours: Callable[[str], bool] = is_loopback,
     ) -> None:
         self.bus, self.names, self.config, self.session = bus, names, config, session
         self._vocab_size, self._context_length = vocab_size, context_length
         self._api_key = resolve("engine.api_key", config.engine.api_key)
         # what an engine still does is of an attempt that nobody waits for any more
         self._push = msgspec.structs.replace(config.weights, pause_mode="abort")
+        self._is_ours = is_ours
         self._addresses = config.eval.urls or addresses_of(config.engine)
         self._clients: list[EngineClient] = []
         self._inflight: Counter[str] = Counter()
@@ -77,7 +81,7 @@ class EvalEngines:
         while True:
             try:
                 url = await self.bus.address(name, deadline_s=max(0.0, deadline - loop.time()))
-                if not is_of_run(url, self._addresses):
+                if not is_of_run(url, self._addresses, self._is_ours):
                     raise EngineError(name, "its address", f"{url} is no place for an engine of this run")
                 client = EngineClient(
                     url,

@@ -99,6 +99,7 @@ FREE: dict[str, str] = {
         eval_function eval_log_function""",
     "record": "level max_gb",
     "topology": "dealer rollout learner broadcaster engine router evaluator eval_engine",
+    "placement": "interface shared_dir",
 }
 
 

@@ -7,7 +7,7 @@ lets them be.
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from fnmatch import fnmatchcase
 from urllib.parse import urlsplit
 
@@ -69,11 +69,11 @@ def is_pattern(pattern: str) -> bool:
     return bool(host) and (port == "*" or (port.isdecimal() and 0 < int(port) < 65536))
 
 
-def is_of_run(url: str, addresses: Iterable[str]) -> bool:
-    """Whether an engine of the run can be there: one that the run starts is on this machine, somebody's is one of
+def is_of_run(url: str, addresses: Iterable[str], is_ours: Callable[[str], bool] = is_loopback) -> bool:
+    """Whether an engine of the run can be there: one that the run starts is at a host that ``is_ours``, somebody's is one of
     ``addresses`` (``kinds.base.EngineKind.addresses``). Only there does its key go."""
     named = {one.rstrip("/") for one in addresses}
     if named:
         return url.rstrip("/") in named
     where = host_and_port(url)
-    return where is not None and is_loopback(where[0])
+    return where is not None and is_ours(where[0])

@@ -11,9 +11,12 @@ from typing import Any
 
 import msgspec
 
+from miles_async.config import toml
 from miles_async.config.schema import ConfigError
+from miles_async.runs.launches import CONFIG_FILE
 from miles_async.runs.lock import RunInUseError, RunLock
 from miles_async.weights.leftovers import Removed, sweep, tidy
+from miles_async.weights.place import shared_root
 
 
 class CleanError(ConfigError):
@@ -40,6 +43,14 @@ def size(n_bytes: int) -> str:
     return f"{n_bytes / 1e9:.1f} GB" if n_bytes >= 1e9 else f"{n_bytes / 1e6:.1f} MB"
 
 
+def _shared(run_dir: Path) -> Path | None:
+    """What the machines of the run shared, as far as its directory says so."""
+    try:
+        return shared_root(toml.read(run_dir / CONFIG_FILE), run_dir)
+    except (ConfigError, OSError):
+        return None
+
+
 def _clean(run_dir: Path) -> list[Removed]:
     if not run_dir.is_dir():
         raise CleanError(f"{run_dir}: no such directory; what is left of runs that are gone goes with all the others")
@@ -49,6 +60,7 @@ def _clean(run_dir: Path) -> list[Removed]:
     except RunInUseError as error:
         raise CleanError(f"{error}: nothing was removed") from None
     try:
-        return [removed for removed in tidy(run_dir, on_disk=True, keep_pins=False) if removed.removed]
+        found = tidy(run_dir, on_disk=True, keep_pins=False, shared=_shared(run_dir))
+        return [removed for removed in found if removed.removed]
     finally:
         lock.release()

@@ -32,6 +32,7 @@ from miles_async.config.schema import RunConfig
 from miles_async.engines.checksum import checksums
 from miles_async.hooks.daemon_thread import in_thread
 from miles_async.weights.delta import DeltaError, Header, read_header, read_tensors
+from miles_async.weights.place import shared_root
 from miles_async.weights.snapshot import SnapshotError, choose_root, load_snapshot, snapshot_name, write_tensors
 from miles_async.weights.update import Key
 
@@ -53,8 +54,10 @@ class State(msgspec.Struct, frozen=True):
 
 
 def shared_dir(config: RunConfig, run_dir: Path) -> Path:
-    """``weights.delta_dir``, or the run directory's own."""
-    return Path(config.weights.delta_dir) if config.weights.delta_dir is not None else run_dir / "deltas"
+    """``weights.delta_dir``, or in ``placement.shared_dir``, or the run directory's own."""
+    if config.weights.delta_dir is not None:
+        return Path(config.weights.delta_dir)
+    return (run_dir if config.placement.shared_dir is None else shared_root(config, run_dir)) / "deltas"
 
 
 def state_file(shared: Path, engine: str) -> Path:

@@ -15,9 +15,8 @@ from pathlib import Path
 import msgspec
 
 from miles_async.runs.points import known_points
-from miles_async.weights.place import OWNER_FILE, PIN_NAME, Place, hold, in_memory, listed
+from miles_async.weights.place import ON_DISK, OWNER_FILE, PIN_NAME, Place, hold, in_memory, listed
 
-ON_DISK = "snapshots"  # in the run directory: where they go if memory has no room
 EVALUATIONS = "eval"
 
 
@@ -32,15 +31,26 @@ class Removed(msgspec.Struct, frozen=True):
     kept_bytes: int = 0
 
 
-def tidy(run_dir: Path, *, on_disk: bool, keep_pins: bool, stays: bool = False) -> list[Removed]:
+def tidy(
+    run_dir: Path,
+    *,
+    on_disk: bool,
+    keep_pins: bool,
+    stays: bool = False,
+    memory: bool = True,
+    shared: Path | None = None,
+) -> list[Removed]:
     """Remove what the run in ``run_dir`` has left, which the caller has made sure is not alive, or is the caller's own.
 
     ``on_disk``: in the run directory, too. ``keep_pins``: not what waits for an evaluation. ``stays``: the places
-    themselves remain, for the snapshots to come.
+    themselves remain, for the snapshots to come. ``memory``: in this machine's. ``shared``: a directory that the run's
+    machines share.
     """
-    roots = [in_memory(run_dir), *([run_dir / ON_DISK] if on_disk else [])]
+    roots = [in_memory(run_dir)] if memory else []
+    roots += [run_dir / ON_DISK] if on_disk else []
+    roots += [] if shared is None else [shared]
     found: list[Removed] = []
-    for root in roots:
+    for root in dict.fromkeys(roots):
         if root.is_dir() and not root.is_symlink():
             with contextlib.suppress(FileNotFoundError):  # somebody else removes it at this moment
                 found.append(_empty(root, run_dir, keep_pins=keep_pins, stays=stays))

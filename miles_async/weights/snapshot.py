@@ -21,8 +21,7 @@ import torch
 from miles_async.config.schema import RunConfig
 from miles_async.weights.buckets import by_item_size, dtype_name, order
 from miles_async.weights.config_dtype import say_dtype
-from miles_async.weights.leftovers import ON_DISK
-from miles_async.weights.place import MEMORY_ROOT, in_memory, pins_kept
+from miles_async.weights.place import MEMORY_ROOT, ON_DISK, in_memory, pins_kept
 from miles_async.weights.sealed import CHECKSUM, NO_CHECKSUM, SnapshotError, seal
 
 WEIGHTS_FILE = "model.safetensors"

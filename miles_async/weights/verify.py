@@ -12,8 +12,7 @@ from pathlib import Path
 from bus.messages import Snapshot
 from miles_async.config.schema import RunConfig
 from miles_async.engines.weight_paths import inside
-from miles_async.weights.leftovers import ON_DISK
-from miles_async.weights.place import in_memory
+from miles_async.weights.place import ON_DISK, in_memory, shared_root
 from miles_async.weights.sealed import CHECKSUM, SnapshotError, checksum_of, said_by
 from miles_async.weights.snapshot import WEIGHTS_FILE, snapshot_name
 
@@ -21,7 +20,8 @@ from miles_async.weights.snapshot import WEIGHTS_FILE, snapshot_name
 def roots_of(config: RunConfig, run_dir: Path) -> tuple[Path, ...]:
     """Where the learner of the run may have put its snapshots (``snapshot.choose_root``)."""
     chosen = config.weights.snapshot_dir
-    return (in_memory(run_dir), run_dir / ON_DISK) if chosen is None else (Path(chosen),)
+    ours = (in_memory(run_dir), run_dir / ON_DISK, shared_root(config, run_dir))
+    return ours if chosen is None else (Path(chosen),)
 
 
 def check(snapshot: Snapshot, roots: Sequence[Path]) -> None:

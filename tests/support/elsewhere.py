@@ -8,13 +8,15 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Mapping
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from actors.runtime.placement.base import Ending
 from actors.runtime.placement.local import LocalPlacement
-from actors.runtime.site import OneMachine
+from actors.runtime.site import OneMachine, Rank
 from actors.runtime.spec import ActorId, ActorSpec
+from bus import Bus
 from bus.server import RedisServer
 from miles_async.config.schema import RunConfig
 from miles_async.monitor.diagnosis import Process
@@ -29,11 +31,11 @@ class OverTcp(OneMachine):
     host: str = "127.0.0.2"  # a loopback of its own
     port: int = 0
 
-    def rendezvous(self, run_dir: Path, incarnation: int) -> str:
-        self._asked(run_dir, f"rendezvous {incarnation}")
-        return f"tcp://127.0.0.1:{self.port}"
+    def rendezvous(self, run_dir: Path, rank: Rank, bus: Bus) -> AbstractAsyncContextManager[str]:
+        self._asked(run_dir, f"rendezvous {rank.incarnation}")
+        return nullcontext(f"tcp://127.0.0.1:{self.port}")
 
-    def snapshot_root(self, config: RunConfig, run_dir: Path, n_bytes: int) -> Path:
+    def snapshot_root(self, config: RunConfig, run_dir: Path, n_bytes: int, *, in_memory: bool) -> Path:
         self._asked(run_dir, "snapshot_root")
         return run_dir / "snapshots"
 
@@ -44,6 +46,8 @@ class OverTcp(OneMachine):
 
 class Elsewhere:
     """``victim`` is ended as soon as it was started."""
+
+    one_machine = True
 
     def __init__(self, victim: ActorId) -> None:
         self.local, self.victim = LocalPlacement(), victim

@@ -34,6 +34,11 @@ def exit_words(code: int) -> str:
 class Placement(Protocol):
     """One launch's. All of it is called from the supervisor's event loop."""
 
+    @property
+    def one_machine(self) -> bool:
+        """Whether all actors are on the launch's machine, and share its memory."""
+        ...
+
     def own_bus(self, config: RunConfig, run_dir: Path) -> RedisServer:
         """A server of the run's own, not started, whose URL the actors reach wherever they are."""
         ...

@@ -94,6 +94,8 @@ def _become(spec: ActorSpec) -> None:
 class LocalPlacement:
     """Starts actor processes, and tells when and how they end."""
 
+    one_machine = True
+
     def __init__(self) -> None:
         self._context = multiprocessing.get_context("forkserver")
         self._processes: dict[ActorId, BaseProcess] = {}  # whose ends were not told yet

@@ -10,6 +10,7 @@ from __future__ import annotations
 from miles_async.config.schema.algorithm import Algorithm, corrections, old_log_probs
 from miles_async.config.schema.evaluation import Eval, EvalDataset
 from miles_async.config.schema.learner import Critic, Learner
+from miles_async.config.schema.placement import Placement
 from miles_async.config.schema.record import Record, Replay
 from miles_async.config.schema.rollout import Reward, Rollout, Staleness
 from miles_async.config.schema.run import Bus, Checkpoint, Data, Model, Monitor, Run, Topology
@@ -29,6 +30,7 @@ __all__ = [
     "Learner",
     "Model",
     "Monitor",
+    "Placement",
     "Record",
     "Replay",
     "Reward",
@@ -65,3 +67,4 @@ class RunConfig(Section, frozen=True):
     record: Record = Record()
     replay: Replay = Replay()
     topology: Topology = Topology()
+    placement: Placement = Placement()

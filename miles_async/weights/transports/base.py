@@ -25,6 +25,7 @@ class Transport:
 
     KEYS: ClassVar[tuple[str, ...]] = ()  # of the configuration, that nothing else looks at
     ASKS_FIRST: ClassVar[bool] = False  # whether an engine that hangs would hold up the others: it is left out before
+    ENGINES_READ: ClassVar[bool] = True  # whether engines read the learner's snapshots themselves
     COPIED_BY: ClassVar[str] = ""  # whom deliver() waits for, in words; empty: it waits for nobody
 
     def __init__(self, config: RunConfig, run_dir: Path) -> None:

@@ -26,6 +26,7 @@ class Collective(Transport):
 
     KEYS = ("weights.backend", "weights.bucket_mb")
     ASKS_FIRST: ClassVar[bool] = True
+    ENGINES_READ: ClassVar[bool] = False
 
     @cached_property
     def groups(self) -> WeightGroups:

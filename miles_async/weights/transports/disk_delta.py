@@ -24,6 +24,7 @@ class DiskDelta(Disk):
 
     KEYS = ("weights.delta_dir", "weights.mirror_dir")
     COPIED_BY = "the mirrors"
+    ENGINES_READ = False
 
     @cached_property
     def sender(self) -> DeltaSender:
