@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import platform
 import time
 from pathlib import Path
 
@@ -68,7 +69,7 @@ class RunHome:
             incarnation = earlier.incarnation + 1 + skipped if earlier else 1
             run_id = earlier.run_id if earlier else f"{self.path.name}-{os.urandom(4).hex()}"
             born = psutil.Process().create_time()
-            self.state = RunState(run_id, incarnation, os.getpid(), time.time(), born)
+            self.state = RunState(run_id, incarnation, os.getpid(), time.time(), born, host=platform.node())
             self._write()
         except BaseException:
             self._lock.release()

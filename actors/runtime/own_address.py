@@ -88,6 +88,9 @@ def _towards(host: str, port: int) -> str:
             probe.connect(address)  # UDP: picks the way, sends nothing
             return str(probe.getsockname()[0])
     except OSError as error:
+        own = [found for _, found in _addresses() if not ipaddress.ip_address(found).is_loopback]
+        if (host, port) == ANYWHERE and len(own) == 1:
+            return own[0]  # on a network without a way out
         whom = "other machines" if (host, port) == ANYWHERE else host
         raise ConfigError(
             f"{platform.node()} finds no way to {whom} ({error.strerror or error}): set placement.interface to the interface "

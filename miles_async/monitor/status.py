@@ -58,7 +58,7 @@ def status(run_dir: Path) -> dict[str, Any]:
         raise ConfigError(f"{run_dir}: no run here (expected {STATE_FILE} or {SUMMARY_FILE})")
     supervisor = living(run_dir)
     if supervisor is not None and supervisor.bus_url is None:
-        return {"status": "starting", "run_dir": str(run_dir), "pid": supervisor.pid}
+        return {"status": "starting", "run_dir": str(run_dir), **_who(supervisor)}
     if supervisor is not None:
         return asyncio.run(_ask(run_dir, supervisor, str(supervisor.bus_url)))
     if (summary := last_summary(run_dir)) is not None:
@@ -74,12 +74,12 @@ def status(run_dir: Path) -> dict[str, Any]:
 def show(found: Mapping[str, Any], now: float) -> str:
     """``found``, as :func:`status` returned it, for a reader."""
     if found["status"] == "starting":
-        return f"starting, pid {found['pid']}"
+        return f"starting, {_place(found)}"
     if found["status"] != "running":
         return describe(found)
     if "actors" not in found:  # its bus does not answer
-        return "\n".join([f"running, pid {found['pid']}", *_show_waits(found)])
-    lines = [f"running, pid {found['pid']}", found["line"], f"ledger   {ledger_line(found['ledger'])}"]
+        return "\n".join([f"running, {_place(found)}", *_show_waits(found)])
+    lines = [f"running, {_place(found)}", found["line"], f"ledger   {ledger_line(found['ledger'])}"]
     for name, e in sorted(found["engines"].items()):
         behind = f", {e['lag']} behind" if e["lag"] else ""
         leaving = ", leaving" if e["leaving"] else ""
@@ -88,14 +88,28 @@ def show(found: Mapping[str, Any], now: float) -> str:
         refused = f", refused {actor['refused']} malformed messages and requests" if actor["refused"] else ""
         lines.append(f"actor    {actor['actor']:<14} {shown(actor):<12} {actor['doing']}{refused}")
     if found["redis_pid"]:
-        lines.append(f"bus      {'redis':<14} pid {found['redis_pid']}")
+        lines.append(f"bus      {'redis':<14} {_place({**found, 'pid': found['redis_pid']})}")
     lines += _show_waits(found)
     return "\n".join(lines)
 
 
+def _who(supervisor: RunState) -> dict[str, Any]:
+    """The process, and its machine where that is another one."""
+    return {"pid": supervisor.pid} | ({"host": supervisor.elsewhere} if supervisor.elsewhere else {})
+
+
+def _place(found: Mapping[str, Any]) -> str:
+    return f"pid {found['pid']}{' on ' + found['host'] if 'host' in found else ''}"
+
+
+def _redis_here(supervisor: RunState) -> int | None:
+    """The process of the run's own Redis, if it is one of this machine's."""
+    return None if supervisor.elsewhere else supervisor.redis_pid
+
+
 async def _ask(run_dir: Path, supervisor: RunState, url: str) -> dict[str, Any]:
     began = time.monotonic()
-    own = reading(supervisor.redis_pid, run_dir / REDIS_DIR) if supervisor.redis_pid else None
+    own = reading(pid, run_dir / REDIS_DIR) if (pid := _redis_here(supervisor)) else None
     if own is not None:  # seen from outside: it may answer nothing for long
         return _without_bus(run_dir, supervisor, str(own), 0.0)
     try:
@@ -110,7 +124,7 @@ async def _ask(run_dir: Path, supervisor: RunState, url: str) -> dict[str, Any]:
     return {
         "status": "running",
         "run_dir": str(run_dir),
-        "pid": supervisor.pid,
+        **_who(supervisor),
         "redis_pid": supervisor.redis_pid,
         "step": progress.step,
         "num_steps": progress.num_steps,
@@ -168,20 +182,20 @@ async def _read_bus(supervisor: RunState, url: str) -> _Seen:
 
 
 def _sight(supervisor: RunState, beats: list[Heartbeat], refused: str, now: float) -> Sight:
-    redis = process_of(supervisor.redis_pid) if supervisor.redis_pid else None
+    redis = process_of(pid) if (pid := _redis_here(supervisor)) else None
     return Sight(
         now=now,
         beats=beats,
         processes={beat.actor: look(beat.where) for beat in beats},
         silent={beat.actor: now - beat.time for beat in beats},
-        redis=Redis(supervisor.redis_pid, redis.state, refusal=refused) if redis else Redis(refusal=refused),
+        redis=Redis(pid, redis.state, refusal=refused) if redis else Redis(refusal=refused),
     )
 
 
 def _silent(run_dir: Path, supervisor: RunState, error: str, seconds: float) -> SilentBusError:
     """What can be said without a bus: whose fault it is, and who waits, as the supervisor last told it."""
-    diagnosis, pid = error, supervisor.redis_pid
-    if pid:
+    diagnosis = error
+    if pid := _redis_here(supervisor):
         seen = Redis(pid, process_of(pid).state, max(seconds, REDIS_SILENT_S))
         diagnosis = diagnose(Sight(time.time(), redis=seen))
     return SilentBusError(diagnosis, _without_bus(run_dir, supervisor, diagnosis, seconds))
@@ -193,7 +207,7 @@ def _without_bus(run_dir: Path, supervisor: RunState, diagnosis: str, seconds: f
     return {
         "status": "running",
         "run_dir": str(run_dir),
-        "pid": supervisor.pid,
+        **_who(supervisor),
         "redis_pid": supervisor.redis_pid,
         "waits": graph or [wait.as_dict() for wait in redis_waits(["every actor"], time.time(), seconds)],
         "diagnosis": diagnosis,

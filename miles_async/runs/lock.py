@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import platform
 import time
 from pathlib import Path
 
@@ -33,10 +34,12 @@ class RunLock:
         try:
             while not _lock(file, fcntl.LOCK_EX):
                 if time.monotonic() > until:
-                    raise RunInUseError(f"{self.run_dir} is in use by a launch that is alive (pid {_holder(file)})")
+                    pid, host = _holder(file)
+                    where = f"pid {pid}" if host in ("", platform.node()) else f"pid {pid} on {host}"
+                    raise RunInUseError(f"{self.run_dir} is in use by a launch that is alive ({where})")
                 time.sleep(0.02)
             os.truncate(file, 0)
-            os.pwrite(file, str(os.getpid()).encode(), 0)
+            os.pwrite(file, f"{os.getpid()} {platform.node()}".encode(), 0)
         except BaseException:
             os.close(file)
             raise
@@ -56,7 +59,7 @@ def holder(run_dir: Path) -> int | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     try:
-        return None if _lock(file, fcntl.LOCK_SH) else _holder(file)
+        return None if _lock(file, fcntl.LOCK_SH) else _holder(file)[0]
     finally:
         os.close(file)
 
@@ -69,7 +72,7 @@ def _lock(file: int, kind: int) -> bool:
     return True
 
 
-def _holder(file: int) -> int:
-    """0: it has not written its pid yet."""
-    text = os.pread(file, 20, 0)
-    return int(text) if text.isdigit() else 0
+def _holder(file: int) -> tuple[int, str]:
+    """Its pid and its machine. 0, "": it has not written them yet."""
+    pid, _, host = os.pread(file, 300, 0).decode(errors="replace").partition(" ")
+    return (int(pid), host) if pid.isascii() and pid.isdigit() else (0, "")

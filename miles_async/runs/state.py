@@ -6,6 +6,7 @@ bus may hold a password); a file that a power cut emptied is none; one that is d
 
 from __future__ import annotations
 
+import platform
 from pathlib import Path
 
 import msgspec
@@ -32,6 +33,12 @@ class RunState(msgspec.Struct):
     process_started: float = 0.0
     bus_url: str | None = None  # None: the bus is not up yet, or not any more
     redis_pid: int | None = None  # None: the server is not ours
+    host: str = ""  # the machine of both of these processes, by its name; "": this one
+
+    @property
+    def elsewhere(self) -> str:
+        """The machine, if it is another one: what a process of it has for a number says nothing here."""
+        return "" if self.host == platform.node() else self.host
 
 
 def write(run_dir: Path, state: RunState) -> None:

@@ -25,7 +25,7 @@ from miles_async.weights.place import in_memory
 
 
 class Looker(threading.Thread):
-    """Sees where the processes of this one listen, what they call themselves, and where the bus is, until it is told to stop."""
+    """Sees where the processes of this one listen, what they call themselves, and where the bus is, until it is over."""
 
     def __init__(self, run_dir: Path) -> None:
         super().__init__(daemon=True)

@@ -1,4 +1,4 @@
-"""A placement of the tests' own: processes of this machine as if each were on another one, at an address that is no loopback."""
+"""A placement of the tests' own: processes of this machine as if each were on another one, at an address of its network."""
 
 from __future__ import annotations
 

@@ -1,0 +1,79 @@
+"""Machines that have nothing in common but a network and a directory: what the runs on them are tested with, and the runs."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+from launching import events, metrics, summary, write_config
+from machines import Machine, machines, why_not
+
+
+@pytest.fixture(scope="module")
+def net(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mapping[str, Machine]]:
+    if reason := why_not():
+        pytest.skip(reason)
+    with machines(("one", "two", "three"), shared=(tmp_path_factory.getbasetemp(),)) as made:
+        yield made
+
+
+def test_machines_reach_each_other_by_address_and_share_only_what_they_are_told_to(
+    net: Mapping[str, Machine], tmp_path: Path
+) -> None:
+    one, two = net["one"], net["two"]
+    serve = "import socket; s = socket.create_server(('', 4711)); print('up', flush=True); s.accept()[0].send(b'hello')"
+    ask = "import socket, sys; print(socket.create_connection((sys.argv[1], 4711), 5).recv(5).decode())"
+    server = one.popen([sys.executable, "-c", serve], stdout=subprocess.PIPE)
+    try:
+        assert server.stdout is not None and server.stdout.readline() == "up\n"
+        assert "refused" in two.run([sys.executable, "-c", ask, "127.0.0.1"]).stderr
+        assert two.run([sys.executable, "-c", ask, one.address]).stdout == "hello\n"
+    finally:
+        server.kill()
+        server.communicate()
+    for place, seen in ((tmp_path, "x\n"), (Path("/tmp"), ""), (Path("/dev/shm"), "")):
+        assert one.run(["sh", "-c", f"echo x > {place}/there"]).returncode == 0
+        assert two.run(["cat", f"{place}/there"]).stdout == seen
+    assert [m.run(["hostname"]).stdout for m in (one, two)] == ["one\n", "two\n"]
+
+
+def launch_over(
+    net: Mapping[str, Machine], config: Path, run_dir: Path, **roles: str
+) -> subprocess.CompletedProcess[str]:
+    """A run whose launch and Redis are on machine three, and its actors, by role, on others, or there."""
+    places = {role: net[name].command([]) for role, name in {**roles, "": "three"}.items()}
+    words = [sys.executable, "-m", "over_machines", str(config), str(run_dir), json.dumps(places)]
+    return net["three"].run(words, timeout=180)
+
+
+BESIDE, AWAY = "one", "three"
+
+
+@pytest.mark.parametrize(("transport", "broadcaster"), [("collective", BESIDE), ("disk_delta", AWAY)])
+def test_a_learner_of_two_ranks_engines_and_workers_on_three_machines_are_one_run(
+    net: Mapping[str, Machine], tmp_path: Path, transport: str, broadcaster: str
+) -> None:
+    shared = tmp_path / "shared"
+    learner = {"num_ranks": 2, "tensor_parallel_size": 2}
+    config = write_config(
+        tmp_path, learner=learner, weights={"transport": transport}, placement={"shared_dir": str(shared)}
+    )
+    run_dir = tmp_path / "run"
+    done = launch_over(net, config, run_dir, learner="one", broadcaster=broadcaster, engine="two")
+    assert done.returncode == 0, (done.stdout[-2000:], done.stderr[-2000:])
+    found = summary(run_dir)
+    assert found["status"] == "finished" and found["steps"] == 4 and found["balanced"]
+    urls = {up["data"]["url"].rpartition(":")[0] for up in events(run_dir, "engine_up")}
+    assert urls == {f"http://{net['two'].address}"}
+    served = metrics(run_dir, "broadcaster")
+    assert served and all(line["values"]["weights/failed_engines"] == 0 for line in served)
+    assert not events(run_dir, "snapshot_refused") and not events(run_dir, "snapshot_gone")
+    # nothing of the weights is left in the memory of a machine, nor where they shared them
+    for machine in net.values():
+        assert machine.run(["sh", "-c", "ls /dev/shm | grep miles_async"]).stdout == ""
+        assert [one for one in machine.processes() if one.pid != machine.holder] == []
+    assert not shared.exists() or not any(shared.iterdir())
