@@ -89,8 +89,8 @@ def _towards(host: str, port: int) -> str:
             return str(probe.getsockname()[0])
     except OSError as error:
         own = [found for _, found in _addresses() if not ipaddress.ip_address(found).is_loopback]
-        if (host, port) == ANYWHERE and len(own) == 1:
-            return own[0]  # on a network without a way out
+        if (host, port) == ANYWHERE and len(own) < 2:  # a network without a way out, or no network
+            return own[0] if own else "127.0.0.1"
         whom = "other machines" if (host, port) == ANYWHERE else host
         raise ConfigError(
             f"{platform.node()} finds no way to {whom} ({error.strerror or error}): set placement.interface to the interface "

@@ -10,8 +10,10 @@ import pytest
 from typer.testing import CliRunner
 
 from miles_async.cli import app as cli
+from miles_async.monitor import status as status_of
+from miles_async.runs import lock as locks
 from miles_async.runs import state
-from miles_async.runs.lock import RunLock
+from miles_async.runs.lock import RunInUseError, RunLock
 from miles_async.runs.state import STATE_FILE, RunState, RunStateError
 
 
@@ -59,5 +61,29 @@ def test_a_launch_that_only_begins_has_nothing_of_the_one_before_it_but_the_run(
     lock.take()
     try:
         assert state.living(tmp_path) == RunState("run-1", 7, os.getpid())
+    finally:
+        lock.release()
+
+
+def test_a_launch_on_another_machine_is_named_by_that_and_no_process_of_this_one_is_taken_for_its_redis(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(status_of, "BUS_DEADLINE_S", 0.2)
+    monkeypatch.setattr(locks.platform, "node", lambda: "node-7")
+    lock = RunLock(tmp_path)
+    lock.take()
+    monkeypatch.undo()
+    monkeypatch.setattr(status_of, "BUS_DEADLINE_S", 0.2)
+    try:
+        with pytest.raises(RunInUseError, match=rf"a launch that is alive \(pid {os.getpid()} on node-7\)"):
+            RunLock(tmp_path).take(patience_s=0.0)
+        there = RunState("run-1", 7, os.getpid(), bus_url="redis://127.0.0.1:1", redis_pid=os.getpid(), host="node-7")
+        state.write(tmp_path, there)
+        with pytest.raises(status_of.SilentBusError) as caught:
+            status_of.status(tmp_path)
+        assert caught.value.found["host"] == "node-7" and "no Redis answers at redis://127.0.0.1:1" in str(caught.value)
+        assert status_of.show(caught.value.found, 0.0).startswith(f"running, pid {os.getpid()} on node-7\n")
+        state.write(tmp_path, RunState("run-1", 7, os.getpid(), host="node-7"))
+        assert status_of.show(status_of.status(tmp_path), 0.0) == f"starting, pid {os.getpid()} on node-7"
     finally:
         lock.release()

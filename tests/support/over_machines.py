@@ -10,7 +10,7 @@ import json
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,9 @@ class OverMachines:
 
     def warm_up(self) -> None:
         """Nothing is known yet."""
+
+    async def make_room(self, tell: Callable[[str], None]) -> None:
+        """There is."""
 
     def start(self, spec: ActorSpec) -> None:
         site = many_machines(spec.config, spec.bus_url)

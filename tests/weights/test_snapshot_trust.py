@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -140,6 +141,26 @@ async def test_a_damaged_snapshot_is_refused_with_an_event_and_asked_for_again(
     broadcaster.fleet.fold(again)
     update = await broadcaster._load(again)
     assert update is not None and update.version == 3
+
+
+@pytest.mark.parametrize("begins", [True, False], ids=["a-new-broadcaster", "the-same-one"])
+async def test_weights_that_were_announced_and_are_not_seen_here_are_asked_for_again(
+    bus: Bus, tmp_path: Path, begins: bool
+) -> None:
+    learner = Offers(context(bus, "learner", tmp_path))
+    broadcaster = Broadcaster(context(bus, "broadcaster", tmp_path))
+    cursor = await broadcaster._read_history()
+    await announce(bus, 3, path=tmp_path / "memory-of-another-machine" / "i0001-v00000003")
+    if begins:
+        await Broadcaster(context(bus, "broadcaster", tmp_path))._read_history()
+    else:
+        following = asyncio.create_task(broadcaster._follow(cursor))
+        while not bus.refused["weights"]:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        broadcaster.ctx.stop.set()
+        await following
+    assert await learner.is_asked_for(3) and broadcaster.fleet.newest is None
+    assert bus.refused["weights"] == 1
 
 
 async def test_what_the_learner_is_asked_stops_no_actor(bus: Bus, tmp_path: Path) -> None:
