@@ -50,6 +50,7 @@ class SglangRouter:
             router = await SglangRouterProcess.start(
                 host,
                 port,
+                metrics_host=config.router.host,
                 log_file=log_path(ctx.run_dir, f"{ctx.name}-sglang"),
                 args=config.router.args,
                 key=resolve("router.api_key", config.router.api_key),

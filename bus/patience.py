@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import socket
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -26,6 +27,9 @@ from bus.loading import STILL_S, Loading, LoadWatch, loading_of
 from bus.wire import Wires
 
 FULL_TIMEOUT_S = 600.0
+# A machine that is gone says no goodbye: what it owes is waited for by TCP for a quarter of an hour, or for ever. Linux' names.
+_TCP = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 25_000}
+LOST = {getattr(socket, name): value for name, value in _TCP.items() if hasattr(socket, name)}
 LOOK_AGAIN_S = 0.25
 # a full memory; a disk that takes no more of the append-only file
 FULL = ("OOM", "MISCONF", "command not allowed when used memory", "Errors writing to the AOF")
@@ -146,6 +150,7 @@ def patient(url: str, *, connect_timeout_s: float, retries: int = 45) -> Patient
     client: Any = PatientRedis.from_url(
         url,
         protocol=2,
+        **({} if url.startswith("unix://") else {"socket_keepalive": True, "socket_keepalive_options": LOST}),
         socket_connect_timeout=connect_timeout_s,
         retry=_UnlessLoading(ExponentialBackoff(cap=0.5, base=0.01), retries),
         retry_on_error=[redis.exceptions.ConnectionError, redis.exceptions.TimeoutError],

@@ -8,10 +8,12 @@ that does not see the run directory is told so at once; who leaves a machine las
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import platform
 import socket
+import time
 from collections.abc import AsyncIterator, Collection, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -28,6 +30,7 @@ from bus.whereabouts import meeting, see_memory, tell_meeting, tell_memory
 from miles_async.config.loopback import is_loopback
 from miles_async.config.schema import ConfigError, RunConfig
 from miles_async.config.secrets import with_keys
+from miles_async.engines.kinds.table import kind_of
 from miles_async.runs import state
 from miles_async.weights.place import memory_here, shared_root, stay
 
@@ -36,6 +39,8 @@ if TYPE_CHECKING:
 
 REDIS_PORT = 6379
 EVERYWHERE = ("0.0.0.0", "::", "")
+SEEN_S = 10.0  # a network file system may show what it showed before for a while
+LOOK_S = 0.25
 
 
 @dataclass(frozen=True)
@@ -70,12 +75,12 @@ class ManyMachines:
     @contextlib.asynccontextmanager
     async def entered(self, spec: ActorSpec, bus: Bus) -> AsyncIterator[RunConfig]:
         """With keys where none are set; collectives of this process go over the interface of its address."""
-        _refuse_other_run(spec.run_dir, spec.run_id)
+        await _see_run(spec.run_dir, spec.run_id)
         _bind_collectives(self.host)
         place = stay(spec.run_dir)
         try:
             await tell_memory(bus, spec.name, "" if place is None else memory_here())
-            yield with_keys(spec.config, await run_key(bus))
+            yield with_keys(spec.config, await run_key(bus), engines=kind_of(spec.config.engine).OURS)
         finally:
             if place is not None:
                 place.leave()
@@ -119,9 +124,11 @@ def open_redis(config: RunConfig, run_dir: Path) -> RedisServer:
     return RedisServer(directory, section.appendfsync, maxmemory_mb=section.maxmemory_mb, listen=listen)
 
 
-def _refuse_other_run(run_dir: Path, run_id: str) -> None:
-    """Raises ConfigError: this machine does not see the directory of the run."""
-    there = state.read(run_dir)
+async def _see_run(run_dir: Path, run_id: str) -> None:
+    """Raises ConfigError: this machine does not see the directory of the run, or what the launch has just written there."""
+    end = time.monotonic() + SEEN_S
+    while ((there := state.read(run_dir)) is None or there.run_id != run_id) and time.monotonic() < end:
+        await asyncio.sleep(LOOK_S)
     if there is None or there.run_id != run_id:
         found = "nothing" if there is None else f"run {there.run_id}"
         raise ConfigError(

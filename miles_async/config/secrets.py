@@ -53,14 +53,16 @@ def check(config: RunConfig) -> None:
         )
 
 
-def with_keys(config: RunConfig, secret: str) -> RunConfig:
-    """``config`` with a key where the run's router and engines have none, drawn from ``secret``: the same in all processes that
-    know that. Nobody else's server is asked for one."""
+def with_keys(config: RunConfig, secret: str, *, engines: bool) -> RunConfig:
+    """``config`` with a key where the run's router has none, drawn from ``secret``: the same in all processes that know that.
+
+    engines: the run's engines, too; somebody else's ask for what they ask for.
+    """
     replace = msgspec.structs.replace
     router, engine = config.router, config.engine
     if router.api_key is None:
         router = replace(router, api_key=_drawn(secret, "router.api_key"))
-    if engine.api_key is None and not engine.urls:
+    if engine.api_key is None and engines:
         engine = replace(engine, api_key=_drawn(secret, "engine.api_key"))
     return replace(config, router=router, engine=engine)
 

@@ -56,13 +56,16 @@ class SglangRouterProcess:
         port: int,
         *,
         log_file: Path,
+        metrics_host: str = "127.0.0.1",
         args: Sequence[str] = (),
         key: str | None = None,
         engine_key: str | None = None,
         timeout_s: float = 60.0,
     ) -> SglangRouterProcess:
-        """args: further flags of ``sglang_router.launch_router``, which win over ours. key: what it asks for; engine_key:
-        what it brings to engines. Raises ConfigError: not installed; SglangRouterError: exited, or silent for ``timeout_s``.
+        """metrics_host: where its metrics are, for which it asks no key. args: further flags of
+        ``sglang_router.launch_router``, which win over ours. key: what it asks for; engine_key: what it brings to engines.
+
+        Raises ConfigError: not installed; SglangRouterError: exited, or silent for ``timeout_s``.
         """
         if importlib.util.find_spec("sglang_router") is None:
             raise ConfigError(
@@ -72,7 +75,7 @@ class SglangRouterProcess:
         # an engine that is paused for its weights does not answer /health: who is dead, the run's own hosts say
         words = [sys.executable, "-c", LAUNCH, "--host", host, "--port", str(port), "--disable-health-check"]
         # its metrics would be on port 29000 of every address, where those of another run may be
-        words += ["--prometheus-host", host, "--prometheus-port", str(free_port(host))]
+        words += ["--prometheus-host", metrics_host, "--prometheus-port", str(free_port(metrics_host))]
         words += ["--policy", "round_robin", "--log-level", "warn", *args]
         env = os.environ | ({"MILES_ASYNC_ROUTER_KEY": key} if key else {})
         with log_file.open("ab") as log:

@@ -13,6 +13,7 @@ import pytest
 from apart import address_or_skip
 from msgspec.structs import replace as with_sections
 
+from actors.runtime import many_machines as sites
 from actors.runtime.many_machines import ManyMachines, many_machines
 from actors.runtime.own_address import interface_of, own_address
 from actors.runtime.site import Rank
@@ -98,7 +99,10 @@ async def test_all_actors_of_a_run_draw_the_same_keys_and_nobody_else_finds_them
         assert config.engine.api_key is None  # somebody's servers ask for what they ask for
 
 
-async def test_a_machine_that_does_not_see_the_run_directory_is_told_so(bus: Bus, tmp_path: Path) -> None:
+async def test_a_machine_that_does_not_see_the_run_directory_is_told_so(
+    bus: Bus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sites, "SEEN_S", 0.0)
     site = ManyMachines(interface=LOOPBACK)
     for there, found in ((None, "nothing"), (RunState("another", 1), "run another")):
         if there is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import socket
 from pathlib import Path
 
 import psutil
@@ -31,6 +32,10 @@ async def test_a_server_at_an_address_asks_for_a_password_that_is_on_no_command_
             await connect(f"redis://127.0.0.1:{found[2]}", "r")
         bus = await connect(url, "r")
         await bus.redis.set(bus.key("x"), "1")
+        # one whose machine is gone is noticed before the kernel would
+        connection = bus.redis._wires._shared._transport.get_extra_info("socket")
+        assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 25_000
+        assert connection.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
         process = psutil.Process(server.pid)
         listening = [one.laddr.ip for one in process.net_connections() if one.status == psutil.CONN_LISTEN]
         assert listening == ["127.0.0.1"]

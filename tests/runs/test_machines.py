@@ -41,6 +41,9 @@ def test_machines_reach_each_other_by_address_and_share_only_what_they_are_told_
     assert [m.run(["hostname"]).stdout for m in (one, two)] == ["one\n", "two\n"]
 
 
+SPLIT = {"num_ranks": 2, "tensor_parallel_size": 2}
+
+
 def launch_over(
     net: Mapping[str, Machine], config: Path, run_dir: Path, **roles: str
 ) -> subprocess.CompletedProcess[str]:
@@ -50,21 +53,8 @@ def launch_over(
     return net["three"].run(words, timeout=180)
 
 
-BESIDE, AWAY = "one", "three"
-
-
-@pytest.mark.parametrize(("transport", "broadcaster"), [("collective", BESIDE), ("disk_delta", AWAY)])
-def test_a_learner_of_two_ranks_engines_and_workers_on_three_machines_are_one_run(
-    net: Mapping[str, Machine], tmp_path: Path, transport: str, broadcaster: str
-) -> None:
-    shared = tmp_path / "shared"
-    learner = {"num_ranks": 2, "tensor_parallel_size": 2}
-    config = write_config(
-        tmp_path, learner=learner, weights={"transport": transport}, placement={"shared_dir": str(shared)}
-    )
-    run_dir = tmp_path / "run"
-    done = launch_over(net, config, run_dir, learner="one", broadcaster=broadcaster, engine="two")
-    assert done.returncode == 0, (done.stdout[-2000:], done.stderr[-2000:])
+def assert_is_one_run(net: Mapping[str, Machine], run_dir: Path) -> None:
+    """With its engines on machine two, all of whose updates came through; and no machine has weights in its memory still."""
     found = summary(run_dir)
     assert found["status"] == "finished" and found["steps"] == 4 and found["balanced"]
     urls = {up["data"]["url"].rpartition(":")[0] for up in events(run_dir, "engine_up")}
@@ -72,8 +62,40 @@ def test_a_learner_of_two_ranks_engines_and_workers_on_three_machines_are_one_ru
     served = metrics(run_dir, "broadcaster")
     assert served and all(line["values"]["weights/failed_engines"] == 0 for line in served)
     assert not events(run_dir, "snapshot_refused") and not events(run_dir, "snapshot_gone")
-    # nothing of the weights is left in the memory of a machine, nor where they shared them
-    for machine in net.values():
-        assert machine.run(["sh", "-c", "ls /dev/shm | grep miles_async"]).stdout == ""
-        assert [one for one in machine.processes() if one.pid != machine.holder] == []
+    assert [m.run(["sh", "-c", "ls /dev/shm | grep miles_async"]).stdout for m in net.values()] == [""] * len(net)
+
+
+def test_a_learner_of_two_ranks_engines_and_workers_on_three_machines_are_one_run(
+    net: Mapping[str, Machine], tmp_path: Path
+) -> None:
+    config = write_config(tmp_path, learner=SPLIT)
+    run_dir = tmp_path / "run"
+    done = launch_over(net, config, run_dir, learner="one", broadcaster="one", engine="two")
+    assert done.returncode == 0, (done.stdout[-2000:], done.stderr[-2000:])
+    assert_is_one_run(net, run_dir)
+    assert not (
+        run_dir / "snapshots"
+    ).exists()  # they were in the memory of machine one, or the run would have cleared them
+    assert [m.name for m in net.values() if any(one.pid != m.holder for one in m.processes())] == []
+
+
+def test_a_broadcaster_and_an_evaluation_away_from_the_learner_find_weights_where_all_machines_share_them(
+    net: Mapping[str, Machine], tmp_path: Path
+) -> None:
+    shared = tmp_path / "shared"
+    config = write_config(
+        tmp_path,
+        learner=SPLIT,
+        weights={"transport": "disk_delta"},
+        placement={"shared_dir": str(shared)},
+        eval={"eval_interval": 2, "num_engines": 1},
+        **{"eval.datasets.seen": {"prompt_data": "builtin:repeat@[:4]", "n_samples_per_eval_prompt": 1}},
+    )
+    run_dir = tmp_path / "run"
+    done = launch_over(net, config, run_dir, learner="one", engine="two", eval_engine="two")
+    assert done.returncode == 0, (done.stdout[-2000:], done.stderr[-2000:])
+    assert_is_one_run(net, run_dir)
+    assert list(summary(run_dir)["eval"]["seen"]) == ["0", "2", "4"]
+    deltas = [line["values"]["weights/delta_bytes"] for line in metrics(run_dir, "broadcaster")]
+    assert min(deltas) > 0
     assert not shared.exists() or not any(shared.iterdir())
