@@ -20,7 +20,7 @@ from pathlib import Path
 
 from actors.announcements import Announcements
 from actors.comparison import Comparison
-from actors.learner_offers import ask_again
+from actors.learner_offers import Unseen, ask_again
 from actors.runtime.context import ActorContext
 from bus import SnapshotLedger
 from bus.messages import EngineDown, EngineUp, Message, Snapshot
@@ -57,6 +57,7 @@ class Broadcaster:
         self.comparison = Comparison(ctx, self.fleet, self.told, self._client)
         self._news = asyncio.Event()
         self._update: Update | None = None
+        self._unseen = Unseen(ctx, self.snapshots)
         self._clients: dict[tuple[str, str], LeanEngineClient] = {}  # by name and address
         self._api_key = resolve("engine.api_key", ctx.config.engine.api_key)
         self._addresses = addresses_of(ctx.config.engine)
@@ -80,18 +81,18 @@ class Broadcaster:
     async def _read_history(self) -> str:
         """Fold what was said before this process began; forget engines of that time that do not answer any more."""
         cursor, messages = "0", [Message()]
-        unseen: Snapshot | None = None
+        last: Snapshot | None = None
         while messages:
             messages, cursor = await self.ctx.bus.read("weights", (Snapshot, EngineUp, EngineDown), cursor, block_ms=1)
             for message in messages:
+                last = message if isinstance(message, Snapshot) else last
                 # old snapshots have been removed since: no reason to refuse what was said of them
                 if isinstance(message, Snapshot) and not has_weights(message.path):
-                    unseen = message
-                elif await self._is_ours(message):
+                    continue
+                if await self._is_ours(message):
                     self.fleet.fold(message)
-                    unseen = None if isinstance(message, Snapshot) else unseen
-        if unseen is not None:
-            await self._ask_for(unseen)
+        if last is not None and not has_weights(last.path):
+            await self._unseen.ask_for(last)
         self.told.resume(await self.ctx.engine_states())
         alive = [member for member in self.fleet.members.values() if not member.down]
         await asyncio.gather(*(self._down_if_gone(member) for member in alive))
@@ -109,7 +110,7 @@ class Broadcaster:
             messages, cursor = await self.ctx.bus.read("weights", kinds, cursor, block_ms=READ_BLOCK_MS)
             for message in messages:
                 if isinstance(message, Snapshot) and not has_weights(message.path):
-                    await self._ask_for(message)
+                    await self._unseen.ask_for(message)
                     continue
                 if not await self._is_ours(message):
                     continue
@@ -121,13 +122,6 @@ class Broadcaster:
                     self.fleet.fold(message)
             if messages:
                 self._news.set()
-
-    async def _ask_for(self, unseen: Snapshot) -> None:
-        """Weights that were announced and are not there may lie in the memory of another machine, that of the broadcaster
-        before this one."""
-        if await self.snapshots.knows(unseen):
-            self.ctx.bus.refuse("weights", unseen.path, SnapshotError("no weights lie there"))
-            await ask_again(self.ctx, unseen.version)
 
     async def _is_ours(self, message: Message) -> bool:
         if isinstance(message, Snapshot):

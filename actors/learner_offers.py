@@ -78,3 +78,23 @@ class Offers:
 async def ask_again(ctx: ActorContext, version: int) -> None:
     """Ask the learner to write its weights again, by who cannot use what it has written."""
     await ctx.bus.publish("control", Control(command=AGAIN, roles=("learner",), reason=str(version)))
+
+
+class Unseen:
+    """Weights that were announced and that one process does not see: they may lie in the memory of another machine, that of the
+    process before it."""
+
+    def __init__(self, ctx: ActorContext, ledger: SnapshotLedger) -> None:
+        self.ctx, self._ledger = ctx, ledger
+        self._asked_for: Snapshot | None = None
+
+    async def ask_for(self, snapshot: Snapshot) -> None:
+        """Ask the learner for it again, once: it knows then that its memory is not seen. Nothing, where none announced it."""
+        if not await self._ledger.knows(snapshot):
+            return
+        self.ctx.bus.refuse("weights", snapshot.path, SnapshotError("no weights lie there"))
+        why = f"this machine sees none at {snapshot.path}"
+        await self.ctx.event("snapshot_gone", version=snapshot.version, cause=why)
+        if self._asked_for != snapshot:
+            self._asked_for = snapshot
+            await ask_again(self.ctx, snapshot.version)

@@ -127,7 +127,7 @@ def open_redis(config: RunConfig, run_dir: Path) -> RedisServer:
 async def _see_run(run_dir: Path, run_id: str) -> None:
     """Raises ConfigError: this machine does not see the directory of the run, or what the launch has just written there."""
     end = time.monotonic() + SEEN_S
-    while ((there := state.read(run_dir)) is None or there.run_id != run_id) and time.monotonic() < end:
+    while ((there := state.read(run_dir)) is None or there.run_id != run_id) and time.monotonic() < end:  # noqa: ASYNC110
         await asyncio.sleep(LOOK_S)
     if there is None or there.run_id != run_id:
         found = "nothing" if there is None else f"run {there.run_id}"

@@ -161,6 +161,8 @@ async def test_weights_that_were_announced_and_are_not_seen_here_are_asked_for_a
         await following
     assert await learner.is_asked_for(3) and broadcaster.fleet.newest is None
     assert bus.refused["weights"] == 1
+    events, _ = await bus.read("events", Event, "0")
+    assert [(event.kind, event.data["version"]) for event in events] == [("snapshot_gone", 3)]
 
 
 async def test_what_the_learner_is_asked_stops_no_actor(bus: Bus, tmp_path: Path) -> None:
