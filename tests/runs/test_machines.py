@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -10,7 +11,9 @@ from pathlib import Path
 
 import pytest
 from launching import events, metrics, summary, write_config
-from machines import Machine, machines, why_not
+from machines import Machine, environment, machines, why_not
+
+from bus.server import find_redis
 
 
 @pytest.fixture(scope="module")
@@ -45,12 +48,32 @@ SPLIT = {"num_ranks": 2, "tensor_parallel_size": 2}
 
 
 def launch_over(
-    net: Mapping[str, Machine], config: Path, run_dir: Path, **roles: str
+    net: Mapping[str, Machine], config: Path, run_dir: Path, roles: Mapping[str, str], **env: str
 ) -> subprocess.CompletedProcess[str]:
-    """A run whose launch and Redis are on machine three, and its actors, by role, on others, or there."""
+    """A run whose launch is on machine three, and its actors, by role, on others, or there."""
     places = {role: net[name].command([]) for role, name in {**roles, "": "three"}.items()}
     words = [sys.executable, "-m", "over_machines", str(config), str(run_dir), json.dumps(places)]
-    return net["three"].run(words, timeout=180)
+    return net["three"].run(words, timeout=180, env=environment(**env))
+
+
+@contextlib.contextmanager
+def redis_on(machine: Machine) -> Iterator[str]:
+    """The URL of somebody's Redis there, which asks for a password."""
+    program = find_redis()
+    assert program is not None
+    words = [program, "-", "--bind", machine.address, "--port", "6390", "--save", "", "--logfile", ""]
+    server = machine.popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert server.stdin is not None and server.stdout is not None
+    try:
+        with server.stdin:
+            server.stdin.write("requirepass somebodys\n")
+        while "Ready to accept" not in (line := server.stdout.readline()):
+            assert line, "it ended"
+        yield f"redis://:somebodys@{machine.address}:6390"
+    finally:
+        server.kill()
+        server.wait()
+        server.stdout.close()
 
 
 def assert_is_one_run(net: Mapping[str, Machine], run_dir: Path) -> None:
@@ -68,9 +91,11 @@ def assert_is_one_run(net: Mapping[str, Machine], run_dir: Path) -> None:
 def test_a_learner_of_two_ranks_engines_and_workers_on_three_machines_are_one_run(
     net: Mapping[str, Machine], tmp_path: Path
 ) -> None:
-    config = write_config(tmp_path, learner=SPLIT)
+    config = write_config(tmp_path, learner=SPLIT, bus={"url": "env:SOMEBODYS"})
     run_dir = tmp_path / "run"
-    done = launch_over(net, config, run_dir, learner="one", broadcaster="one", engine="two")
+    with redis_on(net["two"]) as url:
+        roles = {"learner": "one", "broadcaster": "one", "engine": "two"}
+        done = launch_over(net, config, run_dir, roles, SOMEBODYS=url)
     assert done.returncode == 0, (done.stdout[-2000:], done.stderr[-2000:])
     assert_is_one_run(net, run_dir)
     assert not (
@@ -92,7 +117,7 @@ def test_a_broadcaster_and_an_evaluation_away_from_the_learner_find_weights_wher
         **{"eval.datasets.seen": {"prompt_data": "builtin:repeat@[:4]", "n_samples_per_eval_prompt": 1}},
     )
     run_dir = tmp_path / "run"
-    done = launch_over(net, config, run_dir, learner="one", engine="two", eval_engine="two")
+    done = launch_over(net, config, run_dir, {"learner": "one", "engine": "two", "eval_engine": "two"})
     assert done.returncode == 0, (done.stdout[-2000:], done.stderr[-2000:])
     assert_is_one_run(net, run_dir)
     assert list(summary(run_dir)["eval"]["seen"]) == ["0", "2", "4"]
