@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from launching import events, metrics, summary, write_config
-from machines import Machine, environment, machines, why_not
+from machines import ROUTE, Machine, environment, machines, why_not
 
 from bus.server import find_redis
 
@@ -42,6 +42,15 @@ def test_machines_reach_each_other_by_address_and_share_only_what_they_are_told_
         assert one.run(["sh", "-c", f"echo x > {place}/there"]).returncode == 0
         assert two.run(["cat", f"{place}/there"]).stdout == seen
     assert [m.run(["hostname"]).stdout for m in (one, two)] == ["one\n", "two\n"]
+
+
+def test_a_machine_whose_network_has_no_way_out_has_its_address_all_the_same(net: Mapping[str, Machine]) -> None:
+    ask = [sys.executable, "-c", "from actors.runtime.own_address import own_address; print(own_address(None))"]
+    one = net["one"]
+    assert one.run(ask).stdout == f"{one.address}\n"
+    assert one.run(["sh", "-c", "ip route del default"]).returncode == 0
+    assert one.run(ask).stdout == f"{one.address}\n"
+    assert one.run(["sh", "-c", ROUTE]).returncode == 0
 
 
 SPLIT = {"num_ranks": 2, "tensor_parallel_size": 2}

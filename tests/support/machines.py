@@ -26,6 +26,7 @@ from bus.server import die_with_parent
 
 ROOT = Path(__file__).parents[2]
 NETWORK = "10.213.77"
+ROUTE = f"ip route add default via {NETWORK}.254"  # where nobody is: Ray finds no address of its own without one
 NAMESPACES = ("--net", "--mount", "--uts")
 PRIVATE = ("/tmp", "/var/tmp", "/dev/shm")
 READY_S = 20.0
@@ -103,7 +104,8 @@ def machines(names: Sequence[str], shared: Sequence[Path]) -> Iterator[Mapping[s
             machine = made[name] = Machine(name, f"{NETWORK}.{number}", holder)
             _sh(f"ip link add p{number} netns {switch} type veth peer name wire netns {holder}")
             _sh(f"ip link set p{number} master hub up", switch)
-            _sh(f"ip link set lo up && ip address add {machine.address}/24 dev wire && ip link set wire up", holder)
+            wire = f"ip address add {machine.address}/24 dev wire && ip link set wire up"
+            _sh(f"ip link set lo up && {wire} && {ROUTE}", holder)
         stack.callback(lambda: [machine.kill() for machine in made.values()])
         yield made
 
