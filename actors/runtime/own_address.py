@@ -14,6 +14,7 @@ from typing import Any
 
 import psutil
 
+from miles_async.config.rules import check_interface
 from miles_async.config.schema import ConfigError
 
 # nobody's (RFC 5737): the way to it is the way to everywhere
@@ -58,12 +59,8 @@ def is_network(interface: str) -> bool:
 
 
 def _in_network(network: str) -> str | None:
-    try:
-        wanted = ipaddress.ip_network(network, strict=False)
-    except ValueError:
-        raise ConfigError(
-            f'placement.interface = "{network}": expected the name of an interface, or a network such as "10.0.0.0/8"'
-        ) from None
+    check_interface(network)
+    wanted = ipaddress.ip_network(network, strict=False)
     return next((host for _, host in _addresses() if ipaddress.ip_address(host) in wanted), None)
 
 

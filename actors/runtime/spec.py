@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from actors.runtime.site import ONE_MACHINE, Site
@@ -31,7 +31,7 @@ class ActorSpec:
     config: RunConfig
     run_dir: Path
     model_path: str
-    bus_url: str
+    bus_url: str = field(repr=False)  # with its password
     run_id: str
     incarnation: int  # a number of the whole run's: 1 for the first launch, a greater one for each resume and restart
     site: Site = ONE_MACHINE  # the placement brings its own

@@ -6,6 +6,7 @@ names the keys, their values and what is allowed. Pure: what other rooms know is
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Callable
 
 from miles_async.config.layout import check as check_layout
@@ -39,6 +40,17 @@ def check(config: RunConfig, *rooms: Callable[[RunConfig], None]) -> None:
         )
     check_elastic(config)
     check_eval(config)
+    check_interface(config.placement.interface)
+
+
+def check_interface(interface: str | None) -> None:
+    """Refuse a network that is none. Raises ConfigError."""
+    try:
+        if interface is not None and "/" in interface:
+            ipaddress.ip_network(interface, strict=False)
+    except ValueError as error:
+        expected = 'expected the name of an interface, or a network such as "10.0.0.0/8"'
+        raise ConfigError(f'placement.interface = "{interface}": {expected} ({error})') from None
 
 
 def check_elastic(config: RunConfig) -> None:

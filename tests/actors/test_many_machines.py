@@ -20,6 +20,7 @@ from actors.runtime.site import Rank
 from actors.runtime.spec import ActorSpec
 from bus import Bus
 from bus.whereabouts import MEETINGS, meeting, see_memory, tell_meeting, tell_memory
+from miles_async.cli.load import parse
 from miles_async.config.schema import ConfigError, Data, Engine, Model, Placement, Router, RunConfig
 from miles_async.config.toml import dump
 from miles_async.runs import state
@@ -51,8 +52,9 @@ def test_an_interface_that_is_not_there_is_one_line_that_names_those_that_are() 
             ConfigError, match=f'placement.interface = "{wrong}": .* no address there; .* \\(127.0.0.1\\)'
         ):
             own_address(wrong)
-    with pytest.raises(ConfigError, match="expected the name of an interface, or a network such as"):
-        own_address("10.0.0.0/99")
+    for look in (own_address, lambda wrong: parse(dump(with_sections(CONFIG, placement=Placement(interface=wrong))))):
+        with pytest.raises(ConfigError, match="expected the name of an interface, or a network such as"):
+            look("10.0.0.0/99")
 
 
 def test_a_site_is_a_value_that_knows_where_the_bus_is_and_no_address_of_its_own() -> None:
