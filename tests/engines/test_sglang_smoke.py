@@ -14,6 +14,7 @@ from contract.checkpoint import log_probs, make_checkpoint
 from contract.client import LONG, PROMPT, Engine, sampled
 from safetensors.torch import load_file
 
+from actors.runtime.own_address import interface_of, own_address
 from miles_async.config.schema import Data, Model, RunConfig, Weights
 from miles_async.engines.client import EngineClient
 from miles_async.engines.sglang.driver import SglangError, SglangServer
@@ -75,11 +76,14 @@ async def test_a_server_starts_generates_takes_weights_in_flight_and_leaves_noth
     scratch = Path(tempfile.mkdtemp())  # its sockets lie there, whose paths may have 107 characters
     monkeypatch.setattr(tempfile, "tempdir", str(scratch))
     shared = shared_files()
+    host = own_address(None)  # as on several machines, where there is another one than loopback
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", interface_of(host) or "")
     old, new = make_checkpoint(tmp_path / "old", seed=1), make_checkpoint(tmp_path / "new", seed=2)
     snapshot = write_snapshot(tmp_path / "snapshots", 7, 0, load_file(new / "model.safetensors"), str(new))
 
     server = await SglangServer.start(
         str(old),
+        host=host,
         log_file=tmp_path / "log.txt",
         device="cpu",
         weight_version="6",
@@ -87,7 +91,7 @@ async def test_a_server_starts_generates_takes_weights_in_flight_and_leaves_noth
         timeout_s=400.0,
     )
     try:
-        assert server.alive()
+        assert server.alive() and server.url.startswith(f"http://{host}:")
         assert server.suspicious == ()
         assert len(left_behind(server.pid)) > 2, "the server's processes share its session"
         async with aiohttp.ClientSession(headers={"Authorization": "Bearer it's secret"}) as session:
