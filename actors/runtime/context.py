@@ -188,7 +188,7 @@ async def run_actor(spec: ActorSpec, make: Callable[[ActorContext], Actor], wher
     asyncio.get_running_loop().add_signal_handler(15, ctx.stop.set)
 
     async def live() -> None:
-        async with spec.site.entered(spec, bus) as ctx.config:
+        async with spec.site.entered(spec.name, spec.config, spec.run_dir, bus) as ctx.config:
             await make(ctx).run()
 
     work = asyncio.create_task(live(), name=spec.name)

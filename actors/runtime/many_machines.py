@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import platform
 import socket
@@ -18,7 +19,6 @@ from collections.abc import AsyncIterator, Collection, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from actors.runtime.own_address import ANYWHERE, interface_of, is_network, is_within, own_address
@@ -32,12 +32,11 @@ from miles_async.config.schema import ConfigError, RunConfig
 from miles_async.config.secrets import with_keys
 from miles_async.engines.kinds.table import kind_of
 from miles_async.runs import state
+from miles_async.weights.leftovers import sweep
 from miles_async.weights.place import memory_here, shared_root, stay
 
-if TYPE_CHECKING:
-    from actors.runtime.spec import ActorSpec
-
 REDIS_PORT = 6379
+_log = logging.getLogger(__name__)
 EVERYWHERE = ("0.0.0.0", "::", "")
 SEEN_S = 10.0  # a network file system may show what it showed before for a while
 LOOK_S = 0.25
@@ -73,14 +72,16 @@ class ManyMachines:
         return not is_loopback(host) or is_loopback(self.host)
 
     @contextlib.asynccontextmanager
-    async def entered(self, spec: ActorSpec, bus: Bus) -> AsyncIterator[RunConfig]:
+    async def entered(self, actor: str, config: RunConfig, run_dir: Path, bus: Bus) -> AsyncIterator[RunConfig]:
         """With keys where none are set; collectives of this process go over the interface of its address."""
-        await _see_run(spec.run_dir, spec.run_id)
+        await _see_run(run_dir, bus.run_id)
         _bind_collectives(self.host)
-        place = stay(spec.run_dir)
+        for removed in await asyncio.to_thread(sweep):
+            _log.info("swept %s of %s: %d bytes", removed.place, removed.run_dir, removed.bytes)
+        place = stay(run_dir)
         try:
-            await tell_memory(bus, spec.name, "" if place is None else memory_here())
-            yield with_keys(spec.config, await run_key(bus), engines=kind_of(spec.config.engine).OURS)
+            await tell_memory(bus, actor, "" if place is None else memory_here())
+            yield with_keys(config, await run_key(bus), engines=kind_of(config.engine).OURS)
         finally:
             if place is not None:
                 place.leave()

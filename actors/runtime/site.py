@@ -10,14 +10,11 @@ from collections.abc import Collection
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 from bus import Bus
 from miles_async.config.loopback import is_loopback
 from miles_async.config.schema import RunConfig
-
-if TYPE_CHECKING:
-    from actors.runtime.spec import ActorSpec
 
 MEETINGS = "rendezvous-"  # files in the run directory where the ranks of one machine meet
 
@@ -50,8 +47,8 @@ class Site(Protocol):
         """Whether an engine that the run starts can be at ``host``. Only there does its key go."""
         ...
 
-    def entered(self, spec: ActorSpec, bus: Bus) -> AbstractAsyncContextManager[RunConfig]:
-        """Around the life of the actor of ``spec``, in its process: its configuration as it holds here.
+    def entered(self, actor: str, config: RunConfig, run_dir: Path, bus: Bus) -> AbstractAsyncContextManager[RunConfig]:
+        """Around the life of ``actor``, in its process: the run's configuration as it holds here.
 
         Raises ConfigError: the actor cannot be here.
         """
@@ -94,9 +91,9 @@ class OneMachine:
         """On loopback."""
         return is_loopback(host)
 
-    def entered(self, spec: ActorSpec, bus: Bus) -> AbstractAsyncContextManager[RunConfig]:
+    def entered(self, actor: str, config: RunConfig, run_dir: Path, bus: Bus) -> AbstractAsyncContextManager[RunConfig]:
         """As it was written."""
-        return nullcontext(spec.config)
+        return nullcontext(config)
 
     def rendezvous(self, run_dir: Path, rank: Rank, bus: Bus) -> AbstractAsyncContextManager[str]:
         """A file, which every process of the machine sees."""

@@ -60,11 +60,18 @@ def listed(mark: str = "") -> list[Path]:
         names = sorted(name for name in os.listdir(MEMORY_ROOT) if name.startswith(mark + _prefix()))
     except OSError:
         return []
-    return [path for name in names if (path := MEMORY_ROOT / name).is_dir() and _is_ours(path)]
+    return [path for name in names if _is_place(path := MEMORY_ROOT / name)]
 
 
 def _prefix() -> str:
     return f"miles_async-{os.getuid()}-"
+
+
+def _is_place(path: Path) -> bool:
+    try:
+        return path.is_dir() and _is_ours(path)
+    except OSError:  # somebody else has removed it this very moment
+        return False
 
 
 def _is_ours(path: Path) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -17,7 +16,6 @@ from actors.runtime import many_machines as sites
 from actors.runtime.many_machines import ManyMachines, many_machines
 from actors.runtime.own_address import interface_of, own_address
 from actors.runtime.site import Rank
-from actors.runtime.spec import ActorSpec
 from bus import Bus
 from bus.whereabouts import MEETINGS, meeting, see_memory, tell_meeting, tell_memory
 from miles_async.cli.load import parse
@@ -29,10 +27,6 @@ from miles_async.weights import place as places
 
 CONFIG = RunConfig(model=Model(hf_checkpoint="builtin:digits"), data=Data(prompt_data="builtin:repeat"))
 LOOPBACK = interface_of("127.0.0.1")
-
-
-def spec(bus: Bus, run_dir: Path, config: RunConfig = CONFIG) -> ActorSpec:
-    return ActorSpec("engine-0", "engine", 0, "", config, run_dir, "", "", bus.run_id, 1)
 
 
 # addresses
@@ -86,18 +80,21 @@ async def test_all_actors_of_a_run_draw_the_same_keys_and_nobody_else_finds_them
     found: list[RunConfig] = []
     site = ManyMachines(interface=LOOPBACK)
     for _ in range(2):
-        async with site.entered(spec(bus, tmp_path), bus) as config:
+        async with site.entered("engine-0", CONFIG, tmp_path, bus) as config:
             found.append(config)
     first, second = found
     assert first == second and first.router.api_key != first.engine.api_key and len(first.engine.api_key or "") > 20
     assert str(first.router.api_key) not in dump(first) and str(first.engine.api_key) not in dump(first)
     await bus.forget_processes()  # another launch
     ours = with_sections(CONFIG, router=Router(api_key="router-key"), engine=Engine(api_key="env:ENGINE"))
-    async with site.entered(spec(bus, tmp_path), bus) as third, site.entered(spec(bus, tmp_path, ours), bus) as kept:
+    async with (
+        site.entered("engine-0", CONFIG, tmp_path, bus) as third,
+        site.entered("engine-0", ours, tmp_path, bus) as kept,
+    ):
         assert third.engine.api_key != first.engine.api_key
         assert (kept.router.api_key, kept.engine.api_key) == ("router-key", "env:ENGINE")
     theirs = with_sections(CONFIG, engine=Engine(kind="external", urls=["http://a:1"]))
-    async with site.entered(spec(bus, tmp_path, theirs), bus) as config:
+    async with site.entered("engine-0", theirs, tmp_path, bus) as config:
         assert config.engine.api_key is None  # somebody's servers ask for what they ask for
 
 
@@ -112,7 +109,7 @@ async def test_a_machine_that_does_not_see_the_run_directory_is_told_so(
         with pytest.raises(
             ConfigError, match=f"has {found} in {tmp_path}, where run {bus.run_id} is: .* storage that all"
         ):
-            async with site.entered(spec(bus, tmp_path), bus):
+            async with site.entered("engine-0", CONFIG, tmp_path, bus):
                 raise AssertionError("it was let in")
 
 
@@ -122,7 +119,7 @@ async def test_collectives_go_over_the_interface_of_the_address(
     state.write(tmp_path, RunState(bus.run_id, 1))
     monkeypatch.delenv("GLOO_SOCKET_IFNAME", raising=False)
     monkeypatch.setenv("NCCL_SOCKET_IFNAME", "ib0")
-    async with ManyMachines(interface=LOOPBACK).entered(spec(bus, tmp_path), bus):
+    async with ManyMachines(interface=LOOPBACK).entered("engine-0", CONFIG, tmp_path, bus):
         assert (
             os.environ["GLOO_SOCKET_IFNAME"] == LOOPBACK and os.environ["NCCL_SOCKET_IFNAME"] == "ib0"
         )  # somebody knew
@@ -187,9 +184,13 @@ async def test_who_leaves_a_machine_last_takes_along_what_the_run_has_in_its_mem
     run_dir = tmp_path / "run"
     run_dir.mkdir()
     state.write(run_dir, RunState(bus.run_id, 1))
-    site, first = ManyMachines(interface=LOOPBACK), spec(bus, run_dir)
-    async with site.entered(first, bus):
-        async with site.entered(replace(first, name="broadcaster"), bus):
+    site = ManyMachines(interface=LOOPBACK)
+    killed = places.claim(tmp_path / "of-another-run")
+    assert killed is not None
+    killed.let_go()
+    async with site.entered("engine-0", CONFIG, run_dir, bus):
+        assert not killed.root.exists()
+        async with site.entered("broadcaster", CONFIG, run_dir, bus):
             (places.in_memory(run_dir) / "i0001-v00000001").mkdir()
             assert places.hold(places.in_memory(run_dir)) is None  # nobody sweeps it away
             assert await site.memory_reaches(("engine-0", "broadcaster"), bus)

@@ -22,6 +22,7 @@ PURE = (
     "miles_async/config/schema/serving.py",
     "miles_async/config/schema/evaluation.py",
     "miles_async/config/schema/__init__.py",
+    "miles_async/config/schema/placement.py",
     "miles_async/config/schema/record.py",
     "miles_async/config/rules.py",
     "miles_async/config/effect.py",
