@@ -16,6 +16,7 @@ from miles_async.data.rows import PARQUET, sources, split_slice
 from miles_async.data.source import FILES
 from miles_async.engines.kinds.table import kind_of
 from miles_async.models import builtin
+from miles_async.models.kept_types import check_kept_types
 from miles_async.models.layout_fit import check_layout
 from miles_async.models.support import check_models
 from miles_async.train.backend import computes
@@ -34,6 +35,7 @@ def check_files(config: RunConfig) -> None:
             _check_checkpoint(key, other)
     check_models(config, kind_of(config.engine).COMPUTES, computes(config))
     check_layout(config)
+    check_kept_types(config)
     _check_data(config.data)
     if config.eval.eval_interval is not None:
         for name, dataset in config.eval.datasets.items():

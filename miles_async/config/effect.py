@@ -83,6 +83,11 @@ RULES = (
         'learner.recompute_granularity = "selective"',
     ),
     Rule(
+        ("learner.fp32_parameters",),
+        lambda config: config.model.dtype == "bfloat16",
+        'model.dtype = "bfloat16": all weights are float32 else',
+    ),
+    Rule(
         ("learner.lora_alpha", "learner.lora_targets"),
         lambda config: config.learner.lora_rank > 0,
         "learner.lora_rank above 0",

@@ -102,6 +102,11 @@ def shape_of(name: str) -> dict[str, Any]:
     return _model_config(MODELS[name])
 
 
+def tensor_names(name: str) -> list[str]:
+    """Of the weights of the model of that name."""
+    return [*_weights(MODELS[name], 0)]
+
+
 def write_model(arch: Architecture, directory: Path, seed: int) -> None:
     """Write a checkpoint of ``arch``, as :func:`make_model` does."""
     from safetensors.numpy import save_file

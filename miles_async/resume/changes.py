@@ -51,6 +51,7 @@ FIXED: dict[str, str] = {
     "learner.adam_eps": _OPTIMIZER,
     "learner.use_distributed_optimizer": _OPTIMIZER,
     "learner.freeze_moe_router": _OPTIMIZER,
+    "learner.fp32_parameters": "the checkpoint holds them as float32, and only them",
     "replay.run": _REPLAYED,
     "replay.from_step": _REPLAYED,
 }

@@ -162,6 +162,7 @@ _MEGATRON = (
     *(f"learner.lora_{name}" for name in ("rank", "alpha", "targets")),
     *(f"learner.moe_{name}" for name in ("aux_loss_coeff", "z_loss_coeff", "router_bias_update_rate")),
     "learner.freeze_moe_router",
+    "learner.fp32_parameters",
     "rollout.routing_replay",
     "learner.log_probs_chunk_size",
     "learner.optimizer",

@@ -20,10 +20,11 @@ from miles_async.models.hf_config import HfConfig
 from miles_async.models.mixtures import MIXTURES
 from miles_async.models.support import LEARNER, ModelError, check_model
 from miles_async.train import cpu_shim
+from miles_async.train.fp32_parameters import keep_float32, wide_tensors
 from miles_async.train.gathered import gathered
 from miles_async.train.light_imports import imported_when_called
 from miles_async.train.mixtures import mixture_settings
-from miles_async.train.parameter_names import EXPERTS, OwnNames, TransformerEngineNames, tensors
+from miles_async.train.parameter_names import EXPERTS, OwnNames, TransformerEngineNames, is_bias, tensors
 from miles_async.train.peft_names import AdapterSide
 
 __all__ = ["ModelBridge", "ModelError"]
@@ -54,7 +55,7 @@ class ModelBridge:
     """One model of one checkpoint. Megatron's parallel state must be initialised first, with the same ``layout``.
 
     settings: further fields of Megatron's TransformerConfig (model_settings.py). local: with local layers, also where
-    TransformerEngine is installed.
+    TransformerEngine is installed. fp32: patterns of the names of weights that are float32 in a bfloat16 model.
     """
 
     def __init__(
@@ -65,6 +66,7 @@ class ModelBridge:
         layout: Layout = WHOLE,
         settings: Mapping[str, Any] | None = None,
         local: bool = False,
+        fp32: Sequence[str] = (),
     ):
         self.path = path
         self.device = device
@@ -73,7 +75,9 @@ class ModelBridge:
         local = local or device.type != "cuda" or importlib.util.find_spec("transformer_engine") is None
         if local and self.hf_config.model_type in MIXTURES:
             cpu_shim.install_mixtures(device)
-        kind = _bridge_class(self.hf_config, local, layout, settings or {})
+        self._fp32 = fp32 if dtype is torch.bfloat16 else ()
+        self._fp32_files = wide_tensors(path) if self._fp32 else frozenset[str]()
+        kind = _bridge_class(self.hf_config, local, layout, settings or {}, plain=not self._fp32)
         self.mbridge: Any = kind(self.hf_config, dtype=dtype)
         self.view = TransformerEngineNames if local else OwnNames
 
@@ -91,6 +95,9 @@ class ModelBridge:
         modules = [self._chunk(stage if virtual else None) for stage in range(self.layout.virtual)]
         # A transformers-tied output layer has no weight of its own, so it is enough to convert what is there.
         wrapped = [Float16Module(self.config, module) for module in modules] if self.config.bf16 else modules
+        for module in modules if self._fp32 else ():
+            keep_float32(module, self._hf_names(module), self._fp32)
+            self.mbridge.dtype = None  # which weights would be rounded to before their parameters' types are looked at
         with torch.no_grad():
             self.mbridge.load_weights([self.view(module) for module in modules], self.path)
         return [*wrapped]
@@ -116,6 +123,13 @@ class ModelBridge:
                 parameter.allreduce = False
         return module.to(self.device)
 
+    def _hf_names(self, module: Any) -> dict[str, list[str]]:
+        """Of each parameter the Hugging Face names of what is in it."""
+        view = self.view(module)
+        names = self.mbridge._weight_name_mapping_mcore_local_to_global(view)
+        own = [name for name, _ in module.named_parameters()]
+        return {name: self.mbridge._weight_name_mapping_mcore_to_hf(names[view._rename(name)]) for name in own}
+
     def all_tensors(self, chunks: Sequence[Any]) -> Iterator[tuple[str, torch.Tensor]]:
         """Name and value of each tensor of the Hugging Face checkpoint, on rank 0, with adapters merged; values may be views of
         the parameters.
@@ -139,10 +153,21 @@ class ModelBridge:
     def hf_tensors(self, module: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
         """What :meth:`all_tensors` gives of the only part of a model. No communication."""
         for name, tensor in tensors(self.view(module)):
-            yield from zip(*self.mbridge._weight_to_hf_format(name, tensor.detach()), strict=True)
+            yield from self.to_hf(name, tensor.detach())
+
+    def to_hf(self, name: str, tensor: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
+        """The Hugging Face tensors in a parameter of the whole model, as engines have them: of the model's type, those that are
+        float32 here and in the checkpoint's files excepted."""
+        names, parts = self.mbridge._weight_to_hf_format(name, tensor)
+        if self._fp32 and not is_bias(name):
+            pairs = zip(names, parts, strict=True)
+            parts = (part if hf in self._fp32_files else part.bfloat16() for hf, part in pairs)
+        return zip(names, parts, strict=True)
 
 
-def _bridge_class(config: HfConfig, local: bool, layout: Layout, settings: Mapping[str, Any]) -> Any:
+def _bridge_class(
+    config: HfConfig, local: bool, layout: Layout, settings: Mapping[str, Any], *, plain: bool = True
+) -> Any:
     base = _mbridge_class(config.model_type)
     of_mixture = mixture_settings(config, local=local)
     overrides = _OVERRIDES | of_mixture | {"sequence_parallel": layout.sequence, **settings}
@@ -182,8 +207,8 @@ def _bridge_class(config: HfConfig, local: bool, layout: Layout, settings: Mappi
                 block = super()._get_transformer_layer_spec(vp_stage)
                 return _with_router(block) if of_mixture else block
             self.has_vp_stage = True
-            # local layers know of nothing that a TransformerConfig can say besides
-            if layout.splits_model or settings or of_mixture:
+            # local layers know of nothing that a TransformerConfig can say besides, and of one type
+            if layout.splits_model or settings or of_mixture or not plain:
                 from miles_async.train.split_layers import split_block_spec as block_spec
             else:
                 from miles_async.train.local_layers import local_block_spec as block_spec

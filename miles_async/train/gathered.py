@@ -52,7 +52,7 @@ def gathered(bridge: Any, chunks: Sequence[Any], side: AdapterSide | None = None
 
 def _of_stage(bridge: Any, chunks: Sequence[Any], side: AdapterSide | None) -> Iterator[tuple[str, torch.Tensor]]:
     """The tensors of this rank's stage, on its first tensor-parallel rank; the others have to iterate, and it means nothing."""
-    show, to_hf = (bridge.view, bridge.mbridge._weight_to_hf_format) if side is None else (side.view, side.to_hf)
+    show, to_hf = (bridge.view, bridge.to_hf) if side is None else (side.view, side.to_hf)
     for chunk in chunks:
         view = show(chunk)
         names = bridge.mbridge._weight_name_mapping_mcore_local_to_global(view)
@@ -64,7 +64,7 @@ def _of_stage(bridge: Any, chunks: Sequence[Any], side: AdapterSide | None) -> I
             if not whole:
                 yield names[local], mine
             while whole:  # nothing keeps one that has gone while the next is put together
-                yield from zip(*to_hf(*whole.pop(0)), strict=True)
+                yield from to_hf(*whole.pop(0))
 
 
 def _in_first_replica() -> bool:

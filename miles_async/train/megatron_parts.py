@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -139,7 +140,8 @@ class MegatronParts(LearnerParts):
 @contextlib.contextmanager
 def _lone_policy(config: RunConfig, model: Path, checkpoint: Path) -> Iterator[tuple[Any, Any]]:
     """The bridge and the model of a checkpoint, on the CPU."""
-    make = next(iter(hooks.MODEL_PROVIDER.functions(config)), ModelBridge)
+    ours = partial(ModelBridge, fp32=config.learner.fp32_parameters)
+    make = next(iter(hooks.MODEL_PROVIDER.functions(config)), ours)
     dtype = torch.bfloat16 if config.model.dtype == "bfloat16" else torch.float32
     with lone_model(make, str(model), dtype, seed=config.run.seed) as (bridge, module):
         from miles_async.train import dist_load  # imports Megatron

@@ -171,7 +171,7 @@ class TrainedModel(Trained):
             return (hidden.flatten(0, 1).index_select(0, part.places)[:, None], *rest)
 
         layer = module.output_layer
-        handle = layer.register_forward_pre_hook(keep_wanted)
+        handle = layer.register_forward_pre_hook(keep_wanted, prepend=True)
         if self._rows is not None:
             layer.forward = lambda hidden, **_: (hidden, None)
         try:

@@ -16,6 +16,7 @@ import torch
 from miles_async.config import schema as cfg
 from miles_async.config.layout import Layout
 from miles_async.train.megatron_args import megatron_args
+from miles_async.train.mixed_types import repair
 
 _RESHARDABLE = "fully_reshardable"  # DistributedOptimizer's form of a state that any number of ranks can load
 
@@ -45,6 +46,8 @@ class LearnerOptimizer:
         self._whole = on_cpu and not self._sharded and layout.model == layout.context and layout.expert == 1
         self._clip_grad, self._norm = config.clip_grad or math.inf, 0.0
         self._weight_decay = config.weight_decay
+        for part in self._parts():
+            repair(part)
         self._torch_sgd = [part for part in self._parts() if isinstance(part.optimizer, torch.optim.SGD)]
         for part in self._torch_sgd:
             _create_momentum(part.optimizer)

@@ -27,7 +27,12 @@ def tensors(model: Any) -> Iterator[tuple[str, torch.Tensor]]:
 
 def expert_biases(model: Any) -> Iterator[tuple[str, torch.Tensor]]:
     """The buffers that take part in choosing experts."""
-    return ((name, buffer) for name, buffer in model.named_buffers() if name.endswith(".expert_bias"))
+    return ((name, buffer) for name, buffer in model.named_buffers() if is_bias(name))
+
+
+def is_bias(name: str) -> bool:
+    """Whether it is such a buffer's name."""
+    return name.endswith(".expert_bias")
 
 
 class OwnNames:

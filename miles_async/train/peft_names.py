@@ -29,13 +29,12 @@ class AdapterSide:
         """``module`` as a model whose parameters are these."""
         return _View(module, self._side)
 
-    def to_hf(self, name: str, tensor: torch.Tensor) -> tuple[list[str], list[torch.Tensor]]:
+    def to_hf(self, name: str, tensor: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
         """PEFT's names and tensors, made of the matrix as it is without tensor parallelism. name: of the weight."""
         of_weights = self._bridge.mbridge._weight_name_mapping_mcore_to_hf(name)
         names = [f"{_PREFIX}{hf.removesuffix(_WEIGHT)}.lora_{self._side.upper()}{_WEIGHT}" for hf in of_weights]
-        if self._side == "a":
-            return names, [tensor] * len(names)
-        return names, self._rows(tensor, len(names))
+        parts = [tensor] * len(names) if self._side == "a" else self._rows(tensor, len(names))
+        return zip(names, parts, strict=True)
 
     def _rows(self, tensor: torch.Tensor, count: int) -> list[torch.Tensor]:
         """A B [out, rank] in the rows of each of ``count`` matrices."""

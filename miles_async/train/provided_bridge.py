@@ -78,4 +78,5 @@ def bridge_maker(config: RunConfig) -> Callable[[str, torch.dtype, torch.device]
         settings=model_settings(learner),
         local=lora_of(learner)
         is not None,  # an adapter takes the input of a layer, which TransformerEngine norms itself
+        fp32=learner.fp32_parameters,
     )

@@ -84,6 +84,9 @@ class Learner(Section, frozen=True):
     moe_router_bias_update_rate: CountFloat = 0.0
     freeze_moe_router: bool = False  # of a mixture: the router's weights stay as they are
     use_distributed_optimizer: bool = False  # ranks share the optimizer's state
+    # with model.dtype = "bfloat16": weights that are float32 all the same, and computed with in float32; patterns of their
+    # names in the checkpoint, as "lm_head.weight", "*.mlp.gate.weight"
+    fp32_parameters: list[str] = []
     # further fields of Megatron's TransformerConfig, DistributedDataParallelConfig and OptimizerConfig, by their names there
     megatron_args: dict[str, Any] = {}
     grad_reduce_timeout_s: PositiveFloat = 300.0  # how long a rank waits for the others

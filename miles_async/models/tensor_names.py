@@ -1,0 +1,30 @@
+"""The tensors of a Hugging Face directory, told from the headers of its safetensors files.
+
+Promises: no weights are read, and no torch is imported; a file that is none is refused with one line.
+Source of the format: https://huggingface.co/docs/safetensors: the length of the header in 8 bytes, the header as JSON.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from miles_async.models.support import ModelError
+
+MAX_HEADER_BYTES = 1 << 30
+
+
+def tensor_types(directory: str | Path) -> dict[str, str]:
+    """Name to type, as safetensors calls it (``F32``, ``BF16``), of each tensor. Raises ModelError."""
+    found: dict[str, str] = {}
+    for file in sorted(Path(directory).glob("*.safetensors")):
+        try:
+            with file.open("rb") as stream:
+                size = int.from_bytes(stream.read(8), "little")
+                header = json.loads(stream.read(size)) if size <= MAX_HEADER_BYTES else None
+            found |= {name: entry["dtype"] for name, entry in header.items() if name != "__metadata__"}
+        except OSError as error:
+            raise ModelError(f"{file}: cannot be read: {error.strerror or error}") from None
+        except (ValueError, AttributeError, TypeError, KeyError, RecursionError):
+            raise ModelError(f"{file}: no safetensors file") from None
+    return found
