@@ -181,6 +181,7 @@ class Broadcaster:
         wave = [member for member in wave if await self.told.updating(member)]
         if not wave:
             return
+        update = replace(update, follows=all(member.served is not None for member in wave))
         receivers = [await self._receiver(member) for member in wave]
         waves = [[await self._receiver(m) for m in w] for w in wave_partition(self.fleet, self.config.update_waves)]
         self.transport.form([receivers, *waves])

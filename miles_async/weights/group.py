@@ -76,6 +76,8 @@ class WeightGroup:
         self.receivers = tuple(receivers)
         self.backend: Backend = backend
         self.name = name
+        # what all of it has confirmed, as whoever sends names it: nobody joins a group later, not even an engine that came back
+        self.holds: int | None = None
         self._server: TCPStore | None = None
         self._pg: Any = None
         self._device = torch.device("cuda" if backend == "nccl" else "cpu")

@@ -57,7 +57,7 @@ async def push(
         await asyncio.shield(wave.go_on())
     return PushReport(
         version=update.version,
-        n_bytes=update.n_bytes,
+        n_bytes=update.n_bytes if wave.n_bytes is None else wave.n_bytes,
         seconds=time.monotonic() - started,
         paused_s=wave.paused_s,
         served=tuple(r.name for r in wave.served),
@@ -75,6 +75,7 @@ class Wave:
         self.served: list[Receiver] = []
         self.failed: dict[str, str] = {}
         self.paused_s: dict[str, float] = {}
+        self.n_bytes: int | None = None  # sent to each engine, where that is not all of the version
         self._paused: dict[str, tuple[Receiver, float]] = {}
         self._sessions: set[str] = set()
         self._dirty: set[str] = set()

@@ -35,6 +35,8 @@ class Update:
     copies: Mapping[str, Path] = field(
         default_factory=dict
     )  # engine to a directory of its own machine, where it has one
+    number: int | None = None  # among the versions that the transport knows the changes between
+    follows: bool = False  # each engine of the wave has confirmed an earlier version, and was not down since
 
     @property
     def n_bytes(self) -> int:

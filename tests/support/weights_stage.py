@@ -18,7 +18,7 @@ from actors.runtime.context import ActorContext
 from actors.runtime.spec import ActorSpec
 from bus import Bus
 from bus.messages import EngineDown, EngineServes, EngineUp, Message
-from miles_async.config.schema import Data, Engine, Model, RunConfig, Weights
+from miles_async.config.schema import Data, Engine, Learner, Model, RunConfig, Weights
 from miles_async.config.schema import Router as RouterConfig
 from miles_async.weights.snapshot import choose_root, load_snapshot, write_snapshot
 
@@ -33,12 +33,14 @@ class Stage:
         self.cursor = "0"
         self.heard: list[Message] = []
         self.weights = Weights(timeout_s=20.0, backend="gloo", snapshot_dir=str(run_dir / "snapshots"))
+        self.learner = Learner()
 
     def context(self, role: str, name: str = "") -> ActorContext:
         config = RunConfig(
             model=Model(hf_checkpoint=str(self.model), device="cpu"),
             data=Data(prompt_data="unused"),
             weights=self.weights,
+            learner=self.learner,
             router=RouterConfig(health_interval_s=0.5),
             engine=Engine(num_engines=3),
         )

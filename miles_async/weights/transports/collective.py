@@ -1,21 +1,28 @@
 """Over NCCL or gloo: the broadcaster is rank 0 of a process group with the engines of a wave, and broadcasts all buckets.
 
 Promises: a group that fails is formed once more, without the engines that are gone; if those that are left still cannot take
-the weights, those that refused are out; groups are kept from version to version.
+the weights, those that refused are out; groups are kept from version to version. With adapters (``learner.lora_rank``) versions
+differ in a part of the tensors: engines that have all confirmed an earlier one in the group that they are still in get what has
+changed since; whoever joins, comes back, or is sent a version once more gets all of it.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Iterable, Sequence
+from dataclasses import replace
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from miles_async.weights.push import Wave
 from miles_async.weights.transports.base import Transport
-from miles_async.weights.update import Receiver, Update
+from miles_async.weights.update import Key, Receiver, Update
 
 if TYPE_CHECKING:
+    from miles_async.weights.buckets import Bucket
+    from miles_async.weights.changes import Changes
     from miles_async.weights.group import WeightGroup, WeightGroups
 
 _log = logging.getLogger(__name__)
@@ -35,6 +42,24 @@ class Collective(Transport):
 
         return WeightGroups(choose_backend(self.config))
 
+    @cached_property
+    def changes(self) -> Changes:
+        """Between the versions that were prepared."""
+        from miles_async.weights.changes import Changes  # imports torch
+
+        return Changes()
+
+    async def prepare(self, path: Path, key: Key) -> Update:
+        update = await super().prepare(path, key)
+        if self.config.learner.lora_rank:  # else everything has changed
+            update = replace(update, number=await asyncio.to_thread(self._look, update))
+        return update
+
+    def _look(self, update: Update) -> int:
+        from miles_async.weights.buckets import unflatten  # imports torch
+
+        return self.changes.see({name: one for bucket in update.buckets for name, one in unflatten(bucket).items()})
+
     def form(self, waves: Iterable[Sequence[Receiver]]) -> None:
         self.groups.keep_only(waves)
 
@@ -51,11 +76,17 @@ class Collective(Transport):
             group: WeightGroup | None = None
             try:
                 group = await self.groups.get(members, wave.phase_s)
+                holds, group.holds = group.holds, None
+                buckets = update.buckets
+                if update.follows and holds is not None and update.number is not None:
+                    buckets = await asyncio.to_thread(self._between, holds, update.number) or buckets
                 await wave.pause(session=True)
                 if len(wave.alive) == len(members):
                     wave.touch()
-                    await _send(group, wave, update)
+                    wave.n_bytes = sum(bucket.n_bytes for bucket in buckets)
+                    await _send(group, wave, update.version, buckets)
                     await wave.confirm(update.version)
+                    group.holds = update.number if len(wave.served) == len(members) else None
                     return
                 self.groups.discard(group)
             except GroupError as error:
@@ -70,15 +101,22 @@ class Collective(Transport):
                         for receiver in guilty:
                             wave.fail(receiver.name, str(error.refusals.get(receiver.name, error)))
 
+    def _between(self, holds: int, number: int) -> tuple[Bucket, ...] | None:
+        """The buckets of what has changed from one version to the other; None: nobody knows."""
+        from miles_async.weights.buckets import make_buckets  # imports torch
+
+        changed = self.changes.between(holds, number)
+        return None if changed is None else tuple(make_buckets(changed, self.config.weights.bucket_mb * 1024 * 1024))
+
     async def close(self) -> None:
         await self.groups.close()
 
 
-async def _send(group: WeightGroup, wave: Wave, update: Update) -> None:
-    """All buckets, in order. The last one carries the version and flushes what the old weights cached."""
+async def _send(group: WeightGroup, wave: Wave, version: int, buckets: Sequence[Bucket]) -> None:
+    """The buckets, in order. The last one carries the version and flushes what the old weights cached."""
     config = wave.config
-    for number, bucket in enumerate(update.buckets, 1):
-        last = number == len(update.buckets)
+    for number, bucket in enumerate(buckets, 1):
+        last = number == len(buckets)
         receive: dict[str, Awaitable[None]] = {
             r.name: r.client.update_from_distributed(
                 names=bucket.names,
@@ -86,7 +124,7 @@ async def _send(group: WeightGroup, wave: Wave, update: Update) -> None:
                 shapes=bucket.shapes,
                 group=group.name,
                 flush_cache=last and config.pause_mode != "in_place",
-                version=str(update.version) if last else None,
+                version=str(version) if last else None,
                 timeout=wave.phase_s,
             )
             for r in wave.alive
