@@ -76,10 +76,7 @@ class Collective(Transport):
             group: WeightGroup | None = None
             try:
                 group = await self.groups.get(members, wave.phase_s)
-                holds, group.holds = group.holds, None
-                buckets = update.buckets
-                if update.follows and holds is not None and update.number is not None:
-                    buckets = await asyncio.to_thread(self._between, holds, update.number) or buckets
+                buckets = await self._due(group, update)
                 await wave.pause(session=True)
                 if len(wave.alive) == len(members):
                     wave.touch()
@@ -101,12 +98,17 @@ class Collective(Transport):
                         for receiver in guilty:
                             wave.fail(receiver.name, str(error.refusals.get(receiver.name, error)))
 
-    def _between(self, holds: int, number: int) -> tuple[Bucket, ...] | None:
-        """The buckets of what has changed from one version to the other; None: nobody knows."""
+    async def _due(self, group: WeightGroup, update: Update) -> tuple[Bucket, ...]:
+        """What the group needs of ``update``. Until it has confirmed that, it holds nothing."""
         from miles_async.weights.buckets import make_buckets  # imports torch
 
-        changed = self.changes.between(holds, number)
-        return None if changed is None else tuple(make_buckets(changed, self.config.weights.bucket_mb * 1024 * 1024))
+        holds, group.holds = group.holds, None
+        if not update.follows or holds is None or update.number is None:
+            return update.buckets
+        changed = self.changes.between(holds, update.number)
+        if changed is None:
+            return update.buckets
+        return tuple(await asyncio.to_thread(make_buckets, changed, self.config.weights.bucket_mb * 1024 * 1024))
 
     async def close(self) -> None:
         await self.groups.close()
