@@ -88,6 +88,11 @@ RULES = (
         'model.dtype = "bfloat16": all weights are float32 else',
     ),
     Rule(
+        ("learner.optimizer_offload_fraction",),
+        lambda config: config.learner.optimizer_cpu_offload,
+        "learner.optimizer_cpu_offload = true",
+    ),
+    Rule(
         ("learner.lora_alpha", "learner.lora_targets"),
         lambda config: config.learner.lora_rank > 0,
         "learner.lora_rank above 0",

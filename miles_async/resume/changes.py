@@ -83,8 +83,8 @@ FREE: dict[str, str] = {
         max_skipped_steps lr min_lr lr_warmup_steps lr_decay_steps lr_decay_style weight_decay clip_grad
         max_tokens_per_micro_batch qkv_format recompute_granularity recompute_method recompute_num_layers recompute_modules
         balance_data log_probs_chunk_size moe_aux_loss_coeff moe_z_loss_coeff moe_router_bias_update_rate
-        megatron_args grad_reduce_timeout_s batch_function before_log_prob_function before_train_step_function
-        log_function max_quarantined_groups""",
+        optimizer_cpu_offload optimizer_offload_fraction megatron_args grad_reduce_timeout_s batch_function
+        before_log_prob_function before_train_step_function log_function max_quarantined_groups""",
     "checkpoint": "save_interval keep async_save save_hf post_save_function",
     "engine": """kind num_engines urls max_running_requests context_length tp_size args start_timeout_s hang_timeout_s
         api_key""",

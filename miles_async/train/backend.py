@@ -163,6 +163,7 @@ _MEGATRON = (
     *(f"learner.moe_{name}" for name in ("aux_loss_coeff", "z_loss_coeff", "router_bias_update_rate")),
     "learner.freeze_moe_router",
     "learner.fp32_parameters",
+    *(f"learner.optimizer_{name}" for name in ("cpu_offload", "offload_fraction")),
     "rollout.routing_replay",
     "learner.log_probs_chunk_size",
     "learner.optimizer",

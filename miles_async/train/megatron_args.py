@@ -8,6 +8,7 @@ configuration of Megatron that has the field. Importing this file costs no Megat
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import typing
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -34,7 +35,7 @@ SAID = {  # by a key of ours
     **{f"recompute_{name}": f"learner.recompute_{name}" for name in ("granularity", "method", "num_layers", "modules")},
     "clip_grad": "learner.clip_grad",
     "moe_enable_routing_replay": "rollout.routing_replay",
-    "optimizer": "learner.optimizer",
+    **{name: f"learner.{name}" for name in ("optimizer", "optimizer_cpu_offload", "optimizer_offload_fraction")},
     **{name: f"learner.{name}" for name in ("moe_aux_loss_coeff", "moe_z_loss_coeff", "moe_router_bias_update_rate")},
 }
 MODEL = {  # what config.json says
@@ -67,7 +68,6 @@ RELIED_ON = {
 OF_CUDA = (
     "fp8",
     "fp4",
-    "optimizer_cpu_offload",
     "use_precision_aware_optimizer",
     "moe_grouped_gemm",
     "enable_cuda_graph",
@@ -110,7 +110,26 @@ def check(config: RunConfig) -> None:
             f'learner.optimizer = "{learner.optimizer}" with learner.use_distributed_optimizer = true: Megatron stores Adam\'s '
             "state only where ranks share one"
         )
+    _check_offload(config)
     megatron_args(learner.megatron_args)
+
+
+def _check_offload(config: RunConfig) -> None:
+    """Refuse an optimizer in the CPU's memory where it lies there anyway, or where Megatron has none. Raises ConfigError."""
+    learner = config.learner
+    if not learner.optimizer_cpu_offload:
+        return
+    why = ""
+    if config.model.device == "cpu" or not _cuda():
+        why = "has an effect on a CUDA device only: on a CPU its state lies in the CPU's memory anyway"
+    elif not learner.use_distributed_optimizer or learner.optimizer != "adam":
+        why = 'needs learner.use_distributed_optimizer = true and learner.optimizer = "adam": Megatron has no other one'
+    elif config.model.dtype != "bfloat16" or learner.fp32_parameters:
+        why = 'needs model.dtype = "bfloat16" without learner.fp32_parameters: Megatron restores no other state'
+    elif importlib.util.find_spec("transformer_engine") is None:
+        why = "needs the package transformer_engine, which is not installed: Megatron takes its optimizer"
+    if why:
+        raise ConfigError(f"learner.optimizer_cpu_offload = true {why}")
 
 
 def _refuse(name: str, known: set[str]) -> None:

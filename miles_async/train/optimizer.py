@@ -17,6 +17,7 @@ from miles_async.config import schema as cfg
 from miles_async.config.layout import Layout
 from miles_async.train.megatron_args import megatron_args
 from miles_async.train.mixed_types import repair
+from miles_async.train.offloaded import is_offloaded, offloading, prepare
 
 _RESHARDABLE = "fully_reshardable"  # DistributedOptimizer's form of a state that any number of ranks can load
 
@@ -37,7 +38,7 @@ class LearnerOptimizer:
             bf16=dtype is torch.bfloat16,
             params_dtype=dtype,
             use_distributed_optimizer=config.use_distributed_optimizer,
-            **megatron_args(config.megatron_args).optimizer,
+            **(offloading(config) | megatron_args(config.megatron_args).optimizer),
         )
         self.megatron: Any = get_megatron_optimizer(settings, [*chunks])  # pyright: ignore[reportArgumentType]
         self._sharded = config.use_distributed_optimizer
@@ -48,6 +49,9 @@ class LearnerOptimizer:
         self._weight_decay = config.weight_decay
         for part in self._parts():
             repair(part)
+        self._offloaded = [part for part in self._parts() if is_offloaded(part)]
+        for part in self._offloaded:
+            prepare(part)
         self._torch_sgd = [part for part in self._parts() if isinstance(part.optimizer, torch.optim.SGD)]
         for part in self._torch_sgd:
             _create_momentum(part.optimizer)
@@ -91,7 +95,7 @@ class LearnerOptimizer:
         clip = self._clip_grad / (self._norm + 1e-6)  # as Megatron's own step does, which would measure them again
         if clip < 1.0:
             for part in self._parts():
-                grads = [parameter.grad for parameter in part.get_parameters() if parameter.grad is not None]
+                grads = _gradients(part)
                 if grads:  # a stage may have no experts, which have a part of their own
                     torch._foreach_mul_(grads, clip)  # pyright: ignore[reportPrivateImportUsage]
         self.megatron.step_with_ready_grads()
@@ -117,10 +121,18 @@ class LearnerOptimizer:
         for part in self._torch_sgd:
             for entry in part.optimizer.state.values():
                 entry.pop("step", None)  # Megatron's, of any optimizer
-        for part in self._torch_adamw:
+        for part in [*self._torch_adamw, *self._offloaded]:
             # DistributedOptimizer restores one shared tensor, which would count up once for each parameter.
             for entry in part.optimizer.state.values():
-                entry["step"] = torch.tensor(float(steps))
+                if "step" in entry:  # TransformerEngine's counts by groups
+                    entry["step"] = torch.tensor(float(steps))
+
+
+def _gradients(part: Any) -> list[torch.Tensor]:
+    """What an optimizer of Megatron's steps by."""
+    where = "decoupled_grad" if part.config.use_precision_aware_optimizer_no_fp8_or_ds_fp8 else "grad"
+    found = (getattr(parameter, where, None) for parameter in part.get_parameters())
+    return [gradient for gradient in found if gradient is not None]
 
 
 def _create_momentum(optimizer: torch.optim.Optimizer) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from as_if_cuda import as_if_cuda
 from train_support import Build, assert_close, assert_equal, make_checkpoint, make_config, make_groups
 
 from miles_async.config.schema import ConfigError
@@ -68,8 +69,12 @@ def test_gradient_descent_goes_on_from_its_checkpoint(
         ),
         ({"megatron_args": {"optimizer": "sgd"}}, r"megatron_args\.optimizer is said by learner\.optimizer"),
         (
-            {"megatron_args": {"optimizer_cpu_offload": True, "optimizer_offload_fraction": 0.5}},
-            r"megatron_args\.optimizer_cpu_offload = true needs a CUDA device, and torch sees none",
+            {"megatron_args": {"optimizer_cpu_offload": True}},
+            r"megatron_args\.optimizer_cpu_offload is said by learner\.optimizer_cpu_offload",
+        ),
+        (
+            {"optimizer_cpu_offload": True, "optimizer_offload_fraction": 0.5},
+            r"learner\.optimizer_cpu_offload = true has an effect on a CUDA device only",
         ),
     ],
 )
@@ -78,3 +83,42 @@ def test_an_optimizer_that_is_not_to_be_had_is_one_line(learner: dict[str, Any],
         check(make_config("builtin:digits", learner=learner))
     assert "\n" not in str(refused.value)
     assert not torch.cuda.is_available()
+
+
+@pytest.mark.parametrize("share", [1.0, 0.4])
+def test_an_offloaded_optimizer_steps_as_one_that_is_not_and_goes_on_from_its_checkpoint(
+    build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, share: float
+) -> None:
+    make_checkpoint(tmp_path / "model", tied=False)
+    plain = {"use_distributed_optimizer": True, "weight_decay": 0.1, "clip_grad": 0.05}
+    model = {"dtype": "bfloat16"}
+    trainer = build(tmp_path / "model", model=model, learner=plain)
+    expected = [trainer.step(make_groups(4, 4, seed=step)) for step in range(3)]
+    weights = trainer.export()
+    assert all(metrics["grad_norm"] > plain["clip_grad"] for metrics in expected)
+    learner = {**plain, "optimizer_cpu_offload": True, "optimizer_offload_fraction": share}
+    with as_if_cuda(monkeypatch):
+        trainer = build(tmp_path / "model", model=model, learner=learner)
+        [part] = trainer._policy.model._optimizer._offloaded
+        assert bool(part.optimizer.cpu_optimizers) and (part.optimizer.gpu_optimizer is None) == (share == 1.0)
+        trainer.save_checkpoint(tmp_path / "untrained", {})
+        found = [trainer.step(make_groups(4, 4, seed=step)) for step in range(2)]
+        trainer.save_checkpoint(tmp_path / "trained", {})
+        found.append(trainer.step(make_groups(4, 4, seed=2)))
+        assert found == expected
+        assert_equal(trainer.export(), weights)
+        other = build(tmp_path / "model", model=model, learner=learner)
+        other.load_checkpoint(tmp_path / "trained")
+        assert other.step(make_groups(4, 4, seed=2)) == expected[2]
+        assert_equal(other.export(), weights)
+        other.load_checkpoint(tmp_path / "untrained")
+        assert [other.step(make_groups(4, 4, seed=step)) for step in range(2)] == expected[:2]
+    back = build(tmp_path / "model", model=model, learner=plain)  # a run may change its mind
+    back.load_checkpoint(tmp_path / "trained")
+    assert back.step(make_groups(4, 4, seed=2)) == expected[2]
+    back.save_checkpoint(tmp_path / "back", {})
+    fourth = back.step(make_groups(4, 4, seed=3))
+    with as_if_cuda(monkeypatch):
+        again = build(tmp_path / "model", model=model, learner=learner)
+        again.load_checkpoint(tmp_path / "back")
+        assert again.step(make_groups(4, 4, seed=3)) == fourth

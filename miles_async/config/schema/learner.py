@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from msgspec import Meta
 
 from miles_async.config.schema.section import CountFloat, CountInt, PositiveFloat, PositiveInt, Section, Share
 
@@ -84,6 +86,10 @@ class Learner(Section, frozen=True):
     moe_router_bias_update_rate: CountFloat = 0.0
     freeze_moe_router: bool = False  # of a mixture: the router's weights stay as they are
     use_distributed_optimizer: bool = False  # ranks share the optimizer's state
+    # of a model on CUDA: Adam's state and float32 weights lie in the CPU's memory, which also computes the step; with
+    # model.dtype = "bfloat16", use_distributed_optimizer and TransformerEngine
+    optimizer_cpu_offload: bool = False
+    optimizer_offload_fraction: Annotated[float, Meta(gt=0, le=1)] = 1.0  # of which share of the weights
     # with model.dtype = "bfloat16": weights that are float32 all the same, and computed with in float32; patterns of their
     # names in the checkpoint, as "lm_head.weight", "*.mlp.gate.weight"
     fp32_parameters: list[str] = []
