@@ -97,7 +97,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "snapshot": (
         "actors.learner_offers",
         "miles_async.train.bridge",
-        "miles_async.train.trainer:Trainer.export",
+        "miles_async.train.stored_trainer",
         "miles_async.weights.export",
         "miles_async.weights.place",
         "miles_async.weights.sealed",

@@ -9,19 +9,18 @@ Promises:
 - The loss of a step is a mean over its own mini-batch, all ranks: neither the split into micro-batches nor the number of
   ranks, nor how they split the model, changes it, beyond rounding. Metrics are the same on every rank.
 - ``version`` is the number of batches behind the weights, however many optimizer steps a batch is; a restored checkpoint
-  continues bit for bit. The first ``critic.num_critic_only_steps`` batches leave the policy's weights as they are.
-- An exported tensor is a copy: later steps do not change it.
+  continues bit for bit (stored_trainer.py). The first ``critic.num_critic_only_steps`` batches leave the policy's weights as
+  they are.
 
 All methods are collective over ranks, in the same order. Any thread may call them, one at a time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -32,11 +31,8 @@ from miles_async.config.schema import RunConfig
 from miles_async.groups.model_routes import route_shape
 from miles_async.hooks.calls import called
 from miles_async.train import hooks, on_policy, steps
-from miles_async.train.backend import LearnerBackend
 from miles_async.train.batch import BatchError, Sequences, flatten, whole_sequences
 from miles_async.train.checked_batch import checked
-from miles_async.train.checkpoint import LearnerState
-from miles_async.train.checkpoint_choice import CheckpointChoice
 from miles_async.train.critic import AT_REST, Critic
 from miles_async.train.critic import METRICS as CRITIC_METRICS
 from miles_async.train.denominators import denominators
@@ -47,25 +43,23 @@ from miles_async.train.megatron_parts import MegatronParts
 from miles_async.train.minibatch import MiniBatch, split
 from miles_async.train.model_state import ModelState
 from miles_async.train.objective import MISMATCH, MISMATCH_TOKENS, Objective, Sums, named
-from miles_async.train.parts import LearnerParts
 from miles_async.train.policy import Policy
 from miles_async.train.ranks import Ranks
 from miles_async.train.reward_metrics import reward_metrics
 from miles_async.train.share import MicroShare, Share, make_share, micro_share
+from miles_async.train.stored_trainer import StoredTrainer
 from miles_async.train.trained import Trained
-from miles_async.weights.snapshot import Spec, specs_of
 
 __all__ = ["LagExceeded", "MegatronTrainer", "Trainer"]
 
 
-class Trainer(LearnerBackend):
+class Trainer(StoredTrainer):
     """The ``LearnerBackend`` (backend.py) of one rank. Builds process groups, model and optimizer, and loads the weights.
 
     model_path: a Hugging Face directory. Raises ModelError for an unsupported checkpoint, RanksSilent if the other ranks do
     not come.
     """
 
-    PARTS: type[LearnerParts]
     HOLDS = True
 
     def __init__(self, config: RunConfig, model_path: str, ranks: Ranks) -> None:
@@ -111,7 +105,6 @@ class Trainer(LearnerBackend):
         )
         self._critic = self._build_critic() if self._objective.needs_critic else None
         critic = self._critic.model if self._critic is not None else None
-        self._specs: list[Spec] | None = None  # of what is exported
         self._steps = steps.OptimizerSteps(self._groups, self.config.learner.max_skipped_steps)
         parts = self._parts
         self._state = ModelState(self._policy.model, critic, self._kept, self._groups, parts.files, parts.lora)
@@ -119,8 +112,6 @@ class Trainer(LearnerBackend):
     def _build_critic(self) -> Critic:
         bridge = self._parts.bridge(self.config.critic.critic_load or self._bridge.path)
         return Critic(self.config, bridge, self._bridge.hf_config.vocab_size, self._parts)
-
-    # -- training -----------------------------------------------------------------------------------------------------
 
     def step(
         self,
@@ -270,82 +261,6 @@ class Trainer(LearnerBackend):
         packed = whole_sequences(sequences)
         flat = self._policy.all_logprobs(packed, temperature).numpy()
         return np.split(flat, np.cumsum(packed.lengths - 1)[:-1])
-
-    # -- weights out, state in and out --------------------------------------------------------------------------------
-
-    @classmethod
-    def checkpoint_weights(cls, config: RunConfig, model: Path, checkpoint: Path) -> dict[str, torch.Tensor]:
-        """See LearnerBackend."""
-        return cls.PARTS.checkpoint_weights(config, model, checkpoint)
-
-    def export(self) -> dict[str, torch.Tensor]:
-        """Hugging Face name -> contiguous copy on the CPU, in the model's dtype. Empty on every rank but 0."""
-        if not self._groups.exports:
-            return {}
-        return {name: torch.empty(tensor.shape, dtype=tensor.dtype).copy_(tensor) for name, tensor in self._tensors()}
-
-    def stream(self) -> tuple[Sequence[Spec], Iterable[tuple[str, torch.Tensor]]]:
-        """See LearnerBackend. Of a model that is split, rank 0 has one tensor at a time."""
-        if not self._groups.exports:
-            return (), ()
-        if self._specs is None:
-            self._specs = specs_of(self._tensors())
-        return self._specs, self._tensors()
-
-    def _tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
-        with self._groups.waiting("the weights of"):
-            yield from self._bridge.all_tensors(self._policy.model.modules)
-
-    def save_hf(self, directory: Path) -> None:
-        """A directory transformers can load: current weights, the original's configuration and tokenizer files."""
-        from miles_async.train.hf_export import save_hf
-
-        tensors = self.export()
-        if self._groups.rank == 0:
-            save_hf(tensors, Path(self._bridge.path), Path(directory))
-        self._groups.agree("the Hugging Face export")
-
-    def save_critic(self, directory: Path) -> None:
-        """The critic as a directory that critic.critic_load takes; see critic.py. Does nothing without one."""
-        if self._critic is not None and self._groups.exports:
-            self._critic.save_hf(Path(directory))
-        self._groups.agree("the export of the critic")
-
-    def save_checkpoint(self, directory: Path, extra: dict[str, Any]) -> Path:
-        """Add a checkpoint of this version to ``directory`` and make it the latest; see checkpoint.py.
-
-        extra: msgpack-able, returned by load_checkpoint. Keeps checkpoint.keep checkpoints. Returns the new one's path.
-        """
-        with self._parts.building():
-            return self._begin_checkpoint(directory, extra, beside=False)()
-
-    def begin_checkpoint(self, directory: Path, extra: dict[str, Any]) -> Callable[[], Path]:
-        """See LearnerBackend; what is returned is a save_checkpoint of this version, whatever is trained meanwhile."""
-        with self._parts.building():
-            return self._begin_checkpoint(directory, extra, beside=True)
-
-    def _begin_checkpoint(self, directory: Path, extra: dict[str, Any], *, beside: bool) -> Callable[[], Path]:
-        state = LearnerState(self.version, extra, skipped_in_a_row=self._steps.skipped_in_a_row)
-        return self._state.begin(Path(directory), state, keep=self.config.checkpoint.keep, beside=beside)
-
-    def choose_checkpoint(self, directory: Path, forgotten: int) -> CheckpointChoice:
-        """The newest sound checkpoint in ``directory``, of step ``forgotten`` or later; see checkpoint_choice.py."""
-        return self._state.choose(Path(directory), forgotten)
-
-    def load_checkpoint(self, directory: Path, *, verified: bool = False) -> dict[str, Any]:
-        """Restore the latest checkpoint in ``directory`` (or the one it is). Returns its ``extra``.
-
-        Raises CheckpointError: there is none, it is damaged (not looked for if ``verified``), or it has a critic and this run
-        none, or the reverse. The number of ranks may differ from the one that saved it.
-        """
-        with self._parts.building():
-            state = self._state.load(Path(directory), verified=verified)
-        self.version, self._steps.skipped_in_a_row = state.version, state.skipped_in_a_row
-        return state.extra
-
-    def close(self) -> None:
-        """Leave the process groups."""
-        self._groups.close()
 
 
 class MegatronTrainer(Trainer):
