@@ -48,13 +48,17 @@ class RouteShape:
             raise ValueError(f"{len(data)} bytes of routes, {self.row_bytes} a token")
         return np.frombuffer(data, self.dtype).reshape(-1, self.layers, self.top_k)
 
-    def check(self, data: bytes, tokens: int) -> None:
-        """Whether ``data`` is of a sequence of so many tokens. Raises ValueError: no experts, those of other tokens, one that
-        there is not, or one that a token has twice in a layer with experts."""
+    def check_size(self, data: bytes, tokens: int) -> None:
+        """Whether ``data`` is of a sequence of so many tokens. Raises ValueError."""
         if not data:
             raise ValueError("no experts came with it")
         if len(data) != (tokens - 1) * self.row_bytes:
             raise ValueError(f"{len(data)} bytes of experts, expected {tokens - 1} tokens of {self.row_bytes}")
+
+    def check(self, data: bytes, tokens: int) -> None:
+        """:meth:`check_size`, and whether these are experts. Raises ValueError: one that there is not, or one that a token has
+        twice in a layer with experts."""
+        self.check_size(data, tokens)
         chosen = self.unpack(data)[:, self.dense :]
         if chosen.size and chosen.max() >= self.experts:
             raise ValueError(f"an expert's number is not in 0..{self.experts - 1}: {chosen.max()}")

@@ -93,9 +93,10 @@ class MicroBatch:
 
 def flatten(groups: Sequence[Group], vocab_size: int, routes: RouteShape | None = None) -> TrainBatch:
     """The flat arrays of the groups. routes: the shape of the experts that came with each sample, which are to be replayed;
-    None: they are not looked at. Raises BatchError naming the group and sample."""
+    None: they are not looked at; that they are experts of the model is the matter of who takes groups from the bus. Raises
+    BatchError naming the group and sample."""
     try:
-        check_groups(groups, Limits(vocab_size=vocab_size, routes=routes))
+        check_groups(groups, Limits(vocab_size=vocab_size))
     except UnsoundGroup as error:
         raise BatchError(str(error)) from None
     samples = [(group, sample) for group in groups for sample in group.samples]
@@ -128,6 +129,11 @@ def flatten(groups: Sequence[Group], vocab_size: int, routes: RouteShape | None 
 
 def _routes(samples: Sequence[tuple[Group, Sample]], shape: RouteShape) -> Array:
     """[sum(lengths - 1), layers, top_k]: uint8 or, as torch can do little with uint16, int16."""
+    for group, sample in samples:
+        try:
+            shape.check_size(sample.routes, len(prompt_of(group, sample)) // 4 + len(sample.loss_mask))
+        except ValueError as error:
+            raise BatchError(f"group {group.group_id}, sample {sample.index}: {error}") from None
     every = shape.unpack(b"".join(sample.routes for _, sample in samples))
     return every if every.dtype == np.uint8 else every.astype(np.int16)
 
