@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from miles_async.models.support import ModelError
 
@@ -20,8 +21,9 @@ def tensor_types(directory: str | Path) -> dict[str, str]:
     for file in sorted(Path(directory).glob("*.safetensors")):
         try:
             with file.open("rb") as stream:
-                size = int.from_bytes(stream.read(8), "little")
-                header = json.loads(stream.read(size)) if size <= MAX_HEADER_BYTES else None
+                if (size := int.from_bytes(stream.read(8), "little")) > MAX_HEADER_BYTES:
+                    raise ValueError(f"a header of {size} bytes")
+                header: dict[str, Any] = json.loads(stream.read(size))
             found |= {name: entry["dtype"] for name, entry in header.items() if name != "__metadata__"}
         except OSError as error:
             raise ModelError(f"{file}: cannot be read: {error.strerror or error}") from None

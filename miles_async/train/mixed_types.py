@@ -22,7 +22,8 @@ def repair(part: Any) -> None:
     if any(getattr(part, "fp32_from_fp32_groups", ())):
         for name in ("state_dict", "sharded_state_dict", "load_state_dict"):
             setattr(part, name, _counting_all(part, getattr(part, name)))
-    for group, wide in enumerate(getattr(part, "model_fp32_groups", ())):
+    wide_groups: list[list[Any]] = getattr(part, "model_fp32_groups", [])
+    for group, wide in enumerate(wide_groups):
         for place, parameter in enumerate([*wide, *part.model_float16_groups[group]]):
             part.model_param_group_index_map[parameter] = (group, place)
 
