@@ -24,8 +24,8 @@ class KeepingLearner(RecordingLearner):
             shutil.copytree(path, self.ctx.run_dir / "kept" / str(version), dirs_exist_ok=True)
         return path
 
-    def _train(self, groups: list[Group]) -> dict[str, float]:
-        metrics = super()._train(groups)
+    def _train(self, groups: list[Group], *, ticks: bool) -> dict[str, float]:
+        metrics = super()._train(groups, ticks=ticks)
         directory = self.ctx.run_dir / "groups"
         directory.mkdir(exist_ok=True)
         write_groups(directory / f"{self.trainer.version:06d}", groups)

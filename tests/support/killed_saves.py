@@ -123,10 +123,10 @@ class LearnerKilledWhileSaving(RecordingLearner):
         if path.name == ".latest":
             self._meet("before latest")
 
-    def _train(self, groups: list[Group]) -> dict[str, float]:
+    def _train(self, groups: list[Group], *, ticks: bool) -> dict[str, float]:
         if self.due.startswith("in the next step") and self.saves.on_its_way:
             self._meet(self.due)
-        return super()._train(groups)
+        return super()._train(groups, ticks=ticks)
 
 
 class LearnerWhoseFirstSaveHangs(RecordingLearner):

@@ -22,8 +22,8 @@ class RecordingLearner(Learner):
     """Writes the groups of step ``s``, as its rank trained on them, to ``trained/s-RANK`` in the run directory; of the ranks
     that hold a replica of the model together, and train on the same, the first one does."""
 
-    def _train(self, groups: list[Group]) -> dict[str, float]:
-        metrics = super()._train(groups)
+    def _train(self, groups: list[Group], *, ticks: bool) -> dict[str, float]:
+        metrics = super()._train(groups, ticks=ticks)
         layout, ranks = self.ranks.layout, range(self.ranks.world_size)
         if any(layout.replica(rank, len(ranks)) == self.ranks.dp_rank for rank in ranks[: self.rank]):
             return metrics
@@ -96,9 +96,9 @@ class LearnerKilledBetweenSteps(RecordingLearner):
             os.kill(os.getpid(), signal.SIGKILL)
         return moved
 
-    def _train(self, groups: list[Group]) -> dict[str, float]:
+    def _train(self, groups: list[Group], *, ticks: bool) -> dict[str, float]:
         self.seen.clear()
-        metrics = super()._train(groups)
+        metrics = super()._train(groups, ticks=ticks)
         directory = self.ctx.run_dir / "steps"
         directory.mkdir(exist_ok=True)
         np.savez(directory / f"{self.trainer.version}.npz", **self.seen)
