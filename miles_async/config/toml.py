@@ -16,8 +16,8 @@ from typing import Any
 import msgspec
 
 from miles_async.config import secrets
-from miles_async.config.schema import ConfigError, RunConfig
-from miles_async.config.typed import any_name, build, key_types, table_of, unknown
+from miles_async.config.schema import ConfigError, RunConfig, Section
+from miles_async.config.typed import Whole, any_name, build, key_types, table_of, unknown
 from miles_async.config.words import NONE, plain, show, toml
 
 
@@ -41,13 +41,18 @@ def parse(text: str, overrides: Sequence[str] = (), *, source: str = "configurat
 
     Raises ConfigError, one line.
     """
+    return parse_as(RunConfig, text, overrides, source=source)
+
+
+def parse_as(whole: type[Whole], text: str, overrides: Sequence[str] = (), *, source: str) -> Whole:
+    """As :func:`parse`, into a structure of other sections than a run's."""
     try:
         table = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{source}: {error}") from None
     for override in overrides:
-        _apply_override(table, override)
-    return build(table)
+        _apply_override(table, override, whole)
+    return build(table, whole)
 
 
 def of_table(table: Mapping[str, Any], overrides: Sequence[str] = ()) -> RunConfig:
@@ -80,16 +85,16 @@ def _dump_table(name: str, values: msgspec.Struct) -> list[str]:
     return lines + tables
 
 
-def _apply_override(table: dict[str, Any], override: str) -> None:
+def _apply_override(table: dict[str, Any], override: str, whole: type[Section]) -> None:
     """Put ``section.key=value`` into ``table``; a value that is no TOML value is a string (a bare word)."""
     name, equals, raw = override.partition("=")
     name, raw = name.strip(), raw.strip()
     if not equals or not name:
         raise ConfigError(f"override {override!r}: expected section.key=value")
     *tables, key = name.split(".")
-    kind = key_types().get(name) or key_types().get(any_name(name))
+    kind = key_types(whole).get(name) or key_types(whole).get(any_name(name))
     if not tables or kind is None:
-        raise unknown(name)
+        raise unknown(name, whole)
     try:
         parsed = tomllib.loads(f"value = {raw}")
         value = parsed["value"] if len(parsed) == 1 else raw

@@ -5,48 +5,50 @@ from __future__ import annotations
 import difflib
 import math
 import re
-from typing import Any, get_args, get_origin
+from typing import Any, TypeVar, get_args, get_origin
 
 import msgspec
 
 from miles_async.config import secrets
-from miles_async.config.schema import ConfigError, RunConfig
+from miles_async.config.schema import ConfigError, Section
 from miles_async.config.words import NONE, allowed, choices, nearest, optional, show
 
 ANY_NAME = "NAME"
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
+Whole = TypeVar("Whole", bound=Section)  # a structure of sections: a run's, a simulation's
 
-def build(table: dict[str, Any]) -> RunConfig:
+
+def build(table: dict[str, Any], whole: type[Whole]) -> Whole:
     """The typed configuration in a TOML table, each key checked by itself so that the error can name it."""
-    sections = {section.encode_name: section for section in msgspec.structs.fields(RunConfig)}
+    sections = {section.encode_name: section for section in msgspec.structs.fields(whole)}
     built: dict[str, Any] = {}
     for name, values in table.items():
         if name not in sections:
-            raise unknown(name)
+            raise unknown(name, whole)
         if not isinstance(values, dict):
             raise ConfigError(f"{name} = {show(values)}: expected a table, [{name}]")
-        built[name] = _build_section(name, sections[name].type, values)
+        built[name] = _build_section(name, sections[name].type, values, whole)
     for name, section in sections.items():
         if name not in built and section.required:
-            built[name] = _build_section(name, section.type, {})
-    return RunConfig(**built)
+            built[name] = _build_section(name, section.type, {}, whole)
+    return whole(**built)
 
 
-def _build_section(section: str, kind: Any, values: dict[str, Any]) -> Any:
+def _build_section(section: str, kind: Any, values: dict[str, Any], whole: type[Section]) -> Any:
     keys = {key.encode_name: key for key in msgspec.structs.fields(kind)}
     built = {}
     for name, value in values.items():
         if name not in keys:
-            raise unknown(f"{section}.{name}")
-        built[name] = _convert(f"{section}.{name}", keys[name].type, value)
+            raise unknown(f"{section}.{name}", whole)
+        built[name] = _convert(f"{section}.{name}", keys[name].type, value, whole)
     for name, key in keys.items():
         if key.required and name not in built:
             raise ConfigError(f"{section}.{name} is missing: {allowed(key.type)}")
     return kind(**built)
 
 
-def _build_tables(key: str, kind: Any, value: Any) -> dict[str, Any]:
+def _build_tables(key: str, kind: Any, value: Any, whole: type[Section]) -> dict[str, Any]:
     """Named tables of one kind: ``[eval.datasets.NAME]``."""
     if not isinstance(value, dict):
         raise ConfigError(f"{key} = {show(value)}: expected tables, [{key}.{ANY_NAME}]")
@@ -55,12 +57,12 @@ def _build_tables(key: str, kind: Any, value: Any) -> dict[str, Any]:
             raise ConfigError(f"{key}: {show(name)} is no name: at most 64 letters, digits, - and _")
         if not isinstance(values, dict):
             raise ConfigError(f"{key}.{name} = {show(values)}: expected a table, [{key}.{name}]")
-    return {name: _build_section(f"{key}.{name}", kind, values) for name, values in value.items()}
+    return {name: _build_section(f"{key}.{name}", kind, values, whole) for name, values in value.items()}
 
 
-def _convert(key: str, kind: Any, value: Any) -> Any:
+def _convert(key: str, kind: Any, value: Any, whole: type[Section]) -> Any:
     if (table := table_of(kind)) is not None:
-        return _build_tables(key, table, value)
+        return _build_tables(key, table, value, whole)
     if value == NONE and optional(kind):
         return None
     try:
@@ -77,10 +79,10 @@ def _convert(key: str, kind: Any, value: Any) -> Any:
     return converted
 
 
-def key_types() -> dict[str, Any]:
+def key_types(whole: type[Section]) -> dict[str, Any]:
     """Every key's type; those of named tables as ``eval.datasets.NAME.key``."""
     kinds: dict[str, Any] = {}
-    for section in msgspec.structs.fields(RunConfig):
+    for section in msgspec.structs.fields(whole):
         for key in msgspec.structs.fields(section.type):
             name = f"{section.encode_name}.{key.encode_name}"
             kinds[name] = key.type
@@ -101,10 +103,10 @@ def table_of(kind: Any) -> Any:
     return held if isinstance(held, type) and issubclass(held, msgspec.Struct) else None
 
 
-def unknown(name: str) -> ConfigError:
+def unknown(name: str, whole: type[Section]) -> ConfigError:
     """The error for a key that does not exist, with the nearest of all keys by full name, else by last part."""
-    keys = list(key_types())
-    sections = [section.encode_name for section in msgspec.structs.fields(RunConfig)]
+    keys = list(key_types(whole))
+    sections = [section.encode_name for section in msgspec.structs.fields(whole)]
     if "." not in name and difflib.get_close_matches(name, sections, 1):
         return ConfigError(f'unknown section "{name}"{nearest(name, sections)}')
     leaf = name.rpartition(".")[2]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from miles_async.config.schema import RunConfig
+from miles_async.config.schema import Rollout, RunConfig, Staleness
 from miles_async.hooks.hook import Hook
 from miles_async.staleness.checked import CheckedPolicy
 from miles_async.staleness.policies import StalenessPolicy
@@ -19,10 +19,15 @@ POLICY = Hook(
 
 
 def make_policy(config: RunConfig) -> StalenessPolicy:
+    """The policy of a run. Raises ConfigError, HookError, HookFailed."""
+    return policy_of(config.staleness, config.rollout)
+
+
+def policy_of(staleness: Staleness, rollout: Rollout) -> StalenessPolicy:
     """The policy that ``staleness.policy`` names. One of the user's has its decisions looked at.
 
     Raises ConfigError, HookError, HookFailed.
     """
-    name, made_from = config.staleness.policy, (config.staleness, config.rollout)
-    make = POLICY.load(name)
-    return make(*made_from) if name in POLICY.built_in else CheckedPolicy(POLICY, make, *made_from)
+    make = POLICY.load(staleness.policy)
+    built_in = staleness.policy in POLICY.built_in
+    return make(staleness, rollout) if built_in else CheckedPolicy(POLICY, make, staleness, rollout)

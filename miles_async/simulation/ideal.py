@@ -1,0 +1,36 @@
+"""What a world gives where nobody bounds staleness: the ideal that a policy is measured against. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from bus.messages import ReadyGroup
+from miles_async.simulation.settings import SimulationConfig
+from miles_async.staleness.policies import StalenessPolicy, StalenessState
+
+SPARE = 2  # batches that may be ready beyond what is under way, so that a fast fleet does not fill the memory
+
+
+class Unbounded:
+    """As many groups as there are slots, and some that are ready; whatever is ready first is trained."""
+
+    max_lag, surplus, masks = 1 << 30, 0, False
+
+    def __init__(self, config: SimulationConfig) -> None:
+        rollout = config.rollout
+        self._open = -(-config.slots // rollout.n_samples_per_prompt) + SPARE * rollout.rollout_batch_size
+
+    def admit(self, state: StalenessState) -> int:
+        return max(0, self._open - state.open_groups)
+
+    def evict(self, ready: Sequence[ReadyGroup], version: int) -> list[tuple[str, str]]:
+        return []
+
+    def select(
+        self, ready: Sequence[ReadyGroup], open_order: Sequence[str], version: int, batch_size: int
+    ) -> tuple[str, ...] | None:
+        return tuple(group.group_id for group in ready[:batch_size]) if len(ready) >= batch_size else None
+
+
+def unbounded(config: SimulationConfig) -> StalenessPolicy:
+    return Unbounded(config)

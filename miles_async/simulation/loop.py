@@ -1,0 +1,296 @@
+"""The whole loop by events: what a run's actors do, with the run's own decisions.
+
+    admit ──► worker's slot ──► router ──► engine ──► tools ──► reward ──► ready ──select──► step ──► version
+      ▲                                                                                               │
+      └── serving version ◄── waves of updates ◄───────────────────────────────────────────────────────┘
+
+Promises: pure and deterministic; policies, router, waves and the learner's shares are the objects of a run, asked through
+their own protocols; the learner waits for no update; a simulation in which nothing can go on, or groups are only made and
+dropped, is a StuckError of one line.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from bus.messages import ReadyGroup
+from miles_async.simulation.asking import Window, judges_each, window_of
+from miles_async.simulation.draws import DrawnBySeed, Draws
+from miles_async.simulation.events import Events, Rank
+from miles_async.simulation.failures import Failures
+from miles_async.simulation.fleet import SimulatedFleet, Told
+from miles_async.simulation.ledger import SimulatedLedger
+from miles_async.simulation.record import Record
+from miles_async.simulation.samples import Sample, SimulatedGroup, goal
+from miles_async.simulation.settings import SimulationConfig
+from miles_async.simulation.training import LearnerTime
+from miles_async.simulation.workers import SimulatedWorkers
+from miles_async.staleness.policies import StalenessPolicy, StalenessState
+
+FRUITLESS = 1000  # batches' worth of groups that are dropped without a step between them
+RENEWALS = 4  # of a lease, in its time: then a worker hears that a group is dropped
+
+
+class StuckError(RuntimeError):
+    """The policy waits for something that waits for the policy."""
+
+
+@dataclass(frozen=True)
+class Simulated:
+    """A simulation at its end."""
+
+    record: Record
+    ledger: SimulatedLedger
+    fleet: SimulatedFleet
+    busy_s: float  # of all engines together, behind the warm-up
+    version: int
+
+
+def simulate(config: SimulationConfig, policy: StalenessPolicy, draws: Draws | None = None) -> Simulated:
+    """The run of ``simulation.num_steps`` steps. ``draws``: of whose groups; None: as the settings say. Raises StuckError."""
+    return _Loop(config, policy, draws or DrawnBySeed(config)).run()
+
+
+class _Loop:
+    def __init__(self, config: SimulationConfig, policy: StalenessPolicy, draws: Draws) -> None:
+        self._config, self._policy, self._draws = config, policy, draws
+        self._batch_size, self._steps = config.rollout.rollout_batch_size, config.simulation.num_steps
+        self._turns = config.environment.turns
+        self._events, self._ledger = Events(), SimulatedLedger()
+        self._fleet = SimulatedFleet(config, self._events, Told(self._turn_ended, self._look_at_admission))
+        self._workers = SimulatedWorkers(config, self._fleet.send, self._ledger.open.__contains__)
+        self._learner_time = LearnerTime(config)
+        bound = config.staleness.max_lag if policy.masks else None
+        self._record = Record(config.warmup_steps, bound, config.simulation.timeline)
+        self._window = Window(self._ledger, window_of(policy, self._batch_size), self._batch_size)
+        self._judges_each = judges_each(policy)
+        self._version = 0
+        self._learner_is_free = True
+        self._learner_down_until = 0.0
+        self._free_since = 0.0
+        self._since_save_s = 0.0  # that steps since the last checkpoint took
+        self._step, self._ends = (0.0, 0.0), 0.0  # of the last one: seconds of training, of waiting before it; its end
+        self._unjudged: list[ReadyGroup] = []  # published since the policy judged last
+        self._look = True
+        self._refused: StalenessState | None = None  # in which nothing more was admitted
+        self._fruitless = 0
+        self._busy_at_start = 0.0
+
+    def run(self) -> Simulated:
+        self._plan_deaths()
+        while self._version < self._steps:
+            if self._look:
+                self._look = False
+                self._choose()
+                self._admit()
+            if self._events.none_left:
+                raise StuckError(self._stuck("nothing goes on"))
+            self._events.next()
+        busy = self._busy() - self._busy_at_start
+        return Simulated(self._record, self._ledger, self._fleet, busy, self._version)
+
+    # what a policy decides
+
+    def _look_at_admission(self) -> None:
+        self._look = True
+
+    def _admit(self) -> None:
+        ledger, serving = self._ledger, self._fleet.serving
+        if serving is None:
+            return
+        groups: list[SimulatedGroup] = []
+        while True:
+            state = StalenessState(ledger.steps, len(ledger.open), self._batch_size, serving, self._steps)
+            if state == self._refused or (count := self._policy.admit(state)) <= 0:
+                self._refused = state
+                break
+            for position in range(ledger.dealt, ledger.dealt + count):
+                groups.append(SimulatedGroup(position, self._draws.group(position)))
+                ledger.deal(groups[-1])
+        if not groups:
+            return
+        if delay := self._config.links.admit_s:
+            self._events.at(self._events.now + delay, Rank.REQUEST, groups[0].position, self._workers.offer, groups)
+        else:
+            self._workers.offer(groups)
+
+    def _choose(self) -> None:
+        """Drop what is too old, and begin a step if there is a batch."""
+        if not self._learner_is_free or self._ledger.steps == self._steps:
+            return
+        self._evict()
+        if not self._window.has_batch:
+            return
+        order = [group.group_id for group in self._ledger.open.values()]
+        chosen = self._policy.select([*self._ledger.ready.values()], order, self._version, self._batch_size)
+        if chosen is None:
+            return
+        groups, ready = self._ledger.batch(chosen)
+        for group in groups:
+            self._window.gone(group.position, was_ready=True)
+        for position in self._ledger.first_open(self._policy.surplus):
+            self._drop(position, "surplus")
+        self._fruitless = 0
+        self._begin_step(groups, ready)
+
+    def _evict(self) -> None:
+        asked = self._unjudged if self._judges_each else [*self._ledger.ready.values()]
+        self._unjudged = []
+        if asked:
+            for group_id, reason in self._policy.evict(asked, self._version):
+                self._drop(int(group_id), reason)
+
+    def _drop(self, position: int, reason: str) -> None:
+        ledger, group = self._ledger, self._ledger.open[position]
+        was_ready = group.group_id in ledger.ready
+        ledger.drop(position, reason)
+        self._window.gone(position, was_ready=was_ready)
+        whole = was_ready or (group.requests != [] and not group.unfinished)
+        made = sum(group.drawn.lengths) if whole else _made(group)
+        self._record.drop(group, reason, made, whole=whole)
+        if group.requests and group.unfinished:
+            # its worker hears of it when it renews the lease
+            period = self._config.rollout.lease_s / RENEWALS
+            when = (math.floor(self._events.now / period) + 1) * period
+            self._events.at(when, Rank.REQUEST, position, self._let_go, group)
+        self._fruitless += 1
+        if self._fruitless > FRUITLESS * self._batch_size:
+            raise StuckError(self._stuck(f"{self._fruitless} groups were dropped ({reason}) since the last step"))
+
+    def _let_go(self, group: SimulatedGroup) -> None:
+        worker = group.worker
+        if worker >= 0:
+            self._fleet.abort(self._workers.let_go(group))
+            self._workers.go_on(worker)
+
+    # a group on its way
+
+    def _turn_ended(self, sample: Sample) -> None:
+        request, group = sample.request, sample.request.group
+        if sample.made < sample.length:
+            sample.turn += 1
+            sample.goal = goal(sample.length, sample.turn, self._turns)
+            request.left = 1
+            wait = self._draws.tool_s(group.position, request.numbers[0], sample.turn - 1)
+            self._events.at(
+                self._events.now + wait, Rank.REQUEST, group.position, self._next_turn, sample, group.attempt
+            )
+            return
+        if request.left:
+            return
+        group.unfinished -= 1
+        if not group.unfinished:
+            self._workers.done(group)
+            wait = group.drawn.reward_s + self._config.links.publish_s
+            self._events.at(self._events.now + wait, Rank.PUBLISHED, group.position, self._published, group)
+        self._workers.ended(request)
+
+    def _next_turn(self, sample: Sample, attempt: int) -> None:
+        if sample.request.holds and sample.request.group.attempt == attempt:  # else nobody wants it any more
+            sample.prompt += self._config.environment.tool_tokens
+            self._fleet.send(sample.request, [sample])
+
+    def _published(self, group: SimulatedGroup) -> None:
+        if group.position not in self._ledger.open:
+            return  # dropped meanwhile
+        self._look = True
+        if group.drawn.refused:
+            self._drop(group.position, "filter")
+            return
+        ready = group.ready(self._events.now)
+        self._ledger.publish(ready)
+        self._window.published(group.position)
+        self._unjudged.append(ready)
+
+    # the learner
+
+    def _begin_step(self, groups: list[SimulatedGroup], ready: list[ReadyGroup]) -> None:
+        learner, now = self._config.learner, self._events.now
+        self._record.batch(groups, ready, self._version, self._fleet.serving)
+        step = self._version + 1
+        offered = step % self._config.weights.update_interval == 0
+        train_s = self._learner_time.seconds(groups) + (learner.export_s if offered else 0.0)
+        took = train_s + (learner.save_s if step % learner.save_interval == 0 else 0.0)
+        self._learner_is_free = False
+        ends = max(now, self._learner_down_until) + self._config.links.batch_s + took
+        self._step = (train_s, now - self._free_since)
+        self._ends = ends
+        self._events.at(ends, Rank.TRAINED, 0, self._trained)
+
+    def _trained(self) -> None:
+        now = self._events.now
+        if now < self._ends:  # it died meanwhile: the step ends later
+            self._events.at(self._ends, Rank.TRAINED, 0, self._trained)
+            return
+        self._version += 1
+        self._since_save_s += self._step[0]
+        if self._version % self._config.learner.save_interval == 0:
+            self._since_save_s = 0.0
+        self._learner_is_free, self._free_since, self._look = True, now, True
+        self._unjudged = [*self._ledger.ready.values()]
+        self._record.step(self._version, now, *self._step, self._ledger.dropped)
+        if self._version == self._config.warmup_steps:
+            self._busy_at_start = self._busy()
+        if self._version % self._config.weights.update_interval == 0:
+            if delay := self._config.links.offer_s:
+                self._events.at(now + delay, Rank.SERVED, 1, self._fleet.offer, self._version)
+            else:
+                self._fleet.offer(self._version)
+
+    def _learner_dies(self, index: int) -> None:
+        """It comes back with its last checkpoint, and trains again what it trained since."""
+        back = self._events.now + self._config.failures.learner_down_s + self._since_save_s
+        if self._learner_is_free:
+            self._learner_down_until = back
+        else:
+            self._ends = back + self._step[0]
+
+    # deaths
+
+    def _plan_deaths(self) -> None:
+        config, plan = self._config.failures, Failures(self._config, self._events).plan
+        engines, workers = self._config.engines.num_engines, self._config.rollout.num_workers
+        fleet = self._fleet
+        plan("engine", engines, config.engine_interval_s, config.engine_down_s, fleet.die, fleet.come_back)
+        plan(
+            "worker",
+            workers,
+            config.worker_interval_s,
+            config.worker_down_s,
+            self._worker_dies,
+            self._workers.come_back,
+        )
+        plan("learner", 1, config.learner_interval_s, config.learner_down_s, self._learner_dies, lambda index: None)
+
+    def _worker_dies(self, index: int) -> None:
+        groups = self._workers.die(index)
+        for group in groups:
+            held = [request for request in group.requests if request.holds]
+            for request in held:
+                request.holds = False
+            self._fleet.abort(held)
+            group.worker, group.requests, group.unfinished = -1, [], 0
+        if groups:
+            when = self._events.now + self._config.rollout.lease_s
+            self._events.at(when, Rank.REQUEST, index, self._offer_again, groups)
+
+    def _offer_again(self, groups: list[SimulatedGroup]) -> None:
+        self._workers.offer(groups, first=True)
+
+    # words and sums
+
+    def _busy(self) -> float:
+        return sum(engine.busy_until(self._events.now) for engine in self._fleet.engines)
+
+    def _stuck(self, what: str) -> str:
+        policy, ledger = self._config.staleness.policy, self._ledger
+        return (
+            f'staleness.policy = "{policy}" with max_lag = {self._policy.max_lag} cannot progress: {what} at version '
+            f"{self._version}, {len(ledger.ready)} of {len(ledger.open)} open groups are ready, batches are of "
+            f"{self._batch_size}, engines serve version {self._fleet.serving}"
+        )
+
+
+def _made(group: SimulatedGroup) -> int:
+    return sum(sample.made for request in group.requests for sample in request.samples)
