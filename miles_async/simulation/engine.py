@@ -78,7 +78,7 @@ class SimulatedEngine:
         self.life = 0  # how often it died
         self.retractions = self.tokens = 0
         self.busy_s = 0.0
-        self.version = version
+        self.version = self.next_version = version
         self._rows: dict[int, Sample] = {}
         self._ends: list[tuple[float, int, Sample]] = []  # a heap; those that left are passed over
         self._entries = 0
@@ -139,13 +139,15 @@ class SimulatedEngine:
         self._rest_if_idle(now)
         return ended
 
-    def pause(self, now: float) -> None:
+    def pause(self, now: float, coming: int) -> None:
+        """coming: the version that it is to go on with."""
+        self.next_version = coming
         self._at, self._left_s = self._steps_at(now), max(0.0, self._at_s - now) if self._rows else 0.0
         self._at_s, self.paused = now, True
 
     def resume(self, now: float, version: int, *, prefill: bool) -> None:
         """Go on with ``version``. prefill: what runs is prefilled again first, all of it."""
-        self.paused = False
+        self.paused, self.next_version = False, version
         if version != self.version:
             self.version = version
             self._changes = self._recent_changes()

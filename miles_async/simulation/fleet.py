@@ -59,9 +59,9 @@ class SimulatedFleet:
         cached = self._config.engines.prefix_cache and request.engine == engine.index
         for sample in samples:
             whole = sample.prompt + sample.made
-            new = self._config.environment.tool_tokens if cached and request.version == engine.version else whole
+            new = self._config.environment.tool_tokens if cached and request.version == engine.next_version else whole
             sample.due = new if sample.turn else whole
-        request.engine, request.version, request.asked = engine.index, engine.version, True
+        request.engine, request.version, request.asked = engine.index, engine.next_version, True
         engine.submit(self._events.now, samples)
         self._plan(engine)
 
@@ -119,7 +119,7 @@ class SimulatedFleet:
         homeless: list[tuple[Request, list[Sample]]] = []
         for engine in engines:
             self._router.set_state(engine.name, "updating")
-            engine.pause(self._events.now)
+            engine.pause(self._events.now, snapshot.version)
             if self._config.weights.pause_mode == "abort":
                 homeless += self._given_back(engine)
             engine.stamp += 1  # it has no next event
@@ -175,7 +175,7 @@ class SimulatedFleet:
         self._router.set_state(engine.name, "out")
         self._members.fold(EngineDown(engine=engine.name, incarnation=engine.life, reason="died"))
         if not engine.paused:
-            engine.pause(self._events.now)
+            engine.pause(self._events.now, engine.version)
         engine.stamp += 1
         lost = {id(sample.request): sample.request for sample in engine.clear(self._events.now)}
         again: list[tuple[Request, list[Sample]]] = []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from bus.messages import ReadyGroup
 from miles_async.simulation.settings import SimulationConfig
@@ -14,7 +14,7 @@ SPARE = 2  # batches that may be ready beyond what is under way, so that a fast 
 class Unbounded:
     """As many groups as there are slots, and some that are ready; whatever is ready first is trained."""
 
-    max_lag, surplus, masks = 1 << 30, 0, False
+    max_lag, surplus, masks, holds = 1 << 30, 0, False, False
 
     def __init__(self, config: SimulationConfig) -> None:
         rollout = config.rollout
@@ -22,6 +22,9 @@ class Unbounded:
 
     def admit(self, state: StalenessState) -> int:
         return max(0, self._open - state.open_groups)
+
+    def ticks(self, open_versions: Iterable[int], version: int, batches: int) -> bool:
+        return True
 
     def evict(self, ready: Sequence[ReadyGroup], version: int) -> list[tuple[str, str]]:
         return []

@@ -18,7 +18,7 @@ class SimulatedLedger:
     def __init__(self) -> None:
         self.open: dict[int, SimulatedGroup] = {}  # by position, in dealt order
         self.ready: dict[str, ReadyGroup] = {}  # in the order of publication
-        self.dealt = self.batched = self.steps = 0
+        self.dealt = self.batched = self.trained = self.steps = 0  # batched: not trained yet
         self.dropped: Counter[str] = Counter()
 
     def deal(self, group: SimulatedGroup) -> None:
@@ -34,25 +34,29 @@ class SimulatedLedger:
         self.dropped[reason] += 1
         return group
 
-    def batch(self, chosen: Sequence[str]) -> tuple[list[SimulatedGroup], list[ReadyGroup]]:
-        """Take a batch out."""
+    def batch(self, chosen: Sequence[str], *, begins: bool = True) -> tuple[list[SimulatedGroup], list[ReadyGroup]]:
+        """Take a batch out. begins: a step; else it belongs to the last one."""
         found = [self.open.pop(int(group_id)) for group_id in chosen], [self.ready.pop(group_id) for group_id in chosen]
         self.batched += len(chosen)
-        self.steps += 1
+        self.steps += begins
         return found
+
+    def train(self) -> None:
+        """What is batched is in the weights."""
+        self.trained, self.batched = self.trained + self.batched, 0
 
     def first_open(self, count: int) -> list[int]:
         """The positions of those that were dealt first."""
         return [position for position, _ in zip(self.open, range(count), strict=False)]
 
-    def counts(self, batch_size: int, trained: int) -> dict[str, object]:
-        """As a run's summary has them, after ``trained`` steps. Groups that are scored or wait are in flight here."""
+    def counts(self) -> dict[str, object]:
+        """As a run's summary has them. Groups that are scored or wait are in flight here."""
         return {
             "dealt": self.dealt,
             "waiting": 0,
             "in_flight": len(self.open) - len(self.ready),
             "ready": len(self.ready),
-            "batched": self.batched - trained * batch_size,
-            "trained": trained * batch_size,
+            "batched": self.batched,
+            "trained": self.trained,
             "dropped": dict(sorted(self.dropped.items())),
         }

@@ -20,11 +20,11 @@ from miles_async.simulation.draws import DrawnBySeed, Draws
 from miles_async.simulation.events import Events, Rank
 from miles_async.simulation.failures import Failures
 from miles_async.simulation.fleet import SimulatedFleet, Told
+from miles_async.simulation.learner import SimulatedLearner
 from miles_async.simulation.ledger import SimulatedLedger
 from miles_async.simulation.record import Record
 from miles_async.simulation.samples import Sample, SimulatedGroup, goal
 from miles_async.simulation.settings import SimulationConfig
-from miles_async.simulation.training import LearnerTime
 from miles_async.simulation.workers import SimulatedWorkers
 from miles_async.staleness.policies import StalenessPolicy, StalenessState
 
@@ -60,18 +60,13 @@ class _Loop:
         self._events, self._ledger = Events(), SimulatedLedger()
         self._fleet = SimulatedFleet(config, self._events, Told(self._turn_ended, self._look_at_admission))
         self._workers = SimulatedWorkers(config, self._fleet.send, self._ledger.open.__contains__)
-        self._learner_time = LearnerTime(config)
+        self._learner = SimulatedLearner(config, self._events, self._version_made, self._batch_ended)
         bound = config.staleness.max_lag if policy.masks else None
         self._record = Record(config.warmup_steps, bound, config.simulation.timeline)
         self._window = Window(self._ledger, window_of(policy, self._batch_size), self._batch_size)
         self._judges_each = judges_each(policy)
-        self._version = 0
-        self._learner_is_free = True
-        self._learner_down_until = 0.0
-        self._free_since = 0.0
-        self._since_save_s = 0.0  # that steps since the last checkpoint took
-        self._step, self._ends = (0.0, 0.0), 0.0  # of the last one: seconds of training, of waiting before it; its end
         self._unjudged: list[ReadyGroup] = []  # published since the policy judged last
+        self._batches = 0  # of the step under way
         self._look = True
         self._refused: StalenessState | None = None  # in which nothing more was admitted
         self._fruitless = 0
@@ -79,7 +74,7 @@ class _Loop:
 
     def run(self) -> Simulated:
         self._plan_deaths()
-        while self._version < self._steps:
+        while self._learner.version < self._steps:
             if self._look:
                 self._look = False
                 self._choose()
@@ -88,7 +83,7 @@ class _Loop:
                 raise StuckError(self._stuck("nothing goes on"))
             self._events.next()
         busy = self._busy() - self._busy_at_start
-        return Simulated(self._record, self._ledger, self._fleet, busy, self._version)
+        return Simulated(self._record, self._ledger, self._fleet, busy, self._learner.version)
 
     # what a policy decides
 
@@ -117,28 +112,38 @@ class _Loop:
 
     def _choose(self) -> None:
         """Drop what is too old, and begin a step if there is a batch."""
-        if not self._learner_is_free or self._ledger.steps == self._steps:
+        if not self._learner.is_free or (self._learner.ticks and self._ledger.steps == self._steps):
             return
         self._evict()
         if not self._window.has_batch:
             return
         order = [group.group_id for group in self._ledger.open.values()]
-        chosen = self._policy.select([*self._ledger.ready.values()], order, self._version, self._batch_size)
+        chosen = self._policy.select([*self._ledger.ready.values()], order, self._learner.version, self._batch_size)
         if chosen is None:
             return
-        groups, ready = self._ledger.batch(chosen)
+        groups, ready = self._ledger.batch(chosen, begins=self._learner.ticks)
+        self._batches = 1 if self._learner.ticks else self._batches + 1
         for group in groups:
             self._window.gone(group.position, was_ready=True)
         for position in self._ledger.first_open(self._policy.surplus):
             self._drop(position, "surplus")
         self._fruitless = 0
-        self._begin_step(groups, ready)
+        ticks = self._ledger.steps == self._steps or not self._policy.holds or self._asked_whether_to_tick()
+        self._record.batch(groups, ready, self._learner.version, self._fleet.serving)
+        self._learner.train(groups, ticks=ticks)
+
+    def _asked_whether_to_tick(self) -> bool:
+        """Else the weights are held: the next batch belongs to the same step."""
+        ledger, serving = self._ledger, self._learner.version if self._fleet.serving is None else self._fleet.serving
+        oldest = [group.oldest_version for group in ledger.ready.values()]
+        oldest += [group.floor(serving) for group in ledger.open.values() if group.group_id not in ledger.ready]
+        return self._policy.ticks([serving, *oldest], self._learner.version, self._batches)
 
     def _evict(self) -> None:
         asked = self._unjudged if self._judges_each else [*self._ledger.ready.values()]
         self._unjudged = []
         if asked:
-            for group_id, reason in self._policy.evict(asked, self._version):
+            for group_id, reason in self._policy.evict(asked, self._learner.version):
                 self._drop(int(group_id), reason)
 
     def _drop(self, position: int, reason: str) -> None:
@@ -203,48 +208,21 @@ class _Loop:
         self._window.published(group.position)
         self._unjudged.append(ready)
 
-    # the learner
-
-    def _begin_step(self, groups: list[SimulatedGroup], ready: list[ReadyGroup]) -> None:
-        learner, now = self._config.learner, self._events.now
-        self._record.batch(groups, ready, self._version, self._fleet.serving)
-        step = self._version + 1
-        offered = step % self._config.weights.update_interval == 0
-        train_s = self._learner_time.seconds(groups) + (learner.export_s if offered else 0.0)
-        took = train_s + (learner.save_s if step % learner.save_interval == 0 else 0.0)
-        self._learner_is_free = False
-        ends = max(now, self._learner_down_until) + self._config.links.batch_s + took
-        self._step = (train_s, now - self._free_since)
-        self._ends = ends
-        self._events.at(ends, Rank.TRAINED, 0, self._trained)
-
-    def _trained(self) -> None:
-        now = self._events.now
-        if now < self._ends:  # it died meanwhile: the step ends later
-            self._events.at(self._ends, Rank.TRAINED, 0, self._trained)
-            return
-        self._version += 1
-        self._since_save_s += self._step[0]
-        if self._version % self._config.learner.save_interval == 0:
-            self._since_save_s = 0.0
-        self._learner_is_free, self._free_since, self._look = True, now, True
-        self._unjudged = [*self._ledger.ready.values()]
-        self._record.step(self._version, now, *self._step, self._ledger.dropped)
-        if self._version == self._config.warmup_steps:
+    def _version_made(self) -> None:
+        learner, now = self._learner, self._events.now
+        self._ledger.train()
+        self._record.step(learner.version, now, learner.train_s, learner.wait_s, self._ledger.dropped)
+        if learner.version == self._config.warmup_steps:
             self._busy_at_start = self._busy()
-        if self._version % self._config.weights.update_interval == 0:
+        if learner.offers(learner.version):
             if delay := self._config.links.offer_s:
-                self._events.at(now + delay, Rank.SERVED, 1, self._fleet.offer, self._version)
+                self._events.at(now + delay, Rank.SERVED, 1, self._fleet.offer, learner.version)
             else:
-                self._fleet.offer(self._version)
+                self._fleet.offer(learner.version)
 
-    def _learner_dies(self, index: int) -> None:
-        """It comes back with its last checkpoint, and trains again what it trained since."""
-        back = self._events.now + self._config.failures.learner_down_s + self._since_save_s
-        if self._learner_is_free:
-            self._learner_down_until = back
-        else:
-            self._ends = back + self._step[0]
+    def _batch_ended(self) -> None:
+        self._look = True
+        self._unjudged = [*self._ledger.ready.values()]
 
     # deaths
 
@@ -261,7 +239,7 @@ class _Loop:
             self._worker_dies,
             self._workers.come_back,
         )
-        plan("learner", 1, config.learner_interval_s, config.learner_down_s, self._learner_dies, lambda index: None)
+        plan("learner", 1, config.learner_interval_s, config.learner_down_s, self._learner.die, lambda index: None)
 
     def _worker_dies(self, index: int) -> None:
         groups = self._workers.die(index)
@@ -287,7 +265,7 @@ class _Loop:
         policy, ledger = self._config.staleness.policy, self._ledger
         return (
             f'staleness.policy = "{policy}" with max_lag = {self._policy.max_lag} cannot progress: {what} at version '
-            f"{self._version}, {len(ledger.ready)} of {len(ledger.open)} open groups are ready, batches are of "
+            f"{self._learner.version}, {len(ledger.ready)} of {len(ledger.open)} open groups are ready, batches are of "
             f"{self._batch_size}, engines serve version {self._fleet.serving}"
         )
 

@@ -71,6 +71,22 @@ def _check_steps(config: SimulationConfig) -> None:
             f"weights.update_interval = {interval} with staleness.max_lag = {lag}: engines would wait for weights that the "
             f"learner offers only after more batches than may be open; at most {lag + 1}"
         )
+    if config.staleness.policy == "elastic":
+        _check_elastic(config)
+
+
+def _check_elastic(config: SimulationConfig) -> None:
+    """What a run refuses (config/rules.py)."""
+    interval, ahead = config.weights.update_interval, config.staleness.admit_lag
+    if (steps := config.learner.num_steps_per_rollout) > 1:
+        raise ConfigError(
+            f'learner.num_steps_per_rollout = {steps}: with staleness.policy = "elastic" a batch has one optimizer step'
+        )
+    if config.staleness.max_lag and interval > ahead:
+        raise ConfigError(
+            f"weights.update_interval = {interval} must be at most staleness.elastic_admit_lag = {ahead}: while the weights "
+            "are held nothing else could begin"
+        )
 
 
 def _check_lengths(config: SimulationConfig) -> None:

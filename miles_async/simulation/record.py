@@ -37,9 +37,10 @@ class Record:
     trained_lengths: Counter[int] = field(default_factory=Counter)
     dispatched_lengths: Counter[int] = field(default_factory=Counter)
     mixed: int = 0  # samples of more than one version
+    batches: int = 0
     publish_lag: int = 0  # summed over steps
     lines: list[dict[str, Any]] = field(default_factory=list)
-    _values: dict[str, float] = field(default_factory=dict)
+    _parts: list[dict[str, float]] = field(default_factory=list)  # of the step under way: its batches
 
     @property
     def counts(self) -> bool:
@@ -57,7 +58,7 @@ class Record:
     def batch(
         self, groups: Sequence[SimulatedGroup], ready: Sequence[ReadyGroup], version: int, serving: int | None
     ) -> None:
-        """What the step that begins trains on."""
+        """What the step trains on, or a part of it."""
         lags: Counter[int] = Counter()
         oldest: Counter[int] = Counter()
         bound = self.max_lag
@@ -76,7 +77,7 @@ class Record:
                 mixed += sum(len(s.spans) > 1 and len(set(v for v, _ in s.spans)) > 1 for s in request.samples)
         total = lags.total()
         if self.timeline:
-            self._values = {
+            part = {
                 "n_samples": samples,
                 "n_tokens": total,
                 "masked_tokens": masked,
@@ -86,8 +87,10 @@ class Record:
                 "response_lengths": (total + masked) / samples,
                 "weights/publish_lag": version - (version if serving is None else serving),
             }
+            self._parts.append(part)
         if not self.counts:
             return
+        self.batches += 1
         self.groups += len(groups)
         self.samples += samples
         self.tokens += total
@@ -108,7 +111,9 @@ class Record:
                 "perf/step_time": train_s + wait_s,
             }
             drops = {f"drops/{reason}": count for reason, count in sorted(dropped.items())}
-            self.lines.append({"actor": "learner-0", "step": step, "time": now, "values": self._values | perf | drops})
+            values = of_all_parts(self._parts) | perf | drops
+            self.lines.append({"actor": "learner-0", "step": step, "time": now, "values": values})
+            self._parts.clear()
         if self.counts:
             self.steps += 1
             self.train_s += train_s
@@ -116,6 +121,17 @@ class Record:
             self.ended = now
         elif step == self.warmup_steps:
             self.began = now
+
+
+def of_all_parts(parts: Sequence[dict[str, float]]) -> dict[str, float]:
+    """A step's figures from those of its batches, which are equally large."""
+    found = {name: sum(part[name] for part in parts) for name in ("n_samples", "n_tokens", "masked_tokens")}
+    found["max_token_lag"] = max(part["max_token_lag"] for part in parts)
+    tokens = found["n_tokens"] or 1
+    found["mean_token_lag"] = sum(part["mean_token_lag"] * part["n_tokens"] for part in parts) / tokens
+    for name in ("mixed_version_ratio", "response_lengths", "weights/publish_lag"):
+        found[name] = sum(part[name] for part in parts) / len(parts)
+    return found | {"batches": len(parts)}
 
 
 def _mean(counts: Counter[int]) -> float:

@@ -34,7 +34,7 @@ def result(config: SimulationConfig) -> dict[str, Any]:
 def figures(config: SimulationConfig, simulated: Simulated) -> dict[str, Any]:
     record, fleet = simulated.record, simulated.fleet
     seconds = record.ended - record.began
-    ledger = simulated.ledger.counts(config.rollout.rollout_batch_size, simulated.version)
+    ledger = simulated.ledger.counts()
     steps = sum(engine.steps for engine in fleet.engines)
     wasted = record.dropped_tokens + record.masked + fleet.lost_tokens
     made = record.tokens + wasted
@@ -44,6 +44,7 @@ def figures(config: SimulationConfig, simulated: Simulated) -> dict[str, Any]:
         "steps": simulated.version,
         "num_steps": config.simulation.num_steps,
         "wall_s": _rounded(record.ended),
+        "groups_per_step": _rounded(record.groups / record.steps),
         "groups_per_s": _rate(record.groups, simulated),
         "samples_per_s": _rate(record.samples, simulated),
         "tokens_per_s": _rate(record.tokens, simulated),
@@ -58,7 +59,7 @@ def figures(config: SimulationConfig, simulated: Simulated) -> dict[str, Any]:
         "mean_group_lag": _mean(record.lag_groups),
         "lag_tokens": {str(lag): _rounded(n / tokens) for lag, n in sorted(record.lag_tokens.items())},
         "lag_groups": {str(lag): _rounded(n / record.groups) for lag, n in sorted(record.lag_groups.items())},
-        "publish_lag": _rounded(record.publish_lag / record.steps),
+        "publish_lag": _rounded(record.publish_lag / record.batches),
         "mixed_version_ratio": _rounded(record.mixed / record.samples),
         "n_samples": record.samples,
         "n_tokens": record.tokens,

@@ -32,7 +32,8 @@ class Request:
         self.group, self.samples, self.numbers = group, samples, numbers
         self.left = len(samples)  # whose turn has not ended
         self.asked = self.holds = False  # whether an engine is to answer it; whether it has slots of its worker
-        self.engine = self.version = -1  # -1: at none; the version it served when the request came
+        # whose it is, and the version that is to sample its next token; -1: no engine has it
+        self.engine = self.version = -1
         for sample in samples:
             sample.request = self
 
@@ -61,6 +62,16 @@ class SimulatedGroup:
         self.unfinished, self.worker = len(self.requests), worker
         self.attempt += 1
         return self.requests
+
+    def floor(self, serving: int) -> int:
+        """The version of its oldest token, as far as it is known; ``serving``: of one that has none."""
+        found = [
+            sample.spans[0][0] if sample.spans else request.version
+            for request in self.requests
+            if request.version >= 0
+            for sample in request.samples
+        ]
+        return min(found, default=serving)
 
     def ready(self, now: float) -> ReadyGroup:
         """As the ledger knows it."""

@@ -35,7 +35,11 @@ def rows(found: Mapping[str, Any]) -> list[tuple[str, str]]:
     bias = found["length_bias"]
     drops = ", ".join(f"{reason} {count:,}" for reason, count in found["drops"].items())
     shown = [
-        ("steps", f"{found['steps']:,} in {number('wall_s', ',.1f')} s, {number('step_s', ',.3f')} s a step"),
+        (
+            "steps",
+            f"{found['steps']:,} in {number('wall_s', ',.1f')} s, {number('step_s', ',.3f')} s and "
+            f"{number('groups_per_step', ',.1f')} groups a step",
+        ),
         (
             "throughput",
             f"{number('groups_per_s', ',.3f')} groups/s, {number('samples_per_s', ',.1f')} samples/s, "

@@ -71,6 +71,7 @@ PURE = (
     "miles_async/simulation/failures.py",
     "miles_async/simulation/fleet.py",
     "miles_async/simulation/ideal.py",
+    "miles_async/simulation/learner.py",
     "miles_async/simulation/ledger.py",
     "miles_async/simulation/loop.py",
     "miles_async/simulation/record.py",

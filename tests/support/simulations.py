@@ -66,6 +66,13 @@ class Asked:
     def masks(self) -> bool:
         return self.policy.masks
 
+    @property
+    def holds(self) -> bool:
+        return self.policy.holds
+
+    def ticks(self, open_versions, version, batches):
+        return self.policy.ticks(open_versions, version, batches)
+
     def admit(self, state: StalenessState) -> int:
         return self.policy.admit(state)
 
