@@ -10,7 +10,7 @@ from typing import Any, TypeVar, get_args, get_origin
 import msgspec
 
 from miles_async.config import secrets
-from miles_async.config.schema import ConfigError, Section
+from miles_async.config.schema import ConfigError, RunConfig, Section
 from miles_async.config.words import NONE, allowed, choices, nearest, optional, show
 
 ANY_NAME = "NAME"
@@ -79,7 +79,7 @@ def _convert(key: str, kind: Any, value: Any, whole: type[Section]) -> Any:
     return converted
 
 
-def key_types(whole: type[Section]) -> dict[str, Any]:
+def key_types(whole: type[Section] = RunConfig) -> dict[str, Any]:
     """Every key's type; those of named tables as ``eval.datasets.NAME.key``."""
     kinds: dict[str, Any] = {}
     for section in msgspec.structs.fields(whole):
@@ -103,7 +103,7 @@ def table_of(kind: Any) -> Any:
     return held if isinstance(held, type) and issubclass(held, msgspec.Struct) else None
 
 
-def unknown(name: str, whole: type[Section]) -> ConfigError:
+def unknown(name: str, whole: type[Section] = RunConfig) -> ConfigError:
     """The error for a key that does not exist, with the nearest of all keys by full name, else by last part."""
     keys = list(key_types(whole))
     sections = [section.encode_name for section in msgspec.structs.fields(whole)]
