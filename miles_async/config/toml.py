@@ -59,8 +59,8 @@ def of_table(table: Mapping[str, Any], overrides: Sequence[str] = ()) -> RunConf
     """The configuration in a table that was read from a file. Raises ConfigError, one line."""
     table = {name: dict(section) if isinstance(section, dict) else section for name, section in table.items()}
     for override in overrides:
-        _apply_override(table, override)
-    return build(table)
+        _apply_override(table, override, RunConfig)
+    return build(table, RunConfig)
 
 
 def dump(config: RunConfig) -> str:
