@@ -9,7 +9,8 @@ version, and why a point was not made.
 Keeps: its engines are its own, so that nothing of the training waits for it and their weights do not change during a point;
 every token of a point is of exactly that version, or the point is refused; points are made one after the other, and when
 more than ``eval.keep_snapshots`` are open the oldest that waits is skipped; killed at any moment, its successor makes
-the points that are not on record. Asked to finish, it makes what is open and the last version that was published.
+the points that are not on record, and one that has been replaced adds none. Asked to finish, it makes what is open and the
+last version that was published.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from bus import SnapshotLedger
 from bus.client import READ_BLOCK_MS
 from bus.messages import Snapshot
 from bus.waits import WaitKind
+from miles_async.disk.fence import before_it_counts
 from miles_async.evaluation.datasets import load_datasets
 from miles_async.evaluation.engines import EvalEngines
 from miles_async.evaluation.hooks import EVAL_FUNCTION, EVAL_LOG_FUNCTION
@@ -220,6 +222,7 @@ class Evaluator:
             "lag_steps": float(newest - point.version),
             "duration_seconds": seconds,
         }
+        await asyncio.to_thread(before_it_counts)
         self.record.add_samples(point.version, results)
         parts = [*(result.metrics for result in results.values()), about]
         for part in parts:

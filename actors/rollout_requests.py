@@ -4,8 +4,9 @@
                       ▲ limit, cancel                    │                      writes metrics, POST /abort_request
                       └────────── policy ◄──loads────────┘
 
-Keeps: a request is sent until somebody answers, at most ``request_timeout_s``; a sample is called back only to go on from the
-tokens it has, which is no failure of its attempt; without news of the load the limit stays as it is.
+Keeps: a request is sent until somebody answers, at most ``request_timeout_s``, also where its router is replaced and silent; a
+sample is called back only to go on from the tokens it has, which is no failure of its attempt; without news of the load the
+limit stays as it is.
 """
 
 from __future__ import annotations
@@ -120,9 +121,21 @@ class EngineRequests:
         """Follow the engines' load, and report; until cancelled."""
         while True:
             await asyncio.sleep(LOOK_S)
+            if self.ctx.config.rollout.generates:
+                await self.find_router()
             if self.policy is not None:
                 await self._follow(self.policy)
             await self.report()
+
+    async def find_router(self) -> None:
+        """One that was replaced may be silent for ever, with its machine: what it was asked is asked its successor."""
+        try:
+            url = await self.ctx.bus.address("router", deadline_s=0.0)
+        except TimeoutError:  # none is known at the moment
+            return
+        if url.rstrip("/") != self.client.url:
+            replaced, self.client = self.client, self._router_at(url)
+            replaced.close()
 
     async def _follow(self, policy: AdaptiveLimit) -> None:
         try:

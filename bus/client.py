@@ -12,7 +12,7 @@ import logging
 import re
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Collection, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Generic, Literal, NamedTuple, TypeVar, get_args
 
@@ -20,6 +20,7 @@ import msgspec
 import redis.exceptions
 
 from bus.codec import CodecError, decode, encode
+from bus.fence import NOBODYS, FencedScript, Life
 from bus.messages import Heartbeat, Message, Name, Number, Url, Version
 from bus.patience import PatientRedis, is_full
 from bus.topics import KINDS, Topic
@@ -65,8 +66,11 @@ class Bus:
         self.prefix = f"miles:{{{run_id}}}:"
         self.refused: Counter[str] = Counter()  # malformed entries, by topic
         self.read_only = False  # then what is refused stays where it is
-        self._always = self.redis.register_script((_SCRIPTS / "always.lua").read_text())
-        self._forget = self.redis.register_script((_SCRIPTS / "forget.lua").read_text())
+        self.life: Life = NOBODYS  # of whose bus this is
+        self.replaced: Callable[[str], object] = lambda why: None  # hears that it is over
+        self._always = FencedScript(self, (_SCRIPTS / "always.lua").read_text())
+        self._forget = FencedScript(self, (_SCRIPTS / "forget.lua").read_text())
+        self._trim = FencedScript(self, "return redis.call('XTRIM', KEYS[1], 'MINID', '=', ARGV[1])")
         self._fleet = self.redis.register_script((_SCRIPTS / "fleet.lua").read_text())
         self._memory = self.redis.register_script((_SCRIPTS / "memory.lua").read_text())
 
@@ -173,7 +177,7 @@ class Bus:
         """
         when, _, sequence = read_id.partition("-")
         try:
-            await self.redis.at_once("XTRIM", self.key(topic), "MINID", "=", f"{when}-{int(sequence) + 1}")
+            await self._trim.at_once([self.key(topic)], [f"{when}-{int(sequence) + 1}"])
         except redis.exceptions.ResponseError as error:
             if not is_full(error):
                 raise
@@ -204,6 +208,14 @@ class Bus:
 
     async def set_address(self, name: str, url: str) -> None:
         await self._always(keys=[self.key("addresses")], args=["HSET", name, url])
+
+    async def leave_address(self, name: str) -> None:
+        """Nobody is to look for ``name`` there any more; where Redis has no room, its next one takes its place."""
+        try:
+            await self.redis.at_once("HDEL", self.key("addresses"), name)
+        except redis.exceptions.ResponseError as error:
+            if not is_full(error):
+                raise
 
     async def address(self, name: str, *, deadline_s: float) -> str:
         """The URL that ``name`` has published; waits for one. Raises TimeoutError naming it."""

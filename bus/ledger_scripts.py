@@ -1,6 +1,7 @@
 """How the ledger's transitions reach Redis: one script for each of them, loaded once for each bus.
 
-Promises: a transition is one atomic script; what Redis refuses of it is a LedgerError that names the script.
+Promises: a transition is one atomic script, and none of one whose life is over (``bus/fence.py``); what Redis refuses of it is
+a LedgerError that names the script.
 """
 
 from __future__ import annotations
@@ -13,11 +14,12 @@ import redis.exceptions
 from bus import positions
 from bus.client import Bus
 from bus.errors import LedgerError
+from bus.fence import FencedScript
 from bus.payloads import InRedis, PayloadStore
 from bus.script_text import with_parts
 
 _SCRIPTS = Path(__file__).parent / "scripts"
-_NAMES = (
+_TRANSITIONS = (
     "admit",
     "claim",
     "begin",
@@ -29,12 +31,10 @@ _NAMES = (
     "batch",
     "extend",
     "commit",
-    "open",
-    "room",
     "reconcile",
-    "foreign",
     "quarantine",
 )
+_LOOKS = ("open", "room", "foreign")
 
 _DETAIL_CHARS = 400
 
@@ -48,7 +48,7 @@ class LedgerScripts:
         self._scripts = _load(bus)
 
     async def _run(self, script: str, *args: Any) -> Any:
-        """The answer of one of the ledger's scripts. Raises LedgerError."""
+        """The answer of one of the ledger's scripts. Raises LedgerError, ReplacedError."""
         try:
             return await self._scripts[script](keys=[self.bus.prefix], args=args)
         except redis.exceptions.ResponseError as error:
@@ -62,7 +62,9 @@ class LedgerScripts:
 
 def _load(bus: Bus) -> dict[str, Any]:
     parts = positions.lua() + (_SCRIPTS / "prelude.lua").read_text()
-    return {n: bus.redis.register_script(with_parts((_SCRIPTS / f"{n}.lua").read_text(), parts)) for n in _NAMES}
+    texts = {name: with_parts((_SCRIPTS / f"{name}.lua").read_text(), parts) for name in (*_TRANSITIONS, *_LOOKS)}
+    transitions = {name: FencedScript(bus, texts[name]) for name in _TRANSITIONS}
+    return transitions | {name: bus.redis.register_script(texts[name]) for name in _LOOKS}
 
 
 def words(text: str) -> str:

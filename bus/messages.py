@@ -26,6 +26,7 @@ Url = Annotated[str, Meta(pattern=r"^http://[A-Za-z0-9_.:\[\]-]{1,255}(/[A-Za-z0
 Place = Annotated[
     str, Meta(pattern=r"^([a-z]{1,20} [A-Za-z0-9_.:@/-]{1,200})?\Z")
 ]  # where an actor runs: a kind, and which
+Node = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.:-]{0,100}\Z")]  # the machine of an actor
 Text = Annotated[str, Meta(max_length=10_000)]  # for people to read
 
 MAX_MEMBERS = 1024  # engines, or rollout workers, of a run
@@ -266,6 +267,7 @@ class Heartbeat(Message, tag="heartbeat", frozen=True):
     waits: Annotated[tuple[Wait, ...], Meta(max_length=100)] = ()
     where: Place = ""
     refused: Annotated[int, Meta(ge=0)] = 0  # malformed messages and requests that it has refused
+    node: Node = ""  # actors of one node are lost together
 
 
 AnyMessage = (

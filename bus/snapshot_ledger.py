@@ -1,8 +1,8 @@
 """The ledger of snapshots: which weights the run's learner has announced, so that nothing else is taken for them.
 
 Promises: what is recorded was announced by the learner of that incarnation, at a version that the ledger has batches for, and
-before any later learner spoke; the record and the message on ``weights`` are written by one atomic script, so that a message
-without its record is nobody's, and is refused.
+before any later learner spoke or was begun (``bus/fence.py``); the record and the message on ``weights`` are written by one
+atomic script, so that a message without its record is nobody's, and is refused.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from pathlib import Path
 from bus.client import Bus
 from bus.codec import encode
 from bus.errors import LedgerError
+from bus.fence import FencedScript
 from bus.messages import Snapshot
 
 _SCRIPT = Path(__file__).parent / "scripts" / "snapshot.lua"
@@ -22,7 +23,7 @@ class SnapshotLedger:
 
     def __init__(self, bus: Bus) -> None:
         self.bus = bus
-        self._announce = bus.redis.register_script(_SCRIPT.read_text())
+        self._announce = FencedScript(bus, _SCRIPT.read_text())
 
     async def announce(self, snapshot: Snapshot) -> None:
         """Raises LedgerError: a later learner has spoken, or the ledger knows no batch of that step."""

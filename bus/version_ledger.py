@@ -7,7 +7,8 @@
 Promises: a line and what is told of it on ``weights`` are written by one atomic script, so that the stream and the ledger
 agree at every moment, however long a process stands still in between; a change names the life of the engine that it is of
 (its incarnation, and the epoch, which grows each time it starts or comes back), and one of a life that is over, or of an engine
-that is down, changes and tells nothing; every change can be repeated.
+that is down, changes and tells nothing, and so does one by who has been replaced itself (``bus/fence.py``); every change can be
+repeated.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import msgspec
 
 from bus.client import Bus, EngineState
 from bus.codec import encode
+from bus.fence import FencedScript
 from bus.messages import EngineDown, EngineServes, EngineUp, Message
 
 _SCRIPT = Path(__file__).parent / "scripts" / "engine.lua"
@@ -31,7 +33,7 @@ class VersionLedger:
 
     def __init__(self, bus: Bus) -> None:
         self.bus = bus
-        self._swap = bus.redis.register_script(_SCRIPT.read_text())
+        self._swap = FencedScript(bus, _SCRIPT.read_text())
 
     async def up(self, engine: str, url: str, incarnation: int, version: int) -> EngineState:
         """The host of an engine says that it has started, with the weights ``version``; the broadcaster hears of it."""

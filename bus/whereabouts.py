@@ -13,15 +13,17 @@ from collections.abc import Collection
 
 from bus.client import Bus
 from bus.codec import CodecError
+from bus.fence import FencedScript
 
 MEMORIES, MEETINGS = "memories", "meetings"
+_TELL = "return redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])"
 LOOK_S = 0.05  # a hash has no blocking read
 _MEETING = re.compile(r"^tcp://[A-Za-z0-9_.:\[\]-]{1,255}:[0-9]{1,5}\Z")
 
 
 async def tell_memory(bus: Bus, actor: str, memory: str) -> None:
     """``memory`` names what is shared by all processes that name it so; "": nothing is."""
-    await bus.redis.hset(bus.key(MEMORIES), actor, memory)
+    await FencedScript(bus, _TELL)(keys=[bus.key(MEMORIES)], args=[actor, memory])
 
 
 async def see_memory(bus: Bus, actors: Collection[str], memory: str) -> bool:

@@ -2,13 +2,16 @@
 
 An actor is a class with ``role``, ``__init__(self, ctx)`` and ``async def run(self)``, which returns when its work is done
 or soon after ``ctx.stop`` is set. Promises: the actor's heartbeat tells whom it waits for and since when; a stop asked
-for over the bus or by SIGTERM sets ``ctx.stop``; nothing here knows the supervisor.
+for over the bus or by SIGTERM sets ``ctx.stop``; one that is replaced, or has lost the bus for longer than its lease, ends
+itself (``lease.py``); nothing here knows the supervisor.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import re
+import socket
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -17,13 +20,17 @@ from typing import Any, Protocol
 
 import msgspec
 
+from actors.runtime.lease import ANSWER_S, Lease
 from actors.runtime.plan import engine_names
 from actors.runtime.spec import ActorSpec
 from actors.runtime.tasks import end
 from bus import Bus, EngineState, Roster, connect
+from bus.fence import LIVES, Life, Lookout
+from bus.lives import begin_life
 from bus.messages import Control, Event, Heartbeat, Metrics, Wait
 from bus.waits import WaitKind
 from miles_async.config.schema import ConfigError
+from miles_async.disk.fence import clear_fence, set_fence
 from miles_async.http.refusals import Refusals
 
 COMMANDS = ("stop", "finish")
@@ -33,6 +40,7 @@ FATAL = (ValueError, ImportError)
 
 CONNECT_S = 60.0  # one that reads a large value back answers nothing meanwhile
 MAX_WAITS = 20  # that a heartbeat names
+MAX_NODE = 100  # characters
 
 
 def cause_of(error: BaseException) -> tuple[str, bool]:
@@ -76,9 +84,9 @@ def wait_for(kind: WaitKind, targets: Iterable[str] = (), *, since: float | None
 class ActorContext:
     """The surroundings of one actor. Make it with :func:`open_context`."""
 
-    def __init__(self, spec: ActorSpec, bus: Bus, where: str = "") -> None:
-        """``where``: the place it runs in, as its placement names it."""
-        self.spec, self.where = spec, where
+    def __init__(self, spec: ActorSpec, bus: Bus, where: str = "", node: str = "") -> None:
+        """``where``: the place it runs in, as its placement names it; ``node``: the machine that this is on."""
+        self.spec, self.where, self.node = spec, where, node
         self.bus = bus
         self.name, self.role, self.index = spec.name, spec.role, spec.index
         self.config, self.run_dir, self.model_path = spec.config, spec.run_dir, spec.model_path
@@ -144,16 +152,18 @@ class ActorContext:
             role=self.role,
             incarnation=self.incarnation,
             where=self.where,
+            node=self.node,
             time=time.time(),
             waits=tuple(waits.values())[:MAX_WAITS],
             refused=self.bus.refused.total() + self.refusals.total(),
         )
 
-    async def beat(self) -> None:
-        """Send heartbeats until cancelled, and how much was refused whenever that has changed."""
+    async def beat(self, reached: Callable[[], None] = lambda: None) -> None:
+        """Send heartbeats until cancelled, and how much was refused whenever that has changed. ``reached`` hears of each."""
         reported: dict[str, float] = {}
         while True:
             await self.bus.beat(self.heartbeat())
+            reached()
             counts = {**self.bus.refused, **{f"http {status}": count for status, count in self.refusals.items()}}
             refused = {f"refused/{self.name}/{what}": float(count) for what, count in counts.items()}
             if refused != reported:
@@ -178,21 +188,26 @@ class ActorContext:
         return not control.roles or self.role in control.roles
 
 
-async def run_actor(spec: ActorSpec, make: Callable[[ActorContext], Actor], where: str = "") -> None:
-    """Connect, make the actor, and run it to its end beside its heartbeat, which says ``where`` that is.
+async def run_actor(
+    spec: ActorSpec, make: Callable[[ActorContext], Actor], where: str = "", node: str | None = None
+) -> None:
+    """Connect, make the actor, and run it to its end beside its heartbeat, which says ``where`` that is, and on which ``node``
+    (None: the name of this machine). What it writes, on the bus or a disk, is fenced by its life.
 
     Raises what the actor or its bus raises.
     """
     bus = await connect(spec.bus_url, spec.run_id, deadline_s=CONNECT_S)
-    ctx = ActorContext(spec, bus, where)
+    ctx = ActorContext(spec, bus, where, node_name() if node is None else node)
+    lease = _lease(ctx)
     asyncio.get_running_loop().add_signal_handler(15, ctx.stop.set)
 
     async def live() -> None:
+        await begin_life(bus)
         async with spec.site.entered(spec.name, spec.config, spec.run_dir, bus) as ctx.config:
             await make(ctx).run()
 
     work = asyncio.create_task(live(), name=spec.name)
-    helpers = [asyncio.create_task(ctx.beat()), asyncio.create_task(ctx.obey())]
+    helpers = [asyncio.create_task(ctx.beat(lease.reached)), asyncio.create_task(ctx.obey())]
     try:
         # "obey" ends by itself once it has set the stop; a helper that fails takes the actor with it
         pending: set[asyncio.Task[None]] = {work, *helpers}
@@ -208,4 +223,23 @@ async def run_actor(spec: ActorSpec, make: Callable[[ActorContext], Actor], wher
     finally:
         ctx.stop.set()
         await end([work, *helpers])
+        clear_fence()
+        lease.close()
         await bus.close()
+
+
+def _lease(ctx: ActorContext) -> Lease:
+    """The lease of the actor, begun; from now on its process and its bus are of its life."""
+    run, bus = ctx.config.run, ctx.bus
+    bus.life = Life(ctx.name, ctx.incarnation)
+    lookout = Lookout(ctx.spec.bus_url, bus.key(LIVES), bus.life, min(ANSWER_S, run.bus_lease_s / 4))
+    lease = Lease(lookout, run.bus_lease_s, ctx.config.monitor.heartbeat_s)
+    bus.replaced = lease.replaced
+    set_fence(lease.hold, ctx.incarnation)
+    lease.begin()
+    return lease
+
+
+def node_name() -> str:
+    """Of this machine, as a heartbeat can say it."""
+    return re.sub(r"[^A-Za-z0-9_.:-]", "-", socket.gethostname())[:MAX_NODE]

@@ -2,7 +2,8 @@
 
 Promises: who dies is replaced after a back-off, with a new incarnation, until its budget is spent; the ranks of the learner
 are replaced together, since they are in collectives with each other; what a dead actor held is free at once (a worker's
-tickets wait again, an engine gets no more requests); who was asked to leave is not replaced; no process outlives
+tickets wait again, an engine gets no more requests), once its life is over on the bus (``bus/lives.py``), so that a process of
+it that lives on somewhere changes nothing any more; who was asked to leave is not replaced; no process outlives
 :meth:`Crew.stop`.
 """
 
@@ -11,8 +12,9 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import replace
+from typing import Any
 
 from redis.exceptions import RedisError
 
@@ -21,8 +23,11 @@ from actors.runtime.plan import STOP_STAGES
 from actors.runtime.restarts import RestartBudget
 from actors.runtime.spec import ActorSpec
 from actors.runtime.tasks import end
+from actors.runtime.watch import BUS_ERRORS, LOOK_S
 from bus import Bus, Ledger, VersionLedger
 from bus.deadline import within
+from bus.fence import ReplacedError
+from bus.lives import Lives
 from bus.messages import Control
 from miles_async.config.schema import RunConfig
 
@@ -34,10 +39,16 @@ class Crew:
     """The actors of one launch. ``next_incarnation`` gives a number that no process of this run has had."""
 
     def __init__(
-        self, placement: Placement, config: RunConfig, bus: Bus, ledger: Ledger, next_incarnation: Callable[[], int]
+        self,
+        placement: Placement,
+        config: RunConfig,
+        bus: Bus,
+        ledger: Ledger,
+        lives: Lives,
+        next_incarnation: Callable[[], int],
     ) -> None:
         self.placement, self.config, self.bus, self.ledger = placement, config, bus, ledger
-        self._next_incarnation = next_incarnation
+        self.lives, self._next_incarnation = lives, next_incarnation
         self._budget = RestartBudget(config.run)
         self._specs: dict[str, ActorSpec] = {}
         self._ends: dict[asyncio.Task[Ending], str] = {}
@@ -71,6 +82,7 @@ class Crew:
 
     async def forget(self, spec: ActorSpec) -> None:
         """It has left: what it held is free, and so is its name."""
+        await self.lives.retire(spec.name, spec.incarnation)
         await self._free(spec)
         del self._specs[spec.name], self._leaving[spec.name]
 
@@ -104,25 +116,27 @@ class Crew:
             delay = self._budget.ask(spec.role if spec.role == "learner" else spec.name, time.monotonic())
         if delay is None:
             return False
-        fallen = await self._fell_the_world() if spec.role == "learner" else [spec]
-        await self._free(spec)
+        fallen = [one for one in self._specs.values() if one.role == "learner"] if spec.role == "learner" else [spec]
         incarnation = self._next_incarnation()
+        await surely(lambda: self.lives.replace({one.name: incarnation for one in fallen}))
+        if spec.role == "learner":
+            await self._fell_the_world(fallen)
+        await surely(lambda: self._free(spec))
         self._replacements.add(asyncio.create_task(self._start_later(fallen, incarnation, delay)))
         return True
 
-    async def _fell_the_world(self) -> list[ActorSpec]:
-        """Kill the other ranks: a collective with a dead one never ends. Returns the specs of all ranks."""
-        specs = [spec for spec in self._specs.values() if spec.role == "learner"]
+    async def _fell_the_world(self, specs: list[ActorSpec]) -> None:
+        """Kill all ranks: a collective with a dead one never ends."""
         tasks = [task for task, name in self._ends.items() if self._specs[name].role == "learner"]
         for spec in specs:
             self.placement.terminate(spec.id, by_force=True)
         for task in tasks:
             await task
             self._ends.pop(task, None)
-        return specs
 
     async def _free(self, spec: ActorSpec) -> None:
-        """What the dead held. All of it would also be noticed without us, later."""
+        """What the dead held, and where they were: on a machine that is lost nothing there refuses a connection."""
+        await self.bus.leave_address(spec.name)
         if spec.role == "rollout":
             await self.ledger.release(str(spec.id), "the worker died")
         elif spec.role == "engine":
@@ -165,3 +179,14 @@ class Crew:
             print(f"{name} did not stop in time: killed", file=sys.stderr)
         self.placement.end()
         await end(self._ends)
+
+
+async def surely(call: Callable[[], Awaitable[Any]]) -> Any:
+    """The call's answer, however long Redis is away; the run's end cancels it. Raises ReplacedError."""
+    while True:
+        try:
+            return await call()
+        except ReplacedError:
+            raise
+        except BUS_ERRORS:
+            await asyncio.sleep(LOOK_S)

@@ -82,6 +82,12 @@ class RunHome:
         self._try_to_write()
         return self.state.incarnation
 
+    def go_past(self, incarnation: int) -> None:
+        """The bus knows of this one, which the file may not have."""
+        if incarnation >= self.state.incarnation:
+            self.state.incarnation = incarnation
+            self.next_incarnation()
+
     def announce(self, bus_url: str, redis_pid: int | None) -> None:
         """Where the bus is; ``redis_pid``: of a server of our own."""
         self.state.bus_url, self.state.redis_pid = bus_url, redis_pid

@@ -15,11 +15,10 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
-from actors.runtime.crew import Crew
+from actors.runtime.crew import Crew, surely
 from actors.runtime.plan import engine_names
 from actors.runtime.spec import ActorSpec
 from actors.runtime.tasks import end
@@ -105,6 +104,7 @@ class Scaler:
         names = [spec.name for spec in specs]
         if like.role == "engine":
             await self._set_roster(Roster(self.roster.engines | set(names), self.roster.leaving - set(names)))
+        await self.crew.lives.replace({spec.name: spec.incarnation for spec in specs})
         for spec in specs:
             self.watch.admit(spec)
             self.crew.start(spec)
@@ -136,13 +136,13 @@ class Scaler:
             if not done and spec.role == "engine":
                 why = f"it leaves, and was not done within run.drain_timeout_s = {limit:g}"
                 # in whichever life it is by now; the router gives its requests to others
-                await _surely(lambda: VersionLedger(self.bus).down(spec.name, why))
+                await surely(lambda: VersionLedger(self.bus).down(spec.name, why))
             for by_force in (False, True):
                 if not ended.done():
                     self.crew.terminate(spec, by_force=by_force)
                     await asyncio.wait({ended}, timeout=self.config.run.stop_timeout_s)
-            await _surely(lambda: self.bus.forget(spec.name))
-            await _surely(lambda: self.crew.forget(spec))
+            await surely(lambda: self.bus.forget(spec.name))
+            await surely(lambda: self.crew.forget(spec))
         finally:
             await end({ended, idle})
         self.watch.dismiss(spec.name)
@@ -150,14 +150,5 @@ class Scaler:
 
     async def _unused(self, engine: str) -> None:
         """Until router and broadcaster have let go of it, or if they have never heard of it."""
-        while engine in await _surely(lambda: self.bus.engines(self.roster.engines)):  # noqa: ASYNC110
+        while engine in await surely(lambda: self.bus.engines(self.roster.engines)):  # noqa: ASYNC110
             await asyncio.sleep(DRAIN_LOOK_S)
-
-
-async def _surely(call: Callable[[], Awaitable[Any]]) -> Any:
-    """The call's answer, however long Redis is away; the run's end cancels it."""
-    while True:
-        try:
-            return await call()
-        except BUS_ERRORS:
-            await asyncio.sleep(LOOK_S)

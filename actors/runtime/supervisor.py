@@ -3,7 +3,8 @@
 Promises: a run ends by itself, finished or failed, with one clear line for its cause; an actor or a Redis server that dies
 is seen at once and replaced, within a budget; what a restart cannot mend (a wrong key, file or path) ends the run; a
 Ctrl-C makes the learner save a checkpoint and everybody stop, within ``run.stop_timeout_s``, then by force; no process is
-left behind. It wires the actors and knows none of them: they are found by dotted path.
+left behind; one whose run has begun a later launch ends at once, and changes nothing. It wires the actors and knows none of
+them: they are found by dotted path.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -32,6 +34,8 @@ from actors.runtime.tasks import end
 from actors.runtime.watch import Watch
 from bus import Bus, Ledger, NoRedisError, connect
 from bus.deadline import within
+from bus.fence import Life
+from bus.lives import Lives
 from bus.messages import Event
 from miles_async.config.schema import RunConfig
 from miles_async.config.secrets import resolve
@@ -42,6 +46,7 @@ from miles_async.monitor.monitor import Monitor
 from miles_async.resume.begin import Beginning, begin
 
 OK, FAILED, INTERRUPTED = 0, 1, 130
+SUPERVISOR = "supervisor"
 BUS_CLOSE_S = 3.0
 
 
@@ -98,15 +103,18 @@ class Supervisor:
             loop.add_signal_handler(signum, self._interrupt)
         if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # else it was started to outlive its terminal
             loop.add_signal_handler(signal.SIGHUP, self.interrupted.set)  # which may come twice
-        ledger = Ledger(bus)
+        ledger, lives = Ledger(bus), Lives(bus)
+        self.home.go_past(await lives.greatest())
+        bus.life, bus.replaced = Life(SUPERVISOR, self.home.state.incarnation), self._replaced
+        await lives.begin(self.home.state.incarnation)
         await bus.forget_processes()
         await ledger.prepare()
         await ledger.release()  # no worker of an earlier launch lives; that is not the groups' fault
         self.monitor.start(self.config, self.home.path, resumed)
         for kind, data in self.beginning.events:
             self.monitor.on_event(Event(actor="supervisor", kind=kind, time=time.time(), data=data))
-        watch = Watch(bus, ledger, self.monitor, self.config, self.placement, self.server)
-        crew = Crew(self.placement, self.config, bus, ledger, self.home.next_incarnation)
+        watch = Watch(bus, ledger, lives, self.monitor, self.config, self.placement, self.server)
+        crew = Crew(self.placement, self.config, bus, ledger, lives, self.home.next_incarnation)
         scaler = Scaler(bus, crew, watch, self.config, self.home.next_incarnation)
         guard = asyncio.create_task(self._guard_redis(watch))
         keeper = asyncio.create_task(keep_written(self.home, watch))
@@ -138,6 +146,14 @@ class Supervisor:
             for actor in self.placement.running():
                 self.placement.terminate(actor, by_force=True)
         self.interrupted.set()
+
+    def _replaced(self, why: str) -> None:
+        """The run is another launch's by now, and so is what lies in its directory."""
+        print(f"miles-async: {why}: this launch ends", file=sys.stderr, flush=True)
+        self.placement.end()
+        self.placement.close()
+        self.server.kill()
+        os._exit(FAILED)
 
     def _make_inputs(self) -> None:
         model_path = self.home.model_path(self.config)

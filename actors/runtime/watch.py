@@ -24,6 +24,7 @@ from actors.runtime.watchdog import Watchdog
 from bus import Bus, BusError, Ledger
 from bus.client import Entry
 from bus.deadline import within
+from bus.lives import Lives
 from bus.messages import Batch, Event, Metrics, Transition
 from bus.server import RedisServer
 from miles_async.config.schema import RunConfig
@@ -51,13 +52,15 @@ class Watch:
         self,
         bus: Bus,
         ledger: Ledger,
+        lives: Lives,
         monitor: Monitor,
         config: RunConfig,
         placement: Placement,
         server: RedisServer,
     ) -> None:
         """``server``: of our own, where we have one."""
-        self.bus, self.ledger, self.monitor, self.config, self.placement = bus, ledger, monitor, config, placement
+        self.bus, self.ledger, self.lives = bus, ledger, lives
+        self.monitor, self.config, self.placement = monitor, config, placement
         self.dog = Watchdog(
             config,
             placement.running,
@@ -231,6 +234,7 @@ class Watch:
         self.monitor.on_heartbeats(heartbeats)
         self.monitor.on_ledger(self.counts)
         self._check_drops(self.give_up.look(self.counts))
+        await self.lives.keep()
 
     def _report_refusals(self) -> None:
         """What was on the supervisor's own topics and is none of its messages; actors report theirs."""

@@ -3,7 +3,8 @@
 Promises: nothing moved for ``run.watchdog_s`` is said once, again after twice that time, and so on, with who waits for whom
 and the culprit; so is that it moves again; whom an actor waits for is asked of a heartbeat of after the last move, so that
 it does not matter whose heartbeat comes first; what takes long while a process starts is no stall, nor is a Redis that loads
-its data; nobody is called silent because of a Redis, or a supervisor, that was away meanwhile. No I/O with the bus: a Redis
+its data; nobody is called silent because of a Redis, or a supervisor, that was away meanwhile; a node whose actors fall silent
+at once, while others speak, is told once, and that it speaks again. No I/O with the bus: a Redis
 that hangs does not hold it up.
 """
 
@@ -31,8 +32,11 @@ from miles_async.monitor.diagnosis import (
     role_of,
     waits,
 )
+from miles_async.monitor.nodes import Sign, SilentNode, silent_nodes
 from miles_async.monitor.sight import process_of
 
+NODE_BEATS = 5  # heartbeats that all actors of a node owe before it is called silent
+LATE_S = 2.0  # how late a heartbeat is on a busy machine
 AWAY_S = 3.0  # a supervisor that was not asked for so long was stopped itself: it has seen nothing
 
 
@@ -44,6 +48,8 @@ class _Life:
     since: float
     heard: float
     last: float = 0.0  # the time in its last heartbeat; 0: it has not sent one
+    node: str = ""
+    spoke: float = 0.0  # as ``heard``, which is also set where nothing could be heard
 
 
 class Watchdog:
@@ -69,6 +75,7 @@ class Watchdog:
         self._beats: Sequence[Heartbeat] = ()
         self._refusal = ""
         self._lives: dict[str, _Life] = {}
+        self._silent: dict[str, SilentNode] = {}  # nodes, as they were told
         self._counts: dict[str, int] = {}
         self._waiting: set[tuple[str, ...]] = set()
         self._stepped = False  # this launch has trained
@@ -98,7 +105,8 @@ class Watchdog:
             if life is None or life.actor != actor:
                 life = self._lives[name] = _Life(actor, now, now)
             if name in sent and sent[name].time != life.last:
-                life.heard, life.last = now, sent[name].time
+                life.heard = life.spoke = now
+                life.last, life.node = sent[name].time, sent[name].node
             if was_away or refusal:
                 life.heard = now
         waiting = {
@@ -128,7 +136,7 @@ class Watchdog:
         if now - self._ticked_at > AWAY_S or self._redis_loads():
             self._forgive(now)
         self._ticked_at = now
-        events: list[tuple[str, dict[str, Any]]] = []
+        events = self._nodes_that_change(now)
         if self.verdict or self._rests:  # the run is being ended
             return events
         if self._stalled_at is not None and self._moved_at > self._stalled_at:
@@ -150,6 +158,27 @@ class Watchdog:
         self._stalled_at, self._tell_after_s = self._moved_at, 2 * self._tell_after_s
         if self.config.run.watchdog_exit:
             self.verdict = f"nothing moved for {seconds} s: {culprit}"
+        return events
+
+    def silent_nodes(self) -> list[SilentNode]:
+        """The nodes that are suspected to be dead, or cut off; none while Redis owes an answer."""
+        if self.redis_silent_s() >= 1.0 or self._refusal:
+            return []
+        signs = [Sign(name, life.node, life.heard) for name, life in self._lives.items()]
+        beat_s = self.config.monitor.heartbeat_s
+        return silent_nodes(signs, self.clock(), silent_s=NODE_BEATS * beat_s + LATE_S, together_s=beat_s + LATE_S)
+
+    def _nodes_that_change(self, now: float) -> list[tuple[str, dict[str, Any]]]:
+        events: list[tuple[str, dict[str, Any]]] = []
+        for silent in self.silent_nodes():
+            if silent.node not in self._silent:
+                self._silent[silent.node] = silent
+                about = {"seconds": round(now - silent.since, 1), "actors": silent.actors, "lone": silent.lone}
+                events.append(("node_silent", {"node": silent.node, **about}))
+        for life in self._lives.values():
+            if life.node in self._silent and life.spoke > self._silent[life.node].since:
+                del self._silent[life.node]
+                events.append(("node_speaks", {"node": life.node}))
         return events
 
     def overdue(self) -> dict[ActorId, float]:

@@ -62,7 +62,7 @@ FREE: dict[str, str] = {
     "model": "device parity_check",
     "data": """prompt_data input_key label_key metadata_key tool_key apply_chat_template apply_chat_template_kwargs
         chat_template_path""",
-    "run": """num_steps target_reward watchdog_s watchdog_exit heartbeat_timeout_s stop_timeout_s drain_timeout_s
+    "run": """num_steps target_reward watchdog_s watchdog_exit heartbeat_timeout_s bus_lease_s stop_timeout_s drain_timeout_s
         max_restarts restart_window_s restart_backoff_s""",
     "rollout": """over_sampling_batch_size rollout_max_response_len rollout_top_p rollout_top_k rollout_stop
         rollout_stop_token_ids num_workers max_groups_in_flight max_samples_in_flight request_per_sample adaptive_in_flight

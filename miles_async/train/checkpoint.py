@@ -3,10 +3,11 @@
     root/latest               the name of the newest whole checkpoint, replaced atomically
     root/iter_0000050/        shards, .metadata, learner.msgpack, checksums.json; of Megatron common.pt and metadata.json, too
     root/damaged-iter_*       one that is not as it was written; removed when enough newer ones are kept
-    root/.writing-*           a save that was killed; removed by the next one
+    root/.writing-*           a save under way, or one that was killed, which the next one or the next learner removes
 
 Promises: a directory named ``iter_*`` is whole: it was written under another name, fsynced, then renamed; ``latest`` changes
-after that, and what it points to is never removed. So a kill at any moment leaves the previous checkpoint loadable.
+after that, and what it points to is never removed. So a kill at any moment leaves the previous checkpoint loadable. A learner
+that has been replaced makes no checkpoint and moves no ``latest``, whenever it gets to it (``disk/fence.py``).
 ``learner.msgpack`` (version and the caller's own state) is readable without torch. What became of a checkpoint on its disk
 :func:`verify` says, before anything of it is read; which one a learner goes on from, ``checkpoint_choice.py``.
 """
@@ -22,6 +23,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from miles_async.config.lora import Lora
+from miles_async.disk.fence import before_it_counts, is_earlier, mark
 from miles_async.train import checksums
 
 LATEST = "latest"
@@ -138,21 +140,29 @@ def point(root: Path, name: str | None) -> None:
     if name is None:
         (root / LATEST).unlink(missing_ok=True)
     else:
-        pointer = root / f".{LATEST}"
+        pointer = root / f"{_WRITING}{mark()}{LATEST}"
         pointer.write_text(name + "\n")
         _fsync(pointer)
+        before_it_counts()
         pointer.replace(root / LATEST)
     _fsync(root)
 
 
 def begin(root: Path, version: int) -> Path:
     """An empty directory to write version ``version`` into; what earlier, killed saves left is removed."""
+    before_it_counts()
     root.mkdir(parents=True, exist_ok=True)
-    for stale in root.glob(f"{_WRITING}*"):
-        shutil.rmtree(stale)
-    writing = root / f"{_WRITING}{version:07d}"
+    sweep(root)
+    writing = root / f"{_WRITING}{mark()}{version:07d}"
     writing.mkdir()
     return writing
+
+
+def sweep(root: Path) -> None:
+    """Remove the drafts of earlier lives, and our own: none of them becomes a checkpoint, or the latest, after this."""
+    for draft in root.glob(f"{_WRITING}*"):
+        if is_earlier(draft.name.removeprefix(_WRITING)):
+            shutil.rmtree(draft) if draft.is_dir() else draft.unlink(missing_ok=True)
 
 
 def commit(root: Path, writing: Path, state: LearnerState, keep: int) -> Path:
@@ -168,6 +178,7 @@ def commit(root: Path, writing: Path, state: LearnerState, keep: int) -> Path:
     while (root / name).exists():  # a replayed run may save a version twice; the old one stays valid until the end
         again += 1
         name = f"iter_{state.version:07d}_{again}"
+    before_it_counts()
     writing.rename(root / name)
     _fsync(root)
     point(root, name)
@@ -177,10 +188,11 @@ def commit(root: Path, writing: Path, state: LearnerState, keep: int) -> Path:
 
 def _prune(root: Path, keep: int) -> None:
     """Keep the latest and the ``keep - 1`` highest others. Removal goes through a rename: no half-removed iter_*."""
+    before_it_counts()
     whole = kept(root)
     damaged = list(root.glob(f"{_DAMAGED}*")) if len(whole) >= keep else []
     for path in [*whole[keep:], *damaged]:
-        doomed = root / f"{_WRITING}removed-{path.name}"
+        doomed = root / f"{_WRITING}{mark()}removed-{path.name}"
         path.rename(doomed)
         shutil.rmtree(doomed)
 

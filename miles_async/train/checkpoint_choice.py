@@ -1,8 +1,8 @@
 """Which checkpoint a learner goes on from: the newest that is as it was written, if what came after it can be trained again.
 
-Promises: nothing of a checkpoint is read before its checksums are verified; one that is damaged is named, file by file, and
-set aside once another one takes its place; where none is of use, nothing is moved, and one line says what is wrong with each
-and how to go on.
+Promises: what an earlier learner was writing becomes no checkpoint any more; nothing of one is read before its checksums are
+verified; one that is damaged is named, file by file, and set aside once another one takes its place; where none is of use,
+nothing is moved, and one line says what is wrong with each and how to go on.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ def choose(root: Path, forgotten: int) -> CheckpointChoice:
     """
     if not root.is_dir():
         return CheckpointChoice()
+    checkpoint.sweep(root)
     refused: list[tuple[Path | None, str]] = []
     if (name := checkpoint.pointed(root)) and not (root / name).is_dir():
         refused.append((None, f"{root / checkpoint.LATEST} names {name!r}, which is no checkpoint"))

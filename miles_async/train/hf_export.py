@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from miles_async.disk.fence import before_it_counts, mark
 from miles_async.weights.config_dtype import say_dtype
 
 _WEIGHTS = (
@@ -40,7 +41,7 @@ def save_hf(
     """
     from huggingface_hub import save_torch_state_dict
 
-    writing = directory.with_name(f".writing-{directory.name}")
+    writing = directory.with_name(f".writing-{mark()}{directory.name}")
     if writing.exists():
         shutil.rmtree(writing)
     writing.mkdir(parents=True)
@@ -52,6 +53,7 @@ def save_hf(
         config.write_text(json.dumps(json.loads(config.read_text()) | dict(settings), indent=2) + "\n")
     say_dtype(writing, ((tensor.dtype, tensor.shape) for tensor in tensors.values()))
     save_torch_state_dict(tensors, str(writing))
+    before_it_counts()
     if directory.exists():
         shutil.rmtree(directory)
     writing.rename(directory)

@@ -15,19 +15,21 @@ from typing import Any
 import torch
 
 from miles_async.config.lora import Lora
+from miles_async.disk.fence import before_it_counts, mark
 
 
 def save_adapters(tensors: Mapping[str, torch.Tensor], lora: Lora, base: Path, directory: Path) -> None:
     """Write ``tensors`` (PEFT names) to ``directory``, replacing what is there. base: the model's directory."""
     from safetensors.torch import save_file
 
-    writing = directory.with_name(f".writing-{directory.name}")
+    writing = directory.with_name(f".writing-{mark()}{directory.name}")
     if writing.exists():
         shutil.rmtree(writing)
     writing.mkdir(parents=True)
     (writing / "adapter_config.json").write_text(json.dumps(_config(tensors, lora, base), indent=2) + "\n")
     copies = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
     save_file(copies, writing / "adapter_model.safetensors", metadata={"format": "pt"})
+    before_it_counts()
     if directory.exists():
         shutil.rmtree(directory)
     writing.rename(directory)

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 import zstandard
 
+from miles_async.disk.fence import before_it_counts, mark
 from miles_async.engines.checksum import Bytes, as_bytes, checksum
 from miles_async.weights.buckets import by_item_size, dtype_name
 from miles_async.weights.snapshot import Spec
@@ -74,10 +75,11 @@ def write_delta(
     packer = zstandard.ZstdCompressor(level=LEVEL, write_content_size=True)
     old = {} if base is None else base[1]
     entries: list[DeltaEntry] = []
-    draft = file.with_name(f".{file.name}.draft")
+    draft = file.with_name(f".{file.name}.{mark()}draft")
+    payload_file = draft.with_name(f"{draft.name}.payload")
     try:
         # the header has the lengths of what is behind it: the payload waits in a file of its own
-        with draft.with_suffix(".payload").open("w+b") as payload:
+        with payload_file.open("w+b") as payload:
             for name, tensor in by_item_size(tensors):
                 kind, packed = _pack(packer, tensor, old.get(name))
                 payload.write(packed)
@@ -86,10 +88,11 @@ def write_delta(
             header = Header(key, None if base is None else base[0], tuple(entries))
             with draft.open("wb") as target:
                 _assemble(target, header, payload)
+        before_it_counts()
         draft.replace(file)
     finally:
         draft.unlink(missing_ok=True)
-        draft.with_suffix(".payload").unlink(missing_ok=True)
+        payload_file.unlink(missing_ok=True)
     return header
 
 

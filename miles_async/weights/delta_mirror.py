@@ -6,7 +6,8 @@
 
 Promises: a copy that is reported was compared with the checksums of its version as a whole; what cannot be made from the files
 that are there (no base, a damaged file, another sum) is asked for as a full copy, with the reason; killed at any point, it
-starts again from the copies that are whole. Mirrors that share LOCAL take turns, and the later ones find the work done.
+starts again from the copies that are whole; one whose engine lives on in a later incarnation is silent. Mirrors that share
+LOCAL take turns, and the later ones find the work done.
 
 All that the two sides share is the directory, so each looks at it again and again (``POLL_S``): a network file system tells
 nobody of changes. ``python -m miles_async.weights.delta_mirror ENGINE SHARED LOCAL`` runs one for an engine of somebody else.
@@ -29,6 +30,7 @@ import msgspec
 import torch
 
 from miles_async.config.schema import RunConfig
+from miles_async.disk.fence import incarnation
 from miles_async.engines.checksum import checksums
 from miles_async.hooks.daemon_thread import in_thread
 from miles_async.weights.delta import DeltaError, Header, read_header, read_tensors
@@ -51,6 +53,7 @@ class State(msgspec.Struct, frozen=True):
     why: str = ""  # it wants one
     tried: bool = False  # the full copy that lies there, in vain
     asks: int = 0  # full copies that it has asked for, ever
+    life: int = 0  # the incarnation of its engine
 
 
 def shared_dir(config: RunConfig, run_dir: Path) -> Path:
@@ -143,10 +146,10 @@ class Mirror:
         base: dict[str, torch.Tensor] = {}
         if header.base is not None:
             base = load_snapshot(local / snapshot_name(*header.base))
-        incarnation, version = header.key
+        number, version = header.key
         names = (name for name, _, _ in header.specs())
         tensors = zip(names, read_tensors(file, base), strict=True)
-        write_tensors(local, version, incarnation, header.specs(), tensors, str(self.shared / CONFIG_DIR))
+        write_tensors(local, version, number, header.specs(), tensors, str(self.shared / CONFIG_DIR))
 
     def _root(self, header: Header) -> Path:
         if self._local is None:
@@ -162,10 +165,20 @@ class Mirror:
         file = state_file(self.shared, self.engine)
         draft = file.with_name(f".{file.name}.{os.getpid()}")
         try:
-            draft.write_bytes(msgspec.json.encode(self.state))
+            if _life_in(file) > incarnation():
+                return
+            draft.write_bytes(msgspec.json.encode(msgspec.structs.replace(self.state, life=incarnation())))
             draft.replace(file)
         except OSError as error:  # the directory is not there yet, or not reachable now
             _log.debug("mirror of %s: %s", self.engine, error)
+
+
+def _life_in(file: Path) -> int:
+    """Of which life of the engine a mirror has said what is in ``file``."""
+    try:
+        return msgspec.json.decode(file.read_bytes(), type=State).life
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return 0
 
 
 def _is_whole(path: Path, header: Header) -> bool:

@@ -2,7 +2,8 @@
 
 Promises: a version is written once, against the last one that was, or whole where there is none of this incarnation; a mirror
 that asks for a full copy gets it; a mirror that is silent is given up after ``SILENT_S``, and named. The shared directory is
-this object's: what lies there from before is removed at its first version.
+this object's: what lies there from before is removed at its first version; a broadcaster that has been replaced writes and
+removes nothing there.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from pathlib import Path
 import msgspec
 import torch
 
+from miles_async.disk.fence import before_it_counts, is_earlier
 from miles_async.hooks.daemon_thread import in_thread
 from miles_async.weights.delta import Header, write_delta
 from miles_async.weights.delta_mirror import CONFIG_DIR, POLL_S, State, key_of, state_file
@@ -45,6 +47,7 @@ class DeltaSender:
 
     def _write(self, path: Path, key: Key) -> None:
         tensors = load_snapshot(path)
+        before_it_counts()
         base, self._full = self._newest, 0
         if base is None:
             (self.shared / CONFIG_DIR).mkdir(parents=True, exist_ok=True)
@@ -59,6 +62,7 @@ class DeltaSender:
         self._prune(KEEP)
 
     def _write_full(self, key: Key, tensors: dict[str, torch.Tensor]) -> None:
+        before_it_counts()
         self._full += 1
         self._file(key, "full", tensors, None)
 
@@ -76,7 +80,8 @@ class DeltaSender:
         old = deltas[: max(0, len(deltas) - keep)]
         newest = None if keep == 0 or self._newest is None else self._newest[0]
         old += [file for file in self.shared.glob("i*-v*.full") if key_of(file) != newest]
-        old += self.shared.glob(".i*-v*.draft*")  # of a sender that was killed
+        # of a sender that was killed
+        old += [file for file in self.shared.glob(".i*-v*draft*") if is_earlier(file.name.split(".")[3])]
         for file in old:
             file.unlink(missing_ok=True)
 

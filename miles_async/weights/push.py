@@ -2,7 +2,8 @@
 
 Promises: nothing is converted or packed while an engine is paused; an engine that was paused is let go on whatever
 happens; an engine counts as updated only after ``/model_info`` names the version; an engine that dies costs the others
-nothing but the time to form the group again without it; every phase ends by one deadline.
+nothing but the time to form the group again without it; every phase ends by one deadline; a broadcaster that has been
+replaced pauses none.
 
 An engine that holds half of an update and cannot be given the rest must not label tokens with the old version: its
 requests are aborted before it goes on, and it is reported as failed.
@@ -16,7 +17,9 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 
 from miles_async.config.schema import Weights
+from miles_async.disk.fence import before_it_counts
 from miles_async.engines.client import EngineError
+from miles_async.hooks.daemon_thread import in_thread
 from miles_async.weights.update import PushReport, Receiver, Update
 
 RESCUE_TIMEOUT_S = 5.0  # for each call that lets a failed engine go on
@@ -105,6 +108,9 @@ class Wave:
         await self.each(lambda r: r.client.model_info(timeout=min(RESCUE_TIMEOUT_S, self.phase_s)))
 
     async def pause(self, *, session: bool) -> None:
+        """Before anything changes there. Whoever has been replaced comes no further."""
+        await in_thread(before_it_counts)
+
         async def one(receiver: Receiver) -> None:
             if receiver.name not in self._paused:
                 self._paused[receiver.name] = (receiver, time.monotonic())

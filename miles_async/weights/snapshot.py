@@ -18,6 +18,7 @@ from pathlib import Path
 
 import torch
 
+from bus.messages import MAX_NUMBER
 from miles_async.config.schema import RunConfig
 from miles_async.weights.buckets import by_item_size, dtype_name, order
 from miles_async.weights.config_dtype import say_dtype
@@ -26,7 +27,7 @@ from miles_async.weights.sealed import CHECKSUM, NO_CHECKSUM, SnapshotError, sea
 
 WEIGHTS_FILE = "model.safetensors"
 KEEP = 2  # snapshots besides the one being written; the mapping of a removed one stays valid
-_NAME = re.compile(r"i\d+-v\d+")
+_NAME = re.compile(r"i(\d+)-v\d+")
 _CONFIG_FILES = ("*.json", "*.txt", "*.model", "*.jinja")  # what an engine reads besides the weights
 _INDEX = "*.index.json"
 
@@ -120,7 +121,7 @@ def write_tensors(
         said = {"weight_version": str(version), "incarnation": str(incarnation), CHECKSUM: NO_CHECKSUM}
         _write_safetensors(draft / WEIGHTS_FILE, specs, tensors, said)
         seal(draft / WEIGHTS_FILE)
-    prune(root, KEEP)
+    prune(root, KEEP, incarnation)
     return root / snapshot_name(incarnation, version)
 
 
@@ -158,9 +159,11 @@ def copy_config(source: Path | str, target: Path) -> None:
         raise SnapshotError(f"{source} has no config.json: not a Hugging Face directory")
 
 
-def prune(root: Path, keep: int) -> None:
-    """Remove all snapshots of ``root`` but the ``keep`` written last (a learner that went back writes lower versions)."""
-    found = [(path.stat().st_mtime_ns, path) for path in root.iterdir() if _NAME.fullmatch(path.name)]
+def prune(root: Path, keep: int, incarnation: int = MAX_NUMBER) -> None:
+    """Remove the snapshots of ``root`` but the ``keep`` written last (a learner that went back writes lower versions), and
+    those of later incarnations than this one, which are none of its business."""
+    names = [(path, match) for path in root.iterdir() if (match := _NAME.fullmatch(path.name))]
+    found = [(path.stat().st_mtime_ns, path) for path, match in names if int(match[1]) <= incarnation]
     for _, path in sorted(found)[: max(0, len(found) - keep)]:
         shutil.rmtree(path, ignore_errors=True)
 

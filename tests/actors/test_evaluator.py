@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 from announcing import announce
 from evaluations import EVAL, MINIMAL, snapshot
+from fenced import Replaced, life
 
 from actors.eval_engine import EvalEngine
-from actors.evaluator import Evaluator
+from actors.evaluator import Candidate, Evaluator
 from actors.runtime.context import ActorContext, wait_for
 from actors.runtime.spec import ActorId, ActorSpec
 from actors.runtime.watchdog import Watchdog
@@ -82,6 +83,13 @@ async def test_a_point_is_made_again_only_for_weights_that_were_trained_anew(
     other = Evaluator(context(bus, tmp_path / "run", digits_model))
     await other._hear(published(tmp_path / "s", 12, incarnation=3))  # its point was not made
     assert [candidate.version for candidate in other.waiting] == [12]
+
+
+async def test_an_evaluator_that_has_been_replaced_adds_no_point(bus: Bus, tmp_path: Path, digits_model: Path) -> None:
+    evaluator = Evaluator(context(bus, tmp_path / "run", digits_model))
+    with life(1, 0), pytest.raises(Replaced):
+        await evaluator._report(Candidate(4, 1, tmp_path, None), {}, 1.0)
+    assert not evaluator.record.points and await told(bus) == {}
 
 
 async def test_asked_to_finish_it_takes_the_last_version_too(bus: Bus, tmp_path: Path, digits_model: Path) -> None:

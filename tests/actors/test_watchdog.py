@@ -30,6 +30,7 @@ class World:
         self.quiet: set[str] = set()
         self.redis_loads = False
         self.waits: dict[str, Wait] = {}
+        self.nodes: dict[str, str] = {}
         self.beat_at = dict.fromkeys(self.pids, 0.0)
         self.events: list[tuple[float, str, dict[str, Any]]] = []
         self.killed: dict[str, float] = {}
@@ -73,7 +74,9 @@ class World:
 
     def _beat(self, name: str) -> Heartbeat:
         role, waits = name.split("-")[0], tuple(wait for who, wait in self.waits.items() if who == name)
-        return Heartbeat(actor=name, role=role, incarnation=1, time=self.beat_at[name], waits=waits)
+        return Heartbeat(
+            actor=name, role=role, incarnation=1, time=self.beat_at[name], waits=waits, node=self.nodes.get(name, "")
+        )
 
 
 @pytest.fixture
@@ -226,3 +229,26 @@ def test_the_words_of_an_earlier_life_are_no_sign_of_a_later_one(world: World) -
     assert world.killed == {}
     world.live(3)
     assert list(world.killed) == ["learner-0"]
+
+
+def test_a_node_that_falls_silent_is_told_once_and_so_is_that_it_speaks_again() -> None:
+    world = World()
+    world.pids |= {"rollout-0": 13, "engine-0": 14}
+    world.beat_at |= {"rollout-0": 0.0, "engine-0": 0.0}
+    world.nodes = {"learner-0": "a", "dealer": "a", "rollout-0": "b", "engine-0": "b"}
+
+    def about_nodes(seconds: float, **how: Any) -> list[str]:
+        return [kind for kind in world.live(seconds, **how) if kind.startswith("node")]
+
+    about_nodes(2)
+    world.quiet = {"rollout-0"}  # a process
+    assert about_nodes(10) == []
+    world.quiet = set()
+    about_nodes(2)
+    world.quiet = {"rollout-0", "engine-0"}
+    assert about_nodes(6) == [] and about_nodes(10) == ["node_silent"]
+    told = [data for _, kind, data in world.events if kind == "node_silent"]
+    assert told == [{"node": "b", "seconds": 7.0, "actors": ("engine-0", "rollout-0"), "lone": False}]
+    assert about_nodes(5, redis=False) == [] and about_nodes(3) == []  # a Redis that is away says nothing of nodes
+    world.quiet = set()
+    assert about_nodes(3) == ["node_speaks"]

@@ -16,6 +16,7 @@ from actors.runtime.placement.base import Ending
 from actors.runtime.placement.local import LocalPlacement
 from actors.runtime.watch import Watch
 from bus import Ledger, connect
+from bus.lives import Lives
 from bus.messages import Event, Metrics, ReadyGroup, Transition
 from bus.server import RedisServer
 from miles_async.cli.load import parse
@@ -128,7 +129,7 @@ def test_an_entry_is_taken_in_once_also_where_a_cause_of_death_is_asked_for(redi
         await ledger.prepare()
         monitor = Monitor(stream=io.StringIO())
         monitor.start(run, tmp_path, False)
-        watch = Watch(bus, ledger, monitor, run, LocalPlacement(), RedisServer(tmp_path / "redis"))
+        watch = Watch(bus, ledger, Lives(bus), monitor, run, LocalPlacement(), RedisServer(tmp_path / "redis"))
         ended = Ending(False, "exit code 1")
         for number in range(30):
             asked = [asyncio.create_task(watch.cause_of_death("learner-0", ended)) for _ in range(3)]

@@ -119,9 +119,7 @@ class LearnerKilledWhileSaving(RecordingLearner):
 
     def _behind_fsync(self, path: Path) -> None:
         if path.name.startswith(".writing-"):
-            self._meet("before the rename")
-        if path.name == ".latest":
-            self._meet("before latest")
+            self._meet("before latest" if path.name.endswith("latest") else "before the rename")
 
     def _train(self, groups: list[Group], *, ticks: bool) -> dict[str, float]:
         if self.due.startswith("in the next step") and self.saves.on_its_way:

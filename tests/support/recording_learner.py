@@ -37,7 +37,7 @@ class LearnerKilledWhileSaving(RecordingLearner):
     """Is killed (kill -9) in the middle of writing its checkpoints of two versions, the first time that it writes them:
     with all files written and none in place, and with the directory in place and the pointer not."""
 
-    MOMENTS = {10: ".writing-0000010", 20: ".latest"}  # version: what was made durable last
+    MOMENTS = {10: "0000010", 20: "latest"}  # version: the draft that was made durable last
 
     def __init__(self, ctx: ActorContext) -> None:
         super().__init__(ctx)
@@ -47,7 +47,8 @@ class LearnerKilledWhileSaving(RecordingLearner):
             fsync(path)
             version = self.trainer.version
             once = self.ctx.run_dir / f"killed-at-{version}"
-            if path.name == self.MOMENTS.get(version) and not once.exists():
+            is_draft = path.name.startswith(".writing-") and path.name.endswith(self.MOMENTS.get(version, " "))
+            if is_draft and not once.exists():
                 once.touch()
                 os.kill(os.getpid(), signal.SIGKILL)
 

@@ -95,7 +95,7 @@ def test_every_file_is_on_disk_before_the_directory_gets_its_name_and_the_pointe
     monkeypatch.setattr(Path, "replace", lambda path, target: noted(move(path, target), replace(path, target)))
     monkeypatch.setattr(checkpoint, "_fsync", lambda path: noted(path.name, fsync(path)))
     save(tmp_path, 7)
-    place, pointer = done.index(".writing-0000007 -> iter_0000007"), done.index(".latest -> latest")
+    place, pointer = done.index(".writing-0000007 -> iter_0000007"), done.index(".writing-latest -> latest")
     assert {"shard", "learner.msgpack", ".writing-0000007"} <= set(done[:place])
-    assert done[place + 1 : pointer] == [tmp_path.name, ".latest"]  # the new name is on disk before the pointer
+    assert done[place + 1 : pointer] == [tmp_path.name, ".writing-latest"]  # the new name is on disk before the pointer
     assert done[pointer + 1] == tmp_path.name

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from actors.runtime.lease import LAST_WORDS
 from actors.runtime.spec import ActorId, ActorSpec
 from bus.server import RedisServer
 from miles_async.config.schema import RunConfig
@@ -28,6 +29,8 @@ class Ending:
 
 def exit_words(code: int) -> str:
     """What the exit code of a process says to people; negative: the signal that ended it."""
+    if code in LAST_WORDS:
+        return LAST_WORDS[code]
     return f"killed by signal {-code}" if code < 0 else f"exit code {code}"
 
 

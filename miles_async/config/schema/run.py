@@ -16,6 +16,8 @@ class Run(Section, frozen=True):
     watchdog_exit: bool = False  # end the run then as failed, with that as its reason
     # an actor silent for so long, while Redis answers, is killed and replaced
     heartbeat_timeout_s: PositiveFloat = 60.0
+    # an actor that has not reached the bus for so long ends itself: its machine may be cut off, and it replaced elsewhere
+    bus_lease_s: PositiveFloat = 300.0
     stop_timeout_s: PositiveFloat = 30.0  # an orderly stop takes no longer
     # an engine or a worker that `miles-async scale` takes out may finish what it has in flight for so long; then the others
     # get it
