@@ -23,7 +23,7 @@ SERVED = {**ARCHITECTURES, "qwen3_moe": "Qwen3MoeForCausalLM"}
 SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 
 
-_ROPES = {"deepseek_v3": ("yarn",)}  # by model_type, besides a part's
+_ROPES = {"deepseek_v3": ("default", "yarn")}  # by model_type, in the place of a part's
 _KINDS = {int: "a whole number", float: "a number", bool: "true or false"}
 
 
@@ -51,8 +51,9 @@ class ComputingPart:
         return problems(raw, self)
 
 
-LEARNER = ComputingPart("the learner", (*ARCHITECTURES, *MIXTURES), ("default",), biases=False)
-ENGINE = ComputingPart("the embedded engine", (*SERVED,), ("default", "linear", "llama3"), biases=True)
+_SCALED = ("default", "linear", "llama3")
+LEARNER = ComputingPart("the learner", (*ARCHITECTURES, *MIXTURES), _SCALED, biases=False)
+ENGINE = ComputingPart("the embedded engine", (*SERVED,), _SCALED, biases=True)
 
 
 class ModelError(ValueError):
@@ -91,7 +92,7 @@ def problems(raw: dict[str, Any], part: ComputingPart) -> list[str]:
         found.append(f"hidden_act {raw['hidden_act']!r} (supported: silu)")
     if raw.get("use_sliding_window") or any(kind != "full_attention" for kind in raw.get("layer_types") or ()):
         found.append("sliding-window attention (supported: full attention)")
-    scaling, ropes = rope(raw), (*part.ropes, *_ROPES.get(model_type, ()))
+    scaling, ropes = rope(raw), _ROPES.get(model_type, part.ropes)
     if (kind := scaling.get("rope_type") or scaling.get("type") or "default") not in ropes:
         found.append(f"rope_type {kind!r} (supported: {', '.join(ropes)})")
     if model_type != "glm4_moe" and rotary_share(raw) != 1.0:

@@ -16,8 +16,9 @@ from typing import Any
 import torch
 
 from miles_async.config.layout import WHOLE, Layout
-from miles_async.models.hf_config import HfConfig
+from miles_async.models.hf_config import HfConfig, rope
 from miles_async.models.mixtures import MIXTURES
+from miles_async.models.rotary import as_said
 from miles_async.models.support import LEARNER, ModelError, check_model
 from miles_async.train import cpu_shim
 from miles_async.train.fp32_parameters import keep_float32, wide_tensors
@@ -113,6 +114,9 @@ class ModelBridge:
         )
         if stage is not None:
             module.vp_stage = stage
+        if hasattr(module, "rotary_pos_emb"):  # latent attention has its own, in each layer
+            rotary = module.rotary_pos_emb
+            rotary.inv_freq = as_said(rotary.inv_freq, rope(vars(self.hf_config)))
         if self.layout.sequence and module.post_process:
             module.output_layer.sequence_parallel = False  # what it is given is gathered before (model.py)
         # Megatron adds the gradients of experts up over the ranks that have the same ones only where there are others besides

@@ -36,6 +36,9 @@ RIGHT: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3": ("qwen3", {}),
     "qwen2": ("qwen2", {}),
     "llama": ("llama", {}),
+    "llama with the RoPE of Llama 3.1": ("llama", {"rope_parameters": LLAMA3}),
+    "qwen3 with linear RoPE": ("qwen3", {"rope_parameters": LINEAR}),
+    "qwen3_moe with the RoPE of Llama 3.1": ("qwen3_moe", {**QWEN3, "rope_parameters": LLAMA3}),
     "qwen3_moe": ("qwen3_moe", {**QWEN3, "norm_topk_prob": True}),
     "qwen3_moe whose weights do not add up to 1": ("qwen3_moe", {**QWEN3, "norm_topk_prob": False}),
     "mixtral without a head_dim": ("mixtral", {**SPARSE, "num_local_experts": 4}),
@@ -58,10 +61,17 @@ RIGHT: dict[str, tuple[str, dict[str, Any]]] = {
 }
 NORMALIZES = r"norm_topk_prob false \(supported: true\)"
 WRONG: dict[str, tuple[str, dict[str, Any], str]] = {
-    "llama3": ("llama", {"rope_parameters": LLAMA3}, r"rope_type 'llama3' \(supported: default\)"),
-    "yarn": ("qwen3", {"rope_parameters": YARN}, r"rope_type 'yarn' \(supported: default\)"),
-    "linear": ("qwen3", {"rope_parameters": LINEAR}, r"rope_type 'linear' \(supported: default\)"),
-    "yarn of a mixture": ("qwen3_moe", {**QWEN3, "rope_parameters": YARN}, r"rope_type 'yarn' \(supported: default\)"),
+    "linear of latent attention": (
+        "deepseek_v3",
+        {**DEEPSEEK, "rope_parameters": LINEAR},
+        r"rope_type 'linear' \(supported: default, yarn\)",
+    ),
+    "yarn": ("qwen3", {"rope_parameters": YARN}, r"rope_type 'yarn' \(supported: default, linear, llama3\)"),
+    "yarn of a mixture": (
+        "qwen3_moe",
+        {**QWEN3, "rope_parameters": YARN},
+        r"rope_type 'yarn' \(supported: default, linear, llama3\)",
+    ),
     "sliding windows": ("qwen3", SLIDING, r"sliding-window attention \(supported: full attention\)"),
     "sliding windows of a mixture": (
         "mixtral",

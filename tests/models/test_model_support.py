@@ -44,6 +44,9 @@ ROWS: dict[str, list[dict[str, Any]]] = {
     "tied and untied": [{"tie_word_embeddings": tied, "head_dim": 20} for tied in (True, False)],
     "`rope_type` `default`": [{"rope_parameters": {"rope_type": "default"}}, {"rope_scaling": {"type": "default"}}],
     "`rope_type` `linear`": [{"rope_scaling": {"type": "linear", "factor": 2.0}}, {"rope_parameters": LLAMA3}],
+    "another `rope_type` of a `deepseek_v3`": [
+        {**DEEPSEEK, "rope_parameters": {"rope_type": kind, "factor": 2.0}} for kind in ("linear", "llama3", "dynamic")
+    ],
     "`rope_type` `yarn` of a": [{**DEEPSEEK, "rope_parameters": YARN}, {**DEEPSEEK, "rope_scaling": YARN}],
     "`truncate`": [{**DEEPSEEK, "rope_parameters": {**YARN, "truncate": False}}],
     "`rope_type` `yarn`, ": [{"rope_parameters": {"rope_type": kind}} for kind in ("yarn", "dynamic", "longrope")],
@@ -113,7 +116,7 @@ def test_a_launch_refuses_what_the_learner_and_the_embedded_engine_refuse(tmp_pa
         ({"model_type": "mixtral", "sliding_window": 9}, r"sliding-window attention \(supported: full attention\)"),
         ({"model_type": "mixtral", "num_experts_per_tok": 1}, "num_experts_per_tok 1 whose weight is always 1"),
         ({"model_type": "qwen3_moe", "num_experts": 4}, "num_experts_per_tok 8 of 4 experts"),
-        ({"rope_scaling": LLAMA3}, r"rope_type 'llama3' \(supported: default\)"),
+        ({"rope_scaling": YARN}, r"rope_type 'yarn' \(supported: default, linear, llama3\)"),
         ({"vocab_size": None, "hidden_size": "x"}, "config.json has no vocab_size and no hidden_size"),
     ],
 )

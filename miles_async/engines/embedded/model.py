@@ -20,6 +20,7 @@ from miles_async.engines.embedded.kernels import add_linear, attend, linear, rms
 from miles_async.engines.embedded.mixture import Mixture
 from miles_async.engines.embedded.prompts import Prompts
 from miles_async.engines.embedded.slots import EVERY_ROW, Slot
+from miles_async.models.rotary import longer
 
 
 class WeightError(ValueError):
@@ -225,16 +226,8 @@ class Decoder:
 def inverse_frequencies(rope: RopeConfig, head_dim: int) -> torch.Tensor:
     """Float32 ``[head_dim / 2]`` angular frequencies (RoFormer, section 3.2.2; llama3 scaling as in transformers)."""
     freqs = 1.0 / rope.theta ** (torch.arange(0, head_dim, 2, dtype=torch.int64).float() / head_dim)
-    if rope.kind == "linear":
-        return freqs / rope.factor
-    if rope.kind != "llama3":
-        return freqs
-    wavelengths = 2 * math.pi / freqs
-    low, high = rope.low_freq_factor, rope.high_freq_factor
-    smooth = (rope.original_max_positions / wavelengths - low) / (high - low)
-    blended = (1 - smooth) * freqs / rope.factor + smooth * freqs
-    scaled = torch.where(wavelengths > rope.original_max_positions / low, freqs / rope.factor, blended)
-    return torch.where(wavelengths < rope.original_max_positions / high, freqs, scaled)
+    low, high, original = rope.low_freq_factor, rope.high_freq_factor, rope.original_max_positions
+    return longer(freqs, rope.kind, rope.factor, low=low, high=high, original=original)
 
 
 def _as_stored(name: str, view: torch.Tensor) -> torch.Tensor:
