@@ -12,7 +12,7 @@ import pytest
 from fake_engines import FakeEngine, respond, served
 from ledger_steps import deal, make_ready
 
-from actors.learner import _is_step
+from actors.learner_batches import _is_step
 from actors.runtime.context import ActorContext
 from actors.runtime.spec import ActorSpec
 from bus import Bus, Ledger
