@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 
-from miles_async.config.schema import EvalDataset, RunConfig
+from miles_async.config.schema import EvalDataset, Resources, RunConfig
 from miles_async.config.words import allowed, toml
 from miles_async.monitor.metrics.table import TABLE
 
@@ -59,6 +59,8 @@ def configuration() -> str:
         parts.append(_section(section.name, section.type))
         if section.name == "eval":
             parts.append(_section("eval.datasets.NAME", EvalDataset))
+        if section.name == "placement":
+            parts.append(_section("placement.ROLE", Resources))
     return "\n".join(parts)
 
 
@@ -77,6 +79,8 @@ def _default(key: msgspec.structs.FieldInfo) -> str:
     if key.required:
         return "required"
     value = key.default_factory() if key.default is msgspec.NODEFAULT else key.default
+    if isinstance(value, msgspec.Struct):
+        return "its own"
     return "unset" if value is None else f"`{toml(value)}`"
 
 

@@ -18,7 +18,7 @@ from bus.server import RedisServer
 
 _run_ids = itertools.count()
 
-LONGEST = ("test_fault_campaign", "sglang", "test_faults", "test_runs")
+LONGEST = ("test_fault_campaign", "test_ray_placement", "sglang", "test_faults", "test_runs")
 
 # how fast a machine is, or what else it does, is nothing that a test of ours is about
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])

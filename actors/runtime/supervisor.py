@@ -86,6 +86,7 @@ class Supervisor:
             self.placement.warm_up()
             url = resolve("bus.url", self.config.bus.url) or await self._start_redis()
             self.home.announce(url, self.server.pid)
+            await self.placement.make_room(self.monitor.say)
             bus = await connect(url, self.home.state.run_id, tell=self.monitor.say)
             try:
                 return await self._launch(bus, url, resumed)

@@ -70,7 +70,7 @@ def launch(
     """Train: start the processes of a run, watch them, and stop them in order."""
     directory = (run_dir or default_run_dir(config_file)).absolute()  # it means the same in every process
     if not dry_run and config_file.is_file():
-        _warm_up()
+        _warm_up(config_file, overrides or [])
     with clear_errors(directory):
         from miles_async.cli.launch_check import check_topology
         from miles_async.cli.load import load
@@ -286,11 +286,13 @@ def default_run_dir(config_file: Path) -> Path:
     return Path("runs") / f"{config_file.stem}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
-def _warm_up() -> None:
+def _warm_up(config_file: Path, overrides: list[str]) -> None:
     """Begin to import what actors need: of all that a launch does it takes longest. It ends with this process at the latest."""
     from miles_async.runs import placements
 
-    placements.load(placements.PLACEMENTS[placements.LOCAL].warm_up)()
+    kind = placements.KINDS.get(placements.kind_in(config_file, overrides))
+    if kind is not None and (warm_up := placements.PLACEMENTS[kind].warm_up):
+        placements.load(warm_up)()
 
 
 def _run(config: RunConfig, directory: Path, as_json: bool) -> int:
@@ -300,7 +302,7 @@ def _run(config: RunConfig, directory: Path, as_json: bool) -> int:
     from miles_async.runs import placements
 
     monitor = Monitor(stream=sys.stderr if as_json else sys.stdout)
-    placement = placements.load(placements.PLACEMENTS[placements.LOCAL].placement)()
+    placement = placements.load(placements.named(config).placement)(config, directory)
     code = int(resolve(SUPERVISOR)(config, directory, monitor, placement).run())
     summary = monitor.summary
     if summary is not None:

@@ -29,6 +29,7 @@ from miles_async.rl import effect as algorithm_effect
 from miles_async.rl import rules as algorithm
 from miles_async.router import addresses
 from miles_async.router import kinds as router_kinds
+from miles_async.runs import places
 from miles_async.train import backend
 from miles_async.weights.transports import table as transports
 
@@ -70,6 +71,7 @@ def check_all(config: RunConfig) -> None:
     secrets.check(config)
     check_files(config)
     backend.check(config)
+    places.check(config)
     hook_points.check(config)
     check_effect(config, effect_rules())
     check_labels(config)
@@ -88,6 +90,7 @@ def effect_rules() -> list[Rule]:
         *transports.effects(),
         *backend.effects(),
         effect.REDIS,
+        *effect.PLACEMENT,
     ]
 
 

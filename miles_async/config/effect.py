@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from miles_async.config.schema import ConfigError, Eval, RunConfig
+from miles_async.config.schema import ConfigError, Eval, Placement, RunConfig
 
 _GENERATE = ("single_turn", "multi_turn", "agent")
 
@@ -173,6 +173,31 @@ REDIS = Rule(
     ("bus.appendfsync", "bus.maxmemory_mb"),
     lambda config: config.bus.url is None,
     "a Redis of our own: bus.url unset",
+)
+
+# one that a program hands to the supervisor may have many machines
+OF_ANY_PLACEMENT = ("kind", "interface", "shared_dir")
+PLACEMENT = (
+    Rule(
+        tuple(f"placement.{key}" for key in Placement.__struct_fields__ if key not in OF_ANY_PLACEMENT),
+        lambda config: config.placement.kind == "ray",
+        'placement.kind = "ray"',
+    ),
+    Rule(
+        ("placement.address",),
+        lambda config: not config.placement.start_ray,
+        "a cluster that is there: placement.start_ray = false",
+    ),
+    Rule(
+        ("placement.engine", "placement.router", "placement.broadcaster"),
+        lambda config: config.rollout.generates,
+        "engines: sft asks them for nothing",
+    ),
+    Rule(
+        ("placement.evaluator", "placement.eval_engine"),
+        lambda config: config.eval.eval_interval is not None,
+        "eval.eval_interval, the versions between two points",
+    ),
 )
 
 

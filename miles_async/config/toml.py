@@ -17,7 +17,7 @@ import msgspec
 
 from miles_async.config import secrets
 from miles_async.config.schema import ConfigError, RunConfig, Section
-from miles_async.config.typed import Whole, any_name, build, key_types, table_of, unknown
+from miles_async.config.typed import Whole, any_name, build, is_section, key_types, table_of, unknown
 from miles_async.config.words import NONE, plain, show, toml
 
 
@@ -79,6 +79,8 @@ def _dump_table(name: str, values: msgspec.Struct) -> list[str]:
         value = getattr(values, key.name)
         if table_of(key.type) is not None:
             tables += [line for sub in value for line in _dump_table(f"{name}.{key.encode_name}.{sub}", value[sub])]
+        elif is_section(key.type):
+            tables += _dump_table(f"{name}.{key.encode_name}", value)
         else:
             unset = "# " if value is None and key.default is None else ""
             lines.append(f"{unset}{key.encode_name} = {toml(NONE if value is None else value)}")

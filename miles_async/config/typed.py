@@ -63,6 +63,10 @@ def _build_tables(key: str, kind: Any, value: Any, whole: type[Section]) -> dict
 def _convert(key: str, kind: Any, value: Any, whole: type[Section]) -> Any:
     if (table := table_of(kind)) is not None:
         return _build_tables(key, table, value, whole)
+    if is_section(kind):
+        if not isinstance(value, dict):
+            raise ConfigError(f"{key} = {show(value)}: expected a table, [{key}]")
+        return _build_section(key, kind, value, whole)
     if value == NONE and optional(kind):
         return None
     try:
@@ -80,12 +84,14 @@ def _convert(key: str, kind: Any, value: Any, whole: type[Section]) -> Any:
 
 
 def key_types(whole: type[Section] = RunConfig) -> dict[str, Any]:
-    """Every key's type; those of named tables as ``eval.datasets.NAME.key``."""
+    """Every key's type; those of named tables as ``eval.datasets.NAME.key``, of its own tables as ``placement.ROLE.key``."""
     kinds: dict[str, Any] = {}
     for section in msgspec.structs.fields(whole):
         for key in msgspec.structs.fields(section.type):
             name = f"{section.encode_name}.{key.encode_name}"
             kinds[name] = key.type
+            if is_section(key.type):
+                kinds |= {f"{name}.{sub.encode_name}": sub.type for sub in msgspec.structs.fields(key.type)}
             if (table := table_of(key.type)) is not None:
                 kinds |= {f"{name}.{ANY_NAME}.{sub.encode_name}": sub.type for sub in msgspec.structs.fields(table)}
     return kinds
@@ -97,10 +103,15 @@ def any_name(key: str) -> str:
     return ".".join([*parts[:-2], ANY_NAME, parts[-1]]) if len(parts) > 3 else key
 
 
+def is_section(kind: Any) -> bool:
+    """Whether such a key is a table with keys of its own: ``[placement.learner]``."""
+    return isinstance(kind, type) and issubclass(kind, msgspec.Struct)
+
+
 def table_of(kind: Any) -> Any:
     """The section that the named tables of such a key hold; None: it is a plain key."""
     held = get_args(kind)[1] if get_origin(kind) is dict else None
-    return held if isinstance(held, type) and issubclass(held, msgspec.Struct) else None
+    return held if is_section(held) else None
 
 
 def unknown(name: str, whole: type[Section] = RunConfig) -> ConfigError:

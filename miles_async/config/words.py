@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from datetime import date, time
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
+import msgspec
 from msgspec import Meta
 
 NONE = "none"  # TOML has no null: this stands for it wherever a key may be unset
@@ -34,6 +35,8 @@ def allowed(kind: Any) -> str:
                 continue
             words = {str: "a list of strings", int: "a list of integers"}
             texts.append(words.get(item) or f"a list of numbers{allowed(item).removeprefix('a number')}")
+        elif isinstance(member, type) and issubclass(member, msgspec.Struct):
+            texts.append("a table")
         elif get_origin(member) is dict:
             texts.append("a table of numbers" if get_args(member)[1] is float else "a table")
         else:

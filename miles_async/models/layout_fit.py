@@ -12,6 +12,7 @@ from miles_async.config.layout import Layout, layout_of
 from miles_async.config.schema import ConfigError, Learner, RunConfig
 from miles_async.config.words import show
 from miles_async.models import builtin
+from miles_async.models.device import on_cuda
 from miles_async.models.mixtures import BIASED, expert_size, experts_of
 from miles_async.models.support import read_config_json
 
@@ -32,7 +33,7 @@ def check_layout(config: RunConfig) -> None:
             raise ConfigError(f"{found}, which {directory} has")
         if directory == policy:
             _check_policy(config.learner, directory, raw)
-    if layout.expert > 1 and layout.expert_tensor > 1 and not _on_cuda(config.model.device):
+    if layout.expert > 1 and layout.expert_tensor > 1 and not on_cuda(config):
         raise ConfigError(
             f"learner.expert_tensor_parallel_size = {layout.expert_tensor} with expert_parallel_size = {layout.expert} needs a "
             "CUDA device: gloo gathers no tensors of several sizes; allowed here: 1"
@@ -58,14 +59,6 @@ def _of_mixture(learner: Learner) -> dict[str, bool]:
     modules = {name for name in learner.recompute_modules or () if name in ("moe", _SHARED)}
     said = {f"learner.{key} = {show(value)}": key == "moe_router_bias_update_rate" for key, value in keys.items()}
     return said | {f'learner.recompute_modules with "{name}"': name == _SHARED for name in sorted(modules)}
-
-
-def _on_cuda(device: str) -> bool:
-    if device == "cpu":
-        return False
-    import torch
-
-    return torch.cuda.is_available()
 
 
 def problem(raw: dict[str, Any], layout: Layout) -> str:

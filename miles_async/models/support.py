@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from miles_async.config.schema import ConfigError, RunConfig
 from miles_async.models import builtin
+from miles_async.models.device import check_device
 from miles_async.models.hf_config import completed, defaults, named, rope, rotary_share
 from miles_async.models.mixtures import MIXTURES, mixture_problems
 
@@ -140,14 +141,4 @@ def check_models(config: RunConfig, engines: ModelJudge | None, learner: ModelJu
                 check_model(directory, part)
             except ModelError as error:
                 raise ConfigError(f"{key}: {error}") from None
-    check_device(config.model.device)
-
-
-def check_device(wanted: str) -> None:
-    """Refuse ``model.device = "cuda"`` where torch sees none. Only then torch is imported. Raises ConfigError."""
-    if wanted != "cuda":
-        return
-    import torch
-
-    if not torch.cuda.is_available():
-        raise ConfigError('model.device = "cuda", but torch sees no CUDA device; allowed here: "auto", "cpu"')
+    check_device(config)

@@ -100,7 +100,8 @@ FREE: dict[str, str] = {
         eval_function eval_log_function""",
     "record": "level max_gb",
     "topology": "dealer rollout learner broadcaster engine router evaluator eval_engine",
-    "placement": "interface shared_dir",
+    "placement": """kind address start_ray namespace ready_timeout_s env_vars learner engine rollout broadcaster dealer router
+        evaluator eval_engine interface shared_dir""",
 }
 
 
@@ -157,6 +158,8 @@ def changes(earlier: Mapping[str, Any], config: RunConfig, *, begun: bool = True
 
 def _default(key: msgspec.structs.FieldInfo) -> Any:
     """The value of a key that the TOML leaves out, as TOML has it."""
+    if isinstance(key.default, msgspec.Struct):
+        return {name: value for name, value in msgspec.to_builtins(key.default).items() if value is not None}
     if key.default_factory is not msgspec.NODEFAULT:
         return key.default_factory()
     return NONE if key.required or key.default is None else key.default

@@ -39,7 +39,7 @@ def test_a_run_on_a_placement_of_ones_own_ends_in_order_and_replaces_who_was_tak
     assert restarted["data"]["cause"] == "rollout-0: it was elsewhere, and killed by signal 9"
     assert ActorId("rollout-0", 2) in placement.started  # another life, under the same name
     assert len(placement.started) == len(set(placement.started)) and set(placement.ends) == set(placement.started)
-    assert placement.calls == ["warm_up", "go_on", "end", "close"]
+    assert placement.calls == ["warm_up", "make_room", "go_on", "end", "close"]
     assert left_behind(run_dir) == []
     # nobody has gone past what the placement says of where they are
     asked = (run_dir / ASKED).read_text().splitlines()

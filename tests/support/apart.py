@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -42,6 +42,9 @@ class Apart:
 
     def warm_up(self) -> None:
         self.local.warm_up()
+
+    async def make_room(self, tell: Callable[[str], None]) -> None:
+        await self.local.make_room(tell)
 
     def start(self, spec: ActorSpec) -> None:
         self.started.append(spec.id)

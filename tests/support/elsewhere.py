@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -61,6 +61,10 @@ class Elsewhere:
     def warm_up(self) -> None:
         self.calls.append("warm_up")
         self.local.warm_up()
+
+    async def make_room(self, tell: Callable[[str], None]) -> None:
+        self.calls.append("make_room")
+        await self.local.make_room(tell)
 
     def start(self, spec: ActorSpec) -> None:
         self.started.append(spec.id)

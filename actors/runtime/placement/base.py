@@ -7,7 +7,7 @@ that has ended is not in the way of its next incarnation; after ``close`` nothin
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -17,6 +17,10 @@ from actors.runtime.spec import ActorId, ActorSpec
 from bus.server import RedisServer
 from miles_async.config.schema import RunConfig
 from miles_async.monitor.diagnosis import Process
+
+
+class NoPlaceError(OSError):
+    """There is no place for an actor, or none for all of them: one line that says what is asked for, and what there is."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,14 @@ class Placement(Protocol):
         ...
 
     def warm_up(self) -> None:
-        """Prepare for actors, while the launch does other things."""
+        """Prepare for actors, while the launch does other things. Raises NoPlaceError: what is asked for can never be had."""
+        ...
+
+    async def make_room(self, tell: Callable[[str], None]) -> None:
+        """Wait until there is a place for every actor of the configuration; ``tell`` hears what is waited for.
+
+        Raises NoPlaceError: not in time.
+        """
         ...
 
     def start(self, spec: ActorSpec) -> None:

@@ -44,9 +44,9 @@ class ForkServer:
         os.environ[LAUNCH_PID] = str(os.getpid())
         os.environ.setdefault("OMP_NUM_THREADS", "1")  # torch asks when it is imported
         # one after the other: a resource tracker that starts lets some of them through again
-        with _blocked():
+        with blocked():
             resource_tracker.ensure_running()
-        with _blocked():
+        with blocked():
             self._server.ensure_running()  # it and all its children inherit that
 
     def fork(self, process: BaseProcess) -> None:
@@ -128,7 +128,7 @@ def become_an_actor() -> None:
 
 
 @contextlib.contextmanager
-def _blocked() -> Iterator[None]:
+def blocked() -> Iterator[None]:
     """What is said to the group meanwhile is heard at the end of the block."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, OF_THE_GROUP)
     try:

@@ -16,6 +16,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -70,12 +71,22 @@ def _become(spec: ActorSpec) -> None:
     fork_server.become_an_actor()
     die_with_parent(signal.SIGKILL)()
     os.umask(PRIVATE)  # the fork server may have begun before the launch had one
+    if code := live(spec, place(os.getpid())):
+        sys.exit(code)
+
+
+def live(spec: ActorSpec, where: str, node: str | None = None) -> int:
+    """Be the actor of ``spec`` in this process, to its end, with a log and a name of its own; returns the exit code.
+
+    where: the place, as its heartbeats say it; node: the machine that this is on (None: the name of this one).
+    """
     setproctitle.setproctitle(f"miles-async {spec.name} {spec.run_dir}")
     log: Any = Outlet(open(log_path(spec.run_dir, spec.name), "a", buffering=1))  # noqa: SIM115  (its disk may be full)
     os.dup2(log.fileno(), 1)
     os.dup2(log.fileno(), 2)
     sys.stdout = sys.stderr = log
-    logging.basicConfig(stream=log, level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
+    form = "%(asctime)s %(name)s %(levelname)s %(message)s"
+    logging.basicConfig(stream=log, level=logging.INFO, format=form, force=True)
     logging.getLogger("asyncio").setLevel(logging.WARNING)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.nice(NICE.get(spec.role, YIELD_TO_LEARNER))
@@ -85,10 +96,16 @@ def _become(spec: ActorSpec) -> None:
         return load_class(spec.path)(ctx)  # here, so that a wrong path is reported like any other cause of death
 
     try:
-        uvloop.run(run_actor(spec, make, place(os.getpid())))
+        uvloop.run(run_actor(spec, make, where, node))
     except Exception:
         logging.getLogger(spec.name).exception("died")
-        sys.exit(1)
+        return 1
+    return 0
+
+
+def placed(config: RunConfig, run_dir: Path) -> LocalPlacement:
+    """The placement of a run's actors on this machine, whatever the run."""
+    return LocalPlacement()
 
 
 class LocalPlacement:
@@ -108,6 +125,9 @@ class LocalPlacement:
     def warm_up(self) -> None:
         """Begin to import, unless the launch has begun already."""
         fork_server.begin()
+
+    async def make_room(self, tell: Callable[[str], None]) -> None:
+        """A machine takes as many processes as it is asked for."""
 
     def start(self, spec: ActorSpec) -> None:
         """Start the process of ``spec``."""

@@ -1,0 +1,54 @@
+"""What a configuration asks of the machines of a Ray cluster: checked before anything starts. Pure, but that it looks whether
+the package ray is there.
+
+Promises: places that cannot be had, and an address that is none, are refused with one line.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+
+from miles_async.config.schema import ConfigError, Resources, RunConfig
+
+KEPT = ("learner", "engine", "rollout", "eval_engine")  # the roles whose places are kept for them
+
+
+def cpus(config: RunConfig, role: str) -> float:
+    """What an actor of ``role`` asks for where ``num_cpus`` is not given."""
+    given = asked(config, role).num_cpus
+    return given if given is not None else float(role in KEPT)
+
+
+def asked(config: RunConfig, role: str) -> Resources:
+    """What the configuration has of ``role``."""
+    section: Resources = getattr(config.placement, role)
+    return section
+
+
+def check(config: RunConfig) -> None:
+    """Refuse places that cannot be had. Raises ConfigError."""
+    if config.placement.kind != "ray":
+        return
+    if importlib.util.find_spec("ray") is None:
+        raise ConfigError('placement.kind = "ray": the package ray is not installed (pip install "miles-async[ray]")')
+    if (address := config.placement.address) is not None:
+        check_address("placement.address", address)
+    for role in KEPT:
+        section = asked(config, role)
+        if not (cpus(config, role) or section.num_gpus or section.resources):
+            raise ConfigError(
+                f"placement.{role}.num_cpus = 0: with neither CPUs nor GPUs nor resources Ray keeps no place for it"
+            )
+
+
+def check_address(what: str, address: str) -> None:
+    """Refuse what is no address of a cluster's head; ``what`` says so. Raises ConfigError."""
+    host, _, port = address.rpartition(":")
+    if address == "auto" or (host and "/" not in host and port.isdecimal()):
+        return
+    why = ""
+    if address.startswith("ray://"):
+        why = ", and a launch is no Ray client: it runs on a machine of the cluster"
+    elif address.startswith("http"):
+        why = ", and that is where jobs are submitted: `ray job submit --address` takes it"
+    raise ConfigError(f'{what} = "{address}": expected "HOST:PORT" of the cluster\'s head, or "auto"{why}')
