@@ -4,10 +4,10 @@ A run (dealer, ledger, workers, router, broadcaster, learner with its bus) whose
 ``lib/schedule/trace.py`` says and whose learner waits SCHEDULE_STEP_S a batch, for each of SCHEDULE_LAGS and SCHEDULE_SIGMAS,
 under SCHEDULE_POLICY; SCHEDULE_STEPS steps count, those before FIRST do not. ``share``: the groups a second that the run
 trained over those of a simulation of the same policy on the same trace, in which nothing but generation, training and updates
-takes time (``lib/schedule/ideal.py``); a step has more than one batch where the policy holds the weights. ``added_ms``: what
-each link of the chain takes beyond the ideal (``lib/schedule/latencies.py``), and how much longer than its update an engine is
-paused. ``cpu_us_per_group``: of all roles but the engines, of which ``by_the_clock`` is what they take each second while
-nothing happens (in a last step of IDLE_S). ``miles-async bench schedule``.
+takes time (``lib/schedule/ideal.py``: ``miles-async simulate``); a step has more than one batch where the policy holds the
+weights. ``added_ms``: what each link of the chain takes beyond the ideal (``lib/schedule/latencies.py``), and how much longer
+than its update an engine is paused. ``cpu_us_per_group``: of all roles but the engines, of which ``by_the_clock`` is what they
+take each second while nothing happens (in a last step of IDLE_S). ``miles-async bench schedule``.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.lib.launched import by_role, launched, python_path, step_ends
-from benchmarks.lib.schedule.ideal import Outcome, World, schedule
+from benchmarks.lib.schedule.ideal import ideal
 from benchmarks.lib.schedule.latencies import latencies
 from benchmarks.lib.schedule.trace import (
     BATCH_SIZE,
@@ -33,10 +33,8 @@ from benchmarks.lib.schedule.trace import (
     to_environment,
 )
 from miles_async.cli.load import load
-from miles_async.config.schema import RunConfig
 from miles_async.models import builtin
 from miles_async.monitor.record_lines import TRANSITIONS_FILE, read_metrics
-from miles_async.staleness.choice import make_policy
 
 LAGS = "0 1 2 4 8"
 SIGMAS = "0.6"
@@ -156,11 +154,11 @@ def one(trace: Trace, settings: list[str], steps: int) -> dict[str, Any]:
         "ideal_steps_per_s": round(steps / best_s, 3),
         "ideal_of_learner": round(best_groups / BATCH_SIZE * trace.step_s / best_s, 3),  # 1: it never waits
         "max_token_lag": summary["max_token_lag"],
-        "ideal_max_lag": max(best.lags),
+        "ideal_max_lag": best.max_lag,
         "dropped": sum(summary["ledger"]["dropped"].values()),
-        "ideal_dropped": len(best.dropped),
+        "ideal_dropped": best.dropped,
         "masked": masked,
-        "ideal_masked": round(sum(best.masked) / len(best.masked), 4),
+        "ideal_masked": round(best.masked_share, 4),
         "length_ratio": (summary["length_bias"] or {}).get("ratio"),
         "added_ms": added | {"pause": round((summary["weights_paused_s"] - trace.update_s) * 1e3, 1)},
         "cpu_us_per_group": _sum(busy, groups),
@@ -169,19 +167,6 @@ def one(trace: Trace, settings: list[str], steps: int) -> dict[str, Any]:
         "idle_ms_per_s": {role: round(cores * 1e3, 1) for role, cores in idle_cores.items()},
         "others_cores": round(cpu.until(ended)["others_cores"], 3),
     }
-
-
-def ideal(config: RunConfig, trace: Trace) -> Outcome:
-    """What the policy of ``config`` makes of ``trace``."""
-    world = World(
-        trace.seconds,
-        trace.train_s,
-        config.rollout.rollout_batch_size,
-        config.rollout.num_workers * config.rollout.max_groups_in_flight,
-        config.run.num_steps,
-        trace.update_s,
-    )
-    return schedule(make_policy(config), world)
 
 
 def _masked(run_dir: Path, transitions: list[dict[str, Any]]) -> float:

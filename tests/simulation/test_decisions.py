@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
-from simulations import STEPS, TOKEN_S, Asked, run, settings
+from simulations import BATCH, STEPS, TOKEN_S, Asked, run, settings
 
 from miles_async.simulation.asking import judges_each, window_of
 from miles_async.simulation.draws import DrawnBySeed
@@ -159,6 +159,30 @@ def test_a_policy_that_cannot_progress_is_named_in_one_line(policy: StalenessPol
     ) as error:
         run(settings(), lambda _: 1.0, policy)
     assert "\n" not in str(error.value)
+
+
+class Hasty(Fifo):
+    """Ready groups in the order in which they are ready, whatever their age."""
+
+    def evict(self, ready, version):
+        return []
+
+    def select(self, ready, open_order, version, batch_size):
+        return tuple(group.group_id for group in ready[:batch_size]) if len(ready) >= batch_size else None
+
+
+def test_a_simulation_says_what_lag_a_policy_without_a_bound_has() -> None:
+    given = ("lengths.mean=2200", "lengths.sigma=1.2", "rollout.max_groups_in_flight=12", "staleness.max_lag=3")
+    assert max(run(settings(*given), policy=Hasty(3)).record.lag_groups) > 3
+
+
+def test_held_weights_train_what_would_have_grown_too_old() -> None:
+    given = ("lengths.mean=2200", "lengths.sigma=1.2", "rollout.max_groups_in_flight=12", "staleness.max_lag=3")
+    held = result(settings(*given, "staleness.policy=elastic", "staleness.elastic_cap=99"))
+    masked = result(settings(*given, "staleness.policy=token_mask"))
+    assert held["masked_tokens"] == 0 < masked["masked_tokens"] and held["max_token_lag"] <= 3
+    assert held["dropped_share"] == 0 and held["groups_per_step"] > BATCH
+    assert max(line["values"]["batches"] for line in held["timeline"]) > 1
 
 
 def test_what_grows_too_old_in_part_is_masked_in_that_part() -> None:
