@@ -89,6 +89,11 @@ class GatedServer:
         """Name of the ledger script that ``command`` runs; "" for any other command."""
         return self._scripts[command.args[1]] if command.args[0] == "EVALSHA" else ""
 
+    def args(self, command: Command) -> tuple[Any, ...]:
+        """What the ledger script that ``command`` runs is given, but for what the fence before it takes."""
+        is_fenced = command.args[2] == 2
+        return command.args[5:-2] if is_fenced else command.args[4:]
+
     def execute(self, command: Command) -> Any:
         """The answer of the server, or the error that it answers. A blocking read does not block."""
         args = list(command.args)

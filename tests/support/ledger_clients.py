@@ -49,7 +49,7 @@ class LedgerClients(RuleBasedStateMachine):
             assert isinstance(answer, redis.exceptions.ResponseError) and not moves
         else:
             name = self.server.script(command)
-            assert (answer, moves) == (expected.answer, expected.moves), f"{name} {command.args[4:]}"
+            assert (answer, moves) == (expected.answer, expected.moves), f"{name} {self.server.args(command)}"
         for transition in view.events:
             self.story.fold(transition)
         self.view = view
@@ -60,7 +60,7 @@ class LedgerClients(RuleBasedStateMachine):
         command = operation.pending
         assert command is not None
         script = self.server.script(command)
-        expected = self.story.expect(script, command.args[4:], self.view) if script else None
+        expected = self.story.expect(script, self.server.args(command), self.view) if script else None
         answer = self.server.execute(command)
         if command.args[0] not in READS and script not in ("open", "foreign"):
             self.look(command, expected, answer)
