@@ -14,7 +14,7 @@ from fnmatch import fnmatchcase
 from miles_async.config.schema import ConfigError, RunConfig
 from miles_async.config.words import nearest, show
 from miles_async.models import builtin
-from miles_async.models.support import read_config_json
+from miles_async.models.support import ModelError, read_config_json
 from miles_async.models.tensor_names import tensor_types
 
 KEY = "learner.fp32_parameters"
@@ -28,9 +28,11 @@ def is_kept(names: Iterable[str], patterns: Sequence[str]) -> bool:
 
 
 def check_kept_types(config: RunConfig) -> None:
-    """Refuse patterns of nothing, and where there is nothing to keep. Raises ConfigError, ModelError."""
+    """Refuse patterns of nothing, and where there is nothing to keep. Raises ConfigError."""
     learner, checkpoint = config.learner, config.model.hf_checkpoint
-    if not learner.fp32_parameters:
+    if (
+        not learner.fp32_parameters or config.model.dtype != "bfloat16"
+    ):  # where it has no effect, config/effect.py says so
         return
     given = f"{KEY} = {show(learner.fp32_parameters)}"
     if config.model.model_provider:
@@ -39,7 +41,10 @@ def check_kept_types(config: RunConfig) -> None:
         )
     if learner.lora_rank:
         raise ConfigError(f"{given}: with learner.lora_rank these weights stay as they are")
-    names = builtin.tensor_names(checkpoint) if builtin.is_builtin(checkpoint) else _trained(checkpoint)
+    try:
+        names = builtin.tensor_names(checkpoint) if builtin.is_builtin(checkpoint) else _trained(checkpoint)
+    except ModelError as error:
+        raise ConfigError(f"{KEY}: {error}") from None
     for pattern in learner.fp32_parameters:
         if not any(fnmatchcase(name, pattern) for name in names):
             raise ConfigError(f'{KEY}: "{pattern}" matches no weight of {checkpoint}{nearest(pattern, names)}')

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from miles_async.config.layout import Layout, layout_of
+from miles_async.config.lora import TARGETS
 from miles_async.config.schema import ConfigError, Learner, RunConfig
 from miles_async.config.words import show
 from miles_async.models import builtin
@@ -17,6 +18,7 @@ from miles_async.models.mixtures import BIASED, expert_size, experts_of
 from miles_async.models.support import read_config_json
 
 OF_MIXTURE = ("moe_aux_loss_coeff", "moe_z_loss_coeff", "moe_router_bias_update_rate", "freeze_moe_router")
+OF_ATTENTION = {name for name, part in TARGETS.items() if part == "self_attention"}
 _SHARED = "shared_experts"  # which the models have whose routers have biases
 
 
@@ -41,16 +43,32 @@ def check_layout(config: RunConfig) -> None:
 
 
 def _check_policy(learner: Learner, directory: str, raw: dict[str, Any]) -> None:
-    """Refuse what has no effect on the model, and adapters beside a mixture of experts. Raises ConfigError."""
+    """Refuse what has no effect on the model, and adapters where it has no such matrices. Raises ConfigError."""
     if learner.lora_rank and experts_of(raw):
-        raise ConfigError(
-            f"learner.lora_rank = {learner.lora_rank} needs a dense model, unlike the mixture of experts {directory}"
-        )
+        _check_adapters(learner, directory, raw)
     for given, biased in _of_mixture(learner).items():
         if not experts_of(raw):
             raise ConfigError(f"{given} has an effect on a mixture of experts only, unlike the dense model {directory}")
         if biased and raw.get("model_type") not in BIASED:
             raise ConfigError(f"{given} has an effect on {' and '.join(BIASED)} only, unlike {directory}")
+
+
+def _check_adapters(learner: Learner, directory: str, raw: dict[str, Any]) -> None:
+    """Refuse adapters of experts, and routers that would move beside what is frozen. Raises ConfigError."""
+    if raw.get("model_type") == "deepseek_v3":
+        raise ConfigError(
+            f"learner.lora_rank = {learner.lora_rank}: the latent attention of {directory} has no matrices for adapters"
+        )
+    if learner.lora_targets is None or not set(learner.lora_targets) <= OF_ATTENTION:
+        raise ConfigError(
+            f"learner.lora_targets = {show(learner.lora_targets or list(TARGETS))}: experts, which {directory} has, get no "
+            f"adapters; allowed here: {show(sorted(OF_ATTENTION))}"
+        )
+    for key in ("freeze_moe_router", "moe_router_bias_update_rate"):
+        if value := getattr(learner, key):
+            raise ConfigError(
+                f"learner.{key} = {show(value)} with learner.lora_rank: routers are frozen beside adapters"
+            )
 
 
 def _of_mixture(learner: Learner) -> dict[str, bool]:

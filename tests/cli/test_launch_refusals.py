@@ -103,9 +103,33 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str, str]] = {
     ),
     "an optimizer's state in the CPU's memory on a CPU": (
         DENSE,
-        "megatron_args = { optimizer_cpu_offload = true, optimizer_offload_fraction = 0.5 }",
+        "optimizer_cpu_offload = true\noptimizer_offload_fraction = 0.5",
         "",
-        r"learner\.megatron_args\.optimizer_cpu_offload = true needs a CUDA device, and torch sees none",
+        r"learner\.optimizer_cpu_offload = true has an effect on a CUDA device only",
+    ),
+    "a share of what is not offloaded": (
+        DENSE,
+        "optimizer_offload_fraction = 0.5",
+        "",
+        r"learner\.optimizer_offload_fraction = 0\.5 has no effect: it needs learner\.optimizer_cpu_offload = true",
+    ),
+    "float32 weights among float32 weights": (
+        DENSE,
+        'fp32_parameters = ["lm_head.weight"]',
+        "",
+        r"learner\.fp32_parameters = \['lm_head\.weight'\] has no effect: it needs model\.dtype = \"bfloat16\"",
+    ),
+    "adapters of experts": (
+        MIXTURE,
+        "lora_rank = 4",
+        "",
+        r'learner\.lora_targets = \["linear_qkv", .*: experts, which .* has, get no adapters; allowed here: \["linear_proj", ',
+    ),
+    "a router that would move beside adapters": (
+        MIXTURE,
+        'lora_rank = 4\nlora_targets = ["linear_qkv"]\nfreeze_moe_router = true',
+        "",
+        r"learner\.freeze_moe_router = true with learner\.lora_rank: routers are frozen beside adapters",
     ),
     "an optimizer that needs a package": (
         DENSE,

@@ -8,32 +8,58 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from lora_layouts import LAYOUTS, LORA, adapters_in, batch, gone_on, seen_of
-from train_layouts import MODEL
+from lora_layouts import LAYOUTS, LAYOUTS_OF_MIXTURE, LORA, LORA_OF_MIXTURE, adapters_in, batch, gone_on, seen_of
+from safetensors.torch import load_file
+from train_layouts import MIXTURE, MODEL
 from train_support import Build, assert_close, assert_equal, make_checkpoint, trainers
 
 from miles_async.train.ranks import alone
 
 
-@pytest.fixture(scope="module")
-def compared(tmp_path_factory: pytest.TempPathFactory) -> Any:
+def compared_to_one(root: Path, model_type: str, shape: dict[str, Any], lora: dict[str, Any], names: Any) -> Any:
     """Where all lies, what one process saw after its checkpoint, and what each layout saw that went on from there."""
-    root: Path = tmp_path_factory.mktemp("lora")
     model = root / "model"
-    make_checkpoint(model, tied=False, **MODEL)
+    make_checkpoint(model, model_type, tied=False, **shape)
     one = alone("")
     with trainers(root) as build:
-        trainer = build(model, learner=LORA)
+        trainer = build(model, learner=lora)
         trainer.save_adapters(root / "one-untrained")
         for step in range(2):
             trainer.step(batch(step, one))
         trainer.save_checkpoint(root / "one", {})
         seen = seen_of(trainer, one, root / "one-adapters")
-    return root, seen, gone_on(root, model, LAYOUTS)
+    return root, seen, gone_on(root, model, names, lora)
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return compared_to_one(tmp_path_factory.mktemp("lora"), "qwen3", MODEL, LORA, LAYOUTS)
+
+
+@pytest.fixture(scope="module")
+def compared_mixture(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    shape = MIXTURE | {"moe_intermediate_size": 24}
+    root = tmp_path_factory.mktemp("lora-of-mixture")
+    return compared_to_one(root, "qwen3_moe", shape, LORA_OF_MIXTURE, LAYOUTS_OF_MIXTURE)
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_adapters_of_a_split_model_train_as_those_of_a_whole_one(compared: Any, build: Build, name: str) -> None:
+    assert_alike(compared, build, name, LORA)
+
+
+@pytest.mark.parametrize("name", LAYOUTS_OF_MIXTURE)
+def test_adapters_of_a_mixtures_attention_train_as_those_of_one_process(
+    compared_mixture: Any, build: Build, name: str
+) -> None:
+    assert_alike(compared_mixture, build, name, LORA_OF_MIXTURE)
+    root, expected, _ = compared_mixture
+    base = load_file(root / "model" / "model.safetensors")
+    moved = {tensor for tensor, value in expected["weights"].items() if not torch.equal(value, base[tensor])}
+    assert moved == {tensor for tensor in base if tensor.endswith("_proj.weight") and "self_attn" in tensor}
+
+
+def assert_alike(compared: Any, build: Build, name: str, lora: dict[str, Any]) -> None:
     root, expected, layouts = compared
     found, plain = layouts[name], name.replace(" ", "-")
     assert_equal(adapters_in(root / f"{plain}-untrained"), adapters_in(root / "one-untrained"))
@@ -46,7 +72,7 @@ def test_adapters_of_a_split_model_train_as_those_of_a_whole_one(compared: Any, 
     ours, theirs = adapters_in(root / f"{plain}-adapters"), adapters_in(root / "one-adapters")
     assert ours.keys() == theirs.keys()
     assert_close(ours, theirs, atol=2e-4)
-    trainer = build(root / "model", learner=LORA)  # one process takes them over
+    trainer = build(root / "model", learner=lora)  # one process takes them over
     trainer.load_checkpoint(root / f"{plain}-checkpoint")
     assert_close(trainer.export(), found["weights"], atol=1e-6)
 
