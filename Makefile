@@ -2,6 +2,7 @@
 # make test         every test, the contract suite against the real SGLang server included
 # make test-sglang  that suite alone
 # make test-faults  small runs with random processes killed at random moments (FAULT_RUNS, FAULT_SEED)
+# make test-cluster a job of Slurm's on two machines with Ray, stopped by notice and gone on with (minutes, as root)
 # make matrix       every layout of the learner beside one process, and how far they are apart (minutes)
 # make gpu-check    on a machine with CUDA: learner and engine against a CPU, pushes, speed, memory; JSON (minutes)
 # make mutants      plants a bug for each line that upholds an invariant; a test has to catch each (minutes)
@@ -18,7 +19,7 @@ BIN    := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 unexport PYTHONDONTWRITEBYTECODE  # each of a run's processes would compile all of it again
 
-.PHONY: quickstart test test-sglang test-faults matrix gpu-check mutants lint docs clean
+.PHONY: quickstart test test-sglang test-faults test-cluster matrix gpu-check mutants lint docs clean
 
 quickstart: $(VENV)/.quickstart-installed
 	$(BIN)/miles-async launch examples/quickstart.toml
@@ -31,6 +32,9 @@ test-sglang: $(VENV)/.test-installed
 
 test-faults: $(VENV)/.quickstart-installed
 	$(BIN)/miles-async bench faults
+
+test-cluster: $(VENV)/.test-installed
+	$(BIN)/python -m pytest -m cluster
 
 matrix: $(VENV)/.test-installed
 	$(BIN)/python -m pytest -m matrix -rP

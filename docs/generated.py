@@ -16,6 +16,7 @@ from typing import Any
 
 import msgspec
 
+from docs import recipes
 from miles_async.config.schema import EvalDataset, Resources, RunConfig
 from miles_async.config.words import allowed, toml
 from miles_async.monitor.metrics.table import TABLE
@@ -114,7 +115,11 @@ def comments(kind: type) -> dict[str, str]:
     return said
 
 
-PAGES: dict[str, Callable[[], str]] = {"configuration.md": configuration, "metrics.md": metrics}
+PAGES: dict[str, Callable[[], str]] = {
+    "configuration.md": configuration,
+    "metrics.md": metrics,
+    **{f"../examples/cluster/{name}": page for name, page in recipes.PAGES.items()},
+}
 
 
 if __name__ == "__main__":

@@ -65,10 +65,35 @@ def launch(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything, print the result, start nothing.")
     ] = False,
+    slurm: Annotated[bool, typer.Option("--slurm", help="Submit it to Slurm: a job of several machines.")] = False,
+    kuberay: Annotated[bool, typer.Option("--kuberay", help="Submit it to Kubernetes as a RayJob of KubeRay.")] = False,
+    recipe: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Another recipe: raycluster, compose, ray-start.")
+    ] = None,
+    nodes: Annotated[int | None, typer.Option(min=1, help="Machines of a recipe. [as many as it needs]")] = None,
+    gpus_per_node: Annotated[int | None, typer.Option(min=0, help="GPUs of such a machine. [8, if any]")] = None,
+    cpus_per_node: Annotated[int | None, typer.Option(min=1, help="CPUs of such a machine. [all it has]")] = None,
+    image: Annotated[str | None, typer.Option(help="Container image of a recipe.")] = None,
+    template: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A Jinja template in the place of a recipe's own.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Train: start the processes of a run, watch them, and stop them in order."""
-    directory = (run_dir or default_run_dir(config_file)).absolute()  # it means the same in every process
+    from miles_async.cli.recipes import Wanted
+
+    wanted = Wanted(slurm, kuberay, recipe, nodes, gpus_per_node, cpus_per_node, image, template)
+    with clear_errors():
+        submit = wanted.name()
+    default = default_run_dir(config_file)
+    if submit is not None:
+        with clear_errors():
+            from miles_async.cli.recipes import carry_out, prepare
+
+            job = prepare(config_file, overrides or [], run_dir, default, wanted, submit)
+            say(*carry_out(job, submit, wanted, dry_run), as_json)
+        return
+    directory = (run_dir or default).absolute()  # it means the same in every process
     if not dry_run and config_file.is_file():
         _warm_up(config_file, overrides or [])
     with clear_errors(directory):
