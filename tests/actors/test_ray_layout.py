@@ -69,6 +69,18 @@ def test_an_engine_has_all_its_ranks_and_one_that_is_added_has_no_kept_place() -
     assert (added.group, added.added, added.bill) == ("", True, kept.bill)
 
 
+def test_what_is_free_is_shown_without_what_ray_keeps_for_itself() -> None:
+    free = {
+        "CPU": 0.5,
+        "edge": 1.0,
+        "memory": 2e10,
+        "node:10.0.0.1": 1.0,
+        "CPU_group_0_a1": 2.0,
+        "bundle_group_a1": 999.0,
+    }
+    assert sums.shown(free) == "CPU 0.5, edge 1"
+
+
 @pytest.mark.parametrize(
     ("machines", "said"),
     [

@@ -12,7 +12,8 @@ from actors.runtime.placement.on_ray.layout import Bundle, total
 
 NEARLY_NONE = 1e-6  # sums of fractions are not exact
 # what every machine has a share of, and nobody here asks for
-OF_RAY = ("memory", "object_store_memory", "node:")
+OF_RAY = ("memory", "object_store_memory", "node:", "accelerator_type:")
+IN_A_GROUP = "_group_"  # what is kept for one, under names of its own
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ def fits(bill: Mapping[str, float], room: Mapping[str, float]) -> bool:
 
 def shown(bill: Mapping[str, float]) -> str:
     """For people: "CPU 4, GPU 1"."""
-    ours = {name: amount for name, amount in bill.items() if not name.startswith(OF_RAY)}
+    ours = {name: amount for name, amount in bill.items() if not name.startswith(OF_RAY) and IN_A_GROUP not in name}
     return ", ".join(f"{name} {amount:.6g}" for name, amount in sorted(ours.items())) or "nothing"
 
 
