@@ -64,6 +64,9 @@ async def test_whoever_is_given_up_is_over_before_anything_of_it_is_freed_and_le
     assert await crew.replace(rank, after_s=1000.0)
     assert await bus.redis.hgetall(bus.key(LIVES)) == {b"rollout-0": b"2", b"learner-0": b"3", b"learner-1": b"3"}
     assert {actor.incarnation for actor in placement.started} == {1}  # their successors are to start later
+    await bus.set_address("router", "http://127.0.0.1:1")
+    assert await crew.replace(crew.members("router")[0], after_s=1000.0)
+    assert await bus.redis.hgetall(bus.key("addresses")) == {}
     crew.leave("rollout-1")
     await crew.forget(crew._specs["rollout-1"])
     assert await bus.redis.hget(bus.key(LIVES), "rollout-1") == b"2"  # nobody's
