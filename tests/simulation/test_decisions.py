@@ -127,6 +127,14 @@ def test_a_policy_that_is_known_here_decides_as_if_it_were_asked_each_time(found
     assert figures(config, seldom) == figures(config, often)
 
 
+@pytest.mark.parametrize("policy", BUILT_IN)
+def test_it_is_asked_whenever_its_answer_may_have_changed(policy: str) -> None:
+    given = ("lengths.mean=2200", "lengths.sigma=1.2", "rollout.max_groups_in_flight=12", f"staleness.policy={policy}")
+    config = settings(*given, "engines.update_s=0.05")
+    known = policy_of(config.staleness, config.rollout)
+    assert figures(config, run(config, policy=known)) == figures(config, run(config, policy=Asked(known)))
+
+
 def test_the_same_seed_gives_the_same_bytes_and_another_one_does_not() -> None:
     given = ("lengths.sigma=1.2", "staleness.policy=drop", "rollout.max_groups_in_flight=12")
     one, again, other = (msgspec.json.encode(result(settings(*given, f"simulation.seed={seed}"))) for seed in (1, 1, 2))
