@@ -34,10 +34,11 @@ class Looker(threading.Thread):
         self.lines: set[str] = set()
         self.bus_urls: set[str] = set()
         self.in_memory: set[str] = set()
+        self.strangers = set(psutil.Process().children(recursive=True))  # what other tests have left running
 
     def run(self) -> None:
         while not self.over.wait(0.05):
-            for process in psutil.Process().children(recursive=True):
+            for process in set(psutil.Process().children(recursive=True)) - self.strangers:
                 try:
                     self.lines.add(" ".join(process.cmdline()))
                     found = process.net_connections()

@@ -62,7 +62,7 @@ def launch_over(
     """A run whose launch is on machine three, and its actors, by role, on others, or there."""
     places = {role: net[name].command([]) for role, name in {**roles, "": "three"}.items()}
     words = [sys.executable, "-m", "over_machines", str(config), str(run_dir), json.dumps(places)]
-    return net["three"].run(words, timeout=180, env=environment(**env))
+    return net["three"].run(words, timeout=600, env=environment(**env))
 
 
 @contextlib.contextmanager

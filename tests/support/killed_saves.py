@@ -56,7 +56,7 @@ class LearnerKilledWhileSaving(RecordingLearner):
         if self.due:
             self._plant()
 
-    def _meet(self, moment: str) -> None:
+    def _come_to(self, moment: str) -> None:
         if moment == self.due and MOMENTS[moment] in (self.rank, BOTH):
             (self.ctx.run_dir / f"killed-{list(MOMENTS).index(moment):02d}-{moment}").touch()
             os.kill(os.getpid(), signal.SIGKILL)
@@ -65,19 +65,19 @@ class LearnerKilledWhileSaving(RecordingLearner):
         from miles_async.train import dist_save  # imports Megatron, for which the shim has to be there
 
         writer: Any = dist_save._Writer
-        self._before(Trainer, "begin_checkpoint", lambda *_: self._meet("before the copy"))
+        self._before(Trainer, "begin_checkpoint", lambda *_: self._come_to("before the copy"))
         self._before(writer, "write", self._before_the_shard)
         self._behind(writer, "write", self._behind_the_shard)
-        self._behind(writer, "_written", lambda *_: self._meet("in a shard"))
-        self._before(writer, "finish", lambda *_: self._meet("behind the shards"))
-        self._before(checkpoint.checksums, "write", lambda *_: self._meet("before the checksums"))
+        self._behind(writer, "_written", lambda *_: self._come_to("in a shard"))
+        self._before(writer, "finish", lambda *_: self._come_to("behind the shards"))
+        self._before(checkpoint.checksums, "write", lambda *_: self._come_to("before the checksums"))
         self._behind(checkpoint, "_fsync", self._behind_fsync)
         settle = learner_saves.settle
 
         async def settled(*args: Any) -> None:
-            self._meet("before the commit")
+            self._come_to("before the commit")
             await settle(*args)
-            self._meet("behind the commit")
+            self._come_to("behind the commit")
 
         learner_saves.settle = settled  # pyright: ignore[reportPrivateImportUsage]
 
@@ -105,11 +105,11 @@ class LearnerKilledWhileSaving(RecordingLearner):
         setattr(owner, name, wrapped)
 
     def _before_the_shard(self, *_: Any) -> None:
-        self._meet("behind the copy")
+        self._come_to("behind the copy")
         if self.due == "between the shards of two ranks" and self.rank == 1:
             while not self.shards.exists():
                 time.sleep(0.005)
-            self._meet(self.due)
+            self._come_to(self.due)
         while self.due.startswith("in the next step"):  # this thread goes on no more
             time.sleep(1.0)
 
@@ -119,11 +119,11 @@ class LearnerKilledWhileSaving(RecordingLearner):
 
     def _behind_fsync(self, path: Path) -> None:
         if path.name.startswith(".writing-"):
-            self._meet("before latest" if path.name.endswith("latest") else "before the rename")
+            self._come_to("before latest" if path.name.endswith("latest") else "before the rename")
 
     def _train(self, groups: list[Group], *, ticks: bool) -> dict[str, float]:
         if self.due.startswith("in the next step") and self.saves.on_its_way:
-            self._meet(self.due)
+            self._come_to(self.due)
         return super()._train(groups, ticks=ticks)
 
 
