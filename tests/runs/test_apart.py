@@ -30,7 +30,7 @@ class Looker(threading.Thread):
     def __init__(self, run_dir: Path) -> None:
         super().__init__(daemon=True)
         self.run_dir, self.over = run_dir, threading.Event()
-        self.hosts: set[str] = set()
+        self.hosts: dict[str, list[str]] = {}  # and who listens there
         self.lines: set[str] = set()
         self.bus_urls: set[str] = set()
         self.in_memory: set[str] = set()
@@ -40,11 +40,12 @@ class Looker(threading.Thread):
         while not self.over.wait(0.05):
             for process in set(psutil.Process().children(recursive=True)) - self.strangers:
                 try:
-                    self.lines.add(" ".join(process.cmdline()))
+                    line = process.cmdline()
+                    self.lines.add(" ".join(line))
                     found = process.net_connections()
                 except psutil.Error:
                     continue
-                self.hosts |= {one.laddr.ip for one in found if one.status == psutil.CONN_LISTEN}
+                self.hosts |= {one.laddr.ip: line for one in found if one.status == psutil.CONN_LISTEN}
             there = state.read(self.run_dir) if self.run_dir.is_dir() else None
             self.bus_urls |= {there.bus_url} if there is not None and there.bus_url else set()
             if in_memory(self.run_dir).is_dir():
@@ -77,7 +78,8 @@ def test_a_run_on_several_machines_uses_no_loopback_no_socket_in_a_file_and_no_m
         looker.join()
     found = summary(run_dir)
     assert found["status"] == "finished" and found["steps"] == 4 and found["balanced"]
-    assert not {one for one in looker.hosts if is_loopback(one) or one in ("0.0.0.0", "::")} and looker.hosts == {host}
+    assert not {one: who for one, who in looker.hosts.items() if is_loopback(one) or one in ("0.0.0.0", "::")}
+    assert looker.hosts.keys() == {host}
     urls = [up["data"]["url"] for up in events(run_dir, "engine_up")]
     assert urls and all(url.startswith(f"http://{host}:") for url in urls)
     assert looker.in_memory <= {"run"} and not in_memory(run_dir).exists()
