@@ -184,11 +184,11 @@ class Learner:
                 reported.append(await self.share.train(part_of(batch, index), train))
             if batch.ticks:
                 break
-            waits = time.monotonic()
+            began = time.monotonic()
             with self.ctx.saying(self._wait(batch.step)):
                 more = await self.batches.more(batch)
-            self.waited_s += time.monotonic() - waits
-            started += time.monotonic() - waits
+            waited_s = time.monotonic() - began
+            self.waited_s, started = self.waited_s + waited_s, started + waited_s
             if more is None:
                 return False
             batch = more

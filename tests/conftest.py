@@ -64,6 +64,18 @@ def digits_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
+@pytest.fixture
+def as_a_launch() -> Iterator[None]:
+    """A supervisor runs in this process, and nothing of it stays."""
+    from actors.runtime.placement import fork_server
+
+    for server in fork_server.BOTH.values():
+        server.end()  # of another test
+    before = os.umask(0o022)
+    yield
+    os.umask(before)
+
+
 @pytest.fixture(params=[0, 8], ids=["no-connection", "idle-connections"])
 def with_and_without_connections(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Fleets whose router has no connection to an engine yet, or idle ones."""

@@ -51,14 +51,15 @@ def program(
 
 
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override one key; can be repeated.")
+]
 
 
 @app.command()
 def launch(
     config_file: Annotated[Path, typer.Argument(metavar="RUN.TOML", help="The run's configuration.")],
-    overrides: Annotated[
-        list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override one key; can be repeated.")
-    ] = None,
+    overrides: Overrides = None,
     run_dir: Annotated[
         Path | None, typer.Option(help="Where the run lives; one that has a run goes on with it. [runs/NAME-TIME]")
     ] = None,
@@ -120,9 +121,7 @@ def launch(
 @app.command()
 def replay(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="The directory of a run with a record.")],
-    overrides: Annotated[
-        list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override one key; can be repeated.")
-    ] = None,
+    overrides: Overrides = None,
     from_step: Annotated[
         int,
         typer.Option("--from", metavar="STEP", min=0, help="Begin behind this step, with the run's checkpoint of it."),

@@ -113,6 +113,14 @@ def last_summary(run_dir: Path) -> dict[str, Any] | None:
         raise ConfigError(f"{path} is damaged: {error}") from None
 
 
+def is_finished(run_dir: Path) -> bool:
+    """Whether the last launch in ``run_dir`` finished its run; a summary that cannot be read says that it did not."""
+    try:
+        return (last_summary(run_dir) or {}).get("status") == "finished"
+    except (ConfigError, OSError):
+        return False
+
+
 def describe(summary: Mapping[str, Any]) -> str:
     """The summary for a reader, a few lines."""
 

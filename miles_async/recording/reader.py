@@ -7,13 +7,12 @@ go.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from miles_async.monitor.record_lines import TRANSITIONS_FILE, RecordError, read_transitions
 from miles_async.recording.recorder import DIRECTORY
-from miles_async.recording.segments import SUFFIX, Entry, Payloads, Place, SegmentError, scan
+from miles_async.recording.segments import SUFFIX, Payloads, Place, SegmentError, scan
 
 HELD = "held"  # what put_into of the ledger's scripts says of a step that may be extended
 LOST = "invalid_payload"  # the reason of a group that was quarantined because its payload was gone (actors/learner_share.py)
@@ -59,21 +58,17 @@ class RecordedRun:
         return max(self.steps)
 
     def _index(self) -> dict[tuple[str, str], Place]:
+        """Where all groups lie that are kept, published or not. Raises RecordError."""
         directory = self.run_dir / DIRECTORY
         files = sorted(directory.glob(f"*{SUFFIX}"))
         if not files:
             raise RecordError(
                 f'{directory}: no groups are kept there: the run had record.level = "off", or they were removed'
             )
-        return {(entry.group_id, entry.lease): place for entry, place in self.entries()}
-
-    def entries(self) -> Iterator[tuple[Entry, Place]]:
-        """All groups that are kept, published or not. Raises RecordError."""
-        for file in sorted((self.run_dir / DIRECTORY).glob(f"*{SUFFIX}")):
-            try:
-                yield from scan(file)
-            except (SegmentError, OSError) as error:
-                raise RecordError(str(error)) from None
+        try:
+            return {(entry.group_id, entry.lease): place for file in files for entry, place in scan(file)}
+        except (SegmentError, OSError) as error:
+            raise RecordError(str(error)) from None
 
     def payload(self, group_id: str) -> bytes:
         """The group as it was published, as the bus carried it. Raises RecordError: it is not kept, or damaged."""

@@ -14,7 +14,7 @@ from typing import Any
 
 from miles_async.config.schema import ConfigError, RunConfig
 from miles_async.monitor.record_lines import TRANSITIONS_FILE
-from miles_async.monitor.summary import last_summary
+from miles_async.monitor.summary import is_finished
 from miles_async.resume.changes import Change, changes
 from miles_async.runs import launches
 from miles_async.train.checkpoint import CheckpointError, LearnerState, latest, read_state
@@ -72,7 +72,7 @@ def review(config: RunConfig, run_dir: Path) -> tuple[list[Change], list[tuple[s
 
 def _over(config: RunConfig, run_dir: Path, state: LearnerState | None, changed: Sequence[Change]) -> str:
     """Why there is nothing left to do; empty: there is."""
-    if state is None or not _finished(run_dir) or any(change.key.startswith(DONE_AT_THE_END) for change in changed):
+    if state is None or not is_finished(run_dir) or any(change.key.startswith(DONE_AT_THE_END) for change in changed):
         return ""
     if config.checkpoint.save_hf and not (run_dir / "hf" / "config.json").is_file():
         return ""
@@ -82,14 +82,6 @@ def _over(config: RunConfig, run_dir: Path, state: LearnerState | None, changed:
     if reached(state.extra.get("rewards", []), config.run.target_reward):
         return f"{done}, and run.target_reward = {config.run.target_reward:g} is reached; to go on, give a higher one"
     return ""
-
-
-def _finished(run_dir: Path) -> bool:
-    """Whether the last launch was."""
-    try:
-        return (last_summary(run_dir) or {}).get("status") == "finished"
-    except (ConfigError, OSError):
-        return False
 
 
 def _has_dealt(run_dir: Path) -> bool:

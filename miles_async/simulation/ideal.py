@@ -12,16 +12,15 @@ SPARE = 2  # batches that may be ready beyond what is under way, so that a fast 
 
 
 class Unbounded:
-    """As many groups as there are slots, and some that are ready; whatever is ready first is trained."""
+    """At most ``most`` groups are open; whatever is ready first is trained."""
 
     max_lag, surplus, masks, holds = 1 << 30, 0, False, False
 
-    def __init__(self, config: SimulationConfig) -> None:
-        rollout = config.rollout
-        self._open = -(-config.slots // rollout.n_samples_per_prompt) + SPARE * rollout.rollout_batch_size
+    def __init__(self, most: int) -> None:
+        self._most = most
 
     def admit(self, state: StalenessState) -> int:
-        return max(0, self._open - state.open_groups)
+        return max(0, self._most - state.open_groups)
 
     def ticks(self, open_versions: Iterable[int], version: int, batches: int) -> bool:
         return True
@@ -36,4 +35,6 @@ class Unbounded:
 
 
 def unbounded(config: SimulationConfig) -> StalenessPolicy:
-    return Unbounded(config)
+    """As many groups as there are slots, and some that are ready."""
+    rollout = config.rollout
+    return Unbounded(-(-config.slots // rollout.n_samples_per_prompt) + SPARE * rollout.rollout_batch_size)

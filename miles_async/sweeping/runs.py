@@ -15,7 +15,7 @@ from pathlib import Path
 
 from miles_async.config.schema import ConfigError
 from miles_async.disk.durable import write_whole
-from miles_async.monitor.summary import last_summary
+from miles_async.monitor.summary import is_finished
 from miles_async.sweeping.grid import Cell, Sweep
 
 FILE = "sweep.toml"  # in the sweep's directory: what it was begun with
@@ -44,16 +44,9 @@ def run_dir(sweep: Sweep, cell: Cell) -> Path:
     return Path(sweep.directory) / cell.name
 
 
-def is_finished(sweep: Sweep, cell: Cell) -> bool:
-    try:
-        return (last_summary(run_dir(sweep, cell)) or {}).get("status") == "finished"
-    except (ConfigError, OSError):
-        return False
-
-
 async def run_cells(sweep: Sweep, cells: Sequence[Cell], tell: Callable[[str], None]) -> dict[str, int]:
     """Run what is not finished; exit codes by name of those that were run. ``tell`` hears of each beginning and end."""
-    waiting = [cell for cell in cells if not is_finished(sweep, cell)]
+    waiting = [cell for cell in cells if not is_finished(run_dir(sweep, cell))]
     if done := len(cells) - len(waiting):
         tell(f"{done} of {len(cells)} cells are finished already")
     stopped, codes = asyncio.Event(), dict[str, int]()

@@ -3,29 +3,16 @@
 from __future__ import annotations
 
 import io
-import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from elsewhere import ASKED, Elsewhere
 from launching import events, left_behind, summary, write_config
 
-from actors.runtime.placement import fork_server
 from actors.runtime.spec import ActorId
 from actors.runtime.supervisor import OK, Supervisor
 from miles_async.cli.load import load
 from miles_async.monitor import Monitor
-
-
-@pytest.fixture
-def as_a_launch() -> Iterator[None]:
-    """In this process, and nothing of it stays."""
-    for server in fork_server.BOTH.values():
-        server.end()  # of another test
-    before = os.umask(0o022)
-    yield
-    os.umask(before)
 
 
 @pytest.mark.usefixtures("as_a_launch")

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import io
-import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,7 +12,6 @@ from lost_machine import LOST, LostMachine
 from recorded_runs import check_that_nothing_is_lost_or_twice
 
 from actors.runtime.lease import LAST_WORDS, REPLACED
-from actors.runtime.placement import fork_server
 from actors.runtime.supervisor import FAILED, OK, Supervisor
 from bus import connect
 from bus.lives import Lives
@@ -24,16 +21,6 @@ from miles_async.runs.state import read
 from miles_async.train import checkpoint
 
 STEPS, LOSE_AT, BACK_AT = 24, 5, 9
-
-
-@pytest.fixture
-def as_a_launch() -> Iterator[None]:
-    """In this process, and nothing of it stays."""
-    for server in fork_server.BOTH.values():
-        server.end()  # of another test
-    before = os.umask(0o022)
-    yield
-    os.umask(before)
 
 
 @pytest.mark.usefixtures("as_a_launch")

@@ -7,7 +7,6 @@ import io
 import json
 import os
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -15,7 +14,6 @@ import pytest
 from apart import Alone, Apart, address_or_skip
 from launching import events, left_behind, metrics, summary, write_config
 
-from actors.runtime.placement import fork_server
 from actors.runtime.supervisor import OK, Supervisor
 from miles_async.cli.load import load
 from miles_async.config.loopback import is_loopback
@@ -50,16 +48,6 @@ class Looker(threading.Thread):
             self.bus_urls |= {there.bus_url} if there is not None and there.bus_url else set()
             if in_memory(self.run_dir).is_dir():
                 self.in_memory |= set(os.listdir(in_memory(self.run_dir)))
-
-
-@pytest.fixture
-def as_a_launch() -> Iterator[None]:
-    """In this process, and nothing of it stays."""
-    for server in fork_server.BOTH.values():
-        server.end()  # of another test
-    before = os.umask(0o022)
-    yield
-    os.umask(before)
 
 
 # in a process that has run other tests before it an engine was seen to listen on loopback; by itself it does not

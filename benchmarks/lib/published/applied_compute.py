@@ -10,14 +10,13 @@ such that M comes out), and that engines are as fast with few requests as with m
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
-from bus.messages import ReadyGroup
+from miles_async.simulation.ideal import Unbounded
 from miles_async.simulation.loop import simulate
 from miles_async.simulation.reading import parse
 from miles_async.simulation.result import figures
-from miles_async.staleness.policies import StalenessState
 
 SAMPLES = 8
 MEAN = 2000  # tokens of a response
@@ -47,29 +46,6 @@ RUNS = (
     Run(120, 120, 1, 0.67, 1.42, 1.95, 1.92),
     Run(128, 128, 1, 1.14, 1.45, 2.24, 2.01),
 )
-
-
-class BoundedQueue:
-    """In completion order, without a bound on staleness: admission stops while ``queue`` batches are ready."""
-
-    max_lag, surplus, masks, holds = 1 << 30, 0, False, False
-
-    def __init__(self, in_flight: int, batch: int, queue: int) -> None:
-        self._most = in_flight + queue * batch
-
-    def admit(self, state: StalenessState) -> int:
-        return max(0, self._most - state.open_groups)
-
-    def ticks(self, open_versions: Iterable[int], version: int, batches: int) -> bool:
-        return True
-
-    def evict(self, ready: Sequence[ReadyGroup], version: int) -> list[tuple[str, str]]:
-        return []
-
-    def select(
-        self, ready: Sequence[ReadyGroup], open_order: Sequence[str], version: int, batch_size: int
-    ) -> tuple[str, ...] | None:
-        return tuple(group.group_id for group in ready[:batch_size]) if len(ready) >= batch_size else None
 
 
 def compared(runs: Sequence[Run] = RUNS) -> list[dict[str, float]]:
@@ -104,7 +80,8 @@ def _compared(run: Run) -> dict[str, float]:
     in_flight = math.ceil(
         run.in_flight * run.longest
     )  # groups of which a sample is: a group lasts as long as its longest
-    found = figures(config, simulate(config, BoundedQueue(in_flight, run.batch, run.queue)))
+    # in completion order: admission stops while so many batches are ready
+    found = figures(config, simulate(config, Unbounded(in_flight + run.queue * run.batch)))
     simulated = found["mean_group_lag"]
     return {
         **run._asdict(),

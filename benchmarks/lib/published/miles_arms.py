@@ -19,8 +19,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from benchmarks.lib.published.applied_compute import BoundedQueue
 from miles_async.simulation.draws import DrawnBySeed
+from miles_async.simulation.ideal import Unbounded
 from miles_async.simulation.loop import simulate
 from miles_async.simulation.reading import parse
 from miles_async.simulation.result import figures
@@ -113,7 +113,7 @@ def _compared(arm: Arm) -> dict[str, float]:
         f"engines.step_request_s={request_s}",
         f"learner.step_s={arm.train_s}",
     )
-    simulated = simulate(config, BoundedQueue(IN_FLIGHT, BATCH, round(QUEUE)))
+    simulated = simulate(config, Unbounded(IN_FLIGHT + round(QUEUE) * BATCH))
     found, record = figures(config, simulated), simulated.record
     wait_s, per_h = record.wait_s / record.steps, 3600 / found["step_s"]
     return {
