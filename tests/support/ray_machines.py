@@ -29,8 +29,11 @@ class RayMachines:
     """``address``: of the head, whose machine is the launch's; ``machines``: the others, by their addresses."""
 
     def __init__(self, directory: Path) -> None:
+        from ray._common.utils import get_default_ray_temp_dir
         from ray.cluster_utils import Cluster
 
+        # where Ray notes the address of the newest cluster; with a temp_dir of its own this one does not make it
+        Path(get_default_ray_temp_dir()).mkdir(parents=True, exist_ok=True)
         head = {"num_cpus": 2, "include_dashboard": False, "temp_dir": str(directory), **MEMORY}
         self._cluster = Cluster(initialize_head=True, head_node_args=head)
         self.address: str = self._cluster.address
