@@ -18,7 +18,11 @@ from bus.server import RedisServer
 
 _run_ids = itertools.count()
 
-LONGEST = ("test_fault_campaign", "test_ray_placement", "sglang", "test_faults", "test_runs")
+LONGEST = (
+    *("sglang", "test_faults", "test_runs", "test_ray_placement", "test_fault_campaign", "test_layouts", "test_wedges"),
+    *("test_replay", "test_mixture_layouts", "test_sweep", "test_ledger_machine", "test_layout_faults"),
+    *("test_lost_machine", "test_killed_saves", "test_layout_checkpoints", "test_routing_replay"),
+)
 
 # how fast a machine is, or what else it does, is nothing that a test of ours is about
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -30,7 +34,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """With several workers: a file's tests share one, for their fixtures; so do all that start the real SGLang server. The
     groups that take longest come first."""
     groups = {item: "sglang" if "sglang" in item.path.name else item.path.stem for item in items}
-    items.sort(key=lambda item: groups[item] not in LONGEST)
+    order = {group: place for place, group in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(groups[item], len(order)))
     for item in items:
         item.add_marker(pytest.mark.xdist_group(groups[item]))
 

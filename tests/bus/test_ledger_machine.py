@@ -25,7 +25,7 @@ from bus.messages import Batch, Group
 from bus.quarantine import Quarantine
 from bus.server import RedisServer
 
-EXAMPLES = 1000  # of all servers together
+EXAMPLES = 600  # of all servers together
 LIMIT = 6  # open groups
 ATTEMPTS = 3
 WORKERS = st.sampled_from("abc")

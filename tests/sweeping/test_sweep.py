@@ -19,7 +19,7 @@ directory = "out"
 [set]
 "monitor.live" = "off"
 [grid]
-"run.num_steps" = [2, 120]
+"run.num_steps" = [2, 60]
 "run.seed" = [1]
 """
 
@@ -39,7 +39,7 @@ def test_a_sweep_that_was_interrupted_goes_on_with_what_is_not_finished(tmp_path
     write_config(tmp_path, run=TINY["run"])
     file = tmp_path / "sweep.toml"
     file.write_text(SWEEP)
-    short, long = (tmp_path / "out" / f"num_steps={steps},seed=1" for steps in (2, 120))
+    short, long = (tmp_path / "out" / f"num_steps={steps},seed=1" for steps in (2, 60))
 
     process = begin(file)
     wait_until((long / "supervisor.json").exists, "second cell", process)
@@ -51,16 +51,16 @@ def test_a_sweep_that_was_interrupted_goes_on_with_what_is_not_finished(tmp_path
     assert json.loads(first)["status"] == "finished" and stopped["status"] == "stopped"
     assert left_behind(tmp_path) == []
 
-    file.write_text(SWEEP.replace("120", "301"))
+    file.write_text(SWEEP.replace("60", "301"))
     assert "was begun with another sweep" in begin(file).communicate(timeout=300)[1]
 
     file.write_text(SWEEP)
     ended(begin(file), 0)
     assert (short / "summary.json").read_bytes() == first  # not run again
     finished = json.loads((long / "summary.json").read_text())
-    assert finished["status"] == "finished" and finished["starts"] == 2 and finished["steps"] == 120
+    assert finished["status"] == "finished" and finished["starts"] == 2 and finished["steps"] == 60
     with (tmp_path / "out" / "sweep.csv").open() as table:
-        assert [row["steps"] for row in csv.DictReader(table)] == ["2", "120"]
+        assert [row["steps"] for row in csv.DictReader(table)] == ["2", "60"]
 
 
 def test_every_cell_is_a_row_and_one_that_fails_costs_itself(tmp_path: Path) -> None:
