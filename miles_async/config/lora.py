@@ -20,12 +20,15 @@ TARGETS = {
 }
 
 
+ALL_LINEAR = "all-linear"  # PEFT's word for every matrix but the output layer's
+
+
 class Lora(msgspec.Struct, frozen=True):
     """Beside each of the ``targets`` of every layer ``alpha / rank * B A``, A of ``rank`` rows."""
 
     rank: int
     alpha: float
-    targets: tuple[str, ...]  # in the order of TARGETS
+    targets: tuple[str, ...]  # in the order of TARGETS; with "fsdp" of transformers' names, sorted, or ALL_LINEAR
 
     def __str__(self) -> str:
         return f"lora_rank = {self.rank}, lora_alpha = {self.alpha:g}, lora_targets = {', '.join(self.targets)}"
@@ -36,9 +39,11 @@ def lora_of(learner: Learner) -> Lora | None:
     if not learner.lora_rank:
         return None
     wanted = learner.lora_targets
-    return Lora(
-        learner.lora_rank, learner.lora_alpha, tuple(name for name in TARGETS if wanted is None or name in wanted)
-    )
+    if learner.train_backend == "fsdp":
+        targets = (ALL_LINEAR,) if wanted is None else tuple(sorted(wanted))
+    else:
+        targets = tuple(name for name in TARGETS if wanted is None or name in wanted)
+    return Lora(learner.lora_rank, learner.lora_alpha, targets)
 
 
 def described(lora: Lora | None) -> str:
@@ -49,10 +54,12 @@ def described(lora: Lora | None) -> str:
 def check(config: RunConfig) -> None:
     """Refuse adapters that nobody could have meant. Raises ConfigError."""
     learner, targets = config.learner, config.learner.lora_targets
-    if targets is not None and (not targets or len(set(targets)) < len(targets)):
-        raise ConfigError(
-            f"learner.lora_targets = {targets!r} must name one or more of {', '.join(TARGETS)}, each once"
-        )
+    if targets is not None:
+        of_fsdp = learner.train_backend == "fsdp"  # which looks for them in the model
+        odd = [] if of_fsdp else [name for name in targets if name not in TARGETS]
+        if not targets or len(set(targets)) < len(targets) or odd:
+            names = "the linear layers of transformers' model, as q_proj" if of_fsdp else ", ".join(TARGETS)
+            raise ConfigError(f"learner.lora_targets = {targets!r} must name one or more of {names}, each once")
     if learner.lora_rank and config.model.model_provider:
         raise ConfigError(
             f"learner.lora_rank = {learner.lora_rank} needs the layers of the built-in bridge: model.model_provider, a bridge "

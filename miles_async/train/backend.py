@@ -159,7 +159,6 @@ _MEGATRON = (
     *(f"learner.{name}_size" for name in _LAYOUT),
     *(f"learner.{name}" for name in ("sequence_parallel", "qkv_format", "use_distributed_optimizer", "megatron_args")),
     *(f"learner.recompute_{name}" for name in ("method", "num_layers", "modules")),
-    *(f"learner.lora_{name}" for name in ("rank", "alpha", "targets")),
     *(f"learner.moe_{name}" for name in ("aux_loss_coeff", "z_loss_coeff", "router_bias_update_rate")),
     "learner.freeze_moe_router",
     "learner.fp32_parameters",

@@ -132,7 +132,6 @@ class MegatronParts(LearnerParts):
 
     @classmethod
     def checkpoint_adapters(cls, config: RunConfig, model: Path, checkpoint: Path) -> dict[str, torch.Tensor]:
-        """As :meth:`checkpoint_weights`, PEFT's name to tensor."""
         with _lone_policy(config, model, checkpoint) as (bridge, module):
             return {name: tensor.detach() for name, tensor in bridge.all_adapters([module])}
 

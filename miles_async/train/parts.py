@@ -93,3 +93,8 @@ class LearnerParts:
         """Hugging Face name to tensor, on the CPU, in ``model.dtype``: the policy of a verified checkpoint, in a process that
         trains nothing. model: what training began with."""
         raise NotImplementedError
+
+    @classmethod
+    def checkpoint_adapters(cls, config: RunConfig, model: Path, checkpoint: Path) -> dict[str, torch.Tensor]:
+        """As :meth:`checkpoint_weights`, of a checkpoint of adapters: PEFT's name to tensor."""
+        raise NotImplementedError

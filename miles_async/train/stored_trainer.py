@@ -45,6 +45,11 @@ class StoredTrainer(LearnerBackend):
         """See LearnerBackend."""
         return cls.PARTS.checkpoint_weights(config, model, checkpoint)
 
+    @classmethod
+    def checkpoint_adapters(cls, config: RunConfig, model: Path, checkpoint: Path) -> dict[str, torch.Tensor]:
+        """See LearnerBackend."""
+        return cls.PARTS.checkpoint_adapters(config, model, checkpoint)
+
     def export(self) -> dict[str, torch.Tensor]:
         """Hugging Face name -> contiguous copy on the CPU, in the model's dtype. Empty on every rank but 0."""
         if not self._groups.exports:
@@ -71,6 +76,20 @@ class StoredTrainer(LearnerBackend):
         if self._groups.rank == 0:
             save_hf(tensors, Path(self._bridge.path), Path(directory))
         self._groups.agree("the Hugging Face export")
+
+    def save_adapters(self, directory: Path) -> None:
+        """The adapters in PEFT's format; see peft_export.py. Does nothing without any."""
+        lora = self._parts.lora
+        if lora is None:
+            return
+        from miles_async.train.peft_export import save_adapters
+
+        with self._groups.waiting("the adapters of"):
+            found = self._bridge.all_adapters(self._policy.model.modules) if self._groups.exports else ()
+            tensors: dict[str, torch.Tensor] = dict(found)
+        if self._groups.rank == 0:
+            save_adapters(tensors, lora, Path(self._bridge.path), Path(directory))
+        self._groups.agree("the export of the adapters")
 
     def save_critic(self, directory: Path) -> None:
         """The critic as a directory that critic.critic_load takes; see critic.py. Does nothing without one."""

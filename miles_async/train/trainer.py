@@ -20,7 +20,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -267,22 +266,3 @@ class MegatronTrainer(Trainer):
     """With Megatron-core, in any layout."""
 
     PARTS = MegatronParts
-
-    def save_adapters(self, directory: Path) -> None:
-        """The adapters in PEFT's format; see peft_export.py. Does nothing without any."""
-        lora = self._parts.lora
-        if lora is None:
-            return
-        from miles_async.train.peft_export import save_adapters
-
-        with self._groups.waiting("the adapters of"):
-            found = self._bridge.all_adapters(self._policy.model.modules) if self._groups.exports else ()
-            tensors: dict[str, torch.Tensor] = dict(found)
-        if self._groups.rank == 0:
-            save_adapters(tensors, lora, Path(self._bridge.path), Path(directory))
-        self._groups.agree("the export of the adapters")
-
-    @classmethod
-    def checkpoint_adapters(cls, config: RunConfig, model: Path, checkpoint: Path) -> dict[str, torch.Tensor]:
-        """See LearnerBackend."""
-        return MegatronParts.checkpoint_adapters(config, model, checkpoint)

@@ -32,6 +32,11 @@ def config(model: dict[str, Any] | None = None, **learner: Any) -> RunConfig:
             r"learner\.lora_targets = \[\] must name one or more of linear_qkv, linear_proj",
         ),
         ({"lora_rank": 4, "lora_targets": ["linear_fc1"] * 2}, r"learner\.lora_targets = \['linear_fc1', .* each once"),
+        (
+            {"lora_rank": 4, "lora_targets": ["linear_qvk"]},
+            r"lora_targets = \['linear_qvk'\] must name one or more of linear_qkv, .* each once",
+        ),
+        ({"lora_rank": 4, "lora_targets": [], "train_backend": "fsdp"}, r"lora_targets = \[\] .* as q_proj, each once"),
         ({"lora_rank": 4, "model": {"model_provider": "a.b"}}, r"learner\.lora_rank = 4 .* model\.model_provider"),
     ],
 )

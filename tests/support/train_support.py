@@ -138,17 +138,18 @@ Build = Callable[..., Any]
 
 
 @contextlib.contextmanager
-def trainers(directory: Path) -> Iterator[Build]:
-    """Builds trainers from a checkpoint and sections; each closes the one before it, as a process holds one at a time."""
+def trainers(directory: Path, kind: Callable[..., Any] | None = None) -> Iterator[Build]:
+    """Builds trainers, Megatron's or of ``kind``, from a checkpoint and sections; each closes the one before it, as a process
+    holds one at a time."""
     from miles_async.train.trainer import MegatronTrainer
 
-    last: list[MegatronTrainer] = []
+    last: list[Any] = []
 
-    def make(path: Path, **sections: Any) -> MegatronTrainer:
+    def make(path: Path, **sections: Any) -> Any:
         close()
         meeting = directory / f"meeting-{len(list(directory.iterdir()))}"
         config = make_config(path, **sections)
-        last.append(MegatronTrainer(config, str(path), alone(f"file://{meeting}")))
+        last.append((kind or MegatronTrainer)(config, str(path), alone(f"file://{meeting}")))
         return last[0]
 
     def close() -> None:

@@ -20,6 +20,7 @@ from transformers.utils import logging
 
 from miles_async.models.any_causal import ANY_CAUSAL
 from miles_async.models.support import ModelError, check_model
+from miles_async.train.fsdp.lora import is_adapter, merged, parts, peft_name, whole
 from miles_async.train.value_head import HEAD, ValueHead, value_head
 
 
@@ -85,11 +86,22 @@ class FsdpBridge:
         """Name and value of each tensor of the Hugging Face checkpoint, in the model's type, on rank 0, and on its device;
         nothing on the others. One tensor is whole at a time. Collective."""
         with torch.no_grad():
-            for name, parameter in modules[0].named_parameters():
-                part: Any = parameter.detach().to(self._dtype)
-                whole = part.full_tensor()
+            for name, parameter, adapted in parts(modules[0]):
+                if adapted is None:
+                    tensor = whole(parameter.detach().to(self._dtype))
+                else:
+                    tensor = merged(whole(parameter.detach()), adapted).to(self._dtype)
                 if self._rank == 0:
-                    yield name, whole
+                    yield name, tensor
+
+    def all_adapters(self, modules: Sequence[torch.nn.Module]) -> Iterator[tuple[str, torch.Tensor]]:
+        """As :meth:`all_tensors`, of what fsdp/lora.py put into the model, under PEFT's names."""
+        with torch.no_grad():
+            for name, parameter in modules[0].named_parameters():
+                if is_adapter(name):
+                    tensor = whole(parameter.detach().to(self._dtype))
+                    if self._rank == 0:
+                        yield peft_name(name), tensor
 
 
 class ValueModel(torch.nn.Module):

@@ -56,7 +56,8 @@ class FsdpModel(Trained):
         self.modules, self.groups, self.steps = [module], groups, 0
         self._module, self._head = module, head
         self._max_tokens, self._rate, self._prefix = learner.max_tokens_per_micro_batch, rate, prefix
-        self._parameters: Mapping[str, Any] = dict(module.named_parameters())
+        self._all: Mapping[str, Any] = dict(module.named_parameters())
+        self._parameters = {name: parameter for name, parameter in self._all.items() if parameter.requires_grad}
         self._adam = ShardedAdam(self._parameters, learner, groups)
 
     # passes
@@ -124,7 +125,8 @@ class FsdpModel(Trained):
         self._adam.restore(self.steps)
 
     def sharded_weights(self, weights: Sequence[torch.Tensor], *, frozen: bool = True) -> dict[str, Any]:
-        named = {f"0.{name}": parameter for name, parameter in self._parameters.items()}
+        like = self._all if frozen else self._parameters
+        named = {f"0.{name}": parameter for name, parameter in like.items()}
         return self._sharded(dict(zip(named, weights, strict=True)), named)
 
     def _sharded(self, shards: Mapping[str, torch.Tensor], like: Mapping[str, Any]) -> dict[str, DTensor]:

@@ -9,11 +9,14 @@ from typing import Any
 
 import torch
 
+from miles_async.config.lora import lora_of
 from miles_async.config.schema import RunConfig
+from miles_async.train.checkpoint import LEARNER_STATE, read_state
 from miles_async.train.distributed import LearnerGroups
 from miles_async.train.fsdp.bridge import FsdpBridge
 from miles_async.train.fsdp.files import DcpFiles, policy_weights
 from miles_async.train.fsdp.groups import ShardGroups
+from miles_async.train.fsdp.lora import adapt, peft_name
 from miles_async.train.fsdp.model import FsdpModel, shard
 from miles_async.train.kept_weights import copies
 from miles_async.train.parts import LearnerParts, Rate
@@ -25,6 +28,10 @@ class FsdpParts(LearnerParts):
     """See LearnerParts. A model is read whole by each process, and sharded then."""
 
     files = DcpFiles()
+
+    def __init__(self, config: RunConfig, device: torch.device, dtype: torch.dtype) -> None:
+        super().__init__(config, device, dtype)
+        self.lora = lora_of(config.learner)
 
     def meet(self, ranks: Ranks) -> LearnerGroups:
         timeout_s, beside = self.config.learner.grad_reduce_timeout_s, self.config.checkpoint.async_save
@@ -42,10 +49,16 @@ class FsdpParts(LearnerParts):
         return FsdpBridge(path, self.dtype, rank=self.groups.rank, recompute=recompute)
 
     def reference(self, path: str) -> list[torch.Tensor]:
-        return copies([self._sharded(bridge := self.bridge(path), bridge.model())])
+        return copies([self._sharded(bridge := self.bridge(path), self._policy_model(bridge))])
 
     def policy(self, bridge: FsdpBridge, rate: Rate) -> Trained:
-        return self._trained(bridge, bridge.model(), rate)
+        return self._trained(bridge, self._policy_model(bridge), rate)
+
+    def _policy_model(self, bridge: FsdpBridge) -> Any:
+        model = bridge.model()
+        if self.lora is not None:
+            adapt(model, self.lora, seed=self.config.run.seed)
+        return model
 
     def critic(self, bridge: FsdpBridge, rate: Rate, prefix: str) -> Trained:
         return self._trained(bridge, bridge.critic(), rate, prefix)
@@ -64,5 +77,20 @@ class FsdpParts(LearnerParts):
 
     @classmethod
     def checkpoint_weights(cls, config: RunConfig, model: Path, checkpoint: Path) -> dict[str, torch.Tensor]:
-        dtype = torch.bfloat16 if config.model.dtype == "bfloat16" else torch.float32
-        return {name: tensor.to(dtype) for name, tensor in policy_weights(checkpoint).items()}
+        dtype, found = _dtype(config), policy_weights(checkpoint)
+        lora = read_state(checkpoint).lora if (checkpoint / LEARNER_STATE).is_file() else None
+        if lora is None:
+            return {name: tensor.to(dtype) for name, tensor in found.items()}
+        bridge = FsdpBridge(str(model), dtype, rank=0)
+        module = bridge.model()
+        adapt(module, lora, seed=config.run.seed)
+        module.load_state_dict(found, strict=False)
+        return dict(bridge.all_tensors([module]))
+
+    @classmethod
+    def checkpoint_adapters(cls, config: RunConfig, model: Path, checkpoint: Path) -> dict[str, torch.Tensor]:
+        return {peft_name(name): tensor.to(_dtype(config)) for name, tensor in policy_weights(checkpoint).items()}
+
+
+def _dtype(config: RunConfig) -> torch.dtype:
+    return torch.bfloat16 if config.model.dtype == "bfloat16" else torch.float32
