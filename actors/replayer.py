@@ -4,9 +4,9 @@
 
 Consumes: the record of ``replay.run``. Publishes: its groups and batches, on the ledger of this run.
 
-Keeps: every batch has the groups that it had, in their order, as they were published (so with an unchanged configuration each
-loss is the same to the bit); a group whose payload the learner had found gone is gone again; it is no further ahead of the
-newest checkpoint than a running run would be; a replayer that died goes on where the ledger is.
+Keeps: every batch has the groups that it had, in their order, as they were published, under the bound that it had (so with an
+unchanged configuration each loss is the same to the bit); a group whose payload the learner had found gone is gone again; it is
+no further ahead of the newest checkpoint than a running run would be; a replayer that died goes on where the ledger is.
 """
 
 from __future__ import annotations
@@ -42,7 +42,6 @@ class Replayer:
         self.ctx, self.ledger = ctx, Ledger(ctx.bus, payload_store(ctx.config, ctx.bus.run_id))
         self.lease = f"{ctx.name}/{ctx.incarnation}"
         self.first, self.last = ctx.config.replay.from_step + 1, ctx.config.run.num_steps
-        self.policy, self.bound = make_policy(ctx.config), ctx.config.staleness.max_lag
         self.cursor, self.ready = "0", dict[str, ReadyGroup]()
 
     async def run(self) -> None:
@@ -87,17 +86,24 @@ class Replayer:
             groups = [c.ticket.group_id for c in claimed]
             await self.ledger.publish_all([self._publication(group_id, recorded) for group_id in groups], self.lease)
         chosen = [self.ready.pop(group_id) for group_id in rest]
+        bound, masks = self._chosen_under(recorded)
         for group in chosen:
             if group.group_id in recorded.lost:
                 await self.ctx.bus.redis.delete(group.payload_key)
         for number in range(len(sizes_of(record)) if record is not None else 0, len(recorded.sizes)):
             some, chosen = chosen[: recorded.sizes[number]], chosen[recorded.sizes[number] :]
-            masked = sum(too_old(group, step - 1, self.bound) for group in some) if self.policy.masks else -1
+            masked = sum(too_old(group, step - 1, bound) for group in some) if masks else -1
             ticks = number == len(recorded.sizes) - 1
             if record is None:
-                record = await self.ledger.batch(step, some, max_lag=self.bound, masked_tokens=masked, ticks=ticks)
+                record = await self.ledger.batch(step, some, max_lag=bound, masked_tokens=masked, ticks=ticks)
             else:
                 record = await self.ledger.extend(record, some, masked_tokens=masked, ticks=ticks)
+
+    def _chosen_under(self, recorded: RecordedStep) -> tuple[int, bool]:
+        """The step's bound, and whether tokens beyond it are masked: another launch of the run may have had others."""
+        if recorded.max_lag is not None:
+            return recorded.max_lag, recorded.masks
+        return self.ctx.config.staleness.max_lag, make_policy(self.ctx.config).masks
 
     async def _are_ready(self, groups: Sequence[str]) -> bool:
         found, self.cursor = await self.ledger.ready_groups(self.cursor, block_ms=1)

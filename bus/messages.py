@@ -127,6 +127,7 @@ class Transition(Message, tag="transition", frozen=True):
     has others already), "trained" (a durable checkpoint contains it), "dropped", "reconciled" (trained, as a checkpoint knows
     and this ledger had forgotten), "quarantined" (it cannot be trained, and is no part of the step any more that it was batched
     for; counted as dropped for "quarantined"). Of a step whose weights are held for another part, the detail is "held".
+    Of "batched" and "extended", max_lag and masked_tokens are those of the step's record, as it then is.
     """
 
     kind: str
@@ -137,6 +138,8 @@ class Transition(Message, tag="transition", frozen=True):
     detail: str = ""
     attempt: int = 0  # of "claimed": 1 for the first time
     lengths: tuple[int, ...] = ()  # response tokens of each sample of a group that had been generated
+    max_lag: int = -1  # of Batch
+    masked_tokens: int = -1  # of Batch
     group: ReadyGroup | None = None  # of "published"
 
 

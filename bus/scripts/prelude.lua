@@ -93,7 +93,7 @@ end
 local function record(kind, ids, t)
   local message = pack_transition({
     kind = kind, group_ids = ids, by = t.by or '', step = t.step or 0, reason = t.reason or '', detail = t.detail or '',
-    attempt = t.attempt or 0, lengths = t.lengths or {},
+    attempt = t.attempt or 0, lengths = t.lengths or {}, max_lag = t.max_lag or -1, masked_tokens = t.masked_tokens or -1,
   })
   redis.call('XADD', EVENTS, '*', 'm', message)
   return message
@@ -134,7 +134,8 @@ local function ready_groups(first)
   return ids
 end
 
--- The ready groups `ids` are in the step, whose record is now `message`. A transition of a step whose weights are held says so.
+-- The ready groups `ids` are in the step, whose record is now `message`. Its transition says under
+-- which bound, and whether the weights are held.
 local function put_into(step, ids, message, kind)
   local states = {}
   for _, gid in ipairs(ids) do
@@ -146,8 +147,11 @@ local function put_into(step, ids, message, kind)
   count('batched', #ids)
   redis.call('HSET', BATCH, step, message)
   redis.call('XADD', BATCHES, 'MAXLEN', 1000, '*', 'm', message)
-  local held = unpacked(message)[BATCH_TICKS] == false
-  record(kind, ids, { step = step, detail = held and 'held' or '' })
+  local batch = unpacked(message)
+  record(kind, ids, {
+    step = step, detail = batch[BATCH_TICKS] == false and 'held' or '',
+    max_lag = batch[BATCH_MAX_LAG], masked_tokens = batch[BATCH_MASKED_TOKENS],
+  })
 end
 
 -- Response tokens of each sample of a group whose news is there.

@@ -65,6 +65,8 @@ class TransitionLine(msgspec.Struct, frozen=True, omit_defaults=True):
     lengths: tuple[int, ...] = ()
     rewards: tuple[float | None, ...] = ()  # null: it was not finite
     versions: tuple[tuple[int, int], ...] = ()  # (weight version, tokens that it sampled)
+    max_lag: int = -1  # that the step's groups were chosen under; -1: not on record
+    masked_tokens: int = -1  # beyond it, of the whole step so far; -1: there may be none
 
     @property
     def time(self) -> float:
@@ -87,6 +89,8 @@ def transition_line(entry_id: str, transition: Transition) -> TransitionLine:
         group.lengths if group else t.lengths,
         group.rewards if group else (),
         group.versions if group else (),
+        t.max_lag,
+        t.masked_tokens,
     )
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from miles_async.monitor.record_lines import TRANSITIONS_FILE, RecordError, read_transitions
+from miles_async.monitor.record_lines import TRANSITIONS_FILE, RecordError, TransitionLine, read_transitions
 from miles_async.recording.recorder import DIRECTORY
 from miles_async.recording.segments import SUFFIX, Payloads, Place, SegmentError, scan
 
@@ -26,6 +26,8 @@ class RecordedStep:
     sizes: tuple[int, ...]  # of the batches that it is of, more than one where its weights were held
     ended: bool = True  # whether its weights changed, as far as the record goes
     lost: set[str] = field(default_factory=set)  # of these, those whose payload was gone before the step trained
+    max_lag: int | None = None  # that they were chosen under; None: an earlier version of this program did not say
+    masks: bool = False  # whether tokens beyond it were left out of the loss
 
 
 class RecordedRun:
@@ -40,7 +42,7 @@ class RecordedRun:
             if line.kind == "published":
                 self._published[line.groups[0]] = line.by
             elif line.kind == "batched":
-                self.steps[line.step] = RecordedStep(line.groups, (len(line.groups),), line.detail != HELD)
+                self.steps[line.step] = _begun(line)
             elif line.kind == "extended" and (step := self.steps.get(line.step)) is not None:
                 step.groups, step.sizes = (*step.groups, *line.groups), (*step.sizes, len(line.groups))
                 step.ended = line.detail != HELD
@@ -98,3 +100,14 @@ class RecordedRun:
                     f"{self.run_dir / DIRECTORY}: of step {step} {len(missing)} of {len(recorded.groups)} groups are not kept "
                     f"({missing[0]} for one){upto}"
                 )
+
+
+def _begun(line: TransitionLine) -> RecordedStep:
+    """The step as it was recorded first."""
+    return RecordedStep(
+        line.groups,
+        (len(line.groups),),
+        ended=line.detail != HELD,
+        max_lag=line.max_lag if line.max_lag >= 0 else None,
+        masks=line.masked_tokens >= 0,
+    )

@@ -23,7 +23,7 @@ async def test_every_transition_is_on_record(bus: Bus) -> None:
     assert await ledger.fail(second.ticket.group_id, "w/1", "reward_error", "no: ü", lengths=(3, 4)) == "again"
     assert await ledger.release("w/1") == 1
     ready, _ = await ledger.ready_groups("0", block_ms=0)
-    await ledger.batch(1, ready)
+    await ledger.batch(1, ready, max_lag=3, masked_tokens=7)
     await ledger.commit(1)
     await ledger.drop(third.ticket.group_id, "stale", "too old")
 
@@ -39,6 +39,8 @@ async def test_every_transition_is_on_record(bus: Bus) -> None:
     failed = by_kind["failed"]
     assert (failed.by, failed.reason, failed.detail, failed.lengths) == ("w/1", "reward_error", "no: ü", (3, 4))
     assert (by_kind["batched"].step, by_kind["trained"].step) == (1, 1)
+    assert (by_kind["batched"].max_lag, by_kind["batched"].masked_tokens) == (3, 7)
+    assert (by_kind["trained"].max_lag, by_kind["trained"].masked_tokens) == (-1, -1)
     assert by_kind["dropped"].detail == "too old"
 
 
