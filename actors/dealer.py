@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
 
 from actors.runtime.context import ActorContext, wait_for
 from bus import Ledger
@@ -20,6 +22,8 @@ from bus.codec import TOKENS, pack
 from bus.messages import Ticket, Wait
 from bus.waits import WaitKind
 from miles_async.data import counts, fingerprint, load_prompts, prompt_at
+from miles_async.hooks.daemon_thread import in_thread
+from miles_async.recording import manifest
 from miles_async.staleness.choice import make_policy
 from miles_async.staleness.policies import StalenessState
 from miles_async.text.tokenizer import Tokenizer
@@ -58,7 +62,8 @@ class Dealer:
                 await self.ctx.bus.wait_for_news(cursors)
 
     async def _check_prompts(self) -> None:
-        """A position in other prompts would mean other prompts. Raises PromptsChangedError."""
+        """A position in other prompts would mean other prompts. What the record of the run is of is written down here, since
+        nothing is on it yet. Raises PromptsChangedError."""
         data, seed = self.ctx.config.data, self.ctx.config.run.seed
         mine = fingerprint(self.prompts, seed if data.rollout_shuffle else None, data.prompt_weights)
         if await self.ledger.bind("prompts", mine) != mine:
@@ -66,6 +71,9 @@ class Dealer:
                 "the prompts, their order (data.rollout_shuffle, data.prompt_weights, run.seed) or both are not those that "
                 "this run has dealt so far: start another run, or restore data.prompt_data"
             )
+        if self.ctx.config.record.level != "off":
+            where, model = self.ctx.run_dir, Path(self.ctx.model_path)
+            await in_thread(partial(manifest.write, where, self.ctx.bus.run_id, self.ctx.config, model, mine))
 
     async def _deal(self) -> Wait:
         """Admit all that may start now; returns what the next admission waits for."""

@@ -22,6 +22,7 @@ from bus.ledger_batches import sizes_of
 from bus.ledger_leases import Publication
 from bus.messages import Group, ReadyGroup, Ticket
 from bus.waits import WaitKind
+from miles_async.recording import manifest
 from miles_async.recording.reader import RecordedRun, RecordedStep
 from miles_async.runs.payloads import payload_store
 from miles_async.staleness.choice import make_policy
@@ -34,7 +35,7 @@ AT_ONCE = 32  # groups in a claim or a publication
 
 
 class Replayer:
-    """In the dealer's role. Raises RecordError: the record is damaged."""
+    """In the dealer's role. Raises RecordError: the record is damaged, or another model's."""
 
     role = "dealer"
 
@@ -47,7 +48,9 @@ class Replayer:
     async def run(self) -> None:
         config = self.ctx.config
         assert config.replay.run is not None
-        self.record = await asyncio.to_thread(RecordedRun, Path(config.replay.run))
+        run, model = Path(config.replay.run), Path(self.ctx.model_path)
+        await asyncio.to_thread(manifest.check_model, run, config.model.hf_checkpoint, config.run.seed, model)
+        self.record = await asyncio.to_thread(RecordedRun, run)
         self.record.check(self.first, self.last)
         await self.ledger.prepare()
         await self.ledger.begin_behind(config.replay.from_step)

@@ -1,7 +1,8 @@
 """``miles-async replay``: the configuration under which a run's recorded batches are trained again.
 
 Promises: but for what is overridden, the learner's part of it is that of the run's newest launch; what belongs to generating
-and to evaluating is left out; a record that cannot be trained again up to the last step is refused before anything starts.
+and to evaluating is left out; a record that cannot be trained again up to the last step, or is of another model, is refused
+before anything starts.
 """
 
 from __future__ import annotations
@@ -14,17 +15,19 @@ import msgspec
 from miles_async.cli.load import check_all, resolve_paths
 from miles_async.config import toml
 from miles_async.config.schema import ConfigError, Eval, Record, Replay, RunConfig
+from miles_async.recording import manifest
 from miles_async.recording.reader import RecordedRun
 from miles_async.resume.changes import changes
-from miles_async.runs import launches
+from miles_async.runs import launches, provenance
 from miles_async.train.checkpoint import checkpoint_of_step
 
+COMPUTES = ("torch", "megatron-core", "transformers", "numpy", "miles-async")
 # what generates has no part in a replay, and these name a server or hold a secret that is not on record
 _OWN = ("bus.url=none", "router.api_key=none", "router.admin_key=none", "engine.api_key=none")
 
 
 def replayed(run: Path, overrides: Sequence[str], from_step: int) -> RunConfig:
-    """Raises ConfigError, RecordError, CheckpointError: one line each."""
+    """Raises ConfigError, RecordError, ModelError, CheckpointError: one line each."""
     run = run.absolute()
     table = launches.last_config(run)
     if table is None:
@@ -42,6 +45,7 @@ def replayed(run: Path, overrides: Sequence[str], from_step: int) -> RunConfig:
             f"--from {from_step}: nothing is left to train: the last step is run.num_steps = {config.run.num_steps}"
         )
     record.check(from_step + 1, config.run.num_steps)
+    manifest.check_model(run, config.model.hf_checkpoint, config.run.seed)
     if from_step:
         checkpoint_of_step(run / "checkpoints", from_step)
     return config
@@ -49,9 +53,23 @@ def replayed(run: Path, overrides: Sequence[str], from_step: int) -> RunConfig:
 
 def differences(run: Path, config: RunConfig) -> list[str]:
     """What is otherwise than in the run, in what decides how its data are trained on; one line each."""
+    found = _other_code(run)
     table = launches.last_config(run) or {}
     sections = ("algorithm", "critic", "learner", "model")
-    found = [str(change) for change in changes(table, config, begun=False) if change.key.partition(".")[0] in sections]
-    if found:
-        found.append("the data are those of the run's own policy, not of the one that is trained here")
-    return found
+    changed = [
+        str(change) for change in changes(table, config, begun=False) if change.key.partition(".")[0] in sections
+    ]
+    if changed:
+        changed.append("the data are those of the run's own policy, not of the one that is trained here")
+    return found + changed
+
+
+def _other_code(run: Path) -> list[str]:
+    """Packages that losses depend on, where the record says other versions than are installed here."""
+    said, now = manifest.read(run), provenance.versions()
+    was = {} if said is None else said.packages
+    return [
+        f"{name} is {now.get(name)}, and was {was[name]}"
+        for name in COMPUTES
+        if now.get(name) != was.get(name, now.get(name))
+    ]

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import msgspec
-
 from miles_async.runs import launches
-from miles_async.runs.provenance import Provenance
 from miles_async.runs.state import RunState
 from miles_async.train.checkpoint import CheckpointError, latest, read_state
 
@@ -17,12 +14,7 @@ UNKNOWN_RESTARTS = 10_000
 
 def remembered(run_dir: Path) -> RunState | None:
     """Id and incarnation of the run, where the file that says so is lost: from its launches, else from its checkpoint."""
-    directory = run_dir / launches.DIRECTORY
-    for number in sorted(launches.numbers(directory), reverse=True):
-        try:
-            found = msgspec.json.decode((directory / f"{number}.json").read_bytes(), type=Provenance)
-        except (OSError, ValueError, RecursionError):
-            continue
+    if (found := next(launches.provenances(run_dir), None)) is not None:
         return RunState(found.run_id, found.incarnation + UNKNOWN_RESTARTS)
     try:
         checkpoint = latest(run_dir / "checkpoints")

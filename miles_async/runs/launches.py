@@ -7,6 +7,7 @@ and then an older one takes its place.
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,16 @@ def last_config(run_dir: Path) -> dict[str, Any] | None:
         if isinstance(table.get("model"), dict):  # an emptied file is TOML, too
             return table
     return None
+
+
+def provenances(run_dir: Path) -> Iterator[Provenance]:
+    """Of the launches that one can be read of, the newest first."""
+    directory = run_dir / DIRECTORY
+    for number in sorted(numbers(directory), reverse=True):
+        try:
+            yield msgspec.json.decode((directory / f"{number}.json").read_bytes(), type=Provenance)
+        except (OSError, ValueError, RecursionError):
+            continue
 
 
 def numbers(directory: Path) -> list[int]:

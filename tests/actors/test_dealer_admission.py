@@ -18,13 +18,15 @@ from bus.messages import Ticket, Wait
 from bus.waits import WaitKind
 from miles_async.config.schema import Data, Engine, Model, Rollout, Run, RunConfig, Staleness
 from miles_async.data import Prompt
+from miles_async.models.fingerprint import fingerprint
+from miles_async.recording import manifest
 
 BATCH = 4
 Make = Callable[..., Dealer]
 
 
 @pytest.fixture
-def make(bus: Bus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
+def make(bus: Bus, tmp_path: Path, digits_model: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
     """Makes dealers of eight prompts."""
 
     def make_dealer(max_lag: int = 1, first: int = 1) -> Dealer:
@@ -39,7 +41,7 @@ def make(bus: Bus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
             rollout=Rollout(rollout_batch_size=BATCH, n_samples_per_prompt=2),
             staleness=Staleness(max_lag=max_lag),
         )
-        spec = ActorSpec("dealer", "dealer", 0, "", config, tmp_path, "", "", bus.run_id, 1)
+        spec = ActorSpec("dealer", "dealer", 0, "", config, tmp_path, str(digits_model), "", bus.run_id, 1)
         return Dealer(ActorContext(spec, bus))
 
     return make_dealer
@@ -136,3 +138,22 @@ async def test_a_dealer_refuses_other_prompts_before_it_deals(bus: Bus, make: Ma
     with pytest.raises(PromptsChangedError):
         await dealer.run()
     assert (await Ledger(bus).counts())["dealt"] == 0
+
+
+async def test_what_a_record_is_of_is_on_disk_before_the_first_prompt_is_dealt(
+    bus: Bus, make: Make, tmp_path: Path, digits_model: Path
+) -> None:
+    await set_engine(bus, "engine-0", "http://127.0.0.1:1", 1, 0, "serving")
+    dealer, deal = make(), Dealer._deal
+
+    async def stopped() -> Wait:
+        said = manifest.read(tmp_path)
+        assert said is not None and (await Ledger(bus).counts())["dealt"] == 0
+        assert said.model.fingerprint == fingerprint(digits_model)
+        assert said.prompts.fingerprint == await Ledger(bus).bind("prompts", "others")
+        dealer.ctx.stop.set()
+        return await deal(dealer)
+
+    dealer._deal = stopped  # type: ignore[method-assign]
+    await dealer.run()
+    assert (await Ledger(bus).counts())["dealt"] > 0

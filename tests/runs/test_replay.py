@@ -160,6 +160,8 @@ def test_what_cannot_be_replayed_is_one_line_before_anything_starts(run: Path, t
     assert f"step {STEPS + 1} is not on record" in refusal(run, tmp_path, "--set", f"run.num_steps={STEPS + 1}")
     assert "no checkpoint of step 3; those of its steps:" in refusal(run, tmp_path, "--from", "3")
     assert "nothing is left to train" in refusal(run, tmp_path, "--from", str(STEPS))
+    other = refusal(run, tmp_path, "--set", "model.hf_checkpoint=builtin:words")
+    assert 'record is of the model "builtin:digits"' in other and '"builtin:words" is another one' in other
     copy = tmp_path / "copy"
     shutil.copytree(run, copy, ignore=shutil.ignore_patterns("hf", "*.sock", "redis"))
     segments = sorted((copy / "record").glob("*.seg"), key=lambda file: file.stat().st_size)
