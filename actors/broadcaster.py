@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -57,6 +58,7 @@ class Broadcaster:
         self.comparison = Comparison(ctx, self.fleet, self.told, self._client)
         self._news = asyncio.Event()
         self._update: Update | None = None
+        self._heard: dict[tuple[int, int], float] = {}  # when each snapshot was announced that is not old yet
         self._unseen = Unseen(ctx, self.snapshots)
         self._clients: dict[tuple[str, str], LeanEngineClient] = {}  # by name and address
         self._api_key = resolve("engine.api_key", ctx.config.engine.api_key)
@@ -120,6 +122,7 @@ class Broadcaster:
                     await self.told.hear(message)
                 else:
                     self.fleet.fold(message)
+                    self._heard[key(message)] = time.monotonic()
             if messages:
                 self._news.set()
 
@@ -193,7 +196,7 @@ class Broadcaster:
                 await self.told.serves(member, snapshot)
             else:
                 await self.told.down(member, report.failed.get(member.name, "weights.transport left it out"))
-        await self._report(report)
+        await self._report(report, snapshot)
 
     async def _make_ready(self, wave: list[Member], snapshot: Snapshot) -> tuple[Update | None, list[Member]]:
         """The weights, and the engines that answer: one that hangs should cost the others no pause at all."""
@@ -278,7 +281,9 @@ class Broadcaster:
                 return Receiver(member.name, client, 1)  # the push will find out what is wrong with it
         return Receiver(member.name, client, member.ranks)
 
-    async def _report(self, report: PushReport) -> None:
+    async def _report(self, report: PushReport, snapshot: Snapshot) -> None:
+        self._heard = {k: when for k, when in self._heard.items() if k >= key(snapshot)}
+        since = self._heard.get(key(snapshot), math.nan)  # of one that was announced to an earlier life it is not known
         newest = self.fleet.newest.version if self.fleet.newest is not None else report.version
         lags = [newest - m.version for m in self.fleet.members.values() if m.served is not None and not m.down]
         values = {
@@ -287,6 +292,7 @@ class Broadcaster:
             "weights/failed_engines": float(len(report.failed)),
             **self.transport.metrics(),
             "weights/publish_lag": float(max(lags, default=math.nan)),
+            "weights/publish_s": time.monotonic() - since if report.served else math.nan,
             **{f"weights/paused_s/{name}": seconds for name, seconds in report.paused_s.items()},
         }
         await self.ctx.metrics(report.version, {key: value for key, value in values.items() if not math.isnan(value)})

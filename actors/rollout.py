@@ -21,6 +21,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 import aiohttp
 
@@ -29,7 +30,7 @@ from actors.runtime.context import ActorContext, Waiting
 from actors.runtime.tasks import end
 from bus import Ledger
 from bus.ledger_leases import ClaimedTicket, Publication
-from bus.messages import Group, Sample, Ticket
+from bus.messages import Begun, Group, Sample, Ticket
 from bus.publisher import Publisher
 from bus.waits import WaitKind
 from miles_async.filters.apply import GroupFilters
@@ -91,7 +92,7 @@ class RolloutWorker:
             tokenizer = self.tokenizer.for_chats(config.data.chat_template_path, config.data.apply_chat_template_kwargs)
             ask, routes = self.requests.slots.begin(0).ask, self.limits.routes
             self.context = RolloutContext(config, tokenizer, ask, stack, self.ctx.event, routes=routes)
-            duties = [asyncio.create_task(self._renew()), asyncio.create_task(self.requests.watch())]
+            duties = [asyncio.create_task(duty) for duty in (self._renew(), *self.requests.duties())]
             try:
                 self._begin(await self.ledger.own_tickets(self.ctx.name, self.lease, self.attempts))
                 await self._work()
@@ -201,10 +202,12 @@ class RolloutWorker:
             if self.graded:
                 samples = await self._score_all(ticket, samples)
             refusal = self.filters.refusal(samples)
-            sound = await self._sound(ticket, self.filters.finished(samples), started) if refusal is None else None
+            begun = Begun() if context.slots is None else context.slots.begun
+            group = partial(self._group, ticket, started=started, begun=begun)
+            sound = await self._sound(group(samples=self.filters.finished(samples))) if refusal is None else None
             if refusal is not None and self.ctx.config.record.level == "all":
                 with contextlib.suppress(UnsoundGroup):  # it is not trained on anyway
-                    await self._keep(*self._group(ticket, samples, started), refusal)
+                    await self._keep(*group(samples=samples), refusal)
         except TeacherGoneError:
             raise  # no fault of the group's
         except Exception as error:  # also of a function of the user: it costs this attempt, not the worker
@@ -238,16 +241,16 @@ class RolloutWorker:
         if (news := self.context.firsts.news(error, *cause_of(error))) is not None:
             await self.ctx.event("failure", group=ticket.group_id, **news)
 
-    async def _sound(self, ticket: Ticket, samples: Sequence[Sample], started: float) -> tuple[Group, bytes]:
+    async def _sound(self, received: tuple[Group, bytes]) -> tuple[Group, bytes]:
         """The group as the learner will read it, and its bytes. Raises UnsoundGroup: the learner could not train it."""
-        group, payload = self._group(ticket, samples, started)
+        group, payload = received
         newest = await self.requests.published_versions.newest_for(group.samples)
         if newest != self.limits.newest_version:
             self.limits = replace(self.limits, newest_version=newest)
         check_group(group, self.limits)
         return group, payload
 
-    def _group(self, ticket: Ticket, samples: Sequence[Sample], started: float) -> tuple[Group, bytes]:
+    def _group(self, ticket: Ticket, *, samples: Sequence[Sample], started: float, begun: Begun) -> tuple[Group, bytes]:
         """The group as it is read from the bus, and its bytes there. Raises UnsoundGroup: it cannot be sent."""
         return received(
             Group(
@@ -258,6 +261,7 @@ class RolloutWorker:
                 started=started,
                 finished=time.time(),
                 label=ticket.label,
+                begun=begun,
             )
         )
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Coroutine, Iterable
 from typing import Any
 
 from actors.runtime.context import ActorContext
@@ -36,15 +37,15 @@ MAX_CANCELS = 64  # samples called back at one look: each is a request to every 
 
 
 class EngineRequests:
-    """Of one worker. :meth:`open` comes first; :meth:`watch` runs beside the work."""
+    """Of one worker. :meth:`open` comes first; its :meth:`duties` run beside the work."""
 
     def __init__(self, ctx: ActorContext) -> None:
         self.ctx = ctx
-        self.slots = Slots(ctx.config.rollout.samples_in_flight, self.send)
+        self.published_versions = PublishedVersions(ctx.bus)
+        self.slots = Slots(ctx.config.rollout.samples_in_flight, self.send, heard=self.published_versions.heard)
         self.policy = self._policy() if ctx.config.rollout.adaptive_in_flight and ctx.config.rollout.generates else None
         if self.policy is not None:
             self.slots.limit = self.policy.limit
-        self.published_versions = PublishedVersions(ctx.bus)
         self.unpaired = UnpairedShare(updates_retract=ctx.config.weights.pause_mode == "retract")
         self._version = 0  # the newest weights that a published sample was made with
         self._clients: dict[str, LeanEngineClient] = {}  # of the places where the router was
@@ -116,6 +117,11 @@ class EngineRequests:
                 with contextlib.suppress(TimeoutError):  # none is known at the moment
                     self.client = self._router_at(await self.ctx.bus.address("router", deadline_s=1.0))
             request.rename()  # an engine may still know the first one
+
+    def duties(self) -> Iterable[Coroutine[Any, Any, None]]:
+        """What runs beside the work; each until cancelled."""
+        follows = [self.published_versions.follow()] if self.ctx.config.rollout.generates else []
+        return [self.watch(), *follows]
 
     async def watch(self) -> None:
         """Follow the engines' load, and report; until cancelled."""

@@ -66,6 +66,15 @@ class Sample(Message, tag="sample", frozen=True):
     routes: bytes = b""
 
 
+class Begun(msgspec.Struct, array_like=True, frozen=True):
+    """How far learner and engines were when a group began, as its worker had heard; -1: not known, or it asked no engine."""
+
+    learner: Version = -1  # the learner's version when the first request for it was sent
+    engines: Version = -1  # the oldest version that an engine served then
+    first_token: Version = -1  # the learner's version when the first token of it was sampled
+    sampled_by: Version = -1  # the version that sampled that token
+
+
 class Group(Message, tag="group", frozen=True):
     """One prompt and its ``n_samples_per_prompt`` rollouts: the unit the bus carries and the ledger counts.
 
@@ -79,6 +88,7 @@ class Group(Message, tag="group", frozen=True):
     started: float  # seconds since the epoch, when generation began
     finished: float
     label: str | None = None
+    begun: Begun = Begun()
 
 
 class Ticket(Message, tag="ticket", frozen=True):
@@ -104,6 +114,7 @@ class ReadyGroup(Message, tag="ready", frozen=True):
     lengths: tuple[int, ...] = ()  # response tokens of each sample
     rewards: tuple[float, ...] = ()
     versions: tuple[tuple[int, int], ...] = ()  # (weight version, response tokens that it sampled), ascending
+    begun: Begun = Begun()
 
 
 class Batch(Message, tag="batch", frozen=True):

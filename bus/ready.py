@@ -22,6 +22,7 @@ def describe(group: Group, payload_key: str, published: float) -> ReadyGroup:
         lengths=lengths,
         rewards=tuple(sample.reward for sample in group.samples),
         versions=tuple(versions),
+        begun=group.begun,
     )
 
 

@@ -11,6 +11,8 @@ from collections.abc import Iterable
 
 import msgspec
 
+from bus.messages import UNSAMPLED, Begun
+from miles_async.groups.ages import ages
 from miles_async.monitor.record_lines import TransitionLine
 
 STATES = {
@@ -41,6 +43,7 @@ class Moment(msgspec.Struct, frozen=True, omit_defaults=True):
     lengths: tuple[int, ...] = ()
     rewards: tuple[float | None, ...] = ()  # None: not finite
     versions: tuple[tuple[int, int], ...] = ()  # (weight version, tokens that it sampled)
+    begun: Begun = Begun()
 
 
 class Life(msgspec.Struct):
@@ -58,6 +61,14 @@ class Life(msgspec.Struct):
         """Lag of its oldest token if the learner is at ``version``."""
         return version - self.published.versions[0][0] if self.published and self.published.versions else None
 
+    def ages(self) -> dict[str, int]:
+        """Its ages, as far as they are known (groups/ages.py)."""
+        if self.published is None:
+            return {}
+        versions = self.published.versions
+        oldest = versions[0][0] if versions and versions[0][0] != UNSAMPLED else None
+        return ages(self.published.begun, oldest, self.step - 1 if self.step else None)
+
     def mean_reward(self) -> float | None:
         """None: it was not published, or a reward is not finite."""
         rewards = self.published.rewards if self.published else ()
@@ -68,7 +79,8 @@ class Life(msgspec.Struct):
 def moment(line: TransitionLine) -> Moment:
     """The transition as something that happened to one of its groups."""
     t = line
-    return Moment(t.time, t.kind, t.by, t.attempt, t.step, t.reason, t.detail, t.lengths, t.rewards, t.versions)
+    of_the_group = (t.lengths, t.rewards, t.versions, t.begun)
+    return Moment(t.time, t.kind, t.by, t.attempt, t.step, t.reason, t.detail, *of_the_group)
 
 
 def live(wanted: Iterable[str], lines: Iterable[TransitionLine]) -> dict[str, Life]:

@@ -60,6 +60,7 @@ def inspect_group(record: Record, group_id: str) -> dict[str, Any]:
     return {
         **msgspec.to_builtins(life),
         "lag": life.lag(life.step - 1) if life.step else None,
+        "ages": life.ages(),
         "mean_reward": life.mean_reward(),
         "dead_letter": letters[-1] if letters else None,
     }
@@ -130,6 +131,7 @@ def _row(life: Life, step: int) -> dict[str, Any]:
         "by": published.by if published else "",
         "versions": versions,
         "lag": life.lag(step - 1),
+        "ages": life.ages(),
         "mean_reward": life.mean_reward(),
         "lengths": lengths,
     }

@@ -6,6 +6,8 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from miles_async.groups.ages import shown
+
 EVENTS_SHOWN = 30
 
 
@@ -31,6 +33,7 @@ def _group(found: Mapping[str, Any]) -> list[str]:
     where = f" in step {found['step']}" if found["step"] else f" under {found['holder']}" if found["holder"] else ""
     lag = f", lag {found['lag']}" if found["lag"] is not None else ""
     lines = [f"group {found['id']}: {found['state']}{where}{lag}"]
+    lines += [f"  {shown(found['ages'])}"] if found["ages"] else []
     lines += [f"  {at(m['time'], found['start']):<20} {_told(m)}" for m in found["moments"]]
     if found["state"] == "dropped":
         lines += [f"  cause of attempt {number}: {cause}" for number, cause in enumerate(found["causes"], 1)]

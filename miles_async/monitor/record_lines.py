@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from bus.messages import Metrics, Transition
+from bus.messages import Begun, Metrics, Transition
 
 METRICS_FILE = "metrics.jsonl"
 EVENTS_FILE = "events.jsonl"
@@ -67,6 +67,7 @@ class TransitionLine(msgspec.Struct, frozen=True, omit_defaults=True):
     versions: tuple[tuple[int, int], ...] = ()  # (weight version, tokens that it sampled)
     max_lag: int = -1  # that the step's groups were chosen under; -1: not on record
     masked_tokens: int = -1  # beyond it, of the whole step so far; -1: there may be none
+    begun: Begun = Begun()  # of a group that is published
 
     @property
     def time(self) -> float:
@@ -91,6 +92,7 @@ def transition_line(entry_id: str, transition: Transition) -> TransitionLine:
         group.versions if group else (),
         t.max_lag,
         t.masked_tokens,
+        group.begun if group else Begun(),
     )
 
 

@@ -14,8 +14,10 @@ from typing import Any
 from bus.codec import LOGPROBS, MASK, TOKENS, VERSIONS, CodecError, decode, unpack
 from bus.messages import UNSAMPLED, Group, Sample
 from bus.ready import by_version
+from miles_async.groups.ages import ages, shown
+from miles_async.monitor.group_lives import live
 from miles_async.monitor.inspect_record import InspectError
-from miles_async.monitor.record_lines import RecordError
+from miles_async.monitor.record_lines import RecordError, read_transitions
 from miles_async.recording.recorder import DIRECTORY
 from miles_async.recording.segments import SUFFIX, Entry, Payloads, Place, SegmentError, scan
 from miles_async.runs import launches
@@ -40,6 +42,7 @@ def inspect_sample(run_dir: Path, name: str) -> dict[str, Any]:
         "prompt": tokenizer.decode(unpack(group.prompt_tokens, TOKENS).tolist(), skip_special_tokens=False),
         "label": group.label,
         "seconds": group.finished - group.started,
+        "ages": _ages(run_dir, group),
         "samples": [_sample(sample, tokenizer, with_tokens=bool(index)) for sample in chosen],
     }
 
@@ -57,6 +60,14 @@ def _find(run_dir: Path, group_id: str) -> tuple[Entry, Group]:
         return entry, decode(Payloads().read(place), Group)
     except (SegmentError, CodecError, OSError) as error:
         raise RecordError(str(error)) from None
+
+
+def _ages(run_dir: Path, group: Group) -> dict[str, int]:
+    """As far as they are known: that at its training only of a group that has been put into a step."""
+    life = live([group.group_id], read_transitions(run_dir)).get(group.group_id)
+    versions = by_version(b"".join([sample.versions for sample in group.samples]))
+    oldest = versions[0][0] if versions and versions[0][0] != UNSAMPLED else None
+    return ages(group.begun, oldest, life.step - 1 if life is not None and life.step else None)
 
 
 def _model(run_dir: Path) -> Path:
@@ -112,6 +123,7 @@ def show(found: Mapping[str, Any]) -> str:
     """``found``, as :func:`inspect_sample` returned it."""
     lines = [
         f"group {found['group']}: {found['outcome']}, made by {found['lease']} in {found['seconds']:.2f} s",
+        *([line] if (line := shown(found["ages"])) else []),
         f"prompt   {found['prompt']!r}" + (f"   label {found['label']!r}" if found["label"] is not None else ""),
     ]
     for sample in found["samples"]:

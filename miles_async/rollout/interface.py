@@ -17,7 +17,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from bus.messages import Sample, Ticket
+from bus.messages import Begun, Sample, Ticket
 from miles_async.config.schema import RunConfig
 from miles_async.groups.routes import RouteShape
 from miles_async.rollout.bounds import Bounds
@@ -37,6 +37,11 @@ R = TypeVar("R")
 
 class SampleSlots(Protocol):
     """Where the samples of a group take their places among those in flight."""
+
+    @property
+    def begun(self) -> Begun:
+        """How far learner and engines were when the group began, as far as it has."""
+        ...
 
     def sample(self) -> contextlib.AbstractAsyncContextManager[Ask]:
         """A slot for one sample as long as this is open; what it asks for goes through the :data:`Ask` that this gives."""

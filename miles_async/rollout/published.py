@@ -10,20 +10,26 @@ the router, which asks engines what they serve, finds who says so.)
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from bus import Bus, SnapshotLedger
 from bus.codec import VERSIONS, unpack
-from bus.messages import UNSAMPLED, Sample, Snapshot
+from bus.messages import MAX_NUMBER, UNSAMPLED, EngineDown, EngineServes, Sample, Snapshot
+from miles_async.rollout.begun import VersionsHeard
 from miles_async.rollout.generate import AnswerError
+
+NEWS = (Snapshot, EngineServes, EngineDown)
 
 
 class PublishedVersions:
-    """The versions that are published, as one worker knows them."""
+    """The versions that are published, as one worker knows them. Where it does :meth:`follow` the news, ``heard`` knows when
+    each of them came, too."""
 
-    def __init__(self, bus: Bus) -> None:
-        self._bus, self._ledger, self._cursor = bus, SnapshotLedger(bus), "0"
+    def __init__(self, bus: Bus, clock: Callable[[], float] = time.monotonic) -> None:
+        self._bus, self._ledger, self._cursor, self._clock = bus, SnapshotLedger(bus), "0", clock
+        self.heard = VersionsHeard()
         # one reads, and the others wait for what it finds: the stream is behind them before its snapshots are known
         self._reading = asyncio.Lock()
         self.newest = -1  # so far; while there is none at all, nothing is refused
@@ -53,9 +59,20 @@ class PublishedVersions:
             read_to = ""
             while read_to != self._cursor and version > self.newest:  # which another one may have found meanwhile
                 read_to = self._cursor
-                snapshots, self._cursor = await self._bus.read("weights", Snapshot, read_to, block_ms=1)
-                known = [snapshot.version for snapshot in snapshots if await self._ledger.knows(snapshot)]
-                self.newest = max([self.newest, *known])
+                messages, self._cursor = await self._bus.read("weights", NEWS, read_to, block_ms=1)
+                now = self._clock()
+                for message in messages:
+                    if not isinstance(message, Snapshot):
+                        self.heard.hear(message, now)
+                    elif await self._ledger.knows(message):
+                        self.newest = max(self.newest, message.version)
+                        self.heard.hear(message, now)
+
+    async def follow(self) -> None:
+        """Read on whenever there is news; until cancelled."""
+        while True:
+            await self._read_on(MAX_NUMBER)
+            await self._bus.wait_for_news({"weights": self._cursor})
 
 
 def newest_named(answers: Any) -> tuple[int, str]:

@@ -19,6 +19,8 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
+from bus.messages import Begun
+from miles_async.rollout.begun import GroupBegun, VersionsHeard
 from miles_async.rollout.generate import mark_canceled
 from miles_async.rollout.interface import Ask
 from miles_async.rollout.timing import GroupTimes, Timing
@@ -54,8 +56,12 @@ Send = Callable[[RolloutRequest], Awaitable[list[dict[str, Any]]]]
 class Slots:
     """All slots of one worker. ``freed`` is set whenever something has changed that may let a group begin."""
 
-    def __init__(self, limit: int, send: Send, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, limit: int, send: Send, clock: Callable[[], float] = time.monotonic, heard: VersionsHeard | None = None
+    ) -> None:
+        """``heard``: with times of ``clock``."""
         self._limit, self.send, self.clock = limit, send, clock
+        self.heard = heard or VersionsHeard()
         self.in_flight = self.waiting = 0  # samples
         self.canceled = 0  # samples, so far
         self.freed = asyncio.Event()
@@ -140,10 +146,15 @@ class GroupSlots:
     """What the samples of one group ask through."""
 
     def __init__(self, slots: Slots, number: int, size: int, name: str) -> None:
-        self.name, self.times = name, GroupTimes()
+        self.name, self.times, self.beginning = name, GroupTimes(), GroupBegun(slots.heard)
         self._slots, self._number, self._size = slots, number, size
         self._expected = size
         slots.expected += size
+
+    @property
+    def begun(self) -> Begun:
+        """How far learner and engines were when the group began."""
+        return self.beginning.found
 
     def end(self) -> None:
         """The attempt is over, in whatever way."""
@@ -174,7 +185,7 @@ class GroupSlots:
 
     @contextlib.asynccontextmanager
     async def _slot(self, size: int) -> AsyncIterator[_Slot]:
-        slot = _Slot(self._slots, self._slots.next_age(self._number), size, self.name)
+        slot = _Slot(self._slots, self._slots.next_age(self._number), size, self)
         self._slots.take(slot)
         self.speaks()
         try:
@@ -188,7 +199,7 @@ class GroupSlots:
 class _Slot:
     """The slot of one sample, or of the samples of one request."""
 
-    def __init__(self, slots: Slots, age: tuple[int, int], size: int, group: str) -> None:
+    def __init__(self, slots: Slots, age: tuple[int, int], size: int, group: GroupSlots) -> None:
         self.slots, self.age, self.size, self.group = slots, age, size, group
         self.granted = asyncio.Event()
         self.requests: set[RolloutRequest] = set()
@@ -198,12 +209,15 @@ class _Slot:
         """Send ``body``, once there is a slot. Somebody who kept this beyond the sample's end needs none."""
         if not self.closed:
             await self.granted.wait()
-        request = RolloutRequest(body, self.group)
+        request = RolloutRequest(body, self.group.name)
         self.requests.add(request)
+        sent = self.slots.clock()
+        self.group.beginning.asks()
         try:
             answers = await self.slots.send(request)
         finally:
             self.requests.remove(request)
+        self.group.beginning.answered(sent, answers)
         if self.canceled:
             mark_canceled(answers)
             if not self.requests and not self.closed:

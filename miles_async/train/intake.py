@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from bus.messages import UNSAMPLED, Group
+from miles_async.groups.ages import AGES, ages
 from miles_async.rl.reduce import Totals
 from miles_async.train.batch import BatchError, BatchRefused, TrainBatch, flatten
 from miles_async.train.distributed import LearnerGroups
@@ -70,6 +71,7 @@ def admit(
             float((batch.sequences.lengths - batch.sequences.prompt_lengths).sum()),
             float(batch.truncated.sum()),
             float(_mixed(batch)),
+            *_ages(() if problem else groups, batch, version),
             float(lag.min()) if len(lag) else math.inf,
         ]
     )
@@ -90,7 +92,7 @@ def admit(
             f"step {step}: a token of learner rank {int(rows[:, -1].argmin())} is of weight version {version - newest:.0f}, "
             f"and the learner's own is {version}; nothing was trained"
         )
-    untaught, tokens, lag_sum, normalizer, samples, rollouts, reward, response, truncated, mixed = (
+    untaught, tokens, lag_sum, normalizer, samples, rollouts, reward, response, truncated, mixed, *ages_of_all = (
         rows[:, 2:-1].sum(dim=0).tolist()
     )
     share = 1 / max(samples, 1.0)
@@ -104,6 +106,9 @@ def admit(
         "n_tokens": tokens,
         "n_samples": samples,
     }
+    for name, total, count in zip(AGES, ages_of_all[::2], ages_of_all[1::2], strict=True):
+        if count:
+            metrics[f"age/{name}"] = total / count
     return Admitted(batch, Totals(normalizer, rollouts), samples, untaught == 0, metrics)
 
 
@@ -116,3 +121,16 @@ def _mixed(batch: TrainBatch) -> int:
     np.maximum.at(newest, sample, versions)
     np.minimum.at(oldest, sample, versions)
     return int(((newest > oldest) & (newest >= 0)).sum())
+
+
+def _ages(groups: Sequence[Group], batch: TrainBatch, version: int) -> list[float]:
+    """For each of ``AGES``: its sum over the groups of which it is known, and how many these are."""
+    sampled = batch.sequences.mask & (batch.versions != UNSAMPLED)
+    oldest = np.full(len(groups), UNSAMPLED)
+    np.minimum.at(oldest, batch.group_index[batch.sample_index[sampled]], batch.versions[sampled])
+    found = [
+        ages(group.begun, None if first == UNSAMPLED else first, version)
+        for group, first in zip(groups, oldest.tolist(), strict=True)
+    ]
+    each = ([of_one[name] for of_one in found if name in of_one] for name in AGES)
+    return [float(value) for known in each for value in (sum(known), len(known))]

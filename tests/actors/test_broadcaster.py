@@ -47,6 +47,9 @@ async def test_a_version_is_announced_for_each_engine_only_after_that_engine_ser
     metrics, _ = await stage.bus.read("metrics", Metrics, "0")
     assert all(m.values["weights/bytes"] > 0 and m.values["weights/update_s"] > 0 for m in metrics)
     assert metrics[-1].values["weights/publish_lag"] == 0
+    assert (
+        metrics[-1].values["weights/publish_s"] >= metrics[-1].values["weights/update_s"]
+    )  # it begins before the update
 
 
 async def test_one_engine_generates_while_the_other_is_paused_for_its_update(

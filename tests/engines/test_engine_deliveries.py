@@ -65,3 +65,20 @@ async def test_what_is_finished_is_delivered_before_the_engine_rests(engine: Wat
         engine.frontend.abort_job(job)
         await job.done
     assert [size for size in engine.sizes if size] == [1, 1]
+
+
+async def test_an_answer_says_when_its_first_token_came_also_where_it_was_computed_again(engine: Watched) -> None:
+    job = engine.ask(1, 40)
+    (_, longer), compute = job.requests, engine.frontend.compute
+    async with asyncio.timeout(DEADLINE_S):
+        while not job.computed:
+            await compute.call(lambda _: None)
+        await engine.frontend.pause("retract")
+        assert 0 < len(longer.output) < 40 and longer.received < longer.began
+        began = longer.began
+        await engine.frontend.resume()
+        await job.done
+    first, second = (answer["meta_info"] for answer in json.loads(engine.frontend.answer(job)))
+    assert second["num_retractions"] == 1 and longer.began == began
+    assert second["first_token_latency"] == began - longer.received < second["e2e_latency"]
+    assert first["first_token_latency"] < second["e2e_latency"]

@@ -31,7 +31,7 @@ from warm_start import WarmPopen
 
 from miles_async.monitor.inspect import InspectError, inspect
 from miles_async.monitor.record_lines import read_transitions
-from miles_async.recording.samples import inspect_sample
+from miles_async.recording.samples import inspect_sample, show
 
 STEPS = 24
 SAVED_AT = 10  # a step that the run has a checkpoint of
@@ -185,6 +185,8 @@ def test_what_the_model_wrote_is_shown_token_by_token_and_agrees_with_the_record
     assert found["outcome"] == "published" and found["lease"] == line.by
     assert tuple(sample["reward"] for sample in found["samples"]) == line.rewards
     assert tuple(sample["length"] for sample in found["samples"]) == line.lengths
+    assert found["ages"]["training"] >= found["ages"]["first_token"] >= 0 <= found["ages"]["submission"]
+    assert f"ages in versions: submission {found['ages']['submission']}, first token" in show(found)
     one = inspect_sample(run, f"{line.groups[0]}/1")["samples"][0]
     assert "".join(token["text"] for token in one["tokens"]) == one["text"] == found["samples"][1]["text"]
     assert Counter(token["version"] for token in one["tokens"]) == dict(map(tuple, one["versions"]))

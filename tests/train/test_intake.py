@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from msgspec.structs import replace
 from train_support import VOCAB, make_groups
 
+from bus.messages import Begun
 from miles_async.train.intake import Admitted, LagExceeded, admit
 
 
@@ -46,3 +48,20 @@ def test_a_bound_of_0_takes_only_tokens_of_the_version_itself() -> None:
     assert check(0, 0).metrics["max_token_lag"] == 0
     with pytest.raises(LagExceeded):
         check(1, 0)
+
+
+def test_ages_are_means_over_the_groups_of_which_they_are_known() -> None:
+    first, second, third = make_groups(3, 2, mask_share=0.0, version=3)
+    groups = [
+        replace(first, begun=Begun(learner=4, engines=2, first_token=4, sampled_by=3)),
+        replace(second, begun=Begun(learner=5, engines=4)),
+        third,  # nobody heard of its beginning
+    ]
+    found = admit(groups, Ranks(), version=5, max_lag=9, vocab_size=VOCAB).metrics  # type: ignore[arg-type]
+    assert {name: value for name, value in found.items() if name.startswith("age/")} == {
+        "age/submission": 1.5,
+        "age/first_token": 1.0,
+        "age/training": 2.0,
+        "age/since_submission": 2.0,
+    }
+    assert "age/submission" not in check(2, 2).metrics and check(2, 2).metrics["age/training"] == 2

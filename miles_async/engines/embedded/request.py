@@ -19,6 +19,7 @@ class EngineRequest:
     """State of one sequence. The compute thread owns it until ``finish`` is set; then it no longer changes."""
 
     __slots__ = (
+        "began",
         "finish",
         "input_logprobs",
         "input_top",
@@ -57,6 +58,7 @@ class EngineRequest:
         self.version = ""
         self.retractions = 0
         self.received = time.time()
+        self.began = 0.0  # when its first token was sampled
         self.finish: dict[str, Any] | None = None
 
     def tokens(self) -> list[int]:
@@ -105,6 +107,8 @@ def render(request: EngineRequest, codec: TextCodec) -> dict[str, Any]:
     meta["weight_versions"] = spans
     meta["weight_version"] = spans[-1]["version"] if spans else request.version
     meta["e2e_latency"] = time.time() - request.received
+    if request.began and request.output:
+        meta["first_token_latency"] = request.began - request.received  # not SGLang's
     if request.routes is not None:
         meta["routed_experts"] = base64_of(request.routes, request.item.routes_from)
         meta["routed_experts_kept"] = True  # through retractions, unlike SGLang's

@@ -133,11 +133,12 @@ class Scheduler:
         """Admit what fits, then one more token for every running request, in the same pass as the last prompts."""
         self._out = StepOutput([], [])
         batches = self._admit() if self.waiting else []
+        begun = [request for batch in batches for request in batch if not request.output]
         for batch in batches[:-1]:
             self._forward(batch, decode=False)
         if batches or self.rows.requests:
             self._decode(batches[-1] if batches else [])
-        return self._out
+        return self._out._replace(begun=begun)
 
     def _admit(self) -> list[list[EngineRequest]]:
         """Take requests off the queue while rows and cache last; batches of similar length, bounded in tokens."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from miles_async.engines.embedded.request import EngineRequest
@@ -16,7 +17,8 @@ class Partial(NamedTuple):
 
 
 class StepOutput(NamedTuple):
-    """What a step gave: requests that are finished, and progress of streaming ones."""
+    """What a step gave: requests that are finished, progress of streaming ones, and those whose first token it sampled."""
 
     finished: list[EngineRequest]
     partial: list[Partial]
+    begun: Sequence[EngineRequest] = ()

@@ -12,6 +12,7 @@ import asyncio
 import logging
 import queue
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -118,7 +119,10 @@ class EngineThread:
                 self._take(wait=not self.scheduler.runnable)
                 self._run_exclusive()
                 if self.scheduler.runnable:
-                    self._send(self.scheduler.step())
+                    output = self.scheduler.step()
+                    for request in output.begun:
+                        request.began = time.time()
+                    self._send(output)
                     self._run_exclusive()  # the step may have finished what an exclusive command waits for
         except BaseException as error:
             _log.critical("the engine's compute thread failed", exc_info=error)

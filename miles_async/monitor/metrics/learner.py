@@ -6,6 +6,7 @@ ranks and all optimizer steps that were made.
 
 from __future__ import annotations
 
+from miles_async.groups.ages import AGES
 from miles_async.monitor.metrics.metric import Metric
 
 BATCH = (
@@ -24,6 +25,7 @@ BATCH = (
     ),
     Metric("max_token_lag", "versions", "that the oldest token is behind the learner, of all groups of the batch"),
     Metric("mean_token_lag", "versions", "that a token is behind the learner, on average"),
+    *(Metric(f"age/{name}", "versions", f"{says}; mean over the groups") for name, says in AGES.items()),
     Metric("batches", "batches", 'that the step is of, where its weights were held (`staleness.policy = "elastic"`)'),
     Metric(
         "mixed_version_ratio",

@@ -22,5 +22,6 @@ BROADCASTER = (
     ),
     Metric("weights/failed_engines", "engines", "that did not get the version"),
     Metric("weights/paused_s/{engine}", "s", "that the engine generated nothing for it"),
+    Metric("weights/publish_s", "s", "from a version's announcement until the wave of engines served it"),
     Metric("weights/publish_lag", "versions", "that the engine furthest behind is behind the newest version"),
 )
