@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 
 from docs import recipes
-from miles_async.config.schema import EvalDataset, Resources, RunConfig
+from miles_async.config.schema import Elastic, EvalDataset, Resources, RunConfig
 from miles_async.config.words import allowed, toml
 from miles_async.monitor.metrics.table import TABLE
 
@@ -62,6 +62,7 @@ def configuration() -> str:
             parts.append(_section("eval.datasets.NAME", EvalDataset))
         if section.name == "placement":
             parts.append(_section("placement.ROLE", Resources))
+            parts.append(_section("placement.elastic", Elastic))
     return "\n".join(parts)
 
 

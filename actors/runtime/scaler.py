@@ -1,4 +1,5 @@
-"""Adds and removes engines and rollout workers while a run goes on: the supervisor's answer to ``miles-async scale``.
+"""Adds and removes engines and rollout workers while a run goes on: the supervisor's answer to ``miles-async scale``, and, with
+``placement.elastic``, to the room that the cluster has.
 
     CLI ──Scale──► Scaler ──roster──► router: nothing new for who leaves; nothing left there: EngineDown
          ◄─Scaled──┘   ▲             broadcaster: no update under way there: its line of the ledger of versions goes
@@ -19,6 +20,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from actors.runtime.crew import Crew, surely
+from actors.runtime.elastic import Elastic
 from actors.runtime.plan import engine_names
 from actors.runtime.spec import ActorSpec
 from actors.runtime.tasks import end
@@ -27,10 +29,12 @@ from bus import Bus, Roster, VersionLedger
 from bus.messages import Scale, Scaled
 from miles_async.config.schema import RunConfig
 from miles_async.engines.kinds.table import kind_of
+from miles_async.runs.places import elastic_bounds
 
 READ_BLOCK_MS = 500
 DRAIN_LOOK_S = 0.1
 
+ELASTIC = "placement.elastic: engines come and leave by the room that the cluster has, from {} to {} of them"
 NOBODY_SAMPLES = 'rollout.rollout_function = "sft": what is trained on comes with the prompts, and no engine is asked'
 
 
@@ -42,6 +46,7 @@ class Scaler:
     ) -> None:
         self.bus, self.crew, self.watch, self.config = bus, crew, watch, config
         self.roster = Roster(engine_names(config))
+        self.elastic = Elastic(config, bus)
         self._next_incarnation = next_incarnation
         self._departures: set[asyncio.Task[None]] = set()
 
@@ -55,6 +60,7 @@ class Scaler:
                 requests, cursor = await self.bus.read("control", Scale, cursor, block_ms=READ_BLOCK_MS)
                 for request in requests:
                     await self.bus.publish("control", await self._answer(request))
+                await self._fit()
             except BUS_ERRORS:
                 await asyncio.sleep(LOOK_S)
             for task in [task for task in self._departures if task.done()]:
@@ -70,6 +76,8 @@ class Scaler:
             return Scaled(request=request.request, refusal=NOBODY_SAMPLES)
         if request.engines is not None and (fixed := kind_of(self.config.engine).FIXED) is not None:
             return Scaled(request=request.request, refusal=fixed)
+        if request.engines is not None and (bounds := elastic_bounds(self.config)):
+            return Scaled(request=request.request, refusal=ELASTIC.format(*bounds))
         try:
             return await self._scale(request)
         except OSError as error:  # the machine gives no more processes
@@ -94,6 +102,17 @@ class Scaler:
         )
         self.watch.tell("scaled", engines=answer.engines[1], workers=answer.workers[1], starts=starts, leaves=leaves)
         return answer
+
+    async def _fit(self) -> None:
+        """Have as many engines as the cluster has room for."""
+        engines = self.crew.members("engine")
+        change = await self.elastic.look(engines, self.crew.placement)
+        if not change.come and not change.leave:
+            return
+        starts = await self._add(engines[0], change.come) if change.come else []
+        leaves = await self._remove([spec for spec in engines if spec.name in change.leave])
+        counts = {"engines": len(self.crew.members("engine")), "workers": len(self.crew.members("rollout"))}
+        self.watch.tell("scaled", **counts, starts=starts, leaves=leaves)
 
     async def _add(self, like: ActorSpec, count: int) -> list[str]:
         free = (index for index in itertools.count() if not self.crew.knows(f"{like.role}-{index}"))

@@ -4,8 +4,8 @@ Promises: nothing moved for ``run.watchdog_s`` is said once, again after twice t
 and the culprit; so is that it moves again; whom an actor waits for is asked of a heartbeat of after the last move, so that
 it does not matter whose heartbeat comes first; what takes long while a process starts is no stall, nor is a Redis that loads
 its data; nobody is called silent because of a Redis, or a supervisor, that was away meanwhile; a node whose actors fall silent
-at once, while others speak, is told once, and that it speaks again. No I/O with the bus: a Redis
-that hangs does not hold it up.
+at once, while others speak, is told once, and that it speaks again; who has no place for ``run.watchdog_s`` is told once, also
+while the others get on. No I/O with the bus: a Redis that hangs does not hold it up.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from miles_async.monitor.diagnosis import (
     DEAD,
     LONG_S,
     MOVING,
+    NO_PLACE,
     REDIS_SILENT_S,
     STOPPED,
     Process,
@@ -49,6 +50,7 @@ class _Life:
     heard: float
     last: float = 0.0  # the time in its last heartbeat; 0: it has not sent one
     node: str = ""
+    placeless: bool = False  # it was told that it has no place
     spoke: float = 0.0  # as ``heard``, which is also set where nothing could be heard
 
 
@@ -136,7 +138,7 @@ class Watchdog:
         if now - self._ticked_at > AWAY_S or self._redis_loads():
             self._forgive(now)
         self._ticked_at = now
-        events = self._nodes_that_change(now)
+        events = self._nodes_that_change(now) + self._without_a_place(now)
         if self.verdict or self._rests:  # the run is being ended
             return events
         if self._stalled_at is not None and self._moved_at > self._stalled_at:
@@ -181,6 +183,20 @@ class Watchdog:
                 events.append(("node_speaks", {"node": life.node}))
         return events
 
+    def _without_a_place(self, now: float) -> list[tuple[str, dict[str, Any]]]:
+        limit = self.config.run.watchdog_s
+        unheard = [life for life in self._lives.values() if not life.last and now - life.since >= limit]
+        new = [life for life in unheard if not life.placeless]
+        seen = self._look() if new else {}
+        events: list[tuple[str, dict[str, Any]]] = []
+        for life in new:
+            process = seen.get(life.actor.name, Process())
+            if process.state == NO_PLACE:
+                life.placeless = True
+                about = {"seconds": round(now - life.since), "why": process.where}
+                events.append(("no_place", {"actor": life.actor.name, **about}))
+        return events
+
     def overdue(self) -> dict[ActorId, float]:
         """Actors silent for ``run.heartbeat_timeout_s``, and for how long: to be killed. Told once."""
         now = self.clock()
@@ -191,7 +207,7 @@ class Watchdog:
         for name, life in self._lives.items():
             silent = now - life.heard
             # a process that loads a model in its event loop cannot answer, unless it is stopped
-            if silent >= limit and (now - life.since > start_s or self._is_stopped(name)):
+            if silent >= limit and (now - life.since > start_s or self._is(name, *STOPPED)):
                 found[life.actor] = silent
                 life.heard = now
         return found
@@ -213,7 +229,8 @@ class Watchdog:
         )
 
     def _starts(self, now: float) -> bool:
-        """Somebody has not been heard of yet, or builds a model, within ``engine.start_timeout_s``; and is not stopped."""
+        """Somebody has not been heard of yet, or builds a model, within ``engine.start_timeout_s``; is not stopped, and has a
+        place."""
         limit = self.config.engine.start_timeout_s
         beats = {beat.actor: beat for beat in self._beats}
         for name in [actor.name for actor in self._running()]:
@@ -226,7 +243,7 @@ class Watchdog:
                 named = beats[name].waits if name in beats else ()
                 builds = any(wait.kind.is_start and time.time() - wait.since < limit for wait in named)
                 starts = builds and now - life.heard < LONG_S
-            if starts and not self._is_stopped(name) and self.redis_silent_s() < REDIS_SILENT_S:
+            if starts and not self._is(name, *STOPPED, NO_PLACE) and self.redis_silent_s() < REDIS_SILENT_S:
                 return True
         return False
 
@@ -238,10 +255,10 @@ class Watchdog:
         old = [name for name, life in self._lives.items() if life.heard < settled_at]
         awaited = [name for name in old if role_of(name) not in evaluation.ROLES]
         seen = self._look() if awaited else {}
-        return any(name in seen and seen[name].state not in STOPPED | DEAD for name in awaited)
+        return any(name in seen and seen[name].state not in (*STOPPED, *DEAD, NO_PLACE) for name in awaited)
 
-    def _is_stopped(self, name: str) -> bool:
-        return self._look().get(name, Process()).state in STOPPED
+    def _is(self, name: str, *states: str) -> bool:
+        return self._look().get(name, Process()).state in states
 
     def _forgive(self, now: float) -> None:
         """We were away, or Redis was: what happened meanwhile is not known."""

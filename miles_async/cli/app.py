@@ -98,6 +98,7 @@ def launch(
     if not dry_run and config_file.is_file():
         _warm_up(config_file, overrides or [])
     with clear_errors(directory):
+        from miles_async.cli import kept
         from miles_async.cli.launch_check import check_topology
         from miles_async.cli.load import load
         from miles_async.cli.parity import check_parity
@@ -110,6 +111,8 @@ def launch(
 
             say(*report(config, directory), as_json)
             return
+        if kept.is_asked_for(config):
+            raise typer.Exit(kept.follow(config, config_file, overrides or [], directory, as_json=as_json))
         code = _run(config, directory, as_json)
         if code == INTERRUPTED:
             from miles_async.cli.again import command

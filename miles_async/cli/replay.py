@@ -23,7 +23,13 @@ from miles_async.train.checkpoint import checkpoint_of_step
 
 COMPUTES = ("torch", "megatron-core", "transformers", "numpy", "miles-async")
 # what generates has no part in a replay, and these name a server or hold a secret that is not on record
-_OWN = ("bus.url=none", "router.api_key=none", "router.admin_key=none", "engine.api_key=none")
+_OWN = (
+    "placement.launch_restarts=0",
+    "bus.url=none",
+    "router.api_key=none",
+    "router.admin_key=none",
+    "engine.api_key=none",
+)
 
 
 def replayed(run: Path, overrides: Sequence[str], from_step: int) -> RunConfig:

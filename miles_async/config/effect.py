@@ -184,12 +184,17 @@ PLACEMENT = (
         'placement.kind = "ray"',
     ),
     Rule(
+        ("placement.launch_restarts",),
+        lambda config: not config.placement.start_ray and config.replay.run is None,
+        "a launch on a cluster that is there, and no replay: placement.start_ray = false",
+    ),
+    Rule(
         ("placement.address",),
         lambda config: not config.placement.start_ray,
         "a cluster that is there: placement.start_ray = false",
     ),
     Rule(
-        ("placement.engine", "placement.router", "placement.broadcaster"),
+        ("placement.engine", "placement.elastic", "placement.router", "placement.broadcaster"),
         lambda config: config.rollout.generates,
         "engines: sft asks them for nothing",
     ),

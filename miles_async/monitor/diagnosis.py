@@ -1,9 +1,9 @@
 """Who waits for whom in a run, and whose fault it is. Pure: what was seen of the run comes in as a ``Sight``.
 
 Promises: the culprit is one sentence that names an actor, or Redis, or the reward function, and for how long; the nearest
-cause wins (a Redis that is silent before a process that is stopped, that before an actor that is silent, that before what
-somebody waits for); a run in which nobody waits for long has no culprit. Who waits for whom is read from the types of the
-waits (``bus/waits.py``), and nothing from their sentences.
+cause wins (a Redis that is silent before a process that is stopped, that before an actor without a place, that before one
+that is silent, that before what somebody waits for); a run in which nobody waits for long has no culprit. Who waits for whom is
+read from the types of the waits (``bus/waits.py``), and nothing from their sentences.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ REDIS_SILENT_S = 3.0
 MOVING = "router/moving"  # the metric: how many engines gave an answer or a token since the report before
 STOPPED = {"stopped": "stopped (SIGSTOP)", "tracing-stop": "stopped by a debugger"}
 DEAD = {"zombie": "a zombie: it has ended", "dead": "dead", "gone": "gone: no such process"}
+NO_PLACE = "no place"  # of an actor that has none yet: its ``where`` says what it asks for
 
 # those that are at work whenever nobody says otherwise: the router tells which engine gives nothing
 SELDOM_WAIT = ("engine", "router")
@@ -31,7 +32,7 @@ SELDOM_WAIT = ("engine", "router")
 @dataclass(frozen=True)
 class Process:
     """What is seen of an actor. ``where``: the place that it runs in, for people ("pid 123"). ``state``: as psutil has that of
-    a process ("running", "stopped", ...), or "gone"."""
+    a process ("running", "stopped", ...), "gone", or "no place"."""
 
     where: str = ""
     state: str = "running"
@@ -117,6 +118,9 @@ def diagnose(sight: Sight) -> str:
     if standing := [name for name in sorted(sight.processes) if sight.processes[name].state in STOPPED | DEAD]:
         said = [f"{_named(sight, name)} is {(STOPPED | DEAD)[sight.processes[name].state]}" for name in standing]
         return " and ".join(said) + _followers(all_waits, set(standing))
+    if homeless := [name for name in sorted(sight.processes) if sight.processes[name].state == NO_PLACE]:
+        said = [f"{name} has {sight.processes[name].where}" for name in homeless]
+        return " and ".join(said) + _followers(all_waits, set(homeless))
     if silent := [name for name in sorted(sight.silent) if sight.silent[name] >= sight.long_s]:
         said = [f"{_named(sight, name)} has been silent for {sight.silent[name]:.0f} s" for name in silent]
         return " and ".join(said) + _followers(all_waits, set(silent))

@@ -100,8 +100,8 @@ FREE: dict[str, str] = {
         eval_function eval_log_function""",
     "record": "level max_gb",
     "topology": "dealer rollout learner broadcaster engine router evaluator eval_engine",
-    "placement": """kind address start_ray namespace ready_timeout_s env_vars learner engine rollout broadcaster dealer router
-        evaluator eval_engine interface shared_dir""",
+    "placement": """kind address start_ray launch_restarts namespace ready_timeout_s env_vars learner engine rollout
+        broadcaster dealer router evaluator eval_engine elastic interface shared_dir""",
 }
 
 

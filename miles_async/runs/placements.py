@@ -21,11 +21,14 @@ LOCAL, RAY = "pid", "ray"
 class Named(NamedTuple):
     """``placement``: a function of the configuration and the run directory. ``look``: a function that is given what follows the
     kind of a place. ``warm_up``: a function without arguments, whose module costs nothing to import: a launch calls it before
-    all else; "": there is nothing that could be begun before the configuration is known."""
+    all else; "": there is nothing that could be begun before the configuration is known. ``keep``: a function of the
+    configuration, the run directory, the words of the command line and the stream for what is said, that has the launch itself
+    kept there and returns its exit code; "": nobody keeps one."""
 
     placement: str
     look: str
     warm_up: str = ""
+    keep: str = ""
 
 
 # by the word that a heartbeat's place begins with
@@ -38,8 +41,10 @@ PLACEMENTS = {
     RAY: Named(
         "actors.runtime.placement.on_ray.placement.RayPlacement",
         "actors.runtime.placement.on_ray.where.look",
+        keep="actors.runtime.placement.on_ray.kept.keep",
     ),
 }
+KEPT = "MILES_ASYNC_KEPT"  # in the environment of a launch that is kept
 KINDS = {"local": LOCAL, "ray": RAY}  # what placement.kind says
 
 

@@ -25,6 +25,14 @@ def asked(config: RunConfig, role: str) -> Resources:
     return section
 
 
+def elastic_bounds(config: RunConfig) -> tuple[int, int] | None:
+    """Between how many engines there are, with ``placement.elastic``; None: as many as the configuration or somebody says."""
+    elastic = config.placement.elastic
+    if elastic.max_engines is None:
+        return None
+    return elastic.min_engines or config.engine.num_engines, elastic.max_engines
+
+
 def check(config: RunConfig) -> None:
     """Refuse places that cannot be had. Raises ConfigError."""
     if config.placement.kind != "ray":
@@ -33,12 +41,30 @@ def check(config: RunConfig) -> None:
         raise ConfigError('placement.kind = "ray": the package ray is not installed (pip install "miles-async[ray]")')
     if (address := config.placement.address) is not None:
         check_address("placement.address", address)
+    check_elastic(config)
     for role in KEPT:
         section = asked(config, role)
         if not (cpus(config, role) or section.num_gpus or section.resources):
             raise ConfigError(
                 f"placement.{role}.num_cpus = 0: with neither CPUs nor GPUs nor resources Ray keeps no place for it"
             )
+
+
+def check_elastic(config: RunConfig) -> None:
+    """Refuse bounds that the run does not begin within. Raises ConfigError."""
+    elastic, begins = config.placement.elastic, config.engine.num_engines
+    if elastic.max_engines is None:
+        if elastic.min_engines is not None:
+            raise ConfigError(
+                f"placement.elastic.min_engines = {elastic.min_engines} needs placement.elastic.max_engines"
+            )
+        return
+    least = elastic.min_engines or begins
+    if not least <= begins <= elastic.max_engines:
+        raise ConfigError(
+            f"engine.num_engines = {begins}, with which the run begins, must be from placement.elastic.min_engines = {least} "
+            f"to placement.elastic.max_engines = {elastic.max_engines}"
+        )
 
 
 def check_address(what: str, address: str) -> None:

@@ -69,6 +69,24 @@ def test_an_engine_has_all_its_ranks_and_one_that_is_added_has_no_kept_place() -
     assert (added.group, added.added, added.bill) == ("", True, kept.bill)
 
 
+def test_with_elastic_engines_places_are_kept_for_those_that_there_have_to_be() -> None:
+    config = configured("engine.num_engines=3", "placement.elastic={min_engines=2, max_engines=8}")
+    assert [len(group.bundles) for group in layout.groups(config) if group.name == "engine"] == [2]
+    assert [layout.seat(config, "engine", index).group for index in range(4)] == ["engine", "engine", "", ""]
+    assert layout.seat(config, "engine", 2).added
+    # a cluster that has room for two engines has room for the run
+    fixed = configured("engine.num_engines=2")
+    assert layout.total(b.resources for b in layout.bundles(config)) == layout.total(
+        b.resources for b in layout.bundles(fixed)
+    )
+
+
+def test_how_many_more_have_room_on_a_machine_is_told_by_what_it_has_least_of() -> None:
+    machine = {"CPU": 3.0, "GPU": 0.9999999, "stage": 1.0}
+    assert sums.copies({"CPU": 1}, machine) == 3 and sums.copies({"CPU": 1, "GPU": 0.5}, machine) == 2
+    assert sums.copies({"CPU": 1, "other": 1}, machine) == 0
+
+
 def test_what_is_free_is_shown_without_what_ray_keeps_for_itself() -> None:
     free = {
         "CPU": 0.5,

@@ -30,11 +30,11 @@ from launching import (
     write_config,
 )
 from ray_actors import RUN_ID, SEEN_S, configured, idle, is_gone, pid_of, seen, until
-from ray_machines import RayMachines, left_in_ray, ray_machines
 
 from actors.runtime.placement.base import NoPlaceError
 from actors.runtime.placement.on_ray.placement import RayPlacement, namespace_of
 from actors.runtime.spec import ActorId
+from benchmarks.lib.ray_machines import ROOT, RayMachines, left_in_ray, ray_machines
 from bus import connect
 from miles_async.runs import state
 
@@ -53,7 +53,7 @@ ON_RAY: dict[str, dict[str, Any]] = {"placement": {"kind": "ray", "engine.resour
 
 @pytest.fixture(scope="module")
 def machines() -> Iterator[RayMachines]:
-    with ray_machines() as found:
+    with ray_machines(ROOT / "tests" / "support") as found:
         found.add("127.0.0.2", stage=1)
         found.add("127.0.0.3", stage=1, there=1)
         yield found
@@ -154,6 +154,47 @@ async def test_who_waits_for_room_says_for_what_and_gives_up(machines: RayMachin
     waiter.close()
     for one in (holder, waiter):
         assert left_in_ray(machines.address, namespace_of(one.run_dir)) == []
+
+
+async def test_there_is_room_on_machines_that_are_not_taken_back_and_who_is_on_one_is_told(
+    machines: RayMachines, tmp_path: Path, redis_url: str
+) -> None:
+    spot = machines.add(spot=2)
+    try:
+        run_dir = tmp_path / "run"
+        run_dir.mkdir()
+        state.write(run_dir, state.RunState(RUN_ID, 1))
+        elastic = ("placement.engine={resources={spot=1}}", "placement.elastic={min_engines=1, max_engines=3}")
+        placement = RayPlacement(configured(*elastic), run_dir)
+        placement.warm_up()
+        await placement.make_room(print)
+        for index in range(3):  # of the two besides the one whose place is kept there is room for one
+            placement.start(replace(idle(placement, redis_url, f"engine-{index}", "engine"), index=index))
+
+        async def two_are_there() -> bool:
+            return len((await placement.room("engine")).waiting) == 1
+
+        await until(two_are_there)
+        found = await placement.room("engine")
+        assert found.free == 0 and not found.noticed
+        [waiting] = found.waiting
+        placement.terminate(ActorId(waiting, 1))  # it has no place: it leaves at once
+        assert not (await asyncio.wait_for(placement.ended(ActorId(waiting, 1)), SEEN_S)).in_order
+        there = {actor.name for actor in placement.running()}
+        machines.take_back(spot)
+
+        async def they_are_noticed() -> bool:
+            return (await placement.room("engine")).noticed == there
+
+        await until(they_are_noticed)
+        placement.terminate(ActorId(max(there), 1), by_force=True)
+        await asyncio.wait_for(placement.ended(ActorId(max(there), 1)), SEEN_S)
+        assert (await placement.room("engine")).free == 0  # nobody is there, and nobody comes
+        placement.end()
+        placement.close()
+    finally:
+        machines.lose(spot)
+    assert left_in_ray(machines.address, namespace_of(run_dir)) == []
 
 
 def test_a_launch_that_is_killed_leaves_no_actor_and_no_group(

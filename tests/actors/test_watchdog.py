@@ -13,7 +13,7 @@ from actors.runtime.watchdog import Watchdog
 from bus.messages import Heartbeat, Metrics, Wait
 from bus.waits import WaitKind
 from miles_async.config.schema import Data, Engine, Model, Run, RunConfig
-from miles_async.monitor.diagnosis import MOVING, Process
+from miles_async.monitor.diagnosis import MOVING, NO_PLACE, Process
 
 COUNTS = {"dealt": 8, "ready": 3}
 STEP = Metrics(actor="learner-0", step=1, time=0.0, values={"raw_reward": 0.5})
@@ -85,6 +85,29 @@ def world() -> World:
     found.live(2)
     found.dog.metrics(STEP)
     return found
+
+
+def test_who_gets_no_place_is_named_within_the_watchdogs_time_also_while_the_others_get_on(world: World) -> None:
+    world.incarnations["dealer"] = 2  # its machine was lost
+    world.quiet.add("dealer")
+    world.states[12] = NO_PLACE
+    kinds: list[str] = []
+    for step in range(25):
+        world.dog.metrics(STEP)
+        kinds += world.live(1, {"dealt": step})
+    assert kinds == ["no_place"]
+    (at, _, about) = world.events[-1]
+    assert at <= 2 + 10 + 1 and about["actor"] == "dealer" and about["why"] == "pid 12"
+
+
+def test_a_run_that_waits_for_the_place_of_one_stalls_and_does_not_wait_for_a_start(world: World) -> None:
+    world.incarnations["learner-0"] = 2
+    world.quiet.add("learner-0")
+    world.states[11] = NO_PLACE
+    kinds = world.live(12)
+    assert kinds == ["no_place", "stalled"] or kinds == ["stalled", "no_place"]
+    stalled = next(data for _, kind, data in world.events if kind == "stalled")
+    assert stalled["diagnosis"] == "learner-0 has pid 11"
 
 
 def test_a_stall_is_told_once_its_time_is_over_and_again_after_twice_that_time(world: World) -> None:

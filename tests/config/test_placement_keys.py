@@ -60,6 +60,23 @@ def test_what_a_role_asks_for_is_a_table_of_its_own_in_the_file_and_on_the_comma
         ([ON_RAY, "placement.address=http://a:8265"], ["ray job submit"]),
         ([ON_RAY, "placement.address=a"], ['placement.address = "a": expected "HOST:PORT"']),
         ([ON_RAY, "model.device=cuda"], ['model.device = "cuda" needs placement.learner.num_gpus']),
+        (
+            [ON_RAY, "placement.elastic.max_engines=1"],
+            [
+                "engine.num_engines = 2, with which the run begins",
+                "min_engines = 2 to placement.elastic.max_engines = 1",
+            ],
+        ),
+        (
+            [ON_RAY, "placement.elastic={min_engines=3, max_engines=4}"],
+            ["engine.num_engines = 2", "min_engines = 3 to"],
+        ),
+        ([ON_RAY, "placement.elastic.min_engines=1"], ["needs placement.elastic.max_engines"]),
+        (["placement.elastic.max_engines=4"], ["placement.elastic has no effect", 'placement.kind = "ray"']),
+        (
+            [ON_RAY, "placement.elastic.max_engines=4", "engine.kind=external", 'engine.urls=["http://10.0.0.9:1"]'],
+            ["placement.elastic.max_engines = 4", "their number is not ours to change"],
+        ),
         (["placement.kind=rey"], ['"local", "ray"; did you mean "ray"?']),
     ],
 )

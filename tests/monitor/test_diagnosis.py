@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from bus.messages import Heartbeat, Wait
 from bus.waits import WaitKind
-from miles_async.monitor.diagnosis import LONG_S, Process, Redis, Sight, diagnose, waits
+from miles_async.monitor.diagnosis import LONG_S, NO_PLACE, Process, Redis, Sight, diagnose, waits
 
 NOW = 1000.0
 ROLES = {
@@ -130,6 +132,14 @@ def test_the_nearest_cause_wins() -> None:
     assert diagnose(sight(waiting, stopped, {"dealer": 20.0})).startswith("engine-0 (pid 14) is stopped")
     assert diagnose(sight(waiting, silent={"dealer": 20.0})).startswith("dealer (pid 10) has been silent")
     assert "reward" in diagnose(sight(waiting))
+
+
+def test_an_actor_without_a_place_is_named_with_what_it_asks_for_before_one_that_is_silent() -> None:
+    seen = sight({"rollout-0": [wait(WaitKind.TOKEN, 9.0, "engine-1", requests=3)]}, silent={"dealer": 30.0})
+    placeless = Process("no place yet: it asks for CPU 1, stage 1", NO_PLACE)
+    seen = replace(seen, processes={**seen.processes, "engine-1": placeless})
+    said = "engine-1 has no place yet: it asks for CPU 1, stage 1; rollout-0 waits for it"
+    assert diagnose(seen) == said
 
 
 def test_everybody_waits_for_a_redis_that_does_not_answer() -> None:

@@ -49,6 +49,7 @@ PURE = (
     "miles_async/rl/segments.py",
     "miles_async/rollout/inflight.py",
     "miles_async/rollout/timing.py",
+    "miles_async/engines/elastic.py",
     "miles_async/engines/loads.py",
     "miles_async/router/access.py",
     "miles_async/router/addresses.py",

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from actors.runtime.lease import LAST_WORDS
 from actors.runtime.spec import ActorId, ActorSpec
@@ -21,6 +21,15 @@ from miles_async.monitor.diagnosis import Process
 
 class NoPlaceError(OSError):
     """There is no place for an actor, or none for all of them: one line that says what is asked for, and what there is."""
+
+
+class Room(NamedTuple):
+    """What there is for the actors of a role. ``free``: how many more could come now; ``waiting``: who has no place yet, and
+    for how many seconds; ``noticed``: who is on a machine that is about to be taken back."""
+
+    free: int = 0
+    waiting: Mapping[str, float] = {}
+    noticed: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -79,6 +88,10 @@ class Placement(Protocol):
 
     def look(self) -> Mapping[str, Process]:
         """What is seen of the running actors, by name; and of a helper of the placement's, where that is amiss."""
+        ...
+
+    async def room(self, role: str) -> Room:
+        """What there is for actors of ``role``; where none comes or goes by itself: nothing."""
         ...
 
     def go_on(self) -> None:

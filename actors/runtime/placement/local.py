@@ -26,7 +26,7 @@ import setproctitle
 from actors.runtime.context import Actor, ActorContext, run_actor
 from actors.runtime.logs import PRIVATE, log_path
 from actors.runtime.placement import fork_server
-from actors.runtime.placement.base import Ending, exit_words
+from actors.runtime.placement.base import Ending, Room, exit_words
 from actors.runtime.placement.process import place
 from actors.runtime.spec import ActorId, ActorSpec
 from bus.server import RedisServer, die_with_parent
@@ -169,6 +169,10 @@ class LocalPlacement:
         if process is not None and process.exitcode is None and process.pid is not None:
             with contextlib.suppress(ProcessLookupError):  # it has ended, and the fork server is about to tell
                 os.kill(process.pid, signal.SIGKILL if by_force else signal.SIGTERM)
+
+    async def room(self, role: str) -> Room:
+        """On one machine nobody comes or goes by itself."""
+        return Room()
 
     def go_on(self) -> None:
         """Have the fork servers run."""

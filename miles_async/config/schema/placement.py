@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from miles_async.config.schema.section import CountFloat, PositiveFloat, Section
+from miles_async.config.schema.section import CountFloat, CountInt, PositiveFloat, PositiveInt, Section
 
 
 class Resources(Section, frozen=True):
@@ -17,12 +17,24 @@ class Resources(Section, frozen=True):
     resources: dict[str, PositiveFloat] = {}  # of the cluster's own names: whoever asks for them runs where they are
 
 
+class Elastic(Section, frozen=True):
+    """Engines that come when the cluster has room, and leave when it has none, or takes their machine back."""
+
+    min_engines: PositiveInt | None = (
+        None  # places are kept for these; None: engine.num_engines, with which the run begins
+    )
+    max_engines: PositiveInt | None = None  # None: none comes or leaves by itself
+
+
 class Placement(Section, frozen=True):
     # "local": processes of this machine; "ray": actors of a Ray cluster, on a machine of which the launch runs
     kind: Literal["local", "ray"] = "local"
     address: str | None = None  # of the cluster's head, "HOST:PORT", or "auto"; None: RAY_ADDRESS says it
     # start a Ray on this machine that ends with the run; else one that is there has to be named
     start_ray: bool = False
+    # how often Ray starts a launch again that was killed, or whose machine is lost, on that machine or another one; the run
+    # then goes on without the command that began it. 0: the launch is that command's own process
+    launch_restarts: CountInt = 0
     namespace: str | None = None  # of the actors' names in Ray; None: one of the run directory's own
     ready_timeout_s: PositiveFloat = 180.0  # for the cluster to give an actor its place, and all of them at the start
     env_vars: list[str] = []  # variables of the launch's environment that actors get, besides OMP_NUM_THREADS
@@ -34,6 +46,7 @@ class Placement(Section, frozen=True):
     shared_dir: str | None = None
     # its tensor-parallel ranks are on one machine, and as many others as have room there
     learner: Resources = Resources()
+    elastic: Elastic = Elastic()  # engines that come and leave while the run goes on
     engine: Resources = Resources()  # on as few machines as have room for all
     rollout: Resources = Resources()  # on as many machines as there are
     broadcaster: Resources = Resources()  # with the learner's rank 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from miles_async.config.effect import Rule, rules_of
-from miles_async.config.schema import Engine, RunConfig
+from miles_async.config.schema import ConfigError, Engine, RunConfig
 from miles_async.engines.kinds.base import EngineKind
 from miles_async.hooks.calls import refused
 from miles_async.hooks.choice import Choice
@@ -60,6 +60,8 @@ def check(config: RunConfig) -> None:
 def check_use(config: RunConfig) -> None:
     """Refuse what the run asks of its kind of engine in vain. Raises ConfigError."""
     KINDS.called(config.engine.kind, kind_of(config.engine).check_use, config)
+    if config.placement.elastic.max_engines is not None and (fixed := kind_of(config.engine).FIXED) is not None:
+        raise ConfigError(f"placement.elastic.max_engines = {config.placement.elastic.max_engines}: {fixed}")
 
 
 def effects() -> list[Rule]:

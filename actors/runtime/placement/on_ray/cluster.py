@@ -14,6 +14,7 @@ import socket
 from collections.abc import Mapping, Sequence
 
 import ray
+from ray._private.state import available_resources_per_node, state  # nothing public says this without the dashboard
 from ray.exceptions import RayError
 
 from actors.runtime.placement.base import NoPlaceError
@@ -85,6 +86,14 @@ class Cluster:
     def free(self) -> dict[str, float]:
         """What nobody has, in the whole cluster."""
         return {name: float(amount) for name, amount in ray.available_resources().items()}
+
+    def room(self) -> tuple[list[dict[str, float]], frozenset[str]]:
+        """What nobody has on each machine that is not taken back, and Ray's names of those that are.
+
+        Ray was told to drain them: by a notice of a spot machine's end, say. Raises RayError.
+        """
+        taken_back = frozenset(map(str, state.get_draining_nodes()))
+        return [free for node, free in available_resources_per_node().items() if node not in taken_back], taken_back
 
     def gpus(self) -> float:
         """How many it has."""

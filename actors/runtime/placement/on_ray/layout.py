@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from actors.runtime.plan import topology
 from miles_async.config.layout import layout_of
 from miles_async.config.schema import RunConfig
-from miles_async.runs.places import asked, cpus
+from miles_async.runs.places import asked, cpus, elastic_bounds
 
 TOGETHER, APART = "PACK", "SPREAD"  # Ray's names of the strategies
 BESIDE_RANK_0 = "broadcaster"
@@ -61,10 +61,12 @@ class Seat:
 
 
 def seat(config: RunConfig, role: str, index: int) -> Seat:
-    """Of one actor; one beyond those that the configuration has (``miles-async scale``) is in no group."""
+    """Of one actor; one beyond those that the configuration has (``miles-async scale``) is in no group, nor is one beyond those
+    that there have to be (``placement.elastic``)."""
     section, width = asked(config, role), config.engine.tp_size if role == "engine" else 1
     counts, where = topology(config), "learner" if role == BESIDE_RANK_0 else role
-    grouped = where in STRATEGIES and index < counts[role]
+    bounds = elastic_bounds(config) if role == "engine" else None
+    grouped = where in STRATEGIES and index < (bounds[0] if bounds else counts[role])
     return Seat(
         num_cpus=cpus(config, role) * width,
         num_gpus=section.num_gpus * width,
@@ -96,13 +98,13 @@ def groups(config: RunConfig) -> list[Group]:
 
 
 def bundles(config: RunConfig) -> list[Bundle]:
-    """All that a run asks for, also outside of the groups."""
+    """All that a run has to have, also outside of the groups."""
     grouped = [bundle for group in groups(config) for bundle in group.bundles]
     loose = [
         Bundle(role, bill)
         for role, count in topology(config).items()
         for index in range(count)
-        if not (one := seat(config, role, index)).group and (bill := one.bill)
+        if not (one := seat(config, role, index)).group and not one.added and (bill := one.bill)
     ]
     return grouped + loose
 

@@ -6,6 +6,7 @@ Promises: what Ray says of an end becomes one line for people; nothing here wait
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
@@ -27,6 +28,7 @@ class Life:
         self.seat, self.handle = seat, handle
         self._met: Future[At] = at.future()
         self.outcome: Future[int] = over.future()
+        self._began = time.monotonic()
         self.state = "running"  # of its process, when it was looked at last
 
     @property
@@ -38,6 +40,11 @@ class Life:
     @property
     def runs(self) -> bool:
         return not self.outcome.done()
+
+    @property
+    def waits_s(self) -> float | None:
+        """How long it has had no place; None: it has one, or is over."""
+        return time.monotonic() - self._began if self.runs and self.at is None else None
 
     def kill(self) -> None:
         """Its process, at once; Ray starts no other. Also of one that has ended, or has no place yet."""

@@ -42,7 +42,7 @@ class Lookouts:
         if node not in self._of:
             self._made += 1
             self._of[node] = _REMOTE.options(
-                name=f"lookout/{self._made}",
+                name=f"lookout/{ray.get_runtime_context().get_job_id()}/{self._made}",  # another launch's may be there still
                 namespace=self._namespace,
                 num_cpus=0,
                 scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False),

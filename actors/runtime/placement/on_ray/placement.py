@@ -25,7 +25,7 @@ from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
 from actors.runtime.many_machines import many_machines, open_redis
-from actors.runtime.placement.base import Ending, NoPlaceError
+from actors.runtime.placement.base import Ending, NoPlaceError, Room
 from actors.runtime.placement.on_ray import layout, sums
 from actors.runtime.placement.on_ray.cluster import Cluster
 from actors.runtime.placement.on_ray.groups import Groups
@@ -35,7 +35,8 @@ from actors.runtime.placement.on_ray.lookouts import Lookouts
 from actors.runtime.spec import ActorId, ActorSpec
 from bus.server import RedisServer
 from miles_async.config.schema import RunConfig
-from miles_async.monitor.diagnosis import Process
+from miles_async.monitor.diagnosis import NO_PLACE, Process, role_of
+from miles_async.runs.places import elastic_bounds
 
 END_S = 3.0
 ALWAYS = {"OMP_NUM_THREADS": "1"}  # torch asks when it is imported; Ray would set it to what num_cpus says
@@ -56,8 +57,7 @@ class RayPlacement:
         self._lives: dict[ActorId, Life] = {}  # whose ends were not told yet
         self._had: set[str] = set()  # names of actors that had a place once
         self._looking: asyncio.Task[None] | None = None
-        self._env = {name: os.environ.get(name, default) for name, default in ALWAYS.items()}
-        self._env |= {name: os.environ[name] for name in config.placement.env_vars if name in os.environ}
+        self._env = environment_of(config)
 
     def own_bus(self, config: RunConfig, run_dir: Path) -> RedisServer:
         """One on the launch's machine, which others reach."""
@@ -82,7 +82,7 @@ class RayPlacement:
     def start(self, spec: ActorSpec) -> None:
         """Have Ray start the actor of ``spec``, which waits for its place. Raises NoPlaceError: there is none for it."""
         seat = layout.seat(self.config, spec.role, spec.index)
-        if seat.added and spec.name not in self._had:
+        if seat.added and spec.name not in self._had and elastic_bounds(self.config) is None:
             self._cluster.check_free(spec.name, seat.bill)
         handle = _HOST.options(
             name=str(spec.id),
@@ -111,7 +111,7 @@ class RayPlacement:
     def look(self) -> Mapping[str, Process]:
         """The processes as their machines saw them last; of one without a place, what it waits for."""
         return {
-            actor.name: Process(at.where, life.state) if (at := life.at) else Process(_waits(life))
+            actor.name: Process(at.where, life.state) if (at := life.at) else Process(_waits(life), NO_PLACE)
             for actor, life in self._lives.items()
             if life.runs
         }
@@ -137,6 +137,20 @@ class RayPlacement:
         if by_force or at is None:
             life.kill()
 
+    async def room(self, role: str) -> Room:
+        """What no placement group keeps, on machines that are not taken back."""
+        bill = layout.seat(self.config, role, 0).bill
+        try:
+            free, taken_back = await asyncio.to_thread(self._cluster.room)
+        except RayError:  # its control store is away: nothing is known
+            return Room()
+        lives = {actor.name: life for actor, life in self._lives.items() if role_of(actor.name) == role and life.runs}
+        return Room(
+            sum(sums.copies(bill, of_one) for of_one in free),
+            {name: seconds for name, life in lives.items() if (seconds := life.waits_s) is not None},
+            frozenset(name for name, life in lives.items() if (at := life.at) and at.node in taken_back),
+        )
+
     def go_on(self) -> None:
         """Nothing of ours is needed to see an end: Ray tells."""
 
@@ -161,6 +175,12 @@ class RayPlacement:
         self._lookouts.close()
         self._groups.close()
         self._cluster.close()
+
+
+def environment_of(config: RunConfig) -> dict[str, str]:
+    """What processes elsewhere get of this one's environment."""
+    always = {name: os.environ.get(name, default) for name, default in ALWAYS.items()}
+    return always | {name: os.environ[name] for name in config.placement.env_vars if name in os.environ}
 
 
 def namespace_of(run_dir: Path) -> str:

@@ -50,6 +50,11 @@ def fits(bill: Mapping[str, float], room: Mapping[str, float]) -> bool:
     return all(amount <= room.get(name, 0.0) + NEARLY_NONE for name, amount in bill.items())
 
 
+def copies(bill: Mapping[str, float], room: Mapping[str, float]) -> int:
+    """How many times all of ``bill`` is in ``room``, of one machine. It asks for something."""
+    return min(int((room.get(name, 0.0) + NEARLY_NONE) / amount) for name, amount in bill.items())
+
+
 def shown(bill: Mapping[str, float]) -> str:
     """For people: "CPU 4, GPU 1"."""
     ours = {name: amount for name, amount in bill.items() if not name.startswith(OF_RAY) and IN_A_GROUP not in name}
