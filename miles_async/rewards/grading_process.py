@@ -1,9 +1,10 @@
 """A grading process: reads requests from its pipe, calls reward functions, writes replies, one at a time.
 
-Promises: a failing reward is an answer, not an end, whatever its exception is or does (``sys.exit`` ends the process, as it
-says); what a function prints goes to stderr, and what it reads is empty; the pipes are this process's alone: what a function
-forks or starts has none of them, and every reply has its request's number; the process ends with its parent, even
-while a function holds the interpreter. Started by a guard (``grading_guard.py``) of a ``GradingPool``.
+Promises: a failing reward is an answer, not an end, whatever its exception is or does (also ``sys.exit``; ``os._exit`` is an
+end); what returns something else than a reward is named; what a function prints goes to stderr, and what it reads is empty; the
+pipes are this process's alone: what a function forks or starts has none of them, and every reply has its request's number; the
+process ends with its parent, even while a function holds the interpreter. Started by a guard (``grading_guard.py``) of a
+``GradingPool``.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from typing import Any, BinaryIO
 
 import msgspec
 
+from miles_async.hooks.calls import name_of
 from miles_async.hooks.faults import one_line, place, trace, words
 from miles_async.rewards.graded import numbers, numbers_of_group
 from miles_async.rewards.registry import RewardConfigError, RewardFunction, resolve_reward
@@ -63,6 +65,7 @@ def _take_the_pipes() -> tuple[BinaryIO, BinaryIO]:
 
 
 def _answer(runner: asyncio.Runner, request: GradingRequest) -> GradingReply:
+    own = os.getpid()
     try:
         function = _load(request.function, request.group)
         if not request.samples:
@@ -70,16 +73,22 @@ def _answer(runner: asyncio.Runner, request: GradingRequest) -> GradingReply:
         result = function(request.samples if request.group else request.samples[0])
         if inspect.isawaitable(result):
             result = runner.run(_await(result))
-        return GradingReply(numbers_of_group(result, len(request.samples)) if request.group else [numbers(result)])
+        return _graded(function, request, result)
     except RewardConfigError as error:
         return GradingReply(error=one_line(str(error)))
-    except SystemExit:
-        raise
-    except _OfTheFunction as wrapped:
-        assert wrapped.__cause__ is not None
-        return _failed(wrapped.__cause__)
-    except BaseException as error:  # also KeyboardInterrupt, CancelledError, GeneratorExit: they are the function's own
-        return _failed(error)
+    except BaseException as error:  # also SystemExit, KeyboardInterrupt, CancelledError: they are the function's own
+        cause = error.__cause__ if isinstance(error, _OfTheFunction) and error.__cause__ is not None else error
+        if isinstance(cause, SystemExit) and os.getpid() != own:
+            raise cause from None  # a child that the function has forked ends as it says
+        return _failed(cause)
+
+
+def _graded(function: RewardFunction, request: GradingRequest, result: Any) -> GradingReply:
+    """What ``function`` returned, or that it is no reward."""
+    try:
+        return GradingReply(numbers_of_group(result, len(request.samples)) if request.group else [numbers(result)])
+    except (TypeError, ValueError) as error:
+        return GradingReply(error=one_line(f"{name_of(function)}: {error}"))
 
 
 def _failed(error: BaseException) -> GradingReply:
@@ -97,7 +106,7 @@ def _load(name: str, group: bool) -> RewardFunction:
 async def _await(awaitable: Any) -> Any:
     try:
         return await awaitable
-    except (KeyboardInterrupt, asyncio.CancelledError) as error:  # the runner takes these for its own
+    except (SystemExit, KeyboardInterrupt, asyncio.CancelledError) as error:  # the runner takes these for its own
         raise _OfTheFunction from error
 
 

@@ -68,10 +68,10 @@ async def test_an_async_function_that_blocks_does_not_block_the_loop(module: Pat
         ("die", "reward_error: the grading process ended with exit status 3"),
         ("crash", "reward_error: the grading process ended by signal 11"),
         ("raise", "reward_error: ValueError: two lines"),
-        ("exit", "reward_error: the grading process ended with exit status 1"),
-        ("text", "reward_error: TypeError: a reward must be a number, not str"),
-        ("none", "reward_error: TypeError: a reward must be a number, not NoneType"),
-        ("nan", "reward_error: ValueError: a reward must be finite, not nan"),
+        ("exit", "reward_error: SystemExit: enough"),
+        ("text", "reward_error: user_rewards.py:by_command: a reward must be a number, not str"),
+        ("none", "reward_error: user_rewards.py:by_command: a reward must be a number, not NoneType"),
+        ("nan", "reward_error: user_rewards.py:by_command: a reward must be finite, not nan"),
     ],
 )
 async def test_a_failing_call_says_why_and_the_next_one_works(grader: Grader, response: str, expected: str) -> None:

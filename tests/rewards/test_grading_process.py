@@ -43,6 +43,10 @@ def by_command(sample):
         case "fork":
             os.fork()  # and the child goes on
             return 6.0
+        case "fork_and_exit":
+            if (child := os.fork()) == 0:
+                sys.exit(9)
+            return float(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
         case "starts":
             start("3000", rest)
             return 7.0
@@ -56,6 +60,7 @@ def by_command(sample):
         case "mute": raise Mute
         case "surrogate": raise ValueError("half of it: \\ud83d")
         case "long": raise ValueError("x" * 5_000_000)
+        case "exit": sys.exit("bye")
         case "keyboard": raise KeyboardInterrupt("mine")
         case "canceled": raise asyncio.CancelledError("mine")
         case "generator": raise GeneratorExit("mine")
@@ -111,6 +116,7 @@ async def test_what_a_reward_reads_is_empty_and_what_it_prints_or_forks_reaches_
     for value in range(3):
         assert await grader.grade(sample("fork")) == 6.0
         assert await grader.grade(sample(f"value {value}")) == value
+    assert await grader.grade(sample("fork_and_exit")) == 9.0
 
 
 @pytest.mark.parametrize("function", ["by_command", "later"])
@@ -121,12 +127,13 @@ async def test_an_exception_of_any_kind_is_the_answer_to_its_own_call_and_ends_n
         "mute": "Mute: (its text cannot be had: RuntimeError)",
         "surrogate": r"ValueError: half of it: \ud83d",
         "long": "ValueError: xxx",
+        "exit": "SystemExit: bye",
         "keyboard": "KeyboardInterrupt: mine",
         "canceled": "CancelledError: mine",
         "generator": "GeneratorExit: mine",
         "stop": "StopIteration: mine" if function == "by_command" else "RuntimeError: coroutine raised StopIteration",
         "deep": "RecursionError: maximum recursion depth exceeded",
-        "part": "ValueError: the name of a part",
+        "part": f"commanded.py:{function}: the name of a part",
     }
     async with Grader(Reward(rm_type=f"{module}:{function}", timeout_s=30.0)) as grader:
         grades = [(await grader.score([sample(word)]))[0] for word in expected]

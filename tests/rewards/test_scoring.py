@@ -47,10 +47,10 @@ async def test_a_dict_of_numbers_is_a_reward_and_its_parts(module: Path) -> None
         "plain": Graded(1.0),
         "no total": 'reward_error: no part "total" (reward.reward_key); there is style',
         "empty": 'reward_error: no part "total" (reward.reward_key); there is nothing',
-        "text in it": 'reward_error: TypeError: the part "pred" of a reward must be a number, not str',
-        "nan in it": 'reward_error: ValueError: the part "style" of a reward must be finite, not nan',
-        "a number for a name": "reward_error: TypeError: the name of a part must be a string, not 1",
-        "many": "reward_error: ValueError: a reward may have 64 parts, not 65",
+        "text in it": 'reward_error: mine.py:by_command: the part "pred" of a reward must be a number, not str',
+        "nan in it": 'reward_error: mine.py:by_command: the part "style" of a reward must be finite, not nan',
+        "a number for a name": "reward_error: mine.py:by_command: the name of a part must be a string, not 1",
+        "many": "reward_error: mine.py:by_command: a reward may have 64 parts, not 65",
     }
     grades = await score(config, *map(row_sample, expected))
     assert dict(zip(expected, grades, strict=True)) == expected
@@ -83,9 +83,9 @@ async def test_a_failing_group_function_costs_its_group_and_not_the_next_one(mod
         for command, expected in [
             ("hang", f"reward_timeout: {module}:rank gave no reward within 2 s"),
             ("die", "reward_error: the grading process ended with exit status 3"),
-            ("short", "reward_error: ValueError: a group of 2 samples needs as many rewards, not 1"),
-            ("none", "reward_error: TypeError: a reward must be a number, not NoneType"),
-            ("one number", "reward_error: TypeError: a group's rewards must be a list, not float"),
+            ("short", "reward_error: mine.py:rank: a group of 2 samples needs as many rewards, not 1"),
+            ("none", "reward_error: mine.py:rank: a reward must be a number, not NoneType"),
+            ("one number", "reward_error: mine.py:rank: a group's rewards must be a list, not float"),
             ("dicts", "reward_error: which part is the reward? reward.reward_key is not set; there is total, n"),
         ]:
             assert [str(grade) for grade in await grader.score([row_sample(command), row_sample("x")])] == [

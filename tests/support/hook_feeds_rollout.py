@@ -101,14 +101,9 @@ def reward(group: bool) -> Feed:
     def feed(path: str, _: Path) -> Outcome:
         request = GradingRequest(path, [RewardSample(prompt="p", response="r")], group)
         with asyncio.Runner() as runner:
-            try:
-                reply = grading_process._answer(runner, request)
-            except SystemExit:  # of the grading process, which says so and is replaced (test_grading_process.py)
-                return "attempt", "a reward: the grading process ended, SystemExit: mine"
-        return (
-            ("attempt", f"a reward: {reply.error}")
-            if reply.error
-            else of_attempt(lambda: graded(reply.results[0], "a"))
-        )
+            reply = grading_process._answer(runner, request)
+        if reply.error:
+            return "attempt", f"{reply.error} ({reply.place})" if reply.place else reply.error
+        return of_attempt(lambda: graded(reply.results[0], "a"))
 
     return feed

@@ -153,12 +153,12 @@ ROWS: dict[tuple[str, tuple[str, ...]], Row] = {
     ),
     ("checkpoint.post_save_function", ("version", "directory")): Row("line", report("save"), takes=ANY),
     ("data.data_source", ("config", "tokenizer")): Row("run", data_source, lets_by=(KeyboardInterrupt,)),
-    ("reward.rm_type", ("sample",)): Row("attempt", reward(False), takes=SCALARS, said="a reward"),
+    ("reward.rm_type", ("sample",)): Row("attempt", reward(False), takes=SCALARS, said=".py:wrong: "),
     ("reward.rm_type", ("samples",)): Row(
-        "attempt", reward(True), said="a reward", more={"nan_in_it": "[float('nan')]", "one_too_many": "[0.0, 1.0]"}
+        "attempt", reward(True), said=".py:wrong: ", more={"nan_in_it": "[float('nan')]", "one_too_many": "[0.0, 1.0]"}
     ),
-    ("reward.rm_types", ("sample",)): Row("attempt", reward(False), takes=SCALARS, said="a reward"),
-    ("reward.rm_weights", ("sample",)): Row("attempt", reward(False), takes=SCALARS, said="a reward"),
+    ("reward.rm_types", ("sample",)): Row("attempt", reward(False), takes=SCALARS, said=".py:wrong: "),
+    ("reward.rm_weights", ("sample",)): Row("attempt", reward(False), takes=SCALARS, said=".py:wrong: "),
     ("rollout.rollout_function", ("ticket", "context")): Row("attempt", rollout),
     ("rollout.generate_function", ("ticket", "index", "context")): Row(
         "attempt",
