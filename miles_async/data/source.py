@@ -120,14 +120,13 @@ def _checked(config: RunConfig, prompts: Any, tokenizer: Tokenizer) -> list[Prom
     if not isinstance(prompts, list | tuple):
         raise DataError(f'data.data_source = "{data.data_source}": it must give a list, not {type(prompts).__name__}')
     checked, before = list[Prompt](), 0
-    labelled = any(getattr(prompt, "label", None) is not None for prompt in prompts)
     for index, prompt in enumerate(prompts):
         wrong = _fault(index, prompt, before, tokenizer)
         try:
             prompt = prompt if wrong else _with_messages(prompt)
         except MessageError as error:
             wrong = str(error)
-        if wrong := wrong or fault(config, prompt, tokenizer, labelled=labelled):
+        if wrong := wrong or fault(config, prompt, tokenizer, labelled=True):
             raise DataError(f'data.data_source = "{data.data_source}": prompt {index}: {wrong}')
         checked.append(prompt)
         before = prompt.source

@@ -1,8 +1,8 @@
 """Whether a prompt can do what the run will ask of it: be sent, be graded, be learnt from. Pure.
 
 Promises: what would cost its attempts each time its turn comes is said when it is read: text that is no UTF-8, numbers that no
-message holds, no label where its reward compares with one, the name of a reward that is none or that this run cannot ask, an
-answer that cannot be told from its chat.
+message holds, no label (or a blank one) where its reward compares with one, the name of a reward that is none or that this run
+cannot ask, an answer that cannot be told from its chat.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from miles_async.text.tokenizer import Tokenizer
 
 
 def fault(config: RunConfig, prompt: Prompt, tokenizer: Tokenizer, *, labelled: bool) -> str | None:
-    """Why ``prompt`` cannot be used, in one line; None: it can. ``labelled``: whether the prompts it is one of have labels."""
+    """Why ``prompt`` cannot be used, in one line; None: it can. ``labelled``: whether the prompts it is one of have labels; one
+    that names its own reward needs what that needs all the same."""
     if (wrong := _unsendable(prompt)) is not None:
         return wrong
     return _ungraded(config, prompt, labelled) if is_graded(config) else _unlearnt(config, prompt, tokenizer)
@@ -50,16 +51,17 @@ def _ungraded(config: RunConfig, prompt: Prompt, labelled: bool) -> str | None:
         return str(error)
     if prompt.metadata.get("rm_type") and (wrong := _unasked(name, config.reward)) is not None:
         return f"the prompt's metadata has rm_type = {name!r}: {wrong}"
-    if prompt.label is not None or not labelled:
+    if (prompt.label or "").strip() or not (labelled or prompt.metadata.get("rm_type")):
         return None
     parts = config.reward.rm_weights if name == WEIGHTED_SUM else [name]
     if any((entry := built_in(part)) is not None and _lacks_its_label(entry, prompt) for part in parts):
-        return f'it has no label, with which its reward "{name}" compares'
+        no = "no label" if prompt.label is None else "a blank label"
+        return f'it has {no}, with which its reward "{name}" compares'
     return None
 
 
 def _lacks_its_label(reward: BuiltIn, prompt: Prompt) -> bool:
-    """Whether ``reward`` would have nothing to compare with; ``prompt`` has no label."""
+    """Whether ``reward`` would have nothing to compare with; ``prompt`` has no label, or a blank one."""
     return reward.compares_with_label and not any(prompt.metadata.get(key) for key in reward.instead_of_label)
 
 

@@ -87,23 +87,23 @@ def test_other_keys_and_no_label(tmp_path: Path, tokenizer: Tokenizer) -> None:
         (b"\xff\xfe", "not a JSON line"),
         (b"[" * 100_000, "not a JSON line"),
         (["a"], "expected a JSON object, got a list"),
-        ({"prompt": "a", "label": ""}, 'no key "input" (data.input_key); it has prompt, label'),
+        ({"prompt": "a", "label": "x"}, 'no key "input" (data.input_key); it has prompt, label'),
         ({"input": "a"}, 'no key "label"'),
-        ({"input": "", "label": ""}, "is an empty prompt"),
-        ({"input": [], "label": ""}, "is an empty prompt"),
-        ({"input": 3, "label": ""}, "not a number"),
-        ({"input": [1, True], "label": ""}, "must be text"),
-        ({"input": [1, 128], "label": ""}, "token id 128 is not in the model's vocabulary of 128"),
-        ({"input": [-1], "label": ""}, "token id -1 is not in the model's vocabulary"),
-        ({"input": [10**12], "label": ""}, "token id 1000000000000 is not"),
-        ({"input": [{"role": "user", "content": "a"}], "label": ""}, "set data.apply_chat_template = true"),
-        ({"input": "a", "label": "", "metadata": {"n": [2**70]}}, "holds an integer of more than 64 bits"),
+        ({"input": "", "label": "x"}, "is an empty prompt"),
+        ({"input": [], "label": "x"}, "is an empty prompt"),
+        ({"input": 3, "label": "x"}, "not a number"),
+        ({"input": [1, True], "label": "x"}, "must be text"),
+        ({"input": [1, 128], "label": "x"}, "token id 128 is not in the model's vocabulary of 128"),
+        ({"input": [-1], "label": "x"}, "token id -1 is not in the model's vocabulary"),
+        ({"input": [10**12], "label": "x"}, "token id 1000000000000 is not"),
+        ({"input": [{"role": "user", "content": "a"}], "label": "x"}, "set data.apply_chat_template = true"),
+        ({"input": "a", "label": "x", "metadata": {"n": [2**70]}}, "holds an integer of more than 64 bits"),
         (b'{"input": 1e999}', "not a JSON line"),
-        ({"input": "a", "label": "", "metadata": "x"}, '"metadata" must be an object, not text'),
+        ({"input": "a", "label": "x", "metadata": "x"}, '"metadata" must be an object, not text'),
     ],
 )
 def test_a_line_that_cannot_be_used_is_named(tmp_path: Path, tokenizer: Tokenizer, line: Any, expected: str) -> None:
-    path = write(tmp_path, {"input": "fine", "label": ""}, line)
+    path = write(tmp_path, {"input": "fine", "label": "x"}, line)
     with pytest.raises(DataError) as caught:
         load_prompts(config(path), tokenizer)
     assert f"{path}:2: " in str(caught.value)
@@ -115,7 +115,7 @@ def test_a_file_without_prompts_is_refused(tmp_path: Path, tokenizer: Tokenizer)
     with pytest.raises(DataError, match="there is no prompt"):
         load_prompts(config(write(tmp_path, b"")), tokenizer)
     with pytest.raises(DataError, match="all 1 prompts exceed"):
-        load_prompts(config(write(tmp_path, {"input": "abc", "label": ""}), rollout_max_prompt_len=2), tokenizer)
+        load_prompts(config(write(tmp_path, {"input": "abc", "label": "x"}), rollout_max_prompt_len=2), tokenizer)
     with pytest.raises(DataError, match="No such file"):
         load_prompts(config(tmp_path / "absent.jsonl"), tokenizer)
     with pytest.raises(DataError, match="no such built-in"):
@@ -123,14 +123,14 @@ def test_a_file_without_prompts_is_refused(tmp_path: Path, tokenizer: Tokenizer)
 
 
 def test_longer_prompts_are_left_out_and_indices_stay_dense(tmp_path: Path, tokenizer: Tokenizer) -> None:
-    path = write(tmp_path, *({"input": text, "label": ""} for text in ("abcd", "ab", "abcde", "abc")))
+    path = write(tmp_path, *({"input": text, "label": "x"} for text in ("abcd", "ab", "abcde", "abc")))
     prompts = load_prompts(config(path, rollout_max_prompt_len=3), tokenizer)
     assert [(prompt.index, prompt.text) for prompt in prompts] == [(0, "ab"), (1, "abc")]
 
 
 def test_a_chat_is_rendered_by_the_template(tmp_path: Path, tokenizer: Tokenizer) -> None:
     messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}]
-    path = write(tmp_path, {"input": messages, "label": ""}, {"input": "Hi", "label": ""})
+    path = write(tmp_path, {"input": messages, "label": "x"}, {"input": "Hi", "label": "x"})
     first, second = load_prompts(config(path, apply_chat_template=True), tokenizer)
     assert first.text == "system: Be brief.\nuser: Hi\nassistant: "
     assert second.text == "user: Hi\nassistant: "

@@ -157,12 +157,13 @@ TOKENS = np.array([3], np.int32)
         (["3>"], "prompt 0: it must be a miles_async.data.Prompt, not str"),
         ([Prompt(1, "3", TOKENS)], "prompt 0: its index is 1"),
         ([Prompt(0, "3", TOKENS, source=1)], "prompt 0: it is of source 1"),
-        ([Prompt(0, "3", TOKENS), Prompt(1, "3", TOKENS, source=2)], "prompt 1: it is of source 2 after source 0"),
+        ([Prompt(0, "3", TOKENS, "3"), Prompt(1, "3", TOKENS, source=2)], "prompt 1: it is of source 2 after source 0"),
         ([Prompt(0, "3", [3])], "prompt 0: its tokens must be an int32 array"),  # type: ignore[arg-type]
         ([Prompt(0, "3", TOKENS.astype(np.int64))], "prompt 0: its tokens must be an int32 array"),  # type: ignore[arg-type]
         ([Prompt(0, "3", TOKENS[:0])], "prompt 0: its tokens must be an int32 array"),
         ([Prompt(0, "3", TOKENS + 100)], "prompt 0: a token id is not in the model's vocabulary of 16"),
         ([Prompt(0, "3", TOKENS, 3)], "prompt 0: its text must be text, and its label text or None"),  # type: ignore[arg-type]
+        ([Prompt(0, "3", TOKENS)], 'prompt 0: it has no label, with which its reward "graded_match" compares'),
         ([Prompt(0, "3", TOKENS, None, {"a": object()})], "prompt 0: its metadata cannot be sent"),
         ([Prompt(0, "3", TOKENS, None, {"a": 2**70})], "prompt 0: its metadata cannot be sent"),
     ],

@@ -240,6 +240,8 @@ def test_whatever_stands_in_a_row_is_messages_or_refused(given_messages: Any) ->
     ("reward", "row", "says"),
     [
         ({}, {"label": None}, 'it has no label, with which its reward "graded_match" compares'),
+        ({}, {"label": ""}, 'it has a blank label, with which its reward "graded_match" compares'),
+        ({"rm_type": "boxed_math"}, {"label": " \n"}, 'it has a blank label, with which its reward "boxed_math"'),
         ({"rm_type": "boxed_math"}, {"label": None}, 'its reward "boxed_math"'),
         ({"rm_type": "random"}, {"label": None, "metadata": {"rm_type": "f1"}}, 'its reward "f1"'),
         ({"rm_type": "gpqa"}, {"label": None, "metadata": {"choices": ["a", "b"]}}, 'its reward "gpqa"'),
