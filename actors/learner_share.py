@@ -11,11 +11,13 @@ ends with the cause of the last one.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 
 from actors.runtime.context import ActorContext
 from bus import Ledger, LedgerError
+from bus.codec import TOKENS, CodecError, unpack
 from bus.messages import Batch, Group, ReadyGroup
 from bus.quarantine import Quarantine
 from miles_async.config.optimizer_steps import balanced, even, share, steps_of_pass
@@ -43,7 +45,7 @@ class LearnerShare:
         self._ledger, self._quarantine = ledger, Quarantine(ledger)
         self._dp_rank, self._dp_size = ranks.dp_rank, ranks.dp_size
         self._steps = steps_of_pass(ctx.config)
-        self._limits = group_limits(ctx.config, ctx.model_path)
+        self._limits, self._model_path = group_limits(ctx.config, ctx.model_path), ctx.model_path
         self._bound = ctx.config.staleness.max_lag
         self._balances = ctx.config.learner.balance_data and self._dp_size > 1
         self._batch_function = ctx.config.learner.batch_function
@@ -104,7 +106,8 @@ class LearnerShare:
 
     async def _take_out(self, step: int, group_id: str, error: UnsoundGroup, group: Group | LedgerError) -> None:
         readable = group if isinstance(group, Group) else None
-        total = await self._quarantine.put(step, group_id, error.reason, str(error), readable)
+        text = "" if readable is None else await asyncio.to_thread(_prompt, readable, self._model_path)
+        total = await self._quarantine.put(step, group_id, error.reason, str(error), readable, text)
         if total > self._most:
             raise QuarantineError(
                 f"{total} recorded groups could not be trained, more than learner.max_quarantined_groups = {self._most}; "
@@ -115,6 +118,17 @@ class LearnerShare:
         """The groups of ``batch`` that its step trained on, on any rank. To be asked once it is trained."""
         out = await self._quarantine.of(batch.group_ids)
         return tuple(group_id for group_id in batch.group_ids if group_id not in out)
+
+
+def _prompt(group: Group, model_path: str) -> str:
+    """The text of its prompt, for whoever looks at the dead letters; empty where that cannot be had."""
+    from miles_async.text.tokenizer import Tokenizer, TokenizerError  # a learner seldom needs one
+
+    try:
+        tokens = unpack(group.prompt_tokens, TOKENS).tolist()
+        return Tokenizer(model_path).decode(tokens, skip_special_tokens=False)
+    except (TokenizerError, CodecError, OverflowError):  # ids below 0
+        return ""
 
 
 def _judged(

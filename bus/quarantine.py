@@ -21,14 +21,17 @@ class Quarantine:
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
 
-    async def put(self, step: int, group_id: str, reason: str, detail: str, group: Group | None = None) -> int:
+    async def put(
+        self, step: int, group_id: str, reason: str, detail: str, group: Group | None = None, text: str = ""
+    ) -> int:
         """``group_id`` is no part of ``step`` any more. Returns how many groups of the run were ever quarantined.
 
-        ``group``: where it could be read. Raises LedgerError: the step is not recorded, or not with this group.
+        ``group``: where it could be read; ``text``: of its prompt, where that is known. Raises LedgerError: the step is not
+        recorded, or not with this group.
         """
-        prompt, label = (b"", None) if group is None else (group.prompt_tokens, group.label)
+        tokens, label = (b"", None) if group is None else (group.prompt_tokens, group.label)
         # the one that was dealt is forgotten since the publication
-        ticket = Ticket(group_id=group_id, prompt_tokens=prompt, sampling_seed=0, label=label)
+        ticket = Ticket(group_id=group_id, prompt_tokens=tokens, sampling_seed=0, prompt=text, label=label)
         total = int(await self._ledger._run("quarantine", step, group_id, reason, words(detail), encode(ticket)))
         if not total:
             raise LedgerError(f"quarantine of group {group_id}: the record of step {step} does not have it")

@@ -1,8 +1,9 @@
 """Which events are worth words on the terminal, and which: pure but for what was said before.
 
 Promises: a failure of the user's code is said once for each cause, with its traceback; so is why a point of an evaluation is
-not made, on a line; groups that are given up by one cause are said at the first, tenth, hundredth, … of them, in one line,
-whatever their prompts hold, and so are batches that train nothing; everything is in ``events.jsonl`` in any case.
+not made, on a line; an engine or weights that cannot be trusted are said; groups that are given up by one cause are said at the
+first, tenth, hundredth, … of them, in one line, whatever their prompts hold, and so is whatever each batch or version may have;
+everything is in ``events.jsonl`` in any case.
 """
 
 from __future__ import annotations
@@ -13,11 +14,20 @@ from bus.messages import Event
 from miles_async.hooks.faults import one_line
 from miles_async.rollout.first_failures import kind_of
 
+OFTEN = frozenset({"steps_skipped", "nothing_to_learn", "snapshot_refused"})  # each batch or version may have one
 # events of actors that are worth a line of their own; what the supervisor says is said
-ANNOUNCED = frozenset({"died", "engine_down", "mismatch", "checkpoint_damaged", "checkpoint_unverified"})
-OF_BATCHES = frozenset({"steps_skipped", "nothing_to_learn"})  # each batch may have one
-ANNOUNCED |= {"teacher_down", "teacher_up", "no_variance", *OF_BATCHES}
+ANNOUNCED = OFTEN | {
+    "died",
+    "mismatch",
+    "no_variance",
+    "checkpoint_damaged",
+    "checkpoint_unverified",
+    "group_not_recorded",
+}
+ANNOUNCED |= {"engine_down", "engine_back", "engine_suspected", "engine_trusted", "engine_suspicious", "weights_differ"}
+ANNOUNCED |= {"teacher_down", "teacher_up"}
 FAILURE, DEAD_LETTER, HOOK_FAILED = "failure", "dead_letter", "hook_failed"
+QUARANTINED = "quarantined"  # the reason of a dead letter
 EVALUATION = {"eval_skipped": "no point of the evaluation", "eval_log_failed": "eval.eval_log_function"}
 PROMPT_CHARS = 80
 _HIDDEN = frozenset({"waits", "traceback"})
@@ -39,14 +49,14 @@ class Announcer:
             return self._dead_letter(event)
         if event.kind in EVALUATION:
             return self._evaluation(event)
-        count = self._count(event.kind) if event.kind in OF_BATCHES else 1
+        count = self._count(event.kind) if event.kind in OFTEN else 1
         if not _is_power_of_ten(count):
             return ""
         if event.actor != "supervisor" and event.kind not in ANNOUNCED:
             return ""
         details = " ".join(f"{key}={value}" for key, value in event.data.items() if key not in _HIDDEN)
-        times = f" ({count} such batches by now)" if count > 1 else ""
-        return f"{event.actor}: {event.kind} {details}".rstrip() + times
+        times = f" ({count} times by now)" if count > 1 else ""
+        return one_line(f"{event.actor}: {event.kind} {details}".rstrip()) + times
 
     def _failure(self, event: Event) -> str:
         reason, cause = str(event.data.get("reason", "")), str(event.data.get("cause", ""))
@@ -79,8 +89,9 @@ class Announcer:
         if count > 1:
             return f"{count} groups are given up by that cause: {one_line(last)}" if _is_power_of_ten(count) else ""
         different = list(dict.fromkeys(one_line(cause) for cause in causes))
-        prompt = one_line(repr(data.get("prompt", "")), PROMPT_CHARS)
-        return f"group {data.get('group')} is given up after {len(causes)} attempts: {'; '.join(different)}; prompt {prompt}"
+        prompt = f"; prompt {one_line(repr(data['prompt']), PROMPT_CHARS)}" if data.get("prompt") else ""
+        how = "taken out of its step" if data.get("reason") == QUARANTINED else f"given up after {len(causes)} attempts"
+        return f"group {data.get('group')} is {how}: {'; '.join(different)}{prompt}"
 
 
 def _is_power_of_ten(number: int) -> bool:

@@ -17,10 +17,12 @@ from stand_in_learner import PowerCut, StandInTrainer, make_learner, no_weights,
 from actors.learner_share import QuarantineError
 from bus import Bus, Ledger, LedgerError, balanced
 from bus.codec import VERSIONS, decode, encode, pack
-from bus.messages import Batch, Group, Transition
+from bus.messages import Batch, DeadLetter, Event, Group, Transition
 from bus.quarantine import Quarantine
 from miles_async.config.schema import Learner as LearnerSection
 from miles_async.config.schema import Run, Staleness
+from miles_async.monitor.announce import Announcer
+from miles_async.text.tokenizer import Tokenizer
 from miles_async.train.batch import BatchError, BatchRefused, TrainBatch, flatten
 from miles_async.train.checked_batch import checked
 
@@ -76,6 +78,29 @@ async def test_a_recorded_group_that_cannot_be_trained_is_quarantined_and_its_st
     ((letter, ticket),) = (await ledger.dead_letters("0"))[0]
     assert (letter.group_id, letter.reason) == ("0-1-0", "quarantined")
     assert letter.causes == (f"step 1: {reason}: {transition.detail}",) and ticket is not None
+
+
+async def test_the_dead_letter_of_a_quarantined_group_has_its_prompt(
+    bus: Bus, tmp_path: Path, digits_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger = Ledger(bus)
+    await publish(ledger, 6)
+    await spoil(bus, "0-1-0", reward=1e308)
+    await bus.redis.delete(await payload_key(bus, "0-2-0"))  # of which nobody knows the prompt
+    await run(make_learner(bus, tmp_path, StandInTrainer(), monkeypatch, str(digits_model)))
+    letters, _ = await ledger.dead_letters("0")
+    texts = {letter.group_id: ticket.prompt for letter, ticket in letters if ticket is not None}
+    assert texts == {"0-1-0": Tokenizer(digits_model).decode([1], skip_special_tokens=False), "0-2-0": ""}
+    assert texts["0-1-0"]
+    said = [Announcer().text(event(letter, texts[letter.group_id])) for letter, _ in letters]
+    assert [line.rpartition("; prompt ")[2] for line in said] == [repr(texts["0-1-0"]), said[1]]
+    assert said[1].startswith("group 0-2-0 is taken out of its step: invalid_payload: ")
+
+
+def event(letter: DeadLetter, prompt: str) -> Event:
+    """As the supervisor tells it."""
+    data = {"group": letter.group_id, "reason": letter.reason, "causes": letter.causes, "prompt": prompt}
+    return Event(actor="supervisor", kind="dead_letter", time=0.0, data=data)
 
 
 async def test_a_group_that_is_taken_out_moves_no_other_into_another_mini_batch(

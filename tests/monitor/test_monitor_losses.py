@@ -97,11 +97,30 @@ def test_batches_that_train_nothing_are_said_ever_less_often_and_counted_in_the_
     said, troubles = tell(tmp_path, *empty, ("steps_skipped", {"step": 31, "warning": "inf or nan"}))
     lines = [line for line in said.splitlines() if "nothing_to_learn" in line]
     assert ["step=1 " in lines[0], "step=10 " in lines[1], len(lines)] == [True, True, 2]
-    assert lines[1].endswith("(10 such batches by now)") and said.count("steps_skipped step=31") == 1
+    assert lines[1].endswith("(10 times by now)") and said.count("steps_skipped step=31") == 1
     assert troubles == [
         "batches that changed less than they could: 1 with optimizer steps skipped for an inf or nan gradient, "
         "30 with optimizer steps without a token to train"
     ]
+
+
+def test_an_engine_or_weights_that_cannot_be_trusted_are_said(tmp_path: Path) -> None:
+    found: list[tuple[str, dict[str, object]]] = [
+        ("weights_differ", {"engine": "engine-1", "version": 3, "cause": "model.norm.weight differs"}),
+        ("engine_suspected", {"engine": "engine-1", "what": "lying", "why": "it serves\nversion 2, not 3"}),
+        ("engine_trusted", {"engine": "engine-1", "what": "", "why": "its probe was answered"}),
+        ("engine_suspicious", {"what": "it samples with a penalty"}),
+        ("engine_back", {"engine": "engine-1"}),
+        ("group_not_recorded", {"group": "0-1-0", "cause": "No space left on device"}),
+    ]
+    refused = [("snapshot_refused", {"version": version, "cause": "its checksum is another"}) for version in range(10)]
+    said, _ = tell(tmp_path, *found, *refused)  # type: ignore[list-item]
+    lines = [line for line in said.splitlines() if line.startswith("an actor: ")]
+    kinds = [line.removeprefix("an actor: ").split()[0] for line in lines]
+    assert kinds == [*(kind for kind, _ in found), "snapshot_refused", "snapshot_refused"]
+    assert lines[0] == "an actor: weights_differ engine=engine-1 version=3 cause=model.norm.weight differs"
+    assert lines[1] == "an actor: engine_suspected engine=engine-1 what=lying why=it serves version 2, not 3"
+    assert lines[-1].endswith("version=9 cause=its checksum is another (10 times by now)")
 
 
 def test_a_point_of_an_evaluation_that_is_not_made_is_said_once_for_each_cause_and_in_the_summary(

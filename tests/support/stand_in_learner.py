@@ -60,7 +60,12 @@ def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def make_learner(
-    bus: Bus, run_dir: Path, trainer: StandInTrainer, monkeypatch: pytest.MonkeyPatch, **sections: Any
+    bus: Bus,
+    run_dir: Path,
+    trainer: StandInTrainer,
+    monkeypatch: pytest.MonkeyPatch,
+    model_path: str = "",
+    **sections: Any,
 ) -> Learner:
     config = RunConfig(
         model=Model(hf_checkpoint="none"),
@@ -73,7 +78,7 @@ def make_learner(
         },
     )
     monkeypatch.setattr("actors.learner.make_backend", lambda *_: trainer)
-    spec = ActorSpec("learner-0", "learner", 0, "", config, run_dir, "", "", bus.run_id, 1)
+    spec = ActorSpec("learner-0", "learner", 0, "", config, run_dir, model_path, "", bus.run_id, 1)
     return Learner(ActorContext(spec, bus))
 
 
