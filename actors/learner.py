@@ -203,7 +203,7 @@ class Learner:
             metrics |= perf | {"perf/step_time": step_s + self.waited_s} | self.saves.spent()
             metrics = await self.report.step(batch, metrics, self.compute)
             await self._warn_of_mismatch(batch.step, metrics)
-            for kind, text in idle_steps.warnings(metrics, self.config.learner.max_skipped_steps):
+            for kind, text in idle_steps.warnings(metrics, self.config):
                 await self.ctx.event(kind, step=batch.step, warning=text)
         return True
 

@@ -60,8 +60,9 @@ class StepsOutcome:
 class OptimizerSteps:
     """Runs them. ``skipped_in_a_row`` belongs to the state of training, as the weights do."""
 
-    def __init__(self, groups: LearnerGroups, max_skipped: int) -> None:
-        self._groups, self._max_skipped = groups, max_skipped
+    def __init__(self, groups: LearnerGroups, max_skipped: int, suspects: str = "") -> None:
+        """suspects: where to look when too many were skipped (idle_steps.py), the end of a line."""
+        self._groups, self._max_skipped, self._suspects = groups, max_skipped, suspects
         self.skipped_in_a_row = 0
         self._held = 0  # mini-batches whose gradients are added up
 
@@ -138,5 +139,5 @@ class OptimizerSteps:
         if self.skipped_in_a_row > self._max_skipped:
             raise NonFiniteGradient(
                 f"{name}: the norm of the gradient is {norm}, in a row of {self.skipped_in_a_row} optimizer steps without a "
-                f"finite one; learner.max_skipped_steps = {self._max_skipped} may be skipped"
+                f"finite one; learner.max_skipped_steps = {self._max_skipped} may be skipped{self._suspects}"
             )

@@ -36,6 +36,7 @@ from miles_async.train.critic import AT_REST, Critic
 from miles_async.train.critic import METRICS as CRITIC_METRICS
 from miles_async.train.denominators import denominators
 from miles_async.train.distributed import device_of
+from miles_async.train.idle_steps import suspects
 from miles_async.train.intake import Admitted, LagExceeded, admit
 from miles_async.train.kept_weights import KeptWeights, copies
 from miles_async.train.megatron_parts import MegatronParts
@@ -104,7 +105,7 @@ class Trainer(StoredTrainer):
         )
         self._critic = self._build_critic() if self._objective.needs_critic else None
         critic = self._critic.model if self._critic is not None else None
-        self._steps = steps.OptimizerSteps(self._groups, self.config.learner.max_skipped_steps)
+        self._steps = steps.OptimizerSteps(self._groups, self.config.learner.max_skipped_steps, suspects(self.config))
         parts = self._parts
         self._state = ModelState(self._policy.model, critic, self._kept, self._groups, parts.files, parts.lora)
 

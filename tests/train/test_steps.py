@@ -200,7 +200,7 @@ def test_of_several_steps_the_broken_one_is_skipped_and_not_the_batch(build: Bui
     assert (metrics["optimizer_steps"], metrics["skipped_steps"]) == (2, 2)
     assert math.isfinite(metrics["loss"]) and metrics["grad_norm"] > 0
     assert any(not torch.equal(tensor, before[name]) for name, tensor in trainer.export().items())
-    (kind, text), *others = warnings(metrics, 5)
+    (kind, text), *others = warnings(metrics, trainer.config)
     assert kind == "steps_skipped" and "2 of 4 optimizer steps" in text and "\n" not in text and not others
 
 
@@ -221,6 +221,20 @@ def test_too_many_skipped_in_a_row_end_the_run_also_across_a_restart(build: Buil
         assert isinstance(ended.value, ValueError) and "\n" not in str(ended.value)
 
 
+def test_a_loss_of_the_users_that_is_not_finite_is_a_skipped_step_that_names_it(
+    build: Build, qwen3: Path, tmp_path: Path
+):
+    (tmp_path / "mine.py").write_text("def loss(terms, algorithm):\n    return terms.logprobs * float('nan'), {}\n")
+    name = f"{tmp_path / 'mine.py'}:loss"
+    trainer = build(qwen3, learner={"max_skipped_steps": 1}, algorithm={"policy_loss": name})
+    ((kind, text),) = warnings(trainer.step(make_groups()), trainer.config)
+    look = f'; nobody holds algorithm.policy_loss = "{name}" to finite numbers: look there first'
+    assert kind == "steps_skipped" and text.endswith(look)
+    with pytest.raises(NonFiniteGradient) as ended:
+        trainer.step(make_groups(version=1))
+    assert str(ended.value).endswith(look)
+
+
 @pytest.mark.parametrize("estimator", sorted(ESTIMATOR.built_in))
 def test_a_batch_with_nothing_to_learn_is_a_zero_step_for_every_estimator(build: Build, qwen3: Path, estimator: str):
     """Weights, Adam's moments, the schedule: all as if there had been no such batch."""
@@ -232,13 +246,13 @@ def test_a_batch_with_nothing_to_learn_is_a_zero_step_for_every_estimator(build:
     assert (metrics["loss"], metrics["grad_norm"], metrics["empty_steps"], trainer.version) == (0.0, 0.0, 1.0, 2)
     assert_equal(trainer.export(), weights)
     after = trainer.step(make_groups(seed=1, version=2))
-    (kind, text), *others = warnings(metrics, 5)
+    (kind, text), *others = warnings(metrics, trainer.config)
     assert kind == "nothing_to_learn" and "1 of 1" in text and "\n" not in text and not others
     if estimator == "grpo":
         trainer = build(qwen3, **sections)
         trainer.step(make_groups())
         expected = trainer.step(make_groups(seed=1, version=1))
-        assert after == expected and not list(warnings(after, 5))
+        assert after == expected and not list(warnings(after, trainer.config))
 
 
 def test_a_mini_batch_with_nothing_to_learn_is_left_out_of_the_means(build: Build, qwen3: Path):
