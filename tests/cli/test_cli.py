@@ -195,6 +195,14 @@ def test_a_surprise_is_one_line_and_leaves_its_traceback_in_the_run(config_file:
     assert "Traceback" in Path("here/launch-error.log").read_text()
 
 
+def test_a_surprise_whose_log_finds_no_room_is_one_line_all_the_same(config_file: Path, outcome: Any) -> None:
+    outcome(RuntimeError("CUDA error"))
+    Path("here").mkdir()
+    Path("here/launch-error.log").symlink_to("/dev/full")
+    result = invoke("launch", config_file, "--run-dir", "here")
+    assert_one_line(result, 1, "CUDA error", "launch-error.log cannot be written: No space left on device")
+
+
 def test_an_unknown_benchmark_names_the_nearest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "benchmarks").mkdir()
     (tmp_path / "benchmarks" / "bench_bus.py").touch()

@@ -228,7 +228,7 @@ def test_a_launch_that_is_refused_or_over_leaves_the_run_as_it_was(tmp_path: Pat
     assert {path.name for path in after if after[path] != before.get(path)} == {"supervisor.json"}
 
 
-@pytest.mark.parametrize("path", ["/proc/x", "/proc/self/comm/x", "/proc/self/comm"])
+@pytest.mark.parametrize("path", ["/proc/x", "/proc/self/comm/x", "/proc/self/comm", "/proc/self"])
 def test_a_place_that_can_be_no_run_directory_is_one_line(path: str) -> None:
     with pytest.raises(RunStateError, match=f"{path} cannot be a run directory: ") as caught:
         RunHome(Path(path)).enter()

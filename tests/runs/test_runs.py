@@ -9,6 +9,7 @@ import socket
 from collections import Counter
 from pathlib import Path
 
+import psutil
 import pytest
 from launching import (
     RECORDING,
@@ -68,6 +69,9 @@ def test_a_run_stopped_by_ctrl_c_goes_on_at_the_next_step(tmp_path: Path) -> Non
     run_dir = tmp_path / "run"
     process = begin(config, run_dir)
     wait_for_step(run_dir, 5, process)
+    titles = [" ".join(found.info["cmdline"] or ()) for found in psutil.process_iter(["cmdline"])]
+    for actor in ("dealer", "rollout-0", "learner-0", "router", "engine-0", "broadcaster"):
+        assert any(title.startswith(f"miles-async {actor} {run_dir}") for title in titles), actor
     os.kill(process.pid, signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
