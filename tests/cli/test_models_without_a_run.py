@@ -117,12 +117,16 @@ def test_a_checkpoint_is_evaluated_without_a_run_as_the_directory_that_it_conver
     run_dir, _ = trained
     found: list[dict[str, Any]] = []
     assert miles_async("convert", run_dir, tmp_path / "out").exit_code == 0
-    for model in (run_dir, tmp_path / "out"):
+    responses: list[list[str]] = []
+    for model in (run_dir, tmp_path / "out", run_dir / "inputs" / "model"):
         result = miles_async("eval", run_dir / "run.toml", model, "--samples", tmp_path / "samples", "--json")
         assert result.exit_code == 0, result.output
         found.append(json.loads(result.stdout))
-    assert [document["version"] for document in found] == [2, 0]
+        said = (tmp_path / "samples" / f"others-{found[-1]['version']}.jsonl").read_text().splitlines()
+        responses.append([json.loads(line)["response"] for line in said[-8:]])
+    assert [document["version"] for document in found] == [2, 0, 0]
     assert found[0]["metrics"] == found[1]["metrics"]
+    assert responses[0] == responses[1] != responses[2]  # and not those of the model that training began with
     assert {"some", "others", "others-pass@2", "some/response_len/mean"} <= found[0]["metrics"].keys()
     lines = [len((tmp_path / "samples" / f"{name}-2.jsonl").read_text().splitlines()) for name in ("some", "others")]
     assert lines == [5, 8]
