@@ -62,7 +62,8 @@ def _ungraded(config: RunConfig, prompt: Prompt, labelled: bool) -> str | None:
 
 def _lacks_its_label(reward: BuiltIn, prompt: Prompt) -> bool:
     """Whether ``reward`` would have nothing to compare with; ``prompt`` has no label, or a blank one."""
-    return reward.compares_with_label and not any(prompt.metadata.get(key) for key in reward.instead_of_label)
+    others = (str(prompt.metadata.get(key) or "").strip() for key in reward.instead_of_label)
+    return reward.compares_with_label and not any(others)
 
 
 def _unasked(name: str, reward: Reward) -> str | None:

@@ -25,7 +25,7 @@ ANNOUNCED = OFTEN | {
     "group_not_recorded",
 }
 ANNOUNCED |= {"engine_down", "engine_back", "engine_suspected", "engine_trusted", "engine_suspicious", "weights_differ"}
-ANNOUNCED |= {"teacher_down", "teacher_up"}
+ANNOUNCED |= {"engine_hung", "engine_dead", "teacher_down", "teacher_up"}  # servers that are not the run's
 FAILURE, DEAD_LETTER, HOOK_FAILED = "failure", "dead_letter", "hook_failed"
 QUARANTINED = "quarantined"  # the reason of a dead letter
 EVALUATION = {"eval_skipped": "no point of the evaluation", "eval_log_failed": "eval.eval_log_function"}

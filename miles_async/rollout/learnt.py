@@ -39,6 +39,8 @@ def learnt(
 ) -> list[Learnt]:
     """The sequences of a prompt, usually one. ``prompt``: its tokens. Raises SftError."""
     messages, tools = metadata.get("messages"), metadata.get("tools")
+    if label is not None and not label.strip():
+        label = None  # to write nothing is not to be learnt
     try:
         messages = normalized(messages) if messages else []
         if messages and label is not None and not _spoken(messages):

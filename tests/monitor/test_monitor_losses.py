@@ -111,6 +111,7 @@ def test_an_engine_or_weights_that_cannot_be_trusted_are_said(tmp_path: Path) ->
         ("engine_trusted", {"engine": "engine-1", "what": "", "why": "its probe was answered"}),
         ("engine_suspicious", {"what": "it samples with a penalty"}),
         ("engine_back", {"engine": "engine-1"}),
+        ("engine_hung", {"engine": "engine-2", "url": "http://a", "reason": "it has generated nothing for 30 s"}),
         ("group_not_recorded", {"group": "0-1-0", "cause": "No space left on device"}),
     ]
     refused = [("snapshot_refused", {"version": version, "cause": "its checksum is another"}) for version in range(10)]

@@ -245,6 +245,7 @@ def test_whatever_stands_in_a_row_is_messages_or_refused(given_messages: Any) ->
         ({"rm_type": "boxed_math"}, {"label": None}, 'its reward "boxed_math"'),
         ({"rm_type": "random"}, {"label": None, "metadata": {"rm_type": "f1"}}, 'its reward "f1"'),
         ({"rm_type": "gpqa"}, {"label": None, "metadata": {"choices": ["a", "b"]}}, 'its reward "gpqa"'),
+        ({"rm_type": "gpqa"}, {"label": None, "metadata": {"correct_letter": " "}}, 'its reward "gpqa"'),
         ({"rm_type": "weighted_sum", "rm_weights": {"random": 1.0, "dapo": 1.0}}, {"label": None}, '"weighted_sum"'),
         ({}, {"label": "a", "metadata": {"rm_type": "mth"}}, "rm_type = 'mth'; did you mean \"math\"?"),
         ({}, {"label": "a", "metadata": {"rm_type": ["math"]}}, "rm_type = ['math']; one of"),
@@ -270,6 +271,9 @@ def test_a_row_without_a_label_is_taken_where_its_reward_needs_none(tmp_path: Pa
 def test_a_row_with_nothing_to_learn_is_refused_at_load(tmp_path: Path, tokenizer: Tokenizer) -> None:
     path = jsonl(tmp_path, {"input": "a", "label": "x"}, {"input": TALK[:2], "label": None})
     assert "neither an assistant's message nor a label" in refused(path, tokenizer, "2", sft=True, label_key="label")
+    for row in ({"input": "a", "label": " "}, {"input": TALK[:2], "label": ""}):
+        blank = jsonl(tmp_path, {"input": "a", "label": "x"}, row)
+        assert "nor a label" in refused(blank, tokenizer, "2", sft=True, label_key="label")
     assert len(load(jsonl(tmp_path, {"input": TALK[:2], "label": "x"}), tokenizer, sft=True, label_key="label")) == 1
 
 
