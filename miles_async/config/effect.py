@@ -149,6 +149,11 @@ RULES = (
         'algorithm.loss_type = "policy_loss"',
     ),
     Rule(
+        ("reward.rm_type", "reward.rm_types", "reward.rm_weights", "reward.reward_key", "reward.reward_post_process"),
+        lambda config: config.rollout.rollout_function != "sft" or config.eval.eval_interval is not None,
+        "responses: sft grades none",
+    ),
+    Rule(
         ("run.target_reward",),
         lambda config: config.algorithm.loss_type != "sft_loss",
         'algorithm.loss_type = "policy_loss": what is taught has no rewards',

@@ -1,6 +1,7 @@
 """A run that could not learn, or not even begin, however its keys are read.
 
-Promises: schedules that contradict themselves and sampling that no engine could do are refused with one line. Pure.
+Promises: schedules that contradict themselves, sampling that no engine could do and a filter that no group could pass are
+refused with one line. Pure.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ def check_learnable(config: RunConfig) -> None:
     """All of the checks. Raises ConfigError."""
     check_schedules(config)
     check_sampling(config)
+    check_filter(config)
 
 
 def check_schedules(config: RunConfig) -> None:
@@ -59,3 +61,16 @@ def check_sampling(config: RunConfig) -> None:
     ):
         if ids and min(ids) < 0:
             raise ConfigError(f"{key} = {ids}: a token id is 0 or more")
+
+
+def check_filter(config: RunConfig) -> None:
+    """Refuse the built-in filter that compares the rewards of a group where none could differ. Raises ConfigError."""
+    rollout = config.rollout
+    if rollout.dynamic_sampling_filter != "nonzero_std":
+        return
+    alone = rollout.n_samples_per_prompt == 1 and rollout.rollout_function in ("single_turn", "per_sample")
+    if alone or rollout.rollout_function == "sft":
+        why = "rollout.n_samples_per_prompt = 1" if alone else 'rollout.rollout_function = "sft" gives no rewards'
+        raise ConfigError(
+            f'rollout.dynamic_sampling_filter = "nonzero_std" refuses every group: {why}; it keeps those with different rewards'
+        )

@@ -51,6 +51,16 @@ def refusal(*overrides: str, text: str = MINIMAL) -> str:
         (["reward.group_rm=true"], "reward.group_rm = True", "a function of yours"),
         (["data.metadata_key=none", "reward.rm_types=['f1']"], "reward.rm_types", "data.metadata_key"),
         (["data.apply_chat_template_kwargs={a = 1}"], "data.apply_chat_template_kwargs", "apply_chat_template = true"),
+        (
+            [
+                "rollout.rollout_function=sft",
+                "algorithm.loss_type=sft_loss",
+                "algorithm.correction=[]",
+                "reward.rm_type=math",
+            ],
+            "reward.rm_type = 'math'",
+            "sft grades none",
+        ),
         (["learner.min_lr=1e-9"], "learner.min_lr = 1e-09", "learner.lr_decay_steps"),
         (["engine.urls=['http://a']"], "engine.urls", '"external"'),
         (["engine.args=['--a']"], "engine.args", '"sglang"'),
@@ -101,6 +111,21 @@ def test_a_group_of_one_is_allowed_where_something_else_is_learnt() -> None:
     parse(MINIMAL, ["rollout.n_samples_per_prompt=1", *distil])
     whole = ["rollout.n_samples_per_prompt=1", "rollout.rollout_batch_size=1"]
     assert "trains nothing" in refusal(*whole, "algorithm.advantage_estimator=reinforce_plus_plus")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "why"),
+    [
+        (["rollout.n_samples_per_prompt=1", "algorithm.advantage_estimator=ppo"], "rollout.n_samples_per_prompt = 1"),
+        (["rollout.rollout_function=sft", "algorithm.loss_type=sft_loss"], '"sft" gives no rewards'),
+    ],
+)
+def test_a_filter_that_no_group_could_pass_is_refused(overrides: list[str], why: str) -> None:
+    text = MINIMAL.replace('correction = "behaviour"', "") if "sft" in why else MINIMAL
+    message = refusal(*overrides, "rollout.dynamic_sampling_filter=nonzero_std", text=text)
+    assert message.startswith('rollout.dynamic_sampling_filter = "nonzero_std" refuses every group') and why in message
+    parse(text, [*overrides, "rollout.dynamic_sampling_filter=no_aborted"])
+    parse(MINIMAL, ["rollout.n_samples_per_prompt=2", "rollout.dynamic_sampling_filter=nonzero_std"])
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,7 @@ def here(tmp_path: Path) -> Path:
     (tmp_path / "mine.jinja").write_text("")
     (tmp_path / "tasks.py").write_text(
         "import numpy as np\nfrom miles_async.data import Prompt\n"
-        "def load(config, tokenizer): return [Prompt(0, '1>', np.array(tokenizer.encode('1>'), np.int32))]\n"
+        "def load(config, tokenizer): return [Prompt(0, '1>', np.array(tokenizer.encode('1>'), np.int32), '1')]\n"
         "def broken(config, tokenizer): return [1]\n"
     )
     return tmp_path
