@@ -2,7 +2,7 @@
 # make test         every test, the contract suite against the real SGLang server included
 # make test-sglang  that suite alone
 # make test-faults  small runs with random processes killed at random moments (FAULT_RUNS, FAULT_SEED)
-# make test-cluster runs over several machines, and a job of Slurm's that is stopped by notice (minutes, as root)
+# make test-cluster a job of Slurm's on two machines with Ray, stopped by notice and gone on with (minutes, as root)
 # make matrix       every layout of the learner beside one process, and how far they are apart (minutes)
 # make gpu-check    on a machine with CUDA: learner and engine against a CPU, pushes, speed, memory; JSON (minutes)
 # make mutants      plants a bug for each line that upholds an invariant; a test has to catch each (minutes)

@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, settings
 
 from bus import Bus, connect
 from bus.server import RedisServer
+from miles_async.weights.interface import GLOO, NCCL
 
 _run_ids = itertools.count()
 
@@ -23,6 +24,8 @@ LONGEST = (
     *("test_replay", "test_mixture_layouts", "test_sweep", "test_ledger_machine", "test_layout_faults"),
     *("test_lost_machine", "test_killed_saves", "test_layout_checkpoints", "test_routing_replay"),
 )
+
+INTERFACES = (GLOO, NCCL)
 
 # how fast a machine is, or what else it does, is nothing that a test of ours is about
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -79,6 +82,16 @@ def as_a_launch() -> Iterator[None]:
     before = os.umask(0o022)
     yield
     os.umask(before)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def same_interfaces_as_before() -> Iterator[None]:
+    """Launches of later tests have this process's environment: one that finds an interface there takes it for the user's."""
+    before = {name: os.environ.get(name) for name in INTERFACES}
+    yield
+    left = {name: os.environ.pop(name, None) for name in INTERFACES}
+    os.environ.update({name: value for name, value in before.items() if value is not None})
+    assert left == before, "a test of this file leaves its process another interface for collectives than it found"
 
 
 @pytest.fixture(params=[0, 8], ids=["no-connection", "idle-connections"])

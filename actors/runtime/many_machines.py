@@ -16,12 +16,13 @@ import platform
 import socket
 import time
 from collections.abc import AsyncIterator, Collection, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from actors.runtime.own_address import ANYWHERE, interface_of, is_network, is_within, own_address
+from actors.runtime.own_address import ANYWHERE, check_reached, interface_of, is_network, is_within, own_address
 from actors.runtime.site import Rank
 from bus import Bus, run_key
 from bus.listen import Address
@@ -32,6 +33,7 @@ from miles_async.config.schema import ConfigError, RunConfig
 from miles_async.config.secrets import with_keys
 from miles_async.engines.kinds.table import kind_of
 from miles_async.runs import state
+from miles_async.weights.interface import GLOO, collectives_over
 from miles_async.weights.leftovers import sweep
 from miles_async.weights.place import memory_here, shared_root, stay
 
@@ -75,13 +77,13 @@ class ManyMachines:
     async def entered(self, actor: str, config: RunConfig, run_dir: Path, bus: Bus) -> AsyncIterator[RunConfig]:
         """With keys where none are set; collectives of this process go over the interface of its address."""
         await _see_run(run_dir, bus.run_id)
-        _bind_collectives(self.host)
         for removed in await asyncio.to_thread(sweep):
             _log.info("swept %s of %s: %d bytes", removed.place, removed.run_dir, removed.bytes)
-        place = stay(run_dir)
+        host, place = self.host, stay(run_dir)
         try:
-            await tell_memory(bus, actor, "" if place is None else memory_here())
-            yield with_keys(config, await run_key(bus), engines=kind_of(config.engine).OURS)
+            with _collectives_towards(host):
+                await tell_memory(bus, actor, "" if place is None else memory_here())
+                yield with_keys(config, await run_key(bus), engines=kind_of(config.engine).OURS)
         finally:
             if place is not None:
                 place.leave()
@@ -138,12 +140,13 @@ async def _see_run(run_dir: Path, run_id: str) -> None:
         )
 
 
-def _bind_collectives(host: str) -> None:
-    """gloo would resolve the machine's name, and NCCL take the first interface that it finds."""
+def _collectives_towards(host: str) -> AbstractContextManager[None]:
+    """gloo would resolve the machine's name, and NCCL take the first interface that it finds. Raises ConfigError: somebody
+    has named gloo an interface by which nobody gets here."""
+    if named := os.environ.get(GLOO):
+        check_reached(GLOO, named, host)
     name = interface_of(host)
-    if name is not None:
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
-        os.environ.setdefault("NCCL_SOCKET_IFNAME", f"={name}")
+    return collectives_over(gloo=name, nccl=name and f"={name}")
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ from typing import Any
 
 import psutil
 
+from miles_async.config.loopback import is_loopback
 from miles_async.config.rules import check_interface
 from miles_async.config.schema import ConfigError
 
@@ -39,6 +40,18 @@ def own_address(interface: str | None, towards: tuple[str, int] = ANYWHERE) -> s
 def interface_of(host: str) -> str | None:
     """The name of the interface that has the address ``host``; None: none of this machine does."""
     return next((name for name, found in _addresses() if found == host), None)
+
+
+def check_reached(variable: str, named: str, host: str) -> None:
+    """Raises ConfigError: of the interfaces ``named`` (``variable`` has them, with commas between) one has no address here by
+    which the machines that reach ``host`` reach this one."""
+    others = [(name, own) for name, own in _addresses() if is_loopback(host) or not is_loopback(own)]
+    if wrong := [name for name in named.split(",") if name not in {there for there, _ in others}]:
+        there = ", ".join(f"{name} ({own})" for name, own in others) or "none"
+        raise ConfigError(
+            f'{variable} = "{named}": no other machine of the run gets to {platform.node()} by "{wrong[0]}"; unset it, or name '
+            f"one of {there}"
+        )
 
 
 def is_within(host: str, network: str) -> bool:

@@ -6,16 +6,20 @@ Promises: a role asks here, and writes no address of one machine and no path of 
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from contextlib import AbstractAsyncContextManager, nullcontext
+from collections.abc import AsyncIterator, Collection
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
+from actors.runtime.own_address import interface_of
 from bus import Bus
 from miles_async.config.loopback import is_loopback
 from miles_async.config.schema import RunConfig
+from miles_async.engines.kinds.table import kind_of
+from miles_async.weights.interface import collectives_over
 
+LOOPBACK = "127.0.0.1"
 MEETINGS = "rendezvous-"  # files in the run directory where the ranks of one machine meet
 
 
@@ -77,7 +81,7 @@ class Site(Protocol):
 class OneMachine:
     """All actors on this machine: nothing is open to others, and memory is as good as a disk that all of them see."""
 
-    host: str = "127.0.0.1"
+    host: str = LOOPBACK
 
     def listens(self, host: str) -> str:
         """The same."""
@@ -91,9 +95,12 @@ class OneMachine:
         """On loopback."""
         return is_loopback(host)
 
-    def entered(self, actor: str, config: RunConfig, run_dir: Path, bus: Bus) -> AbstractAsyncContextManager[RunConfig]:
-        """As it was written."""
-        return nullcontext(config)
+    @asynccontextmanager
+    async def entered(self, actor: str, config: RunConfig, run_dir: Path, bus: Bus) -> AsyncIterator[RunConfig]:
+        """As it was written. gloo would listen where the machine's name points to, which others may reach; somebody else's
+        engines may be on other machines, though."""
+        with collectives_over(gloo=interface_of(LOOPBACK) if kind_of(config.engine).OURS else None):
+            yield config
 
     def rendezvous(self, run_dir: Path, rank: Rank, bus: Bus) -> AbstractAsyncContextManager[str]:
         """A file, which every process of the machine sees."""

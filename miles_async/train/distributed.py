@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import os
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -17,6 +16,9 @@ import torch
 import torch.distributed as dist
 
 from miles_async.train.ranks import Ranks
+from miles_async.weights.interface import collectives_over
+
+LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"
 
 
 class RanksSilent(TimeoutError):
@@ -36,27 +38,33 @@ class LearnerGroups:
     def __init__(self, device: torch.device, ranks: Ranks, *, timeout_s: float, writes_beside: bool = False) -> None:
         if dist.is_initialized():
             raise RuntimeError("this process has a torch.distributed group already; close it before the learner starts")
-        if ranks.init_method.startswith(("file://", "tcp://127.0.0.1", "tcp://localhost")):
-            # All ranks are on this machine: do not let gloo resolve its host name, which containers often cannot.
-            os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo")
         self.rank, self.world_size, self.device = ranks.rank, ranks.world_size, device
         self.dp_rank, self.dp_size, self.layout = ranks.dp_rank, ranks.dp_size, ranks.layout
         self._timeout_s = timeout_s
         if device.type == "cuda":
             torch.cuda.set_device(device)
+        # where all ranks are on this machine, gloo is not to resolve its host name, which containers often cannot
+        is_one_machine = ranks.init_method.startswith(("file://", "tcp://127.0.0.1", "tcp://localhost"))
+        with contextlib.ExitStack() as until_closed:
+            until_closed.enter_context(collectives_over(gloo=LOOPBACK if is_one_machine else None))
+            self._meet(ranks, writes_beside=writes_beside)
+            self._until_closed = until_closed.pop_all()
+
+    def _meet(self, ranks: Ranks, *, writes_beside: bool) -> None:
+        limit = datetime.timedelta(seconds=self._timeout_s)
         with self.waiting("the start of"):
             dist.init_process_group(
-                "nccl" if device.type == "cuda" else "gloo",
+                "nccl" if self.device.type == "cuda" else "gloo",
                 init_method=ranks.init_method,
                 rank=ranks.rank,
                 world_size=ranks.world_size,
-                timeout=datetime.timedelta(seconds=timeout_s),
+                timeout=limit,
             )
             self._split()
             # collectives of two threads in one group would meet each other's
             self.writers: Any = None
             if writes_beside and ranks.world_size > 1:
-                self.writers = dist.new_group(backend="gloo", timeout=datetime.timedelta(seconds=timeout_s))
+                self.writers = dist.new_group(backend="gloo", timeout=limit)
 
     def _split(self) -> None:
         """Make the groups of ranks that do something together, by the layout."""
@@ -183,6 +191,7 @@ class LearnerGroups:
         self._join()
         if dist.is_initialized():
             dist.destroy_process_group()
+        self._until_closed.close()
 
     def _join(self) -> None:
         """Forget the groups of :meth:`_split`."""

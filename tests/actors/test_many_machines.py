@@ -15,7 +15,7 @@ from msgspec.structs import replace as with_sections
 from actors.runtime import many_machines as sites
 from actors.runtime.many_machines import ManyMachines, many_machines
 from actors.runtime.own_address import interface_of, own_address
-from actors.runtime.site import Rank
+from actors.runtime.site import ONE_MACHINE, Rank
 from bus import Bus
 from bus.whereabouts import MEETINGS, meeting, see_memory, tell_meeting, tell_memory
 from miles_async.cli.load import parse
@@ -24,6 +24,7 @@ from miles_async.config.toml import dump
 from miles_async.runs import state
 from miles_async.runs.state import RunState
 from miles_async.weights import place as places
+from miles_async.weights.interface import GLOO, NCCL
 
 CONFIG = RunConfig(model=Model(hf_checkpoint="builtin:digits"), data=Data(prompt_data="builtin:repeat"))
 LOOPBACK = interface_of("127.0.0.1")
@@ -113,16 +114,45 @@ async def test_a_machine_that_does_not_see_the_run_directory_is_told_so(
                 raise AssertionError("it was let in")
 
 
-async def test_collectives_go_over_the_interface_of_the_address(
+async def test_collectives_go_over_the_interface_of_the_address_while_the_actor_lives(
     bus: Bus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     state.write(tmp_path, RunState(bus.run_id, 1))
-    monkeypatch.delenv("GLOO_SOCKET_IFNAME", raising=False)
-    monkeypatch.setenv("NCCL_SOCKET_IFNAME", "ib0")
+    monkeypatch.setenv(GLOO, "")  # as good as nothing
+    monkeypatch.setenv(NCCL, "ib0")
     async with ManyMachines(interface=LOOPBACK).entered("engine-0", CONFIG, tmp_path, bus):
-        assert (
-            os.environ["GLOO_SOCKET_IFNAME"] == LOOPBACK and os.environ["NCCL_SOCKET_IFNAME"] == "ib0"
-        )  # somebody knew
+        assert os.environ[GLOO] == LOOPBACK and os.environ[NCCL] == "ib0"  # somebody knew
+    assert os.environ[GLOO] == "" and os.environ[NCCL] == "ib0"
+
+
+async def test_an_interface_for_gloo_by_which_no_other_machine_gets_here_is_one_line(
+    bus: Bus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host = address_or_skip()
+    name = interface_of(host)
+    state.write(tmp_path, RunState(bus.run_id, 1))
+    for named, wrong in ((LOOPBACK, LOOPBACK), (f"{name},nosuch7", "nosuch7")):
+        monkeypatch.setenv(GLOO, named or "")
+        with pytest.raises(
+            ConfigError, match=f'{GLOO} = "{named}": .* by "{wrong}"; unset it, or name one of .*{name} \\({host}\\)'
+        ):
+            async with ManyMachines(interface=f"{host}/32").entered("engine-0", CONFIG, tmp_path, bus):
+                raise AssertionError("it was let in")
+    monkeypatch.setenv(GLOO, name or "")
+    async with ManyMachines(interface=f"{host}/32").entered("engine-0", CONFIG, tmp_path, bus):
+        assert os.environ[GLOO] == name
+
+
+async def test_on_one_machine_gloo_listens_on_loopback_unless_engines_are_somebody_elses(
+    bus: Bus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By itself it listens where the machine's name points to, which is often an address that others reach."""
+    monkeypatch.delenv(GLOO, raising=False)
+    theirs = with_sections(CONFIG, engine=Engine(kind="external", urls=["http://a:1"]))
+    for config, over in ((CONFIG, LOOPBACK), (theirs, None)):
+        async with ONE_MACHINE.entered("broadcaster", config, tmp_path, bus):
+            assert os.environ.get(GLOO) == over
+    assert GLOO not in os.environ
 
 
 # where ranks meet

@@ -50,8 +50,6 @@ class Looker(threading.Thread):
                 self.in_memory |= set(os.listdir(in_memory(self.run_dir)))
 
 
-# in a process that has run other tests before it an engine was seen to listen on loopback; by itself it does not
-@pytest.mark.cluster
 @pytest.mark.usefixtures("as_a_launch")
 def test_a_run_on_several_machines_uses_no_loopback_no_socket_in_a_file_and_no_memory_of_one_of_them(
     tmp_path: Path,

@@ -15,9 +15,6 @@ from machines import ROUTE, Machine, environment, machines, why_not
 
 from bus.server import find_redis
 
-# beside the other tests its engines can stand in a group of a former attempt for ever; alone it passes in a minute
-pytestmark = pytest.mark.cluster
-
 
 @pytest.fixture(scope="module")
 def net(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mapping[str, Machine]]:

@@ -23,12 +23,14 @@ from typing import Any
 import psutil
 
 from bus.server import die_with_parent
+from miles_async.weights.interface import GLOO, NCCL
 
 ROOT = Path(__file__).parents[2]
 NETWORK = "10.213.77"
 ROUTE = f"ip route add default via {NETWORK}.254"  # where nobody is: Ray finds no address of its own without one
 NAMESPACES = ("--net", "--mount", "--uts")
 PRIVATE = ("/tmp", "/var/tmp", "/dev/shm")
+OF_THIS_ONE = ("TMPDIR", "TEMP", "TMP", GLOO, NCCL)
 READY_S = 20.0
 
 
@@ -73,9 +75,9 @@ class Machine:
 
 
 def environment(**extra: str) -> dict[str, str]:
-    """Of what runs on a machine: the code of this checkout and the tests' own, and no directory of this one for its files."""
+    """Of what runs on a machine: the code of this checkout and the tests' own, no directory and no interface of this one."""
     path = os.pathsep.join((str(ROOT), str(Path(__file__).parent)))
-    kept = {key: value for key, value in os.environ.items() if key not in ("TMPDIR", "TEMP", "TMP")}
+    kept = {key: value for key, value in os.environ.items() if key not in OF_THIS_ONE}
     return {**kept, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **extra}
 
 
