@@ -12,6 +12,7 @@ no further ahead of the newest checkpoint than a running run would be; a replaye
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from bus.codec import decode
 from bus.ledger_batches import sizes_of
 from bus.ledger_leases import Publication
 from bus.messages import Group, ReadyGroup, Ticket
+from bus.topics import Topic
 from bus.waits import WaitKind
 from miles_async.recording import manifest
 from miles_async.recording.reader import RecordedRun, RecordedStep
@@ -30,7 +32,6 @@ from miles_async.staleness.policies import too_old
 
 AHEAD = 8  # steps, beyond those between two checkpoints
 MEMORY_SHARE = 0.8  # of what Redis may use, as for a dealer
-LOOK_S = 0.2
 AT_ONCE = 32  # groups in a claim or a publication
 
 
@@ -67,13 +68,20 @@ class Replayer:
     async def _may_go_on(self, step: int) -> bool:
         """Wait until the learner has left room for ``step``; False: it is to stop."""
         ahead = self.ctx.config.checkpoint.save_interval + AHEAD
-        while not self.ctx.stop.is_set():
-            _, committed = await self.ledger.steps()
-            used, limit = await self.ctx.bus.memory()
-            if step <= max(committed, self.first - 1) + ahead and not (limit and used > MEMORY_SHARE * limit):
-                return True
-            with self.ctx.saying(wait_for(WaitKind.STEP, step=committed + 1)):
-                await asyncio.sleep(LOOK_S)
+        # looked up first, so that no commit falls in between
+        news: dict[Topic, str] = {"events": await self.ctx.bus.last_id("events")}
+        with contextlib.ExitStack() as said:
+            awaited = -1
+            while not self.ctx.stop.is_set():
+                _, committed = await self.ledger.steps()
+                used, limit = await self.ctx.bus.memory()
+                if step <= max(committed, self.first - 1) + ahead and not (limit and used > MEMORY_SHARE * limit):
+                    return True
+                if committed != awaited:  # else it is one wait, however many looks it takes
+                    said.close()
+                    said.enter_context(self.ctx.saying(wait_for(WaitKind.STEP, step=committed + 1)))
+                    awaited = committed
+                await self.ctx.bus.wait_for_news(news)
         return False
 
     async def _offer(self, step: int, recorded: RecordedStep) -> None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import msgspec
+from actor_contexts import context
+from ledger_steps import deal, make_ready
 from stand_in_learner import publish
 
-from actors.replayer import Replayer
+from actors.replayer import AHEAD, Replayer
 from actors.runtime.context import ActorContext
 from actors.runtime.spec import ActorSpec
 from bus import Bus, Ledger
@@ -94,3 +97,36 @@ async def test_a_record_that_does_not_say_under_which_bound_is_replayed_under_th
     run = await recorded(bus, tmp_path, {}, {})
     again = await replayed(bus, tmp_path, len(run), max_lag=0, policy="token_mask")
     assert [(batch.max_lag, batch.masked_tokens) for batch in again] == [(0, 0), (0, 1)]
+
+
+async def until(seen: Callable[[], bool]) -> None:
+    async with asyncio.timeout(60.0):
+        while not seen():  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+
+async def test_a_replayer_that_is_far_ahead_says_one_wait_until_the_learner_has_committed(bus: Bus) -> None:
+    ctx = context(bus, "dealer")
+    replayer = Replayer(ctx)
+    await deal(replayer.ledger, 1)
+    await replayer.ledger.batch(1, await make_ready(replayer.ledger, 1), max_lag=0, ticks=True)
+    looks, steps = [], replayer.ledger.steps
+
+    async def counted() -> tuple[int, int]:
+        looks.append(await steps())
+        return looks[-1]
+
+    replayer.ledger.steps = counted
+    ahead = ctx.config.checkpoint.save_interval + AHEAD
+    assert await replayer._may_go_on(ahead)
+    far = asyncio.create_task(replayer._may_go_on(ahead + 1))
+    await until(lambda: bool(ctx.heartbeat().waits))
+    said, seen = ctx.heartbeat().waits, len(looks)
+    assert [wait.sentence for wait in said] == ["the learner to take step 1"]
+    await ctx.event("anything")
+    await until(lambda: len(looks) > seen + 1)
+    assert ctx.heartbeat().waits == said  # it has lasted since it began
+    await replayer.ledger.commit(1)
+    assert await far and not ctx.heartbeat().waits
+    ctx.stop.set()
+    assert not await replayer._may_go_on(ahead + 2)

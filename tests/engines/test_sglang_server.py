@@ -23,6 +23,7 @@ from miles_async.engines.sglang.command import (
     environment,
     installed_version,
 )
+from miles_async.engines.sglang.crowded import LEAST, share
 from miles_async.engines.sglang.driver import SglangError, SglangServer, free_port
 
 ROOT = Path(__file__).parents[2]
@@ -159,6 +160,27 @@ async def test_a_port_in_use_is_named_before_anything_starts(tmp_path: Path) -> 
         with pytest.raises(SglangError, match=f"127.0.0.1:{port}: Address already in use"):
             await SglangServer.start("model", port=port, device="cpu", log_file=tmp_path / "log.txt")
     assert not (tmp_path / "log.txt").exists()
+
+
+async def test_a_start_may_last_as_much_longer_as_its_machine_is_crowded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if importlib.util.find_spec("sglang") is None:
+        pytest.skip("sglang is not installed")
+    assert [share(load, 2) for load in (0.0, 2.0, 8.0, 1e9)] == [1.0, 1.0, 0.25, LEAST]
+    stand_in = tmp_path / "path" / "sglang" / "launch_server.py"
+    stand_in.parent.mkdir(parents=True)
+    stand_in.write_text("import signal; signal.pause()")  # a server that hangs
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "path"))
+    loads = [1e9] * 12  # then everybody is gone
+
+    def load() -> tuple[float, float, float]:
+        return (loads.pop() if loads else 0.0, 0.0, 0.0)
+
+    monkeypatch.setattr(os, "getloadavg", load)
+    with pytest.raises(SglangError, match=r"did not answer /health within 1 s"):
+        await SglangServer.start("model", device="cpu", log_file=tmp_path / "log.txt", timeout_s=1.0)
+    assert not loads  # three seconds of a crowded machine
 
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is not None, reason="a really installed Triton wins")

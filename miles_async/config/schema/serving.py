@@ -20,7 +20,9 @@ class Engine(Section, frozen=True):
     context_length: PositiveInt | None = None
     tp_size: PositiveInt = 1  # tensor-parallel ranks of one sglang server; Miles: rollout_num_gpus_per_engine
     args: list[str] = []  # further flags of the sglang server
-    start_timeout_s: PositiveFloat = 180.0  # for a model to be built or a server to answer
+    # for a model to be built or a server to answer; one of engine.kind = "sglang" has as much longer as other processes make it
+    # wait for a core
+    start_timeout_s: PositiveFloat = 180.0
     # a server that shows no sign of life for so long is hung: one of engine.kind = "sglang" is killed and replaced, one of
     # "external" is on record; None: twice weights.timeout_s, since a server stands still while it takes weights
     hang_timeout_s: PositiveFloat | None = None

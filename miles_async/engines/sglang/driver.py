@@ -14,7 +14,6 @@ import os
 import random
 import socket
 import tempfile
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -33,6 +32,7 @@ from miles_async.engines.sglang.command import (
     installed_version,
     resolve_device,
 )
+from miles_async.engines.sglang.crowded import OwnTime
 from miles_async.http.address import url_of
 
 __all__ = ["SglangError", "SglangServer", "free_port"]
@@ -92,7 +92,7 @@ class SglangServer:
 
         port: 0 is any free one. args: further flags of ``sglang.launch_server``, which win over ours. log_file: what the
         server's output is appended to. routes: whether it is to be able to return experts. timeout_s: seconds until it has to
-        answer.
+        answer, on a machine with a core for everybody; on one that is busy as much longer as that makes it (``crowded.py``).
         Raises SglangError: not installed, too old, exited, not ready in time, port in use; UnfitServerError: it cannot be an
         engine, for what it is or has been told.
         """
@@ -167,13 +167,14 @@ class SglangServer:
 
     async def _wait_until_ready(self, api_key: str | None, timeout_s: float) -> None:
         headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
-        started = time.monotonic()
         exited = asyncio.create_task(self._process.wait())
+        loop, lasted = asyncio.get_running_loop(), OwnTime()
         timeout = aiohttp.ClientTimeout(total=PROBE_TIMEOUT_S)
         try:
             async with aiohttp.ClientSession(headers=headers, timeout=timeout) as session:
-                async with asyncio.timeout(timeout_s):
+                async with asyncio.timeout(timeout_s) as limit:
                     while not await self._answers(session, exited):
+                        limit.reschedule(loop.time() + timeout_s - lasted.look())
                         await asyncio.wait({exited}, timeout=PROBE_INTERVAL_S)
                 client = EngineClient(self.url, session, api_key)
                 options = self.options
@@ -183,8 +184,10 @@ class SglangServer:
         except EngineError as error:
             raise SglangError(f"SGLang server {self.url} broke off: {error}; its log: {self._log_file}") from None
         except TimeoutError:
+            clock = lasted.by_the_clock()
+            busy = f" ({clock:.0f} s by the clock, of a busy machine)" if clock > timeout_s + PROBE_TIMEOUT_S else ""
             raise SglangError(
-                f"SGLang server {self.url} did not answer /health within {time.monotonic() - started:.0f} s; "
+                f"SGLang server {self.url} did not answer /health within {timeout_s:g} s{busy}; "
                 f"the end of its log {self._log_file}:\n{self.log_tail()}"
             ) from None
         finally:
