@@ -28,7 +28,7 @@ from miles_async.train.ranks import Ranks
 if TYPE_CHECKING:
     import torch
 
-    from miles_async.weights.snapshot import Spec
+    from miles_async.weights.safetensors_file import Spec
 
 METHODS = (
     "step",
@@ -82,7 +82,7 @@ class LearnerBackend:
     def stream(self) -> tuple[Sequence[Spec], Iterable[tuple[str, torch.Tensor]]]:
         """Of what :meth:`export` gives: name, dtype and shape of all tensors, and then one after the other; each may be a view
         of the weights, and is read before the next is asked for. Nothing on every rank but 0, which go through it too."""
-        from miles_async.weights.snapshot import specs_of
+        from miles_async.weights.safetensors_file import specs_of
 
         tensors = self.export().items()
         return specs_of(tensors), tensors

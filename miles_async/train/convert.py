@@ -20,6 +20,7 @@ from miles_async.train.checkpoint import CheckpointError
 from miles_async.train.hf_export import save_hf
 from miles_async.train.peft_export import save_adapters
 from miles_async.weights.config_dtype import KEYS
+from miles_async.weights.safetensors_file import specs_of
 
 _POINTER = "latest_checkpointed_iteration.txt"  # Megatron-LM's, in the directory of its checkpoints
 
@@ -83,7 +84,8 @@ def convert(found: Found, directory: Path, *, adapters: bool = False) -> None:
         raise FileExistsError(f"{directory} is there already: it would be replaced")
     backend = BACKENDS.load(found.config.learner.train_backend)
     if not adapters:
-        save_hf(backend.checkpoint_weights(found.config, found.model, found.path), found.model, directory)
+        weights = backend.checkpoint_weights(found.config, found.model, found.path)
+        save_hf(specs_of(weights.items()), weights.items(), found.model, directory)
     elif found.lora is None:
         raise CheckpointError(f"{found.path} holds a whole model and no adapters: its run had learner.lora_rank = 0")
     else:

@@ -60,14 +60,16 @@ class Critic:
         """A token classifier with one label for transformers: its output at a token is the value of what ends there. Written by
         rank 0; collective as the bridge's ``all_tensors`` is."""
         from miles_async.train.hf_export import save_hf
+        from miles_async.weights.safetensors_file import specs_of
 
         tensors = {name: _copy(tensor) for name, tensor in self._parts.critic_tensors(self._bridge, self.model)}
         if self.model.groups.rank != 0:
             return
         kind = self._bridge.hf_config.architectures[0].replace("ForCausalLM", _CLASSIFIER)
         # there is no output layer that the embeddings could be tied to, and none that would have to be there
-        settings = {"architectures": [kind], "id2label": {"0": "value"}, "label2id": {"value": 0}}
-        save_hf(tensors, Path(self._bridge.path), directory, settings | {"tie_word_embeddings": True})
+        settings: dict[str, Any] = {"architectures": [kind], "id2label": {"0": "value"}, "label2id": {"value": 0}}
+        settings |= {"tie_word_embeddings": True}
+        save_hf(specs_of(tensors.items()), tensors.items(), Path(self._bridge.path), directory, settings)
 
     def train_pass(self, micros: Sequence[tuple[MicroBatch, MicroShare]], observe: Callable[[Sums], None]) -> None:
         """Add the gradients of micro-batches' shares in the step's value loss up. observe: is given each one's part of METRICS,

@@ -22,7 +22,7 @@ from miles_async.train.model_state import ModelState
 from miles_async.train.parts import LearnerParts
 from miles_async.train.policy import Policy
 from miles_async.train.steps import OptimizerSteps
-from miles_async.weights.snapshot import Spec, specs_of
+from miles_async.weights.safetensors_file import Spec, specs_of
 
 
 class StoredTrainer(LearnerBackend):
@@ -72,9 +72,12 @@ class StoredTrainer(LearnerBackend):
         """A directory transformers can load: current weights, the original's configuration and tokenizer files."""
         from miles_async.train.hf_export import save_hf
 
-        tensors = self.export()
+        specs, tensors = self.stream()
         if self._groups.rank == 0:
-            save_hf(tensors, Path(self._bridge.path), Path(directory))
+            save_hf(specs, tensors, Path(self._bridge.path), Path(directory))
+        else:
+            for _ in tensors:  # whoever has a part of one gives it
+                pass
         self._groups.agree("the Hugging Face export")
 
     def save_adapters(self, directory: Path) -> None:

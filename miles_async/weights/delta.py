@@ -26,7 +26,7 @@ import zstandard
 from miles_async.disk.fence import before_it_counts, mark
 from miles_async.engines.checksum import Bytes, as_bytes, checksum
 from miles_async.weights.buckets import by_item_size, dtype_name
-from miles_async.weights.snapshot import Spec
+from miles_async.weights.safetensors_file import Spec
 from miles_async.weights.update import Key
 
 MAGIC = b"MADELTA1"

@@ -16,7 +16,7 @@ from miles_async.hooks.hook import Hook
 if TYPE_CHECKING:
     import torch
 
-    from miles_async.weights.snapshot import Spec
+    from miles_async.weights.safetensors_file import Spec
 
 EXPORT = Hook(
     "weights.export_function",
@@ -33,7 +33,7 @@ def outgoing(config: RunConfig, backend: Any) -> tuple[Sequence[Spec], Iterable[
     HookFailed."""
     if not EXPORT.functions(config):
         return backend.stream()
-    from miles_async.weights.snapshot import specs_of
+    from miles_async.weights.safetensors_file import specs_of
 
     tensors = backend.export()
     tensors = exported(config, tensors) if tensors else {}

@@ -20,9 +20,10 @@ import torch
 
 from bus.messages import MAX_NUMBER
 from miles_async.config.schema import RunConfig
-from miles_async.weights.buckets import by_item_size, dtype_name, order
+from miles_async.weights.buckets import by_item_size, order
 from miles_async.weights.config_dtype import say_dtype
 from miles_async.weights.place import MEMORY_ROOT, ON_DISK, in_memory, pins_kept
+from miles_async.weights.safetensors_file import DTYPES, Spec, specs_of, write_safetensors
 from miles_async.weights.sealed import CHECKSUM, NO_CHECKSUM, SnapshotError, seal
 
 WEIGHTS_FILE = "model.safetensors"
@@ -30,26 +31,6 @@ KEEP = 2  # snapshots besides the one being written; the mapping of a removed on
 _NAME = re.compile(r"i(\d+)-v\d+")
 _CONFIG_FILES = ("*.json", "*.txt", "*.model", "*.jinja")  # what an engine reads besides the weights
 _INDEX = "*.index.json"
-
-# https://huggingface.co/docs/safetensors (the format): 8 bytes little-endian header length, JSON header, raw tensors.
-_SAFE_NAMES = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.bfloat16: "BF16",
-    torch.float16: "F16",
-    torch.float8_e4m3fn: "F8_E4M3",
-    torch.float8_e5m2: "F8_E5M2",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.int16: "I16",
-    torch.int8: "I8",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
-}
-_SAFE_DTYPES = {name: dtype for dtype, name in _SAFE_NAMES.items()}
-
-
-Spec = tuple[str, torch.dtype, Sequence[int]]  # name, dtype, shape
 
 
 def choose_root(config: RunConfig, run_dir: Path, n_bytes: int = 0) -> Path:
@@ -79,11 +60,6 @@ def write_snapshot(
     A snapshot of the same version and incarnation is replaced. All but the ``KEEP`` written last are removed.
     """
     return write_tensors(root, version, incarnation, specs_of(tensors.items()), by_item_size(tensors), config_dir)
-
-
-def specs_of(tensors: Iterable[tuple[str, torch.Tensor]]) -> list[Spec]:
-    """What announces ``tensors``."""
-    return [(name, tensor.dtype, tensor.shape) for name, tensor in tensors]
 
 
 def write_where_there_is_room(
@@ -119,7 +95,7 @@ def write_tensors(
     with _draft(root, root / snapshot_name(incarnation, version), config_dir) as draft:
         say_dtype(draft, ((dtype, shape) for _, dtype, shape in specs))
         said = {"weight_version": str(version), "incarnation": str(incarnation), CHECKSUM: NO_CHECKSUM}
-        _write_safetensors(draft / WEIGHTS_FILE, specs, tensors, said)
+        write_safetensors(draft / WEIGHTS_FILE, specs, tensors, said)
         seal(draft / WEIGHTS_FILE)
     prune(root, KEEP, incarnation)
     return root / snapshot_name(incarnation, version)
@@ -196,7 +172,7 @@ def load_snapshot(path: Path | str) -> dict[str, torch.Tensor]:
                 start, end = entry["data_offsets"]
                 if end > data.numel():
                     raise SnapshotError(f"{file} is cut short: {name} ends at byte {end} of {data.numel()}")
-                tensors[name] = data[start:end].view(_SAFE_DTYPES[entry["dtype"]]).reshape(entry["shape"])
+                tensors[name] = data[start:end].view(DTYPES[entry["dtype"]]).reshape(entry["shape"])
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise SnapshotError(f"{file} is damaged: {type(error).__name__}: {error}") from None
     except RuntimeError as error:
@@ -204,50 +180,3 @@ def load_snapshot(path: Path | str) -> dict[str, torch.Tensor]:
             raise
         raise SnapshotError(f"{file} is damaged: {error}") from None
     return tensors
-
-
-def _write_safetensors(
-    file: Path, specs: Sequence[Spec], tensors: Iterable[tuple[str, torch.Tensor]], said: Mapping[str, str]
-) -> None:
-    """One pass over the tensors' own memory. The learner waits for this, so nothing is gathered or copied first."""
-    header: dict[str, object] = {"__metadata__": {"format": "pt", **said}}
-    places: dict[str, tuple[int, int]] = {}
-    offset = 0
-    for name, dtype, shape in specs:
-        if dtype not in _SAFE_NAMES:
-            raise SnapshotError(f"{name} has dtype {dtype_name(dtype)}, which safetensors cannot hold")
-        end = offset + torch.Size(shape).numel() * dtype.itemsize
-        header[name] = {"dtype": _SAFE_NAMES[dtype], "shape": list(shape), "data_offsets": [offset, end]}
-        places[name] = offset, end
-        offset = end
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # the data starts aligned
-    begin = 8 + len(text)
-    with file.open("wb", buffering=0) as stream:
-        _take_room(stream.fileno(), begin + offset)
-        stream.write(len(text).to_bytes(8, "little") + text)
-        for name, tensor in tensors:
-            start, end = places.pop(name, (0, -1))
-            if tensor.nbytes != end - start:
-                raise SnapshotError(f"{name} was not announced, or not with {tensor.nbytes} bytes")
-            _write_at(stream.fileno(), tensor, begin + start)
-    if places:
-        raise SnapshotError(f"{', '.join(sorted(places)[:3])} did not come: {len(places)} tensors are missing")
-
-
-def _take_room(file: int, size: int) -> None:
-    """Of ``size`` bytes, where the file system can; ENOSPC, EDQUOT: there is none."""
-    try:
-        os.posix_fallocate(file, 0, size)
-    except (AttributeError, OSError) as error:
-        if isinstance(error, OSError) and error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
-            raise
-        os.ftruncate(file, size)
-
-
-def _write_at(file: int, tensor: torch.Tensor, place: int) -> None:
-    flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-    view = memoryview(flat.numpy().data)
-    while view:  # one write takes at most 2 GiB
-        written = os.pwrite(file, view, place)
-        view, place = view[written:], place + written

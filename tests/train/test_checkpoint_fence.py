@@ -200,7 +200,7 @@ def test_an_export_of_one_that_has_been_replaced_takes_no_name(
     fences.replaced = True
     (tmp_path / "hf").mkdir()
     with pytest.raises(Replaced):
-        save_hf({"w": torch.ones(2)}, digits_model, tmp_path / "hf")
+        save_hf([("w", torch.float32, (2,))], [("w", torch.ones(2))], digits_model, tmp_path / "hf")
     assert list((tmp_path / "hf").iterdir()) == []
 
 

@@ -14,13 +14,13 @@ from miles_async.config.schema import Data, Model, RunConfig, Weights
 from miles_async.train.hf_export import save_hf
 from miles_async.weights.buckets import make_buckets, unflatten
 from miles_async.weights.fleet import Fleet, next_wave
+from miles_async.weights.safetensors_file import specs_of
 from miles_async.weights.snapshot import (
     WEIGHTS_FILE,
     SnapshotError,
     choose_root,
     load_snapshot,
     prune,
-    specs_of,
     write_snapshot,
     write_tensors,
 )
@@ -79,7 +79,7 @@ def test_the_configuration_of_what_is_exported_names_the_type_that_its_tensors_h
     tensors = {"wide": torch.zeros(30, 5, dtype=dtype), "norm": torch.zeros(3, dtype=torch.float64).to(dtype)}
     if dtype.is_floating_point:
         tensors["small"] = torch.zeros(3, dtype=torch.float16)  # not what most of the values are
-    save_hf(tensors, Path(hf_dir), tmp_path / "export")
+    save_hf(specs_of(tensors.items()), tensors.items(), Path(hf_dir), tmp_path / "export")
     for path in (write_snapshot(tmp_path / "root", 1, 1, tensors, hf_dir), tmp_path / "export"):
         assert json.loads((path / "config.json").read_text()) == {"model_type": "qwen3", **said}
         assert safetensors.torch.load_file(path / "model.safetensors")["wide"].dtype == dtype
