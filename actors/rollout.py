@@ -195,6 +195,7 @@ class RolloutWorker:
         try:
             with self.ctx.waiting(WaitKind.GENERATION), contained():
                 samples = await self.make(ticket, context)
+            generated = time.time()
             samples = check_samples(samples)
             if self.teachers is not None:
                 with self.ctx.waiting(WaitKind.TEACHER):
@@ -203,7 +204,7 @@ class RolloutWorker:
                 samples = await self._score_all(ticket, samples)
             refusal = self.filters.refusal(samples)
             begun = Begun() if context.slots is None else context.slots.begun
-            group = partial(self._group, ticket, started=started, begun=begun)
+            group = partial(self._group, ticket, started=started, generated=generated, begun=begun)
             sound = await self._sound(group(samples=self.filters.finished(samples))) if refusal is None else None
             if refusal is not None and self.ctx.config.record.level == "all":
                 with contextlib.suppress(UnsoundGroup):  # it is not trained on anyway
@@ -250,7 +251,9 @@ class RolloutWorker:
         check_group(group, self.limits)
         return group, payload
 
-    def _group(self, ticket: Ticket, *, samples: Sequence[Sample], started: float, begun: Begun) -> tuple[Group, bytes]:
+    def _group(
+        self, ticket: Ticket, *, samples: Sequence[Sample], started: float, generated: float, begun: Begun
+    ) -> tuple[Group, bytes]:
         """The group as it is read from the bus, and its bytes there. Raises UnsoundGroup: it cannot be sent."""
         return received(
             Group(
@@ -262,6 +265,7 @@ class RolloutWorker:
                 finished=time.time(),
                 label=ticket.label,
                 begun=begun,
+                generated=generated,
             )
         )
 

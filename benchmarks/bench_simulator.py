@@ -13,7 +13,7 @@ import resource
 import time
 from typing import Any
 
-from benchmarks.lib.published import applied_compute, miles_arms
+from benchmarks.lib.published import applied_compute, dora, marin, miles_arms, seer, stream_rl, verl_async
 from miles_async.simulation.loop import simulate
 from miles_async.simulation.reading import parse
 from miles_async.simulation.result import figures
@@ -56,7 +56,20 @@ def run() -> dict[str, Any]:
         "scale": scale(
             int(os.environ.get("SIMULATOR_ENGINES", ENGINES)), int(os.environ.get("SIMULATOR_GROUPS", GROUPS))
         ),
-        "published": {"applied_compute": applied_compute.compared(), "miles_fully_async": miles_arms.compared()},
+        "published": published(),
+    }
+
+
+def published() -> dict[str, Any]:
+    """Each source's runs beside their simulations."""
+    return {
+        "applied_compute": applied_compute.compared(),
+        "miles_fully_async": miles_arms.compared(),
+        "marin": marin.compared(),
+        "verl_fully_async": verl_async.compared(),
+        "dora": dora.compared(),
+        "seer_baseline": seer.compared(),
+        "stream_rl": stream_rl.compared(),
     }
 
 

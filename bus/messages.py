@@ -89,6 +89,7 @@ class Group(Message, tag="group", frozen=True):
     finished: float
     label: str | None = None
     begun: Begun = Begun()
+    generated: float = 0.0  # when its last token was there, before it was graded; 0: not said
 
 
 class Ticket(Message, tag="ticket", frozen=True):

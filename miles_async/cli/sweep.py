@@ -14,6 +14,7 @@ from miles_async.cli.load import load
 from miles_async.cli.replay import replayed
 from miles_async.config.schema import ConfigError
 from miles_async.config.toml import text_of
+from miles_async.simulation import reading
 from miles_async.sweeping.grid import Cell, Sweep, cells, parse
 from miles_async.sweeping.report import PICTURE, TABLE, report
 from miles_async.sweeping.runs import claim, run_cells
@@ -28,8 +29,10 @@ def planned(file: Path) -> tuple[Sweep, list[Cell], str]:
         try:
             if sweep.config:
                 load(sweep.config, cell.overrides)
-            else:
+            elif sweep.replay:
                 replayed(Path(sweep.replay), cell.overrides, 0)
+            else:
+                reading.parse(text_of(Path(sweep.simulation)), cell.overrides, source=sweep.simulation)
         except ConfigError as error:
             raise ConfigError(f"cell {cell.name}: {error}") from None
     return sweep, found, text

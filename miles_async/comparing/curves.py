@@ -1,7 +1,8 @@
 """What a run made of its steps, by step, by tokens and by time, read from its directory; and its figures. Pure but for reading.
 
-Promises: a step counts once, as it was trained last; time is that of the learner's steps (training and waiting for groups), so
-that neither a start nor the pause between two launches is in it; what was not reported is left out, never 0.
+A simulation's directory is read in the same way: it has the same names, and no rewards. Promises: a step counts once, as it
+was trained last; time is that of the learner's steps (training and waiting for groups), so that neither a start nor the pause
+between two launches is in it; what was not reported is left out, never 0.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ from typing import Any
 
 import msgspec
 
+from miles_async.comparing.ledger_figures import ledger_figures
 from miles_async.config.schema import ConfigError
-from miles_async.monitor.record_lines import RecordError, is_step, read_metrics
+from miles_async.monitor.record_lines import LEARNER, MetricsLine, RecordError, is_step, read_metrics, read_transitions
 from miles_async.monitor.summary import REWARD_WINDOW, last_summary, mean
 from miles_async.runs import launches
 
@@ -31,20 +33,26 @@ class Point(msgspec.Struct, frozen=True):
     reward: float  # mean over the last REWARD_WINDOW steps
     mean_lag: float
     max_lag: float
+    samples_per_s: float = math.nan  # of this step
+    busy: float = math.nan  # share of it in which the learner trained
 
 
 class Curve(msgspec.Struct, frozen=True):
-    """A run. ``table``: the configuration of its newest launch, as TOML has it."""
+    """A run, or a simulation. ``table``: the configuration of its newest launch, as TOML has it."""
 
     name: str
     table: dict[str, Any]
     points: tuple[Point, ...]
-    figures: dict[str, float | int | str | None]
+    figures: dict[str, Any]
+
+    @property
+    def is_simulation(self) -> bool:
+        return "simulation" in self.table or self.figures.get("status") == "simulated"
 
 
 def read_curve(run_dir: Path) -> Curve:
     """Raises RecordError: nothing was trained there, or a file is damaged."""
-    steps = {line.step: line.values for line in read_metrics(run_dir) if is_step(line)}
+    steps = {line.step: line.values for line in read_metrics(run_dir) if is_step(line) or _is_simulated(line)}
     if not steps:
         raise RecordError(f"{run_dir}: no run here that has trained a step")
     try:
@@ -52,8 +60,18 @@ def read_curve(run_dir: Path) -> Curve:
     except ConfigError:
         summary = {}
     rows = [(step, steps[step]) for step in sorted(steps)]
-    points = _points(rows)
-    return Curve(run_dir.name, launches.last_config(run_dir) or {}, points, _figures(rows, points, summary))
+    points, table = _points(rows), launches.configured(run_dir) or {}
+    figures = _figures(rows, points, summary) | _of_summary(summary)
+    if not launches.is_simulation(run_dir):  # whose summary has said it
+        masked = any(values.get("masked_tokens") for _, values in rows)
+        bound = (table.get("staleness") or {}).get("max_lag") if masked else None
+        figures |= ledger_figures(read_transitions(run_dir), bound)
+    return Curve(run_dir.name, table, points, figures)
+
+
+def _is_simulated(line: MetricsLine) -> bool:
+    """A step of a simulation, which has no reward."""
+    return line.actor == LEARNER and STEP_TIME in line.values and "n_tokens" in line.values
 
 
 def _points(rows: Sequence[tuple[int, dict[str, float | None]]]) -> tuple[Point, ...]:
@@ -66,15 +84,25 @@ def _points(rows: Sequence[tuple[int, dict[str, float | None]]]) -> tuple[Point,
         rewards.append(_value(values, "raw_reward"))
         recent = mean(rewards[-REWARD_WINDOW:])
         reward = math.nan if recent is None else recent
+        took = values.get(STEP_TIME) or math.nan
         found.append(
-            Point(step, tokens, seconds, reward, _value(values, "mean_token_lag"), _value(values, "max_token_lag"))
+            Point(
+                step,
+                tokens,
+                seconds,
+                reward,
+                _value(values, "mean_token_lag"),
+                _value(values, "max_token_lag"),
+                _value(values, "n_samples") / took,
+                _value(values, TRAIN_TIME) / took,
+            )
         )
     return tuple(found)
 
 
 def _figures(
     rows: Sequence[tuple[int, dict[str, float | None]]], points: Sequence[Point], summary: dict[str, Any]
-) -> dict[str, float | int | str | None]:
+) -> dict[str, Any]:
     def total(name: str) -> float:
         return math.fsum(values.get(name) or 0.0 for _, values in rows)
 
@@ -89,6 +117,7 @@ def _figures(
         "reward_last": _finite(last.reward),
         "tokens": tokens,
         "seconds": seconds or None,
+        "samples_per_step": total("n_samples") / len(rows),
         "samples_per_s": total("n_samples") / seconds if seconds else None,
         "tokens_per_s": tokens / seconds if seconds else None,
         "learner_busy": total(TRAIN_TIME) / seconds if seconds else None,
@@ -102,6 +131,13 @@ def _figures(
         "dropped": dropped / dealt if dealt else None,
         **{name: mean(_value(values, name) for _, values in rows) for name in MEANS},
     }
+
+
+def _of_summary(summary: dict[str, Any]) -> dict[str, Any]:
+    """What only the summary says; of a simulation also what a run's transitions say."""
+    bias = summary.get("length_bias") or {}
+    names = ("engine_busy", "ideal_groups_per_s", "share_of_ideal", "lag_tokens", "lag_groups", "wasted_share")
+    return {name: summary.get(name) for name in names} | {"length_bias": bias.get("ratio")}
 
 
 def at(points: Sequence[Point], amount: float, of: Callable[[Point], float]) -> float | None:

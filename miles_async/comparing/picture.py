@@ -1,10 +1,12 @@
-"""Runs beside each other as a picture: reward by steps, by tokens and by time, and lag.
+"""Runs beside each other as a picture: reward by steps, by tokens and by time, and lag; where none has a reward
+(simulations), how busy the learner was, throughput, and progress in the place of it.
 
 Promises: needs no display; a run has one colour in all of it.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -25,22 +27,22 @@ def draw(curves: Sequence[Curve], path: Path) -> None:
     figure = Figure(figsize=(11, 7), dpi=130, layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     (by_step, by_tokens), (by_time, lag) = figure.subplots(2, 2)
+    rewarded = any(math.isfinite(point.reward) for curve in curves for point in curve.points)
     for number, curve in enumerate(curves):
         points, color = curve.points, COLORS[number % len(COLORS)]
-        steps, reward = [point.step for point in points], [point.reward for point in points]
-        by_step.plot(steps, reward, color=color, label=curve.name)
-        by_tokens.plot([point.tokens for point in points], reward, color=color)
-        by_time.plot([point.seconds for point in points], reward, color=color)
+        steps, seconds, tokens = ([getattr(p, name) for p in points] for name in ("step", "seconds", "tokens"))
+        reward = [point.reward for point in points]
+        by_step.plot(steps, reward if rewarded else [p.samples_per_s for p in points], color=color, label=curve.name)
+        by_tokens.plot(tokens, reward if rewarded else [point.busy for point in points], color=color)
+        by_time.plot(seconds, reward if rewarded else tokens, color=color)
         lag.plot(steps, [point.mean_lag for point in points], color=color)
         lag.plot(steps, [point.max_lag for point in points], color=color, alpha=0.35, linewidth=0.8)
-    panels = (
-        (by_step, "step", "reward"),
-        (by_tokens, "tokens trained on", "reward"),
-        (by_time, "seconds of the learner", "reward"),
-    )
-    for axes, below, beside in (*panels, (lag, "step", "lag, versions (thin: oldest token)")):
-        axes.set_xlabel(below)
-        axes.set_ylabel(beside)
+    beside = ("reward", "reward", "reward") if rewarded else ("samples/s", "learner busy, share", "tokens trained on")
+    below = ("step", "tokens trained on", "seconds of the learner")
+    panels = zip((by_step, by_tokens, by_time), below, beside, strict=True)
+    for axes, x, y in (*panels, (lag, "step", "lag, versions (thin: oldest token)")):
+        axes.set_xlabel(x)
+        axes.set_ylabel(y)
         axes.grid(color="#e5e7eb", linewidth=0.6)
         axes.tick_params(labelsize=8)
         for side in ("top", "right"):

@@ -57,10 +57,15 @@ def parse_as(whole: type[Whole], text: str, overrides: Sequence[str] = (), *, so
 
 def of_table(table: Mapping[str, Any], overrides: Sequence[str] = ()) -> RunConfig:
     """The configuration in a table that was read from a file. Raises ConfigError, one line."""
+    return with_overrides(table, overrides, RunConfig)
+
+
+def with_overrides(table: Mapping[str, Any], overrides: Sequence[str], whole: type[Whole]) -> Whole:
+    """As :func:`of_table`, into a structure of other sections than a run's."""
     table = {name: dict(section) if isinstance(section, dict) else section for name, section in table.items()}
     for override in overrides:
-        _apply_override(table, override, RunConfig)
-    return build(table, RunConfig)
+        _apply_override(table, override, whole)
+    return build(table, whole)
 
 
 def dump(config: RunConfig) -> str:

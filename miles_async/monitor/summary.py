@@ -114,9 +114,10 @@ def last_summary(run_dir: Path) -> dict[str, Any] | None:
 
 
 def is_finished(run_dir: Path) -> bool:
-    """Whether the last launch in ``run_dir`` finished its run; a summary that cannot be read says that it did not."""
+    """Whether the last launch in ``run_dir`` finished its run, or a simulation was made there; a summary that cannot be read
+    says that it did not."""
     try:
-        return (last_summary(run_dir) or {}).get("status") == "finished"
+        return (last_summary(run_dir) or {}).get("status") in ("finished", "simulated")
     except (ConfigError, OSError):
         return False
 

@@ -20,6 +20,7 @@ from miles_async.runs.provenance import Provenance
 
 DIRECTORY = "launches"
 CONFIG_FILE = "config.toml"  # of the newest launch
+SIMULATION_FILE = "sim.toml"  # of a simulation's directory, which has no launches
 
 
 def add(run_dir: Path, config: RunConfig, run_id: str, incarnation: int) -> int:
@@ -55,6 +56,21 @@ def provenances(run_dir: Path) -> Iterator[Provenance]:
             yield msgspec.json.decode((directory / f"{number}.json").read_bytes(), type=Provenance)
         except (OSError, ValueError, RecursionError):
             continue
+
+
+def is_simulation(directory: Path) -> bool:
+    """Whether a simulation lies there, and no run."""
+    return (directory / SIMULATION_FILE).is_file() and not (directory / DIRECTORY).is_dir()
+
+
+def configured(directory: Path) -> dict[str, Any] | None:
+    """The TOML table of the run there, or of the simulation; None: there is neither."""
+    if not is_simulation(directory):
+        return last_config(directory)
+    try:
+        return tomllib.loads((directory / SIMULATION_FILE).read_bytes().decode())
+    except (OSError, ValueError, RecursionError):
+        return None
 
 
 def numbers(directory: Path) -> list[int]:

@@ -6,7 +6,7 @@ Promises: which engine gets a request is the router's own policy, which wave is 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from bus.messages import EngineDown, EngineUp, Snapshot
@@ -19,10 +19,12 @@ from miles_async.weights.fleet import Fleet, next_wave
 
 
 class Told(NamedTuple):
-    """Whom the fleet tells. ended: of a sample whose turn has ended. served: engines serve another version."""
+    """Whom the fleet tells. ended: of a sample whose turn has ended. served: engines serve another version. updated: of each
+    wave, with the version, the engines, and the seconds that they generated nothing."""
 
     ended: Callable[[Sample], None]
     served: Callable[[], None]
+    updated: Callable[[int, Sequence[str], float], None]
 
 
 class SimulatedFleet:
@@ -146,9 +148,10 @@ class SimulatedFleet:
         prefill = self._config.weights.pause_mode == "retract"
         snapshot = _snapshot(version)
         self._in_update = False
-        for engine, life in lives:
-            if engine.down or engine.life != life:
-                continue
+        alive = [engine for engine, life in lives if not engine.down and engine.life == life]
+        if alive:
+            self._told.updated(version, [engine.name for engine in alive], took)
+        for engine in alive:
             self.paused_s += took
             self.updated += 1
             engine.resume(self._events.now, version, prefill=prefill)

@@ -22,6 +22,7 @@ from miles_async.simulation.failures import Failures
 from miles_async.simulation.fleet import SimulatedFleet, Told
 from miles_async.simulation.learner import SimulatedLearner
 from miles_async.simulation.ledger import SimulatedLedger
+from miles_async.simulation.moments import Moments
 from miles_async.simulation.record import Record
 from miles_async.simulation.samples import Sample, SimulatedGroup, goal
 from miles_async.simulation.settings import SimulationConfig
@@ -45,6 +46,7 @@ class Simulated:
     fleet: SimulatedFleet
     busy_s: float  # of all engines together, behind the warm-up
     version: int
+    moments: Moments
 
 
 def simulate(config: SimulationConfig, policy: StalenessPolicy, draws: Draws | None = None) -> Simulated:
@@ -58,8 +60,12 @@ class _Loop:
         self._batch_size, self._steps = config.rollout.rollout_batch_size, config.simulation.num_steps
         self._turns = config.environment.turns
         self._events, self._ledger = Events(), SimulatedLedger()
-        self._fleet = SimulatedFleet(config, self._events, Told(self._turn_ended, self._look_at_admission))
-        self._workers = SimulatedWorkers(config, self._fleet.send, self._ledger.open.__contains__)
+        wanted = config.simulation
+        self._moments = Moments(self._events, transitions=wanted.transitions, updates=wanted.timeline)
+        told = Told(self._turn_ended, self._look_at_admission, self._moments.updated)
+        self._fleet = SimulatedFleet(config, self._events, told)
+        is_open = self._ledger.open.__contains__
+        self._workers = SimulatedWorkers(config, self._fleet.send, is_open, self._moments.claimed)
         self._learner = SimulatedLearner(config, self._events, self._version_made, self._batch_ended)
         bound = config.staleness.max_lag if policy.masks else None
         self._record = Record(config.warmup_steps, bound, config.simulation.timeline)
@@ -83,7 +89,7 @@ class _Loop:
                 raise StuckError(self._stuck("nothing goes on"))
             self._events.next()
         busy = self._busy() - self._busy_at_start
-        return Simulated(self._record, self._ledger, self._fleet, busy, self._learner.version)
+        return Simulated(self._record, self._ledger, self._fleet, busy, self._learner.version, self._moments)
 
     # what a policy decides
 
@@ -105,6 +111,7 @@ class _Loop:
                 ledger.deal(groups[-1])
         if not groups:
             return
+        self._moments.admitted(groups)
         if delay := self._config.links.admit_s:
             self._events.at(self._events.now + delay, Rank.REQUEST, groups[0].position, self._workers.offer, groups)
         else:
@@ -121,14 +128,16 @@ class _Loop:
         chosen = self._policy.select([*self._ledger.ready.values()], order, self._learner.version, self._batch_size)
         if chosen is None:
             return
-        groups, ready = self._ledger.batch(chosen, begins=self._learner.ticks)
-        self._batches = 1 if self._learner.ticks else self._batches + 1
+        begins = self._learner.ticks
+        groups, ready = self._ledger.batch(chosen, begins=begins)
+        self._batches = 1 if begins else self._batches + 1
         for group in groups:
             self._window.gone(group.position, was_ready=True)
         for position in self._ledger.first_open(self._policy.surplus):
             self._drop(position, "surplus")
         self._fruitless = 0
         ticks = self._ledger.steps == self._steps or not self._policy.holds or self._asked_whether_to_tick()
+        self._moments.batched(chosen, self._learner.version + 1, begins=begins, ticks=ticks)
         self._record.batch(groups, ready, self._learner.version, self._fleet.serving)
         self._learner.train(groups, ticks=ticks)
 
@@ -154,6 +163,7 @@ class _Loop:
         whole = was_ready or (group.requests != [] and not group.unfinished)
         made = sum(group.drawn.lengths) if whole else _made(group)
         self._record.drop(group, reason, made, whole=whole)
+        self._moments.dropped(group, reason, whole=whole)
         if group.requests and group.unfinished:
             # its worker hears of it when it renews the lease
             period = self._config.rollout.lease_s / RENEWALS
@@ -205,6 +215,7 @@ class _Loop:
             return
         ready = group.ready(self._events.now)
         self._ledger.publish(ready)
+        self._moments.published(ready)
         self._window.published(group.position)
         self._unjudged.append(ready)
 

@@ -22,37 +22,43 @@ from miles_async.staleness.choice import policy_of
 
 def result(config: SimulationConfig) -> dict[str, Any]:
     """Simulate, and say what came of it. Raises StuckError, ConfigError, HookFailed."""
-    found = figures(config, simulate(config, policy_of(config.staleness, config.rollout)))
+    return simulated(config)[0]
+
+
+def simulated(config: SimulationConfig) -> tuple[dict[str, Any], Simulated]:
+    """As :func:`result`, and the simulation itself."""
+    loop = simulate(config, policy_of(config.staleness, config.rollout))
+    found = figures(config, loop)
     if config.simulation.ideal:
         best = simulate(config, unbounded(config))
         ideal = _rate(best.record.groups, best)
         found["ideal_groups_per_s"] = ideal
         found["share_of_ideal"] = _rounded(found["groups_per_s"] / ideal) if ideal and found["groups_per_s"] else None
-    return found
+    return found, loop
 
 
-def figures(config: SimulationConfig, simulated: Simulated) -> dict[str, Any]:
-    record, fleet = simulated.record, simulated.fleet
+def figures(config: SimulationConfig, loop: Simulated) -> dict[str, Any]:
+    record, fleet = loop.record, loop.fleet
     seconds = record.ended - record.began
-    ledger = simulated.ledger.counts()
+    ledger = loop.ledger.counts()
     steps = sum(engine.steps for engine in fleet.engines)
     wasted = record.dropped_tokens + record.masked + fleet.lost_tokens
     made = record.tokens + wasted
     tokens = record.lag_tokens.total()
     found: dict[str, Any] = {
         "status": "simulated",
-        "steps": simulated.version,
+        "steps": loop.version,
         "num_steps": config.simulation.num_steps,
         "wall_s": _rounded(record.ended),
         "groups_per_step": _rounded(record.groups / record.steps),
-        "groups_per_s": _rate(record.groups, simulated),
-        "samples_per_s": _rate(record.samples, simulated),
-        "tokens_per_s": _rate(record.tokens, simulated),
+        "groups_per_s": _rate(record.groups, loop),
+        "samples_per_s": _rate(record.samples, loop),
+        "tokens_per_s": _rate(record.tokens, loop),
         "step_s": _rounded(seconds / record.steps),
         "ideal_groups_per_s": None,
         "share_of_ideal": None,
         "learner_busy": _rounded(record.train_s / seconds) if seconds else None,
-        "engine_busy": _rounded(simulated.busy_s / seconds / len(fleet.engines)) if seconds else None,
+        "engine_busy": _rounded(loop.busy_s / seconds / len(fleet.engines)) if seconds else None,
         "engine_running": _rounded(sum(engine.tokens for engine in fleet.engines) / steps) if steps else None,
         "max_token_lag": max(record.lag_tokens, default=None),
         "mean_token_lag": _mean(record.lag_tokens),
@@ -102,8 +108,8 @@ def _histogram(counts: Counter[int], longest: int) -> np.ndarray:
     return found
 
 
-def _rate(count: int, simulated: Simulated) -> float | None:
-    seconds = simulated.record.ended - simulated.record.began
+def _rate(count: int, loop: Simulated) -> float | None:
+    seconds = loop.record.ended - loop.record.began
     return _rounded(count / seconds) if seconds > 0 else None
 
 

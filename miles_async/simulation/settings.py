@@ -23,6 +23,7 @@ class Simulation(Section, frozen=True):
     # also simulate the same world without a bound on staleness, for ``share_of_ideal``; it takes about as long again
     ideal: bool = True
     timeline: bool = False  # each step's figures, under the names of a run's metrics
+    transitions: bool = False  # every group's moments, as a run's transitions.jsonl; they grow with the groups
 
 
 class Lengths(Section, frozen=True):

@@ -73,7 +73,39 @@ def rows(found: Mapping[str, Any]) -> list[tuple[str, str]]:
     ]
     if found["not_simulated"]:
         shown.append(("not simulated", ", ".join(found["not_simulated"])))
-    return shown
+    return shown + _calibration(found.get("calibration"))
+
+
+def _calibration(about: Mapping[str, Any] | None) -> list[tuple[str, str]]:
+    """What the settings were fitted to, and the run's own figures: how far the simulation is from what it was made of."""
+    if about is None:
+        return []
+    low, high = about["running"]
+    run = {name: "-" if value is None else format(value, form) for (name, form), value in _of_the_run(about["run"])}
+    return [
+        (
+            "calibrated on",
+            f"{about['groups']:,} groups of {about['steps']:,} steps, engines with {low:,.0f} to {high:,.0f} samples; off by "
+            f"{about['error_of_generation']:.1%} of a group's time, {about['error_of_training']:.1%} of a step's",
+        ),
+        (
+            "that run",
+            f"{run['samples_per_s']} samples/s, {run['tokens_per_s']} tokens/s, learner busy {run['learner_busy']}, lag max "
+            f"{run['max_token_lag']}, mean {run['mean_token_lag']} versions, over all of its steps",
+        ),
+        *(("note", note) for note in about["notes"]),
+    ]
+
+
+def _of_the_run(figures: Mapping[str, Any]) -> list[tuple[tuple[str, str], Any]]:
+    forms = {
+        "samples_per_s": ",.1f",
+        "tokens_per_s": ",.0f",
+        "learner_busy": ".1%",
+        "max_token_lag": ".0f",
+        "mean_token_lag": ".3f",
+    }
+    return [((name, form), figures.get(name)) for name, form in forms.items()]
 
 
 def _shares(shares: Mapping[str, float]) -> str:

@@ -16,8 +16,16 @@ Send = Callable[[Request, list[Sample]], None]
 
 
 class SimulatedWorkers:
-    def __init__(self, config: SimulationConfig, send: Send, is_open: Callable[[int], bool]) -> None:
-        self._config, self._send, self._is_open = config, send, is_open
+    """``claimed`` hears of each group that begins."""
+
+    def __init__(
+        self,
+        config: SimulationConfig,
+        send: Send,
+        is_open: Callable[[int], bool],
+        claimed: Callable[[SimulatedGroup], None],
+    ) -> None:
+        self._config, self._send, self._is_open, self._claimed = config, send, is_open, claimed
         rollout = config.rollout
         self._size = rollout.n_samples_per_prompt
         self._limit = rollout.samples_in_flight
@@ -99,6 +107,7 @@ class SimulatedWorkers:
         shares = self._config.engines.prefix_cache
         turns = self._config.environment.turns
         requests = group.begin(worker, per_sample=self._per_sample, shares_prompt=shares, turns=turns)
+        self._claimed(group)
         self._queue[worker].extend(requests)
         self._queued[worker] += self._size
         self._grant(worker)

@@ -5,6 +5,8 @@
     directory = "sweeps/lag"                                          "staleness.policy" = ["fifo", "drop"]
     jobs = 1                                                          "run.seed" = [1, 2, 3]
 
+In the place of ``config`` there may be ``replay = "runs/NAME"`` or ``simulation = "sim.toml"``, whose keys are a simulation's.
+
 Promises: every combination of the grid's values is one cell with a name of its own, in the order of the file; what is wrong
 with the file is one line that names the key and the nearest there is.
 """
@@ -20,22 +22,25 @@ from typing import Annotated, Any
 
 import msgspec
 
-from miles_async.config.schema import ConfigError
+from miles_async.config.schema import ConfigError, RunConfig, Section
 from miles_async.config.typed import any_name, key_types, unknown
 from miles_async.config.words import nearest, show, toml
+from miles_async.simulation.settings import SimulationConfig
 
-SEED = "run.seed"  # cells that differ in it alone are repeats of one another
+SEEDS = ("run.seed", "simulation.seed")  # cells that differ in them alone are repeats of one another
 TABLES = ("sweep", "set", "grid")
 MAX_NAME = 120
 _PLAIN = re.compile(r"[^A-Za-z0-9_.+-]+")
 
 
 class Sweep(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """``config``: a run's TOML file, or ``replay``: a recorded run's directory. ``directory``: where the cells' runs lie."""
+    """``config``: a run's TOML file, ``replay``: a recorded run's directory, or ``simulation``: a simulation's TOML file.
+    ``directory``: where the cells lie."""
 
     directory: str
     config: str = ""
     replay: str = ""
+    simulation: str = ""
     jobs: Annotated[int, msgspec.Meta(ge=1)] = 1  # cells at a time
     fixed: dict[str, Any] = {}
     grid: dict[str, list[Any]] = {}
@@ -68,30 +73,33 @@ def parse(text: str, source: str, base: Path) -> Sweep:
                 f'{source}: unknown key "sweep.{name}"{nearest(name, names)} (there are: {", ".join(names)})'
             )
     fixed, grid = tables.get("set", {}), tables.get("grid", {})
-    _check_keys(fixed, grid, source)
+    _check_keys(fixed, grid, source, SimulationConfig if "simulation" in about else RunConfig)
     try:
         sweep = msgspec.convert(about | {"fixed": fixed, "grid": grid}, Sweep)
     except msgspec.ValidationError as error:
         raise ConfigError(f"{source}: [sweep]: {error}") from None
-    if bool(sweep.config) == bool(sweep.replay):
-        raise ConfigError(f'{source}: sweep.config = "run.toml" or sweep.replay = "runs/NAME": one of the two')
+    if sum(map(bool, (sweep.config, sweep.replay, sweep.simulation))) != 1:
+        raise ConfigError(
+            f'{source}: sweep.config = "run.toml", sweep.replay = "runs/NAME", sweep.simulation = "sim.toml": one of the '
+            "three, it says what a cell is"
+        )
     placed = {
         name: str((base / value).resolve())
-        for name in ("directory", "config", "replay")
+        for name in ("directory", "config", "replay", "simulation")
         if (value := getattr(sweep, name))
     }
     return msgspec.structs.replace(sweep, **placed)
 
 
-def _check_keys(fixed: Mapping[str, Any], grid: Mapping[str, Any], source: str) -> None:
-    known = key_types()
+def _check_keys(fixed: Mapping[str, Any], grid: Mapping[str, Any], source: str, whole: type[Section]) -> None:
+    known = key_types(whole)
     for key, value in (*fixed.items(), *grid.items()):
         if isinstance(value, dict):
             raise ConfigError(
                 f'{source}: {key}: write the key in quotes, as one word: "{key}.{next(iter(value), "key")}" = ...'
             )
         if key not in known and any_name(key) not in known:
-            raise unknown(key)
+            raise unknown(key, whole)
     if not grid:
         raise ConfigError(f"{source}: [grid] is empty: a sweep has at least one key with the values that it takes")
     for key, values in grid.items():
@@ -133,4 +141,4 @@ def _words(values: Mapping[str, Any]) -> Iterator[str]:
 
 def group_of(cell: Cell) -> str:
     """What the cell has in common with its repeats under other seeds."""
-    return _name({key: value for key, value in cell.values.items() if key != SEED}) or "all"
+    return _name({key: value for key, value in cell.values.items() if key not in SEEDS}) or "all"

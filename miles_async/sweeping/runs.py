@@ -1,7 +1,9 @@
-"""The cells of a sweep, run: so many at a time, each a launch of its own in a directory of its own.
+"""The cells of a sweep, run: so many at a time, each in a directory of its own; runs and replays as launches, simulations one
+after the other in a process for each job.
 
-Promises: a cell that is finished is not run again, one that was interrupted goes on; a cell that fails costs itself; an
-interruption stops the runs in order, and no other one begins; a directory in which another sweep was begun is refused.
+Promises: a cell that is finished is not run again, one that was interrupted goes on (a simulation begins again, which gives the
+same); a cell that fails costs itself; an interruption stops the runs in order, and no other one begins; a directory in which
+another sweep was begun is refused.
 """
 
 from __future__ import annotations
@@ -12,14 +14,30 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Protocol
 
 from miles_async.config.schema import ConfigError
 from miles_async.disk.durable import write_whole
 from miles_async.monitor.summary import is_finished
 from miles_async.sweeping.grid import Cell, Sweep
+from miles_async.sweeping.simulating import Asked, answer_of, ask
 
 FILE = "sweep.toml"  # in the sweep's directory: what it was begun with
 LOG = "launch.log"  # in the cell's: what its launches said
+
+
+class Job(Protocol):
+    """Runs one cell after the other."""
+
+    async def run(self, cell: Cell) -> int:
+        """The exit code."""
+        ...
+
+    def interrupt(self) -> None:
+        """The cell that is under way ends in order."""
+        ...
+
+    async def close(self) -> None: ...
 
 
 def claim(sweep: Sweep, text: str) -> None:
@@ -50,43 +68,104 @@ async def run_cells(sweep: Sweep, cells: Sequence[Cell], tell: Callable[[str], N
     if done := len(cells) - len(waiting):
         tell(f"{done} of {len(cells)} cells are finished already")
     stopped, codes = asyncio.Event(), dict[str, int]()
-    running: set[asyncio.subprocess.Process] = set()
+    jobs: list[Job] = [Simulations(sweep) if sweep.simulation else Launches(sweep) for _ in range(sweep.jobs)]
 
     def interrupt() -> None:
-        stopped.set()
-        for process in running:  # once: a second one would end it by force
-            process.send_signal(signal.SIGINT)
+        if not stopped.is_set():  # once: a second one would end a run by force
+            stopped.set()
+            for job in jobs:
+                job.interrupt()
 
-    async def worker() -> None:
-        while waiting and not stopped.is_set():
-            cell = waiting.pop(0)
-            tell(f"{cell.name}: begins ({len(cells) - len(waiting)} of {len(cells)})")
-            codes[cell.name] = await _run(sweep, cell, running)
-            tell(f"{cell.name}: {'finished' if codes[cell.name] == 0 else f'exit code {codes[cell.name]}, see {LOG}'}")
+    async def worker(job: Job) -> None:
+        try:
+            while waiting and not stopped.is_set():
+                cell = waiting.pop(0)
+                tell(f"{cell.name}: begins ({len(cells) - len(waiting)} of {len(cells)})")
+                codes[cell.name] = code = await job.run(cell)
+                if code and stopped.is_set():
+                    tell(f"{cell.name}: interrupted")
+                else:
+                    tell(f"{cell.name}: {'finished' if code == 0 else f'exit code {code}, see {LOG}'}")
+        finally:
+            await job.close()
 
     loop = asyncio.get_running_loop()
     for signum in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(signum, interrupt)
-    await asyncio.gather(*(worker() for _ in range(sweep.jobs)))
+    await asyncio.gather(*(worker(job) for job in jobs))
     if stopped.is_set():
         raise KeyboardInterrupt
     return codes
 
 
-async def _run(sweep: Sweep, cell: Cell, running: set[asyncio.subprocess.Process]) -> int:
-    directory = run_dir(sweep, cell)
-    directory.mkdir(mode=0o700, exist_ok=True)
-    with (directory / LOG).open("ab") as log:
-        process = await asyncio.create_subprocess_exec(
-            *command(sweep, cell),
-            stdout=log,
-            stderr=log,
-            stdin=asyncio.subprocess.DEVNULL,
-            start_new_session=True,  # a Ctrl-C is handed on once, by us
-            env=os.environ,
-        )
-        running.add(process)
-        try:
-            return await process.wait()
-        finally:
-            running.discard(process)
+class Launches:
+    """Each cell is a launch of its own, which a Ctrl-C is handed on to."""
+
+    def __init__(self, sweep: Sweep) -> None:
+        self._sweep = sweep
+        self._process: asyncio.subprocess.Process | None = None
+        self._interrupted = False
+
+    async def run(self, cell: Cell) -> int:
+        directory = run_dir(self._sweep, cell)
+        directory.mkdir(mode=0o700, exist_ok=True)
+        with (directory / LOG).open("ab") as log:
+            self._process = process = await asyncio.create_subprocess_exec(
+                *command(self._sweep, cell),
+                stdout=log,
+                stderr=log,
+                stdin=asyncio.subprocess.DEVNULL,
+                start_new_session=True,  # a Ctrl-C is handed on once, by us
+                env=os.environ,
+            )
+            if self._interrupted:  # while it was started
+                process.send_signal(signal.SIGINT)
+            try:
+                return await process.wait()
+            finally:
+                self._process = None
+
+    def interrupt(self) -> None:
+        self._interrupted = True
+        if self._process is not None:
+            self._process.send_signal(signal.SIGINT)
+
+    async def close(self) -> None:
+        """Nothing of it is left."""
+
+
+class Simulations:
+    """One process that simulates the cells that it is asked for: to start one for each would take longer than they do."""
+
+    def __init__(self, sweep: Sweep) -> None:
+        self._sweep = sweep
+        self._process: asyncio.subprocess.Process | None = None
+
+    async def run(self, cell: Cell) -> int:
+        directory = run_dir(self._sweep, cell)
+        directory.mkdir(mode=0o700, exist_ok=True)
+        if self._process is None:
+            pipe = asyncio.subprocess.PIPE
+            self._process = await asyncio.create_subprocess_exec(
+                *ask(self._sweep.simulation), stdin=pipe, stdout=pipe, start_new_session=True, env=os.environ
+            )
+        stdin, stdout = self._process.stdin, self._process.stdout
+        assert stdin is not None and stdout is not None
+        stdin.write(Asked(str(directory), list(cell.overrides)).line())
+        line = await stdout.readline()
+        if not line:  # it was interrupted, or died
+            code, self._process = await self._process.wait(), None
+            return code or 1
+        code, words = answer_of(line)
+        (directory / LOG).write_text(words)
+        return code
+
+    def interrupt(self) -> None:
+        if self._process is not None:
+            self._process.terminate()  # a cell without a summary is simulated again
+
+    async def close(self) -> None:
+        if self._process is not None:
+            assert self._process.stdin is not None
+            self._process.stdin.close()
+            await self._process.wait()

@@ -29,6 +29,8 @@ DEADLINE_S = 60.0
 SAMPLES = 3
 
 FUNCTIONS = """
+import time
+
 from miles_async.rollout import single_turn
 
 def number(group_id):
@@ -36,6 +38,10 @@ def number(group_id):
 
 def same_in_even_groups(sample):
     return float(sample.index) if number(sample.group_id) % 2 else 0.5
+
+def slow(sample):
+    time.sleep(0.2)
+    return 0.5
 
 def unlucky(sample):
     if sample.index == 1:
@@ -179,6 +185,15 @@ async def test_what_is_published_is_kept_and_what_a_filter_refuses_where_all_is(
     refused = {group_id: outcome for group_id, (outcome, _) in found.items() if group_id not in groups}
     assert {group_id: found[group_id] for group_id in groups} == groups and len(groups) == 2
     assert refused == ({f"0-{i}-0": "zero_std" for i in (0, 2, 4)} if level == "all" else {})
+
+
+async def test_a_group_says_when_its_last_token_was_there_and_when_it_was_graded(
+    bus: Bus, digits_model: Path, engine: EngineProcess, functions: Path
+) -> None:
+    async with working(bus, digits_model, engine, 2, reward={"rm_type": f"{functions}:slow"}) as (_, ledger):
+        await until(ledger, lambda c: c["ready"] == 2)
+        groups = await published(ledger)
+    assert all(group.started < group.generated < group.finished - 0.19 for group in groups)
 
 
 async def test_a_group_is_kept_before_it_is_published(

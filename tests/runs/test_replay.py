@@ -29,9 +29,12 @@ from safetensors.torch import load_file
 from torch import equal
 from warm_start import WarmPopen
 
+from miles_async.comparing.compare import compare, read_all
 from miles_async.monitor.inspect import InspectError, inspect
 from miles_async.monitor.record_lines import read_transitions
 from miles_async.recording.samples import inspect_sample, show
+from miles_async.simulation.calibrate import calibrate
+from miles_async.simulation.directory import simulate_into
 
 STEPS = 24
 SAVED_AT = 10  # a step that the run has a checkpoint of
@@ -87,6 +90,19 @@ def test_a_run_in_which_processes_died_is_replayed_to_the_bit(run: Path, tmp_pat
     assert found["status"] == "finished" and found["balanced"]
     assert found["ledger"]["trained"] == STEPS * TINY["rollout"]["rollout_batch_size"]
     assert left_behind(tmp_path / "again") == []
+
+
+def test_a_simulation_is_calibrated_on_what_the_run_has_left_and_stands_beside_it(run: Path, tmp_path: Path) -> None:
+    config, about = calibrate(run, ["simulation.ideal=false"])
+    assert (config.staleness.max_lag, config.engines.num_engines, config.rollout.num_workers) == (4, 2, 2)
+    assert config.engines.step_s + config.engines.step_request_s > 0 and config.learner.step_s > 0
+    assert config.engines.update_s > 0 and 0 < config.lengths.mean <= 10 and config.lengths.prompt_mean > 0
+    assert about["steps"] == STEPS and about["groups"] >= STEPS * TINY["rollout"]["rollout_batch_size"]
+    simulate_into(config, tmp_path / "simulated", about)
+    found = compare(read_all([run, tmp_path / "simulated"]))
+    assert found["simulations"] == ["simulated"] and found["differences"] == {}
+    for figures in found["figures"].values():
+        assert figures["samples_per_s"] > 0 and sum(figures["lag_tokens"].values()) == pytest.approx(1.0, abs=1e-4)
 
 
 def test_a_replay_begins_with_a_checkpoint_and_one_that_was_stopped_goes_on(run: Path, tmp_path: Path) -> None:

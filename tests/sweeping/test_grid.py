@@ -49,7 +49,16 @@ def test_names_are_plain_and_keys_of_one_last_part_are_told_apart() -> None:
         (HEAD + "[grid]\nrun.seed = [1]\n", 'write the key in quotes, as one word: "run.seed"'),
         (HEAD + '[set]\n"run.seed" = 1\n' + GRID, r"run.seed is in \\[set\\] and in \\[grid\\]"),
         ('[sweep]\nconfig = "a"\n' + GRID, "missing required field `directory`"),
-        ('[sweep]\ndirectory = "a"\n' + GRID, "one of the two"),
+        ('[sweep]\ndirectory = "a"\n' + GRID, "one of the three"),
+        (
+            '[sweep]\nsimulation = "sim.toml"\ndirectory = "out"\n[grid]\n"engines.num_engine" = [1]\n',
+            'unknown key "engines.num_engine"; did you mean "engines.num_engines"',
+        ),
+        (
+            '[sweep]\nsimulation = "sim.toml"\ndirectory = "out"\n[grid]\n"run.seed" = [1]\n',
+            'unknown key "run.seed"; did you mean "simulation.seed"',
+        ),
+        (HEAD + '[grid]\n"engines.num_engines" = [1]\n', 'unknown key "engines.num_engines"; did you mean'),
         (HEAD + "job = 2\n" + GRID, 'unknown key "sweep.job"; did you mean "jobs"'),
         (HEAD + "jobs = 0\n" + GRID, "`int` >= 1"),
         ("[sweep", "s.toml: "),

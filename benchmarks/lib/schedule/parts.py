@@ -29,9 +29,10 @@ MAX_RUNNING = 1 << 16  # the workers' slots are the bound
 class TracedEngine(EngineKind):
     """A synthetic engine whose every token takes as long, and whose responses are as long as the trace says."""
 
-    async def host(self, host: EngineHost) -> None:
+    def engine(self, host: EngineHost) -> SyntheticEngine:
+        """What it runs."""
         trace = from_environment()
-        engine = SyntheticEngine(
+        return SyntheticEngine(
             host.name,
             latency=Latency(trace.token_s, 0.0, 0.0),
             lengths=trace,
@@ -39,6 +40,9 @@ class TracedEngine(EngineKind):
             vocab_size=Tokenizer(host.model_path).vocab_size,
             update_s=trace.update_s,
         )
+
+    async def host(self, host: EngineHost) -> None:
+        engine = self.engine(host)
         await engine.start()
         try:
             await host.announce(engine.url)
@@ -51,10 +55,14 @@ class WaitingLearner(LearnerBackend):
     """Waits for as long as a step takes; its weights stay what they were."""
 
     def __init__(self, config: RunConfig, model_path: str, ranks: Ranks) -> None:
-        self.version, self._trace = 0, from_environment()
+        self.version = 0
         self._weights = load_file(Path(model_path) / "model.safetensors")
 
     HOLDS = True
+
+    def seconds(self, groups: Sequence[Group]) -> float:
+        """That the next step takes."""
+        return from_environment().train_s(self.version + 1)
 
     def step(
         self,
@@ -65,7 +73,7 @@ class WaitingLearner(LearnerBackend):
         ticks: bool = True,
     ) -> dict[str, float]:
         version = self.version
-        time.sleep(self._trace.train_s(version + 1))
+        time.sleep(self.seconds(groups))
         self.version += ticks
         samples = [sample for group in groups for sample in group.samples]
         trained = [unpack(s.versions, VERSIONS)[unpack(s.loss_mask, MASK) != 0] for s in samples]
