@@ -255,8 +255,8 @@ def test_a_ray_that_a_launch_starts_hears_nothing_that_is_said_to_its_group_and_
 ) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     asked = [sys.executable, "-c", STARTS]
-    ended = subprocess.run(asked, capture_output=True, text=True, start_new_session=True, timeout=120, check=True)
-    assert ended.stdout.splitlines()[-2:] == ["1 2", "[]"], ended.stderr
+    ended = subprocess.run(asked, capture_output=True, text=True, start_new_session=True, timeout=300, check=False)
+    assert (ended.returncode, ended.stdout.splitlines()[-2:]) == (0, ["1 2", "[]"]), ended.stderr
 
 
 def places(run_dir: Path) -> dict[str, tuple[int, str]]:

@@ -28,7 +28,7 @@ def module(tmp_path: Path) -> Path:
 
 @pytest.fixture
 async def grader(module: Path) -> AsyncIterator[Grader]:
-    async with grader_of(f"{module}:by_command", timeout_s=1.0) as grader:
+    async with grader_of(f"{module}:by_command", timeout_s=60.0) as grader:
         yield grader
 
 
@@ -41,13 +41,14 @@ async def test_a_function_of_the_user_sees_the_whole_sample(module: Path) -> Non
 
 
 @pytest.mark.parametrize("response", ["hang", "hold the interpreter"])
-async def test_a_hanging_call_costs_that_call_and_its_process(grader: Grader, response: str) -> None:
-    before = await grader.grade(sample("pid"))
-    with pytest.raises(RewardError, match=r"by_command gave no reward within 1 s") as caught:
-        await grader.grade(sample(response))
-    assert caught.value.reason == "reward_timeout"
-    assert not psutil.pid_exists(int(before))
-    assert await grader.grade(sample("fine")) == 1.0
+async def test_a_hanging_call_costs_that_call_and_its_process(module: Path, response: str) -> None:
+    async with grader_of(f"{module}:by_command", timeout_s=3.0) as grader:
+        before = await grader.grade(sample("pid"))
+        with pytest.raises(RewardError, match=r"by_command gave no reward within 3 s") as caught:
+            await grader.grade(sample(response))
+        assert caught.value.reason == "reward_timeout"
+        assert not psutil.pid_exists(int(before))
+        assert await grader.grade(sample("fine")) == 1.0
 
 
 async def test_an_async_function_that_blocks_does_not_block_the_loop(module: Path) -> None:

@@ -15,7 +15,6 @@ from collections.abc import Mapping, Sequence
 
 import ray
 from ray._private.state import available_resources_per_node, state  # nothing public says this without the dashboard
-from ray.exceptions import RayError
 
 from actors.runtime.placement.base import NoPlaceError
 from actors.runtime.placement.fork_server import blocked
@@ -60,7 +59,7 @@ class Cluster:
             # what is started inherits that: a signal to the group is for the launch
             with blocked() if self.section.start_ray else contextlib.nullcontext():
                 ray.init(address, **quietly, **starts)
-        except (RayError, RuntimeError, ConnectionError, ValueError) as error:
+        except Exception as error:  # a bare one where its own node was not up within its 30 s
             raise NoPlaceError(f"Ray at {address}: {_why(error)}") from None
         _be_quiet()
 
