@@ -16,6 +16,7 @@ import typer
 
 from miles_async.cli import models as cli_models
 from miles_async.cli import simulate as cli_simulate
+from miles_async.cli import web as cli_web
 from miles_async.cli.errors import FAILED, INTERRUPTED, OK, clear_errors, say
 
 if TYPE_CHECKING:
@@ -344,6 +345,7 @@ def _run(config: RunConfig, directory: Path, as_json: bool) -> int:
 
 cli_models.add_to(app)
 cli_simulate.add_to(app)
+cli_web.add_to(app)
 
 if __name__ == "__main__":
     main()

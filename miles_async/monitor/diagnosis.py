@@ -82,7 +82,8 @@ class SeenWait:
         return self.wait.sentence
 
     def as_dict(self) -> dict[str, Any]:
-        return {"who": self.who, "for_whom": self.for_whom, "seconds": self.seconds}
+        found: dict[str, Any] = {"who": self.who, "for_whom": self.for_whom, "seconds": self.seconds}
+        return found | {"kind": str(self.kind), "targets": sorted(self.targets)}
 
 
 def redis_waits(names: Iterable[str], now: float, seconds: float) -> list[SeenWait]:

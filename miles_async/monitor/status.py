@@ -49,9 +49,10 @@ class SilentBusError(NoRedisError):
         self.found = found
 
 
-def status(run_dir: Path) -> dict[str, Any]:
+def status(run_dir: Path, known: Progress | None = None) -> dict[str, Any]:
     """State of the run in ``run_dir``: the summary of one that has ended, else ``status`` "starting", "running" or "dead".
 
+    known: the progress that the record comes to, of whoever has read it already.
     Raises ConfigError if no run has ever started there, RunStateError, SilentBusError if a living run's bus does not answer.
     """
     if not any((run_dir / name).exists() for name in (STATE_FILE, METRICS_FILE, SUMMARY_FILE)):
@@ -60,11 +61,11 @@ def status(run_dir: Path) -> dict[str, Any]:
     if supervisor is not None and supervisor.bus_url is None:
         return {"status": "starting", "run_dir": str(run_dir), **_who(supervisor)}
     if supervisor is not None:
-        return asyncio.run(_ask(run_dir, supervisor, str(supervisor.bus_url)))
+        return asyncio.run(_ask(run_dir, supervisor, str(supervisor.bus_url), known))
     if (summary := last_summary(run_dir)) is not None:
         return summary
     # killed before it could write one
-    progress = _progress(run_dir)
+    progress = known or _progress(run_dir)
     seen = progress.last_seen[-1] if progress.last_seen else 0.0
     reason = "its supervisor ended without a summary" if progress.starts else "its launch ended before it began to run"
     found = summarize(progress, "dead", {}, seen, reason)
@@ -107,7 +108,7 @@ def _redis_here(supervisor: RunState) -> int | None:
     return None if supervisor.elsewhere else supervisor.redis_pid
 
 
-async def _ask(run_dir: Path, supervisor: RunState, url: str) -> dict[str, Any]:
+async def _ask(run_dir: Path, supervisor: RunState, url: str, known: Progress | None) -> dict[str, Any]:
     began = time.monotonic()
     own = reading(pid, run_dir / REDIS_DIR) if (pid := _redis_here(supervisor)) else None
     if own is not None:  # seen from outside: it may answer nothing for long
@@ -119,7 +120,7 @@ async def _ask(run_dir: Path, supervisor: RunState, url: str) -> dict[str, Any]:
     except (NoRedisError, RedisError, OSError) as error:
         raise _silent(run_dir, supervisor, str(error), time.monotonic() - began) from None
     now = time.time()
-    progress = _progress(run_dir)
+    progress = known or _progress(run_dir)
     sight = _sight(supervisor, seen.beats, seen.refused, now)
     return {
         "status": "running",

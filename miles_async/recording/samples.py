@@ -32,7 +32,7 @@ def inspect_sample(run_dir: Path, name: str) -> dict[str, Any]:
     if not chosen:
         there = ", ".join(str(sample.index) for sample in group.samples)
         raise InspectError(f'group {group_id} has no sample "{index}" (one of: {there})')
-    tokenizer = Tokenizer(_model(run_dir))
+    tokenizer = tokenizer_of(run_dir)
     return {
         "inspect": "sample",
         "run_dir": str(run_dir),
@@ -70,8 +70,12 @@ def _ages(run_dir: Path, group: Group) -> dict[str, int]:
     return ages(group.begun, oldest, life.step - 1 if life is not None and life.step else None)
 
 
+def tokenizer_of(run_dir: Path) -> Tokenizer:
+    """The run's tokenizer. Raises InspectError: it is not known which one that was, TokenizerError."""
+    return Tokenizer(_model(run_dir))
+
+
 def _model(run_dir: Path) -> Path:
-    """Where the run's tokenizer is."""
     made = run_dir / "inputs" / "model"
     if made.is_dir():
         return made
