@@ -40,13 +40,13 @@ class FollowedRun:
         self._begin()
 
     def _begin(self) -> None:
-        self.series, self._config_trouble = Series(), ""
+        self.series = Series()
         self.events: deque[EventLine] = deque(maxlen=EVENTS_KEPT)
         self.engine_events: dict[str, EventLine] = {}  # the last one of each engine
         self.progress = self._fresh()
 
     def _fresh(self) -> Progress:
-        path = self.run_dir / CONFIG_FILE
+        path, self._config_trouble = self.run_dir / CONFIG_FILE, ""
         try:
             return progress_of(toml.read(path)) if path.exists() else Progress(0)
         except (ConfigError, OSError) as error:
@@ -71,7 +71,7 @@ class FollowedRun:
                 self.generation += 1
                 self._begin()
             if lines and not self.progress.starts:
-                self._config_trouble, self.progress = "", self._fresh()  # it may be younger than the first look
+                self.progress = self._fresh()  # the configuration may be younger than the first look
             for line in lines:
                 self._add(line)
             for event in events:

@@ -1,7 +1,7 @@
 """How a run does now, as one document for the page: what ``status`` says, its newest figures and events.
 
-Promises: nothing in it is a secret, a process or an address; what is not known is null, never 0; a run whose files are damaged,
-or whose bus is silent, has a document, too, which says so in ``troubles``.
+Promises: it shows nothing that ``status`` and ``inspect`` do not; what is not known is null, never 0; a run whose files are
+damaged, or whose bus is silent, has a document, too, which says so in ``troubles``.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ function fill(node, attributes, children) {
 }
 
 export function put(node, ...children) {
-  for (const child of children.flat()) {
+  for (const child of children.flat(Infinity)) {
     if (child !== null && child !== undefined) node.append(child instanceof Node ? child : String(child));
   }
   return node;
