@@ -3,7 +3,7 @@
 #
 #   requirements/install.sh torch        the CPU build of torch, and nothing of CUDA
 #   requirements/install.sh quickstart   torch and what `make quickstart` needs
-#   requirements/install.sh test         what `make test` and `make lint` need on top of quickstart
+#   requirements/install.sh test         what `make test` and `make lint` need on top of quickstart, a browser among it
 #
 # Promises: what is there already is not installed again; a machine without a GPU ends without a CUDA package; an
 # installer is quiet unless it fails, and then all that it said is shown. TORCH_BACKEND names another build of torch
@@ -83,6 +83,18 @@ install_set() {
     pip_install --no-deps -r "requirements/$2.txt"
 }
 
+# What the tests of `miles-async web` look with, from the distribution's packages: the drivers on PyPI bring no browser.
+install_browser() {
+    command -v chromium >/dev/null && command -v chromedriver >/dev/null && return
+    if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+        echo "installing chromium"
+        quietly apt-get update
+        DEBIAN_FRONTEND=noninteractive quietly apt-get install -y --no-install-recommends chromium chromium-driver
+    else
+        echo "tests/web/test_browser.py will fail: it needs chromium and chromedriver (Debian: chromium, chromium-driver)" >&2
+    fi
+}
+
 case ${1:-} in
 torch) install_torch ;;
 quickstart)
@@ -93,6 +105,7 @@ quickstart)
     ;;
 test)
     install_set test test-nodeps
+    install_browser
     compile_all tests benchmarks
     ;;
 *)

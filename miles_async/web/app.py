@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import logging
 import math
+import threading
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -45,14 +46,15 @@ _log = logging.getLogger("web")
 Bound = Annotated[float | None, Query()]
 
 
-def application(places: Places, key: str | None) -> Guarded:
-    """The pages of the runs in ``places``, for whoever brings ``key``; None: for whoever is on this machine."""
+def application(places: Places, key: str | None, over: threading.Event | None = None) -> Guarded:
+    """The pages of the runs in ``places``, for whoever brings ``key``; None: for whoever is on this machine. ``over``: set when
+    the server ends, so that whoever looks on is let go."""
     app = FastAPI(title="miles-async web", docs_url=None, redoc_url=None, openapi_url=None)
     opened = OpenedRuns(places)
     refuse_in(app)
     _answer_errors(app)
     _add_pages(app)
-    _add_runs(app, opened)
+    _add_runs(app, opened, over or threading.Event())
     _add_records(app, opened)
     return Guarded(app, key)
 
@@ -73,7 +75,7 @@ def _add_pages(app: FastAPI) -> None:
         return RedirectResponse("/static/icon.svg")
 
 
-def _add_runs(app: FastAPI, opened: OpenedRuns) -> None:
+def _add_runs(app: FastAPI, opened: OpenedRuns, over: threading.Event) -> None:
     @app.get("/api/runs")
     def runs() -> Response:
         return _json({"place": opened.places.root.name, "alone": opened.places.alone, "runs": rows(opened)})
@@ -84,7 +86,7 @@ def _add_runs(app: FastAPI, opened: OpenedRuns) -> None:
 
     @app.get("/api/runs/{name}/live")
     async def live(name: str) -> Response:
-        return StreamingResponse(stream(opened.run(name)), media_type="text/event-stream")
+        return StreamingResponse(stream(opened.run(name), over), media_type="text/event-stream")
 
     @app.get("/api/runs/{name}/curves")
     def curves(

@@ -7,6 +7,7 @@ costs nothing any more; a run that cannot be read now is an event, and looked at
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import AsyncIterator
 
@@ -18,11 +19,11 @@ LOOK_S = 0.5
 ALIVE_S = 10.0  # a comment that says so, where nothing changes: proxies close what is silent
 
 
-async def stream(run: OpenRun) -> AsyncIterator[bytes]:
-    """Events "state" with the document of ``state.py``, and "trouble" with ``{"message"}``."""
+async def stream(run: OpenRun, over: threading.Event) -> AsyncIterator[bytes]:
+    """Events "state" with the document of ``state.py``, and "trouble" with ``{"message"}``, until the server is ``over``."""
     last, said = b"", time.monotonic()
     yield b"retry: 1000\n\n"
-    while True:
+    while not over.is_set():
         try:
             event = b"event: state\ndata: " + msgspec.json.encode(await asyncio.to_thread(run.state))
         except OSError as error:

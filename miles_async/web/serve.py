@@ -10,6 +10,7 @@ import asyncio
 import errno
 import signal
 import socket
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -29,10 +30,11 @@ HOST, PORT = "127.0.0.1", 8686
 def serve(root: Path, host: str, port: int, key: str | None, tell: Callable[[str], None]) -> None:
     """Serve the runs in ``root`` until a signal; ``tell`` gets the address. Raises ConfigError, PlaceError."""
     found = checked(host, key)
-    app = application(Places(root), found)
+    over = threading.Event()
+    app = application(Places(root), found, over)
     with _bind(host, port) as listener:
         tell(url_of(host, listener.getsockname()[1]))
-        asyncio.run(_serve(app, listener))
+        asyncio.run(_serve(app, listener, over))
 
 
 def checked(host: str, key: str | None) -> str | None:
@@ -57,11 +59,12 @@ def _bind(host: str, port: int) -> socket.socket:
     return listener
 
 
-async def _serve(app: object, listener: socket.socket) -> None:
-    server = HttpServer(app, Refusals(), timeout_graceful_shutdown=1, server_header=False)
+async def _serve(app: object, listener: socket.socket, over: threading.Event) -> None:
+    server = HttpServer(app, Refusals(), timeout_graceful_shutdown=2, server_header=False)
     loop = asyncio.get_running_loop()
 
     def stop() -> None:
+        over.set()
         server.should_exit = True
 
     for number in (signal.SIGINT, signal.SIGTERM):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 import time
 from pathlib import Path
 
@@ -125,7 +126,7 @@ def test_the_list_has_a_row_for_each_run_and_says_why_one_cannot_be_read(tmp_pat
 
 async def test_a_step_is_told_to_who_looks_on_and_nothing_is_told_twice(tmp_path: Path) -> None:
     run_dir = made_run(tmp_path / "run")
-    events = stream(OpenRun(run_dir))
+    events = stream(OpenRun(run_dir), threading.Event())
     assert (await anext(events)).startswith(b"retry:")
     async with asyncio.timeout(60):
         first = await anext(events)

@@ -87,7 +87,7 @@ export class Chart {
       this.picture.append(svg("line", { class: "grid", x1: LEFT, x2: width - RIGHT, y1: y, y2: y }));
       this.picture.append(svg("text", { class: "tick", x: LEFT - 5, y: y + 4, "text-anchor": "end" }, number(value)));
     }
-    for (const value of ticks(first, last, Math.max(2, Math.floor(width / 110)))) {
+    for (const value of ticks(first, last, Math.max(4, Math.floor(width / 110)))) {
       const anchor = this.across(value) > width - 30 ? "end" : "middle";
       this.picture.append(svg("text", { class: "tick", x: this.across(value), y: HEIGHT - 7, "text-anchor": anchor }, number(value)));
     }

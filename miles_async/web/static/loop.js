@@ -3,9 +3,9 @@
 import { el, set, svg, table } from "./dom.js";
 import { duration } from "./format.js";
 
-const WIDE = { size: [700, 250], dealer: [5, 10], rollout: [185, 10], router: [365, 10], engine: [545, 10], learner: [185, 160], broadcaster: [365, 160] };
-const NARROW = { size: [340, 370], dealer: [5, 10], rollout: [185, 10], learner: [5, 150], router: [185, 150], broadcaster: [5, 290], engine: [185, 290] };
-const BOX = [150, 66];
+const WIDE = { size: [790, 250], dealer: [5, 16], rollout: [217, 16], router: [429, 16], engine: [641, 16], learner: [217, 168], broadcaster: [429, 168] };
+const NARROW = { size: [340, 370], dealer: [5, 10], rollout: [191, 10], learner: [5, 152], router: [191, 152], broadcaster: [5, 294], engine: [191, 294] };
+const BOX = [144, 66];
 const WAYS = [
   ["dealer", "rollout", "tickets"],
   ["rollout", "router", "prompts"],
@@ -40,7 +40,7 @@ export class Loop {
     this.picture.setAttribute("viewBox", `0 0 ${width} ${height}`);
     set(this.picture, arrowHeads(), WAYS.map((way) => arrow(places, ...way, "way")));
     for (const [from, to, seconds] of longest(waits, actors)) {
-      if (places[from] && places[to] && from !== to) this.picture.append(arrow(places, from, to, duration(seconds), "waits"));
+      if (places[from] && places[to] && from !== to) this.picture.append(arrow(places, from, to, duration(seconds), "hold"));
     }
     for (const role of Object.keys(TITLES)) this.picture.append(box(places[role], role, roles[role] ?? []));
     const said = Object.keys(TITLES).map((role) => `${TITLES[role]}: ${inWords(roles[role] ?? [])}`);
@@ -113,18 +113,21 @@ function arrow(places, from, to, text, kind) {
   const [a, b] = [places[from], places[to]].map(([x, y]) => [x + BOX[0] / 2, y + BOX[1] / 2]);
   const [dx, dy] = [b[0] - a[0], b[1] - a[1]];
   const size = Math.hypot(dx, dy);
-  const aside = kind === "waits" ? [(dy / size) * 9, (-dx / size) * 9] : [0, 0];
+  const isHold = kind === "hold";
+  const aside = isHold ? [(dy / size) * 9, (-dx / size) * 9] : [0, 0];
   const reach = Math.min(Math.abs(BOX[0] / 2 / (dx || 1e-9)), Math.abs(BOX[1] / 2 / (dy || 1e-9)));
   const [x1, y1] = [a[0] + dx * reach + aside[0], a[1] + dy * reach + aside[1]];
   const [x2, y2] = [b[0] - dx * reach + aside[0], b[1] - dy * reach + aside[1]];
+  const part = isHold ? 0.3 : 0.5; // of the way, where its word is: not where those of others are
+  const [x, y] = [x1 + (x2 - x1) * part, y1 + (y2 - y1) * part];
   const flat = Math.abs(dy) < Math.abs(dx) / 3;
-  const below = kind === "waits" ? -6 : 14;
-  const place = flat ? { x: (x1 + x2) / 2, y: (y1 + y2) / 2 + below, "text-anchor": "middle" } : { x: (x1 + x2) / 2 + (kind === "waits" ? -6 : 6), y: (y1 + y2) / 2 + 4, "text-anchor": kind === "waits" ? "end" : "start" };
+  const flatly = { x: (x1 + x2) / 2, y: y + (isHold ? -5 * Math.sign(dx) + 3 : 14), "text-anchor": "middle" };
+  const place = flat ? flatly : { x: x + (isHold ? -6 : 6), y: y + 4, "text-anchor": isHold ? "end" : "start" };
   return svg("g", { class: kind }, svg("line", { x1, y1, x2, y2, "marker-end": `url(#head-${kind})` }), text ? svg("text", place, text) : null);
 }
 
 function arrowHeads() {
   const head = (kind) =>
     svg("marker", { id: `head-${kind}`, class: kind, viewBox: "0 0 8 8", refX: 7, refY: 4, markerWidth: 7, markerHeight: 7, orient: "auto-start-reverse" }, svg("path", { d: "M0 0 8 4 0 8Z" }));
-  return svg("defs", {}, head("way"), head("waits"));
+  return svg("defs", {}, head("way"), head("hold"));
 }

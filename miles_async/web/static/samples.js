@@ -98,6 +98,10 @@ function offerFinishes(form, finishes) {
   finishes.filter((finish) => !known.has(finish)).forEach((finish) => select.append(el("option", { value: finish }, finish)));
 }
 
+function text(title, content) {
+  return el("div", {}, el("h3", {}, title), el("pre", {}, content));
+}
+
 function card(name, row, step) {
   const facts = [
     ["reward", number(row.reward)],
@@ -129,10 +133,7 @@ function card(name, row, step) {
     { "aria-label": `group ${row.group}, sample ${row.index}` },
     el("h2", {}, `${row.group} / ${row.index}`),
     el("dl", { class: "facts" }, facts.map(([title, value]) => el("div", {}, el("dt", {}, title), el("dd", {}, value)))),
-    el("h3", {}, "prompt"),
-    el("pre", {}, row.prompt),
-    el("h3", {}, "response"),
-    el("pre", {}, row.response),
+    el("div", { class: "halves" }, text("prompt", row.prompt), text("response", row.response)),
     open,
     detail,
   );

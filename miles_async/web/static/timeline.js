@@ -45,7 +45,7 @@ class View {
     this.name = name;
     this.troubles = el("div");
     this.reading = el("p", { class: "reading", "aria-live": "polite" });
-    this.words = el("div");
+    this.words = el("div", {}, el("p", { class: "muted" }, "reading …"));
     this.canvas = el("canvas", { class: "timeline", tabindex: 0, role: "img", "aria-label": "timeline; plus, minus and the arrow keys zoom and move" });
     this.asking = new AbortController();
     this.window = null;
@@ -180,11 +180,12 @@ class View {
   marks(pen, color, height) {
     const [first, last] = this.window;
     const origin = this.found.begin;
-    pen.fillStyle = color("muted");
     for (const value of ticks(first - origin, last - origin, Math.max(2, this.width / 120))) {
       const x = this.across(origin + value);
+      pen.fillStyle = color("rule");
       pen.fillRect(x, 16, 1, height);
-      pen.fillText(value ? duration(value) : "0", x + 3, 12);
+      pen.fillStyle = color("muted");
+      pen.fillText(duration(value), x + 3, 12);
     }
     pen.fillStyle = color("bad");
     for (const [time] of this.found.marks) pen.fillRect(this.across(time), 16, 1.5, 7);
