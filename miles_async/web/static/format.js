@@ -35,7 +35,8 @@ export function ticks(least, most, count) {
   if (!(most > least)) return [least];
   const rough = (most - least) / count;
   const power = 10 ** Math.floor(Math.log10(rough));
-  const step = [1, 2, 5, 10].map((n) => n * power).find((size) => size >= rough);
+  const sizes = power === 1 ? [1, 2, 5, 10] : [1, 2, 2.5, 5, 10]; // whole numbers stay whole
+  const step = sizes.map((n) => n * power).find((size) => size >= rough);
   const found = [];
   for (let n = Math.ceil(least / step - 1e-9); n * step <= most + step * 1e-9; n++) found.push(n * step);
   return found;

@@ -3,7 +3,7 @@
 import { el, set, svg, table } from "./dom.js";
 import { duration } from "./format.js";
 
-const WIDE = { size: [790, 250], dealer: [5, 16], rollout: [217, 16], router: [429, 16], engine: [641, 16], learner: [217, 168], broadcaster: [429, 168] };
+const WIDE = { size: [790, 272], dealer: [5, 40], rollout: [217, 40], router: [429, 40], engine: [641, 40], learner: [217, 192], broadcaster: [429, 192] };
 const NARROW = { size: [340, 370], dealer: [5, 10], rollout: [191, 10], learner: [5, 152], router: [191, 152], broadcaster: [5, 294], engine: [191, 294] };
 const BOX = [144, 66];
 const WAYS = [
@@ -38,10 +38,10 @@ export class Loop {
     const roles = byRole(actors);
     const [width, height] = places.size;
     this.picture.setAttribute("viewBox", `0 0 ${width} ${height}`);
-    set(this.picture, arrowHeads(), WAYS.map((way) => arrow(places, ...way, "way")));
-    for (const [from, to, seconds] of longest(waits, actors)) {
-      if (places[from] && places[to] && from !== to) this.picture.append(arrow(places, from, to, duration(seconds), "hold"));
-    }
+    const holds = [...longest(waits, actors)].filter(([from, to]) => places[from] && places[to] && from !== to);
+    const taken = new Set(holds.flatMap(([from, to]) => [`${from} ${to}`, `${to} ${from}`])); // a wait's word has the place
+    set(this.picture, arrowHeads(), WAYS.map(([from, to, text]) => arrow(places, from, to, taken.has(`${from} ${to}`) ? "" : text, "way")));
+    for (const [from, to, seconds] of holds) this.picture.append(arrow(places, from, to, duration(seconds), "hold"));
     for (const role of Object.keys(TITLES)) this.picture.append(box(places[role], role, roles[role] ?? []));
     const said = Object.keys(TITLES).map((role) => `${TITLES[role]}: ${inWords(roles[role] ?? [])}`);
     this.picture.setAttribute("aria-label", `the loop. ${said.join("; ")}`);
@@ -114,6 +114,7 @@ function arrow(places, from, to, text, kind) {
   const [dx, dy] = [b[0] - a[0], b[1] - a[1]];
   const size = Math.hypot(dx, dy);
   const isHold = kind === "hold";
+  if (dy === 0 && Math.abs(dx) > 2 * BOX[0]) return over(a, b, text, kind);
   const aside = isHold ? [(dy / size) * 9, (-dx / size) * 9] : [0, 0];
   const reach = Math.min(Math.abs(BOX[0] / 2 / (dx || 1e-9)), Math.abs(BOX[1] / 2 / (dy || 1e-9)));
   const [x1, y1] = [a[0] + dx * reach + aside[0], a[1] + dy * reach + aside[1]];
@@ -124,6 +125,15 @@ function arrow(places, from, to, text, kind) {
   const flatly = { x: (x1 + x2) / 2, y: y + (isHold ? -5 * Math.sign(dx) + 3 : 14), "text-anchor": "middle" };
   const place = flat ? flatly : { x: x + (isHold ? -6 : 6), y: y + 4, "text-anchor": isHold ? "end" : "start" };
   return svg("g", { class: kind }, svg("line", { x1, y1, x2, y2, "marker-end": `url(#head-${kind})` }), text ? svg("text", place, text) : null);
+}
+
+// Over the boxes between two of a row.
+function over([ax, ay], [bx, by], text, kind) {
+  const [begin, end] = [ax + 40 * Math.sign(bx - ax), bx - 40 * Math.sign(bx - ax)];
+  const top = ay - BOX[1] / 2;
+  const d = `M${begin} ${top}C${begin} ${top - 44} ${end} ${top - 44} ${end} ${by - BOX[1] / 2}`;
+  const word = svg("text", { x: begin + (end - begin) * 0.5, y: top - 22, "text-anchor": "middle" }, text);
+  return svg("g", { class: kind }, svg("path", { d, "marker-end": `url(#head-${kind})` }), word);
 }
 
 function arrowHeads() {
