@@ -122,7 +122,7 @@ function arrow(places, from, to, text, kind) {
   const part = isHold ? 0.3 : 0.5; // of the way, where its word is: not where those of others are
   const [x, y] = [x1 + (x2 - x1) * part, y1 + (y2 - y1) * part];
   const flat = Math.abs(dy) < Math.abs(dx) / 3;
-  const flatly = { x: (x1 + x2) / 2, y: y + (isHold ? -5 * Math.sign(dx) + 3 : 14), "text-anchor": "middle" };
+  const flatly = { x: (x1 + x2) / 2, y: y + (isHold && dx > 0 ? -5 : 14), "text-anchor": "middle" };
   const place = flat ? flatly : { x: x + (isHold ? -6 : 6), y: y + 4, "text-anchor": isHold ? "end" : "start" };
   return svg("g", { class: kind }, svg("line", { x1, y1, x2, y2, "marker-end": `url(#head-${kind})` }), text ? svg("text", place, text) : null);
 }
@@ -132,7 +132,7 @@ function over([ax, ay], [bx, by], text, kind) {
   const [begin, end] = [ax + 40 * Math.sign(bx - ax), bx - 40 * Math.sign(bx - ax)];
   const top = ay - BOX[1] / 2;
   const d = `M${begin} ${top}C${begin} ${top - 44} ${end} ${top - 44} ${end} ${by - BOX[1] / 2}`;
-  const word = svg("text", { x: begin + (end - begin) * 0.5, y: top - 22, "text-anchor": "middle" }, text);
+  const word = svg("text", { x: begin + (end - begin) * 0.5, y: top - 16, "text-anchor": "middle" }, text);
   return svg("g", { class: kind }, svg("path", { d, "marker-end": `url(#head-${kind})` }), word);
 }
 
