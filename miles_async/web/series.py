@@ -18,6 +18,14 @@ import numpy as np
 from miles_async.monitor.record_lines import LEARNER, MetricsLine, is_step
 
 MOST = 600  # points of a curve, where nobody asks for another number
+OF = ": "  # between an actor and a name of its; no actor's name has it
+
+
+class Column(NamedTuple):
+    """Of one metric. A value is None where it was not finite."""
+
+    steps: list[int]
+    values: list[float | None]
 
 
 class Points(NamedTuple):
@@ -33,44 +41,46 @@ class Series:
     """The columns of one run. Names of the learner are as it reports them; those of others have the actor before them."""
 
     def __init__(self) -> None:
-        self._columns: dict[str, tuple[list[int], list[float]]] = {}
-        self._learners: set[str] = set()
+        self._columns: dict[str, dict[str, Column]] = {LEARNER: {}}  # by actor and name
         self._last = 0
 
     def add(self, line: MetricsLine, further: Mapping[str, float] = {}) -> None:
         """``further``: values that belong to the same step."""
+        step, columns = line.step, self._columns.setdefault(line.actor, {})
         if is_step(line):
-            if line.step <= self._last:
-                self._forget(line.step)
-            self._last = line.step
-        mine = line.actor == LEARNER
-        for name, value in (*line.values.items(), *further.items()):
-            key = name if mine else f"{line.actor}: {name}"
-            if mine:
-                self._learners.add(key)
-            steps, values = self._columns.setdefault(key, ([], []))
-            steps.append(line.step)
-            values.append(math.nan if value is None else value)
+            if step <= self._last:
+                self._forget(step)
+            self._last = step
+        for values in (line.values, further):
+            for name, value in values.items():
+                column = columns.get(name)
+                if column is None:
+                    column = columns[name] = Column([], [])
+                column.steps.append(step)
+                column.values.append(value)
 
     def _forget(self, step: int) -> None:
-        for name in self._learners:
-            steps, values = self._columns[name]
-            keep = bisect.bisect_left(steps, step)
-            del steps[keep:], values[keep:]
+        for column in self._columns[LEARNER].values():
+            keep = bisect.bisect_left(column.steps, step)
+            del column.steps[keep:], column.values[keep:]
 
     def names(self) -> list[str]:
         """The learner's first."""
-        return sorted(self._columns, key=lambda name: (name not in self._learners, name))
+        others = (actor for actor in self._columns if actor != LEARNER)
+        of_others = sorted(f"{actor}{OF}{name}" for actor in others for name in self._columns[actor])
+        return [*sorted(self._columns[LEARNER]), *of_others]
 
     def points(self, name: str, first: int = 0, last: int | None = None, most: int = MOST) -> Points:
         """Of the steps ``first`` to ``last``; none of a name that is not there."""
-        steps, values = self._columns.get(name, ([], []))
+        actor, _, of_actor = name.partition(OF) if OF in name else (LEARNER, "", name)
+        column = self._columns.get(actor, {}).get(of_actor)
+        steps, values = column or ([], [])
         begin = bisect.bisect_left(steps, first)
         end = len(steps) if last is None else bisect.bisect_right(steps, last)
         return decimated(steps[begin:end], values[begin:end], most)
 
 
-def decimated(steps: Sequence[int], values: Sequence[float], most: int) -> Points:
+def decimated(steps: Sequence[int], values: Sequence[float | None], most: int) -> Points:
     """At most ``most`` points of a column. Raises ValueError: fewer than one are asked for."""
     if most < 1:
         raise ValueError(f"{most} points: at least 1")
@@ -78,7 +88,8 @@ def decimated(steps: Sequence[int], values: Sequence[float], most: int) -> Point
     if not count:
         return Points([], [], [], [])
     edges = np.linspace(0, len(steps), count + 1).astype(int)
-    column = np.where(np.isfinite(values), values, np.nan)
+    column = np.asarray(values, dtype=float)  # None is nan
+    column = np.where(np.isfinite(column), column, np.nan)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # of a stretch without a finite value
         least, greatest = np.fmin.reduceat(column, edges[:-1]), np.fmax.reduceat(column, edges[:-1])
