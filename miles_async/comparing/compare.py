@@ -134,7 +134,7 @@ def show(found: Mapping[str, Any]) -> str:
     for row in ROWS:
         values = [found["figures"][name].get(row.key) for name in names]
         if any(value is not None for value in values):
-            table.add_row(row.label.format(**found["common"]), *(_shown(value, row.form) for value in values))
+            table.add_row(row.label.format(**found["common"]), *(shown(value, row.form) for value in values))
     tables.append(table)
     for one in tables:
         console.print(one)
@@ -153,7 +153,7 @@ def show(found: Mapping[str, Any]) -> str:
     )
 
 
-def _shown(value: Any, form: str) -> str:
+def shown(value: Any, form: str) -> str:
     """A number in its form; of shares by a name those that would not be shown as 0."""
     if isinstance(value, Mapping):
         return ", ".join(f"{name}: {share:{form}}" for name, share in value.items() if share >= LEAST) or "-"

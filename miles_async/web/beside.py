@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from miles_async.comparing.compare import ROWS, compare, read_all
+from miles_async.comparing.compare import ROWS, compare, read_all, shown
 from miles_async.comparing.curves import Curve, Point
 from miles_async.config.secrets import mask
 
@@ -22,20 +22,20 @@ def beside(run_dirs: Sequence[Path]) -> dict[str, Any]:
     found = compare(curves)
     names = [curve.name for curve in curves]
     differences = {
-        key: {name: _shown(key, value) for name, value in values.items()}
+        key: {name: _masked(key, value) for name, value in values.items()}
         for key, values in found["differences"].items()
     }
     rows = []
     for row in ROWS:
         values = [found["figures"][name].get(row.key) for name in names]
         if any(value is not None for value in values):
-            shown = ["-" if value is None else format(value, row.form) for value in values]
-            rows.append([row.label.format(**found["common"]), *shown])
+            rows.append([row.label.format(**found["common"]), *(shown(value, row.form) for value in values)])
     return {
         "names": names,
         "rows": rows,
         "differences": [[key, *(values[name] for name in names)] for key, values in differences.items()],
         "replays": found["replays"],
+        "simulations": found["simulations"],
         "curves": [{"name": curve.name, "points": [_point(point) for point in thinned(curve)]} for curve in curves],
     }
 
@@ -53,5 +53,5 @@ def _point(point: Point) -> list[float]:
     return [point.step, point.tokens, point.seconds, point.reward, point.mean_lag, point.max_lag]
 
 
-def _shown(key: str, value: Any) -> str:
+def _masked(key: str, value: Any) -> str:
     return str(mask(key, value) if isinstance(value, str) else value)

@@ -45,6 +45,7 @@ async function draw(content, runs, charts) {
     el("h2", {}, "Configured otherwise"),
     found.differences.length ? table("Configured otherwise", heads, found.differences) : el("p", { class: "muted" }, "nothing: they are configured alike"),
     found.replays.map((name) => el("p", { class: "small" }, `${name} is a replay: its rewards are those of the recorded data, its time is without generation.`)),
+    found.simulations.map((name) => el("p", { class: "small" }, `${name} is a simulation: it has no rewards.`)),
   );
 }
 
