@@ -19,7 +19,7 @@ from bus.messages import Batch, Control, ReadyGroup
 from miles_async.filters.apply import BufferFilter
 from miles_async.staleness.choice import make_policy
 from miles_async.staleness.floors import Floors
-from miles_async.staleness.policies import too_old
+from miles_async.staleness.policies import bound_of, too_old
 
 ASKED_S = 0.5  # how soon rank 0 hears that its weights are to be written again
 
@@ -41,7 +41,7 @@ class LearnerBatches:
         self._ctx, self._ledger, self._arranged, self._check, self._asked = ctx, ledger, arranged, check, asked
         self._decides = ctx.index == 0 and ctx.config.replay.run is None
         self._policy, self._buffer_filter = make_policy(ctx.config), BufferFilter(ctx.config)
-        self._bound, self._size = ctx.config.staleness.max_lag, ctx.config.rollout.rollout_batch_size
+        self._bound, self._size = bound_of(self._policy), ctx.config.rollout.rollout_batch_size
         self._ready: dict[str, ReadyGroup] = {}
         self._samples_cursor = self._control_cursor = "0"
         self._batches_cursor: dict[Topic, str] = {"batches": "0"}

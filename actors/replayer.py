@@ -28,7 +28,7 @@ from miles_async.recording import manifest
 from miles_async.recording.reader import RecordedRun, RecordedStep
 from miles_async.runs.payloads import payload_store
 from miles_async.staleness.choice import make_policy
-from miles_async.staleness.policies import too_old
+from miles_async.staleness.policies import bound_of, too_old
 
 AHEAD = 8  # steps, beyond those between two checkpoints
 MEMORY_SHARE = 0.8  # of what Redis may use, as for a dealer
@@ -114,7 +114,8 @@ class Replayer:
         """The step's bound, and whether tokens beyond it are masked: another launch of the run may have had others."""
         if recorded.max_lag is not None:
             return recorded.max_lag, recorded.masks
-        return self.ctx.config.staleness.max_lag, make_policy(self.ctx.config).masks
+        policy = make_policy(self.ctx.config)
+        return bound_of(policy), policy.masks
 
     async def _are_ready(self, groups: Sequence[str]) -> bool:
         found, self.cursor = await self.ledger.ready_groups(self.cursor, block_ms=1)

@@ -24,7 +24,8 @@ from miles_async.rewards.registry import GROUP_REWARD, REWARD
 from miles_async.rewards.registry import HOOKS as REWARDS
 from miles_async.rl.hooks import HOOKS as ALGORITHM
 from miles_async.rollout.registry import HOOKS as ROLLOUTS
-from miles_async.staleness.choice import POLICY, make_policy
+from miles_async.staleness.choice import POLICY
+from miles_async.staleness.choice import check as check_policy
 from miles_async.train.backend import BACKENDS
 from miles_async.train.hooks import HOOKS as LEARNER
 from miles_async.weights.export import EXPORT
@@ -76,7 +77,7 @@ def check(config: RunConfig) -> None:
         if config.eval.datasets[name].rm_type is not None:
             for hook in (REWARD, GROUP_REWARD):
                 _check(hook, its_config, f"eval.datasets.{name}.rm_type")
-    make_policy(config)
+    check_policy(config)
 
 
 def _check(hook: Hook, config: RunConfig, key: str = "") -> None:

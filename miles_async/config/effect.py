@@ -14,6 +14,7 @@ from typing import NamedTuple
 import msgspec
 
 from miles_async.config.schema import ConfigError, Eval, Placement, RunConfig
+from miles_async.config.schema.rollout import POLICIES
 
 _GENERATE = ("single_turn", "multi_turn", "agent")
 
@@ -74,7 +75,7 @@ RULES = (
     ),
     Rule(
         ("staleness.elastic_cap", "staleness.elastic_admit_lag"),
-        lambda config: is_one_of(config.staleness.policy, ("elastic",), ("fifo", "drop", "token_mask", "elastic")),
+        lambda config: is_one_of(config.staleness.policy, ("elastic",), POLICIES),
         'staleness.policy = "elastic"',
     ),
     Rule(

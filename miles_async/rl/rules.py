@@ -28,6 +28,11 @@ def check_algorithm(config: RunConfig) -> None:
             f"has to say what it does about that: one or several of {', '.join(CORRECTIONS)}, or a path to a function "
             '(the plain choice: "behaviour", the engine\'s log-probs as the denominator)'
         )
+    if algorithm.keep_old_actor and not config.staleness.hard_bound:
+        raise ConfigError(
+            f"algorithm.keep_old_actor = true keeps the weights of staleness.max_lag = {lag} versions: with "
+            "staleness.hard_bound = false older tokens may be trained"
+        )
     if algorithm.keep_old_actor and algorithm.old_log_probs not in (None, "recompute"):
         raise ConfigError(
             f'algorithm.keep_old_actor = true is a way to recompute: algorithm.old_log_probs = "{algorithm.old_log_probs}" '

@@ -8,6 +8,7 @@ would give if it were asked each time; of a policy that is not known here it is.
 from __future__ import annotations
 
 from miles_async.simulation.ledger import SimulatedLedger
+from miles_async.staleness.count import Count
 from miles_async.staleness.fifo import Fifo
 from miles_async.staleness.policies import Bounded, StalenessPolicy
 from miles_async.staleness.token_mask import TokenMask
@@ -15,7 +16,7 @@ from miles_async.staleness.token_mask import TokenMask
 
 def judges_each(policy: StalenessPolicy) -> bool:
     """Whether its ``evict`` looks at each group by itself: those that it has left at a version it leaves again."""
-    return getattr(type(policy), "evict", None) in (Bounded.evict, TokenMask.evict)
+    return getattr(type(policy), "evict", None) in (Bounded.evict, TokenMask.evict, Count.evict)
 
 
 def window_of(policy: StalenessPolicy, batch_size: int) -> int | None:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from bus.messages import ReadyGroup
 from miles_async.simulation.settings import SimulationConfig
-from miles_async.staleness.policies import StalenessPolicy, StalenessState
+from miles_async.staleness.policies import NO_BOUND, StalenessPolicy, StalenessState
 
 SPARE = 2  # batches that may be ready beyond what is under way, so that a fast fleet does not fill the memory
 
@@ -14,7 +14,7 @@ SPARE = 2  # batches that may be ready beyond what is under way, so that a fast 
 class Unbounded:
     """At most ``most`` groups are open; whatever is ready first is trained."""
 
-    max_lag, surplus, masks, holds = 1 << 30, 0, False, False
+    max_lag, surplus, masks, holds, hard_bound = NO_BOUND, 0, False, False, False
 
     def __init__(self, most: int) -> None:
         self._most = most

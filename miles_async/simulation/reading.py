@@ -16,6 +16,7 @@ from miles_async.config.toml import parse_as
 from miles_async.config.words import show
 from miles_async.simulation.settings import LOOKED_AT, SimulationConfig
 from miles_async.staleness.choice import policy_of
+from miles_async.staleness.progress import check_progress
 
 # keys whose effect a simulation does not have: what else they may be than this is refused
 WITHOUT = {"rollout": {"adaptive_in_flight": False}}
@@ -40,7 +41,8 @@ def check(config: SimulationConfig) -> None:
     _check_lengths(config)
     _check_engines(config)
     _check_learner(config)
-    policy_of(config.staleness, config.rollout)
+    policy, interval = policy_of(config.staleness, config.rollout), config.weights.update_interval
+    check_progress(policy, config.staleness.policy, config.rollout, interval, config.simulation.num_steps)
 
 
 def unused(config: SimulationConfig) -> list[str]:

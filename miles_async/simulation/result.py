@@ -16,6 +16,7 @@ from miles_async.monitor.summary import balanced
 from miles_async.simulation.ideal import unbounded
 from miles_async.simulation.loop import Simulated, simulate
 from miles_async.simulation.reading import unused
+from miles_async.simulation.record import Record
 from miles_async.simulation.settings import SimulationConfig
 from miles_async.staleness.choice import policy_of
 
@@ -65,6 +66,7 @@ def figures(config: SimulationConfig, loop: Simulated) -> dict[str, Any]:
         "mean_group_lag": _mean(record.lag_groups),
         "lag_tokens": {str(lag): _rounded(n / tokens) for lag, n in sorted(record.lag_tokens.items())},
         "lag_groups": {str(lag): _rounded(n / record.groups) for lag, n in sorted(record.lag_groups.items())},
+        **_overrun(record, config.staleness.max_lag),
         "publish_lag": _rounded(record.publish_lag / record.batches),
         "mixed_version_ratio": _rounded(record.mixed / record.samples),
         "n_samples": record.samples,
@@ -85,6 +87,18 @@ def figures(config: SimulationConfig, loop: Simulated) -> dict[str, Any]:
     if config.simulation.timeline:
         found["timeline"] = record.lines
     return found
+
+
+def _overrun(record: Record, aim: int) -> dict[str, float]:
+    """How often and how far what was trained is beyond ``staleness.max_lag``: never, where the policy has a hard bound."""
+    beyond = {lag: count for lag, count in record.lag_tokens.items() if lag > aim}
+    groups = sum(count for lag, count in record.lag_groups.items() if lag > aim)
+    return {
+        "overrun_tokens": sum(beyond.values()),
+        "overrun_token_share": _rounded(sum(beyond.values()) / max(1, record.lag_tokens.total())),
+        "overrun_group_share": _rounded(groups / record.groups),
+        "max_overrun": max(beyond, default=aim) - aim,
+    }
 
 
 def _length_bias(trained: Counter[int], dropped: Counter[int]) -> dict[str, float | None]:

@@ -71,6 +71,12 @@ def rows(found: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("interrupted", f"{found['retractions']:,} retractions, {found['failovers']:,} failovers"),
         ("ledger", ledger_line(found["ledger"])),
     ]
+    if found["overrun_tokens"]:
+        far = (
+            f"{number('overrun_token_share', '.1%')} of the tokens, {number('overrun_group_share', '.1%')} of the groups, "
+            f"by up to {number('max_overrun', 'd')} versions"
+        )
+        shown.append(("beyond the bound", far))
     if found["not_simulated"]:
         shown.append(("not simulated", ", ".join(found["not_simulated"])))
     return shown + _calibration(found.get("calibration"))

@@ -16,7 +16,14 @@ from bus.messages import ReadyGroup
 from miles_async.config.schema import Rollout, Staleness
 from miles_async.hooks.calls import called, refused, shown
 from miles_async.hooks.hook import Hook
-from miles_async.staleness.policies import StalenessPolicy, StalenessState, has_trainable, is_usable, lag
+from miles_async.staleness.policies import (
+    NO_BOUND,
+    StalenessPolicy,
+    StalenessState,
+    has_trainable,
+    is_usable,
+    lag,
+)
 
 METHODS = ("admit", "evict", "select")
 REASON = re.compile(r"[A-Za-z0-9_.-]{1,60}\Z")
@@ -43,10 +50,16 @@ class CheckedPolicy:
                 f"{rollout.over_sampling_batch_size or rollout.rollout_batch_size} asks"
             )
             raise refused(hook, make, surplus, wanted)
+        if self.masks and not self.hard_bound:
+            raise refused(hook, make, self._policy, "a policy: one that masks has a hard bound")
 
     @property
     def max_lag(self) -> int:
         return self._max_lag
+
+    @property
+    def hard_bound(self) -> bool:
+        return bool(getattr(self._policy, "hard_bound", True))
 
     @property
     def surplus(self) -> int:
@@ -93,7 +106,8 @@ class CheckedPolicy:
             wanted = f"{batch_size} different groups (rollout.rollout_batch_size), or None"
             raise refused(self._hook, self._policy.select, found, wanted)
         may_train = has_trainable if self.masks else is_usable
-        if old := [one for one in found if not may_train(groups[one], version, self._bound)]:
+        bound = self._bound if self.hard_bound else NO_BOUND
+        if old := [one for one in found if not may_train(groups[one], version, bound)]:
             wanted = (
                 f"groups that version {version} may train: {shown(old[0])} is {lag(groups[old[0]], version)} versions "
                 f"behind, staleness.max_lag is {self._bound}"

@@ -27,10 +27,13 @@ def drop(staleness: Staleness, rollout: Rollout) -> StalenessPolicy:
     return Drop(staleness.max_lag)
 
 
-def refuse_surplus(policy: str, rollout: Rollout) -> None:
-    """Of a policy that takes groups as they finish. Raises ConfigError."""
+AS_THEY_FINISH = "takes groups as they finish already, and has more of them with a larger max_lag"
+
+
+def refuse_surplus(policy: str, rollout: Rollout, why: str = AS_THEY_FINISH) -> None:
+    """Of a policy that drops none with a batch, which ``why`` says of it. Raises ConfigError."""
     if rollout.surplus:
         raise ConfigError(
             f'rollout.over_sampling_batch_size = {rollout.over_sampling_batch_size} needs staleness.policy = "fifo": '
-            f'"{policy}" takes groups as they finish already, and has more of them with a larger max_lag'
+            f'"{policy}" {why}'
         )

@@ -1,7 +1,8 @@
 """Staleness policies: how many groups may start, which batch is next, what is too old. Pure: no I/O, no clock.
 
-Promises: no token older than ``max_lag`` versions is ever selected, nor one newer than the learner; a policy never waits
-for something that waits for the policy (also at ``max_lag = 0``, which is the synchronous loop).
+Promises: no token older than ``max_lag`` versions is ever selected, unless the policy says of itself that it has no hard bound
+(``hard_bound``; a run has to allow that), nor one newer than the learner; a policy never waits for something that waits for the
+policy (also at ``max_lag = 0``, which is the synchronous loop).
 
 Terms. Version ``v``: the number of batches in the weights. Batch ``j`` (0-based) is trained by the learner at
 version ``j`` and makes version ``j + 1``. ``B``: groups in a batch. ``L``: ``max_lag``. ``k``: batches recorded so far.
@@ -48,6 +49,7 @@ from typing import Protocol
 
 from bus.messages import UNSAMPLED, ReadyGroup
 
+NO_BOUND = 1 << 30  # versions: no token is so far behind
 STALE = "stale"
 UNPUBLISHED = "unpublished_version"
 
@@ -72,6 +74,11 @@ class StalenessPolicy(Protocol):
     @property
     def max_lag(self) -> int:
         """Versions that the oldest token of a trained group may be behind the learner."""
+        ...
+
+    @property
+    def hard_bound(self) -> bool:
+        """Whether nothing beyond ``max_lag`` is ever trained; else it is what the policy aims at."""
         ...
 
     @property
@@ -133,6 +140,11 @@ def newest(group: ReadyGroup) -> int:
     return found
 
 
+def bound_of(policy: StalenessPolicy) -> int:
+    """Versions that a token may be behind the learner that trains it under ``policy``."""
+    return policy.max_lag if policy.hard_bound else NO_BOUND
+
+
 def has_trainable(group: ReadyGroup, version: int, max_lag: int) -> bool:
     """Whether some token of ``group`` is within the bound at ``version``, and none is of a version that is still to come."""
     return (last := newest(group)) == -1 or version - max_lag <= last <= version
@@ -168,6 +180,10 @@ class Bounded:
 
     max_lag: int
     surplus: int = 0
+
+    @property
+    def hard_bound(self) -> bool:
+        return True
 
     @property
     def masks(self) -> bool:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-SUMS = ("n_tokens", "n_samples", "zero_std_groups", "empty_steps")
-GREATEST, LEAST = ("max_token_lag", "reward_max"), ("reward_min",)
+SUMS = ("n_tokens", "n_samples", "zero_std_groups", "empty_steps", "overrun_tokens", "overrun_samples")
+GREATEST, LEAST = ("max_token_lag", "max_overrun", "reward_max"), ("reward_min",)
 OF_THE_STEP = ("grad_norm", "lr", "optimizer_steps", "skipped_steps")  # the last one's, which changed the weights
 BATCHES = "batches"
 

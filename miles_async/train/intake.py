@@ -40,10 +40,13 @@ def admit(
     *,
     version: int,
     max_lag: int,
+    aim: int | None = None,
     vocab_size: int,
     to_batch: Callable[[Sequence[Group], int], TrainBatch] = flatten,
 ) -> Admitted:
     """Flatten this rank's groups and agree with the other ranks that the step from ``version`` may run. Collective.
+
+    ``aim``: where ``max_lag`` is no bound, the versions that are aimed at; metrics say how often and how far they are passed.
 
     Raises BatchError (this rank's groups are malformed), BatchRefused (another's are), LagExceeded (any rank's token is
     more than ``max_lag`` versions old, or of a version above ``version``), RanksSilent.
@@ -54,7 +57,9 @@ def admit(
     except BatchError as error:
         problem, batch = error, flatten((), vocab_size)
     mask = batch.sequences.mask
-    lag = version - batch.versions[mask & (batch.versions != UNSAMPLED)].astype(np.int64)
+    sampled = mask & (batch.versions != UNSAMPLED)
+    lag = version - batch.versions[sampled].astype(np.int64)
+    beyond = lag > (max_lag if aim is None else aim)
     n_samples = len(batch.rewards)
     trained = np.bincount(batch.sample_index[mask], minlength=n_samples)
     rows = ranks.gather(
@@ -71,6 +76,8 @@ def admit(
             float((batch.sequences.lengths - batch.sequences.prompt_lengths).sum()),
             float(batch.truncated.sum()),
             float(_mixed(batch)),
+            float(beyond.sum()),
+            float(len(np.unique(batch.sample_index[sampled][beyond]))),
             *_ages(() if problem else groups, batch, version),
             float(lag.min()) if len(lag) else math.inf,
         ]
@@ -92,9 +99,21 @@ def admit(
             f"step {step}: a token of learner rank {int(rows[:, -1].argmin())} is of weight version {version - newest:.0f}, "
             f"and the learner's own is {version}; nothing was trained"
         )
-    untaught, tokens, lag_sum, normalizer, samples, rollouts, reward, response, truncated, mixed, *ages_of_all = (
-        rows[:, 2:-1].sum(dim=0).tolist()
-    )
+    (
+        untaught,
+        tokens,
+        lag_sum,
+        normalizer,
+        samples,
+        rollouts,
+        reward,
+        response,
+        truncated,
+        mixed,
+        beyond_aim,
+        late_samples,
+        *ages_of_all,
+    ) = rows[:, 2:-1].sum(dim=0).tolist()
     share = 1 / max(samples, 1.0)
     metrics = {
         "raw_reward": reward * share,
@@ -109,6 +128,12 @@ def admit(
     for name, total, count in zip(AGES, ages_of_all[::2], ages_of_all[1::2], strict=True):
         if count:
             metrics[f"age/{name}"] = total / count
+    if aim is not None:
+        metrics |= {
+            "overrun_tokens": beyond_aim,
+            "overrun_samples": late_samples,
+            "max_overrun": max(0.0, oldest - aim),
+        }
     return Admitted(batch, Totals(normalizer, rollouts), samples, untaught == 0, metrics)
 
 

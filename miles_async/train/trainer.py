@@ -130,11 +130,13 @@ class Trainer(StoredTrainer):
         the weights unchanged: LagExceeded, BatchError (this rank's groups are malformed), BatchRefused (another rank's are);
         and NonFiniteGradient.
         """
+        staleness = self.config.staleness
         admitted = admit(
             groups,
             self._groups,
             version=self.version,
-            max_lag=self.config.staleness.max_lag if max_lag is None else max_lag,
+            max_lag=staleness.max_lag if max_lag is None else max_lag,
+            aim=None if staleness.hard_bound else staleness.max_lag,
             vocab_size=self._bridge.hf_config.vocab_size,
             to_batch=self._to_batch,
         )

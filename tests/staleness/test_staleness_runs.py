@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import chain
 
+import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from staleness_runs import WIDE, runs, simulate
 
+from miles_async.staleness.count import Count
 from miles_async.staleness.drop import Drop
 from miles_async.staleness.elastic import Elastic
 from miles_async.staleness.fifo import Fifo
+from miles_async.staleness.pace import Pace
 from miles_async.staleness.policies import StalenessPolicy
+from miles_async.staleness.ready_first import ReadyFirst
 from miles_async.staleness.token_mask import TokenMask
+from miles_async.staleness.weight_fifo import WeightFifo
+
+OPEN_ENDED = (Count, ReadyFirst, Pace)
 
 
 @settings(max_examples=150, deadline=None)
@@ -77,10 +85,11 @@ def test_token_mask_masks_where_drop_drops() -> None:
 
 
 @settings(max_examples=50, deadline=None)
-@given(run=runs, policy=st.sampled_from([Fifo(0), Drop(0), TokenMask(0)]))
+@given(run=runs, policy=st.sampled_from([Fifo(0), Drop(0), TokenMask(0), WeightFifo(0), *(p(0) for p in OPEN_ENDED)]))
 @example(run=WIDE, policy=Fifo(0))
 @example(run=WIDE, policy=Drop(0))
 @example(run=WIDE, policy=TokenMask(0))
+@example(run=WIDE, policy=Pace(0))
 def test_a_bound_of_zero_is_the_synchronous_loop(run: dict, policy: StalenessPolicy) -> None:
     result = simulate(policy, update_interval=1, **run)
     assert set(result.lags) == {0}
@@ -147,3 +156,82 @@ def test_the_bound_is_used_and_not_only_kept() -> None:
 def test_drop_loses_a_straggler_that_fifo_waits_for() -> None:
     run = {**WIDE, "steps": 30, "batch_size": 2}
     assert simulate(Drop(1), update_interval=1, **run).dropped > 0
+
+
+@settings(max_examples=150, deadline=None)
+@given(run=runs, max_lag=st.integers(0, 4), policy=st.sampled_from(OPEN_ENDED), data=st.data())
+def test_a_policy_without_a_hard_bound_drops_nothing_and_keeps_no_more_open_than_it_says(
+    run: dict, max_lag: int, policy: type, data: st.DataObject
+) -> None:
+    interval = data.draw(st.integers(1, max_lag + 1))
+    result = simulate(policy(max_lag), update_interval=interval, **run)
+    assert result.dropped == 0 and not policy(max_lag).hard_bound
+    assert len(result.started_at) == run["steps"] * run["batch_size"]  # nothing generated for no step
+    assert sorted(chain.from_iterable(result.batches)) == list(range(run["steps"] * run["batch_size"]))
+    assert result.max_open <= (max_lag + 1) * run["batch_size"]
+
+
+@pytest.mark.parametrize("policy", OPEN_ENDED)
+def test_a_policy_without_a_hard_bound_trains_what_is_late_however_old_it_is(policy: type) -> None:
+    """An engine that takes thirty times as long as the others holds up nobody, and what it makes is trained."""
+    run = {**WIDE, "steps": 60, "update_interval": 1, "slow": 30.0}
+    late, waited = simulate(policy(2), **run), simulate(Fifo(2), **run)
+    assert max(late.lags) > 2 + 5 and max(waited.lags) <= 2
+    assert late.duration < 0.5 * waited.duration
+
+
+def test_what_is_late_is_trained_first_by_the_age_of_its_weights() -> None:
+    """count goes by when a group was dealt, pace by what it was sampled with."""
+    run = {**WIDE, "steps": 60, "update_interval": 1, "slow": 30.0, "deaths": 0.2}
+    assert simulate(Pace(2), **run).batches != simulate(ReadyFirst(2), **run).batches
+
+
+@settings(max_examples=150, deadline=None)
+@given(run=runs, max_lag=st.integers(0, 4), data=st.data())
+def test_weight_fifo_keeps_the_bound_and_finishes_and_drops_nothing(
+    run: dict, max_lag: int, data: st.DataObject
+) -> None:
+    interval = data.draw(st.integers(1, max_lag + 1))
+    result = simulate(WeightFifo(max_lag), update_interval=interval, **run)
+    assert max(result.lags) <= max_lag
+    assert [len(batch) for batch in result.batches] == [run["batch_size"]] * run["steps"]
+    assert result.dropped == 0
+
+
+def test_weight_fifo_lets_whoever_is_ready_go_first_among_groups_of_one_version_alone() -> None:
+    run = {**WIDE, "steps": 40, "update_interval": 1, "slow": 10.0}
+    by_weights, counted = simulate(WeightFifo(4), **run), simulate(Count(4), **run)
+    trained, at_once = (list(chain.from_iterable(result.batches)) for result in (by_weights, counted))
+    assert max(by_weights.lags) == 4 < max(counted.lags)
+    # the first batches are all of version 0; nobody is further from his place than those that were dealt with him
+    moved, far = (max(abs(place - number) for place, number in enumerate(found)) for found in (trained, at_once))
+    assert 0 < moved < 5 * run["batch_size"] < far
+
+
+EVERY = (Fifo, Drop, TokenMask, WeightFifo, *OPEN_ENDED)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    run=runs,
+    max_lag=st.integers(0, 4),
+    policy=st.sampled_from(
+        [*EVERY, lambda lag: Fifo(lag, surplus=2), lambda lag: Elastic(lag, admit_lag=-(-lag // 2))]
+    ),
+    trouble=st.fixed_dictionaries(
+        {
+            "deaths": st.sampled_from([0.0, 0.3, 0.9]),
+            "refuse": st.sampled_from([0.0, 0.5]),
+            "slow": st.sampled_from([1.0, 20.0]),
+        }
+    ),
+)
+def test_whatever_dies_every_policy_ends_its_run_within_its_bound_and_each_group_and_token_is_in_one_place(
+    run: dict, max_lag: int, policy: Callable[[int], StalenessPolicy], trouble: dict
+) -> None:
+    made = policy(max_lag)
+    result = simulate(made, update_interval=1, **run, **trouble)
+    trained = list(chain.from_iterable(result.batches))
+    assert len(result.batches) == run["steps"] and len(set(trained)) == len(trained)
+    assert not made.hard_bound or max(result.lags) <= max_lag
+    result.check_closed()

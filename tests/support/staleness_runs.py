@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import heapq
 import random
+from collections import deque
 from dataclasses import dataclass, field
+from typing import Any
 
 from hypothesis import strategies as st
 
 from bus.messages import ReadyGroup
-from miles_async.staleness.policies import StalenessPolicy, StalenessState, too_old
+from miles_async.staleness.policies import NO_BOUND, StalenessPolicy, StalenessState, bound_of, too_old
+
+TOKENS = 2  # of a group
 
 
 @dataclass
 class Result:
-    """What a simulated run did. ``batches``: for each step the positions at which its groups were dealt."""
+    """What a simulated run did. ``batches``: for each step the numbers of its groups, in the order in which they were dealt."""
 
     batches: list[list[int]] = field(default_factory=list)
     lags: list[int] = field(default_factory=list)
@@ -22,138 +26,237 @@ class Result:
     refused: int = 0  # by a filter, as soon as they were generated
     surplus: int = 0
     masked: int = 0  # tokens
+    lost: int = 0  # attempts at a group that ended with their engine
+    open: int = 0  # groups at the end
+    generated: int = 0  # tokens of all groups that were finished
+    thrown: int = 0  # tokens of those that were dropped, whatever for
+    ready: int = 0  # tokens of those that were left at the end
     max_open: int = 0
     duration: float = 0.0
     started_at: list[int] = field(default_factory=list)  # the learner's version when a group was dealt
+    prompts: list[int] = field(default_factory=list)  # of each group that was dealt
+    again: list[int] = field(default_factory=list)  # prompts that were still to be dealt again at the end
+
+    def check_closed(self) -> None:
+        """Each group and each token is in one place."""
+        trained = sum(map(len, self.batches))
+        assert len(self.started_at) == trained + self.dropped + self.refused + self.surplus + self.open
+        assert self.generated == len(self.lags) + self.masked + self.thrown + self.ready
+        assert self.ready <= TOKENS * self.open
 
 
-def simulate(
-    policy: StalenessPolicy,
-    *,
-    seed: int,
-    batch_size: int,
-    steps: int,
-    engines: int,
-    slots: int,
-    update_interval: int,
-    refuse: float = 0.0,
-) -> Result:
-    """A run by events: engines of their own pace with in-flight updates, delayed and skipped pushes, a slow learner, and a
-    filter that refuses a share ``refuse`` of the groups.
+def simulate(policy: StalenessPolicy, **world: Any) -> Result:
+    """A run by events: engines of their own pace with in-flight updates, delayed and skipped pushes, a slow learner, a filter
+    that refuses a share ``refuse`` of the groups, and ``deaths`` of engines, one or all of them, in a share of the steps.
 
     A group has two tokens: one of the version that its engine serves at its start, and one of that at its end.
     """
-    rng = random.Random(seed)
-    result = Result()
-    events: list[tuple[float, int, str, tuple]] = []
-    clock = count = version = newest_push = batches = 0
-    serving = [0] * engines
-    free = [(engine, slot) for engine in range(engines) for slot in range(slots)]
-    order: list[str] = []  # open groups in dealt order
-    waiting: list[str] = []
-    ready: list[ReadyGroup] = []
-    dealt = 0
-    training, ticks = False, True
-    floors: dict[str, int] = {}  # the version of the first token of what is generated
+    return _Run(policy, **world).run()
 
-    def at(delay: float, kind: str, *data: object) -> None:
-        nonlocal count
-        count += 1
-        heapq.heappush(events, (clock + delay, count, kind, data))
 
-    while len(result.batches) < steps or training or not ticks:
-        state = StalenessState(
-            batched_steps=len(result.batches),
-            open_groups=len(order),
-            batch_size=batch_size,
-            serving_version=min(serving),
-            total_steps=steps,
-        )
-        for _ in range(policy.admit(state)):
-            order.append(str(dealt))
-            waiting.append(str(dealt))
-            result.started_at.append(version)
-            dealt += 1
-        result.max_open = max(result.max_open, len(order))
-        rng.shuffle(free)
-        while free and waiting:
-            engine, slot = free.pop()
-            floors[waiting[0]] = serving[engine]
-            at(rng.lognormvariate(0, 1.2), "finished", waiting.pop(0), serving[engine], engine, slot)
-        if not training:
-            stale = dict(policy.evict(ready, version))
-            if stale:
-                assert set(stale.values()) == {"stale"}
-                result.dropped += len(stale)
-                order = [group_id for group_id in order if group_id not in stale]
-                ready = [group for group in ready if group.group_id not in stale]
-                continue  # a drop makes room, which the dealer has to see
-            more = len(result.batches) < steps or not ticks
-            chosen = policy.select(ready, order, version, batch_size) if more else None
-            if chosen is not None:
-                by_id = {group.group_id: group for group in ready}
-                if ticks:
-                    result.batches.append([])
-                    batches = 0
-                result.batches[-1] += [int(group_id) for group_id in chosen]
-                batches += 1
-                trained = [v for g in chosen for v, _ in by_id[g].versions]
-                if policy.masks:
-                    assert all(version - by_id[g].newest_version <= policy.max_lag for g in chosen), (
-                        "nothing of it is left"
-                    )
-                    result.masked += sum(too_old(by_id[g], version, policy.max_lag) for g in chosen)
-                    trained = [v for v in trained if version - v <= policy.max_lag]
-                result.lags += [version - v for v in trained]
-                surplus = [group_id for group_id in order if group_id not in chosen][
-                    : policy.surplus
-                ]  # as the ledger drops them
-                result.surplus += len(surplus)
-                gone = {*chosen, *surplus}
-                order = [group_id for group_id in order if group_id not in gone]
-                waiting = [group_id for group_id in waiting if group_id not in gone]
-                ready = [group for group in ready if group.group_id not in gone]
-                oldest = [min(serving), *(floors.get(group_id, min(serving)) for group_id in order)]
-                ticks = len(result.batches) >= steps or policy.ticks(oldest, version, batches)
-                training = True
-                at(rng.uniform(0.1, 2), "trained")
-                continue  # so does a batch
-        assert events, f"deadlock at version {version}: {state}, {len(ready)} ready, serving {serving}"
-        clock, _, kind, data = heapq.heappop(events)
-        result.duration = clock
-        if kind == "trained":
-            training = False
-            if not ticks:
-                continue
-            version += 1
-            if version % update_interval == 0:
-                newest_push = version
-                for engine in range(engines):
-                    at(rng.uniform(0, 1.5), "pushed", engine)
-        elif kind == "pushed":
-            serving[data[0]] = newest_push  # a push that was overtaken brings the newest
-        else:
-            group_id, oldest, engine, slot = data
-            newest = serving[engine]
-            free.append((engine, slot))
-            if group_id not in order:
-                continue  # dropped while it was generated
-            if refuse and rng.random() < refuse:
-                order.remove(group_id)
-                result.refused += 1
-                continue
-            ready.append(
-                ReadyGroup(
-                    group_id=group_id,
-                    payload_key="",
-                    oldest_version=oldest,
-                    newest_version=newest,
-                    n_tokens=2,
-                    published=clock,
-                    versions=((oldest, 2),) if newest == oldest else ((oldest, 1), (newest, 1)),
-                )
+class _Run:
+    def __init__(
+        self,
+        policy: StalenessPolicy,
+        *,
+        seed: int,
+        batch_size: int,
+        steps: int,
+        engines: int,
+        slots: int,
+        update_interval: int,
+        refuse: float = 0.0,
+        deaths: float = 0.0,
+        slow: float = 1.0,
+    ) -> None:
+        self.policy, self.batch_size, self.steps, self.interval = policy, batch_size, steps, update_interval
+        self.refuse, self.deaths, self.slow, self.rng = refuse, deaths, slow, random.Random(seed)
+        self.bound = bound_of(policy)
+        self.result = Result()
+        self.events: list[tuple[float, int, str, tuple[Any, ...]]] = []
+        self.clock, self.count = 0.0, 0
+        self.version = self.newest_push = self.parts = self.prompt = 0
+        self.serving = [0] * engines
+        self.lives = [0] * engines
+        self.down: set[int] = set()
+        self.slots = slots
+        self.free = [(engine, slot) for engine in range(engines) for slot in range(slots)]
+        self.order: list[str] = []  # open groups in dealt order
+        self.waiting: list[str] = []
+        self.running: dict[str, tuple[int, int]] = {}  # its engine, and the version of its first token
+        self.ready: list[ReadyGroup] = []
+        self.again: deque[int] = deque()  # prompts
+        self.training, self.ticks = False, True
+
+    def run(self) -> Result:
+        result = self.result
+        while len(result.batches) < self.steps or self.training or not self.ticks:
+            state = self.deal()
+            self.begin()
+            if not self.training and (self.evict() or self.choose()):
+                continue  # either makes room, which the dealer has to see
+            assert self.events, f"deadlock at version {self.version}: {state}, {len(self.ready)} ready"
+            self.clock, _, kind, data = heapq.heappop(self.events)
+            getattr(self, kind)(*data)
+        result.duration, result.open, result.again = self.clock, len(self.order), [*self.again]
+        result.ready = TOKENS * len(self.ready)
+        return result
+
+    def at(self, delay: float, kind: str, *data: object) -> None:
+        self.count += 1
+        heapq.heappush(self.events, (self.clock + delay, self.count, kind, data))
+
+    # what the policy decides
+
+    def oldest_serving(self) -> int | None:
+        return min((v for engine, v in enumerate(self.serving) if engine not in self.down), default=None)
+
+    def deal(self) -> StalenessState | None:
+        if (serving := self.oldest_serving()) is None:
+            return None
+        batched = len(self.result.batches)
+        state = StalenessState(batched, len(self.order), self.batch_size, serving, self.steps)
+        for _ in range(self.policy.admit(state)):
+            number = str(len(self.result.started_at))
+            self.order.append(number)
+            self.waiting.append(number)
+            self.result.started_at.append(self.version)
+            self.result.prompts.append(self.again.popleft() if self.again else self.prompt)
+            self.prompt = max(self.prompt, self.result.prompts[-1] + 1)
+        self.result.max_open = max(self.result.max_open, len(self.order))
+        return state
+
+    def begin(self) -> None:
+        self.rng.shuffle(self.free)
+        while self.free and self.waiting:
+            engine, slot = self.free.pop()
+            group_id, version = self.waiting.pop(0), self.serving[engine]
+            self.running[group_id] = engine, version
+            pace = self.slow if engine == 0 else 1.0
+            self.at(
+                pace * self.rng.lognormvariate(0, 1.2), "finished", group_id, version, engine, slot, self.lives[engine]
             )
-    return result
+
+    def evict(self) -> bool:
+        stale = dict(self.policy.evict(self.ready, self.version))
+        assert set(stale.values()) <= {"stale"}
+        self.result.dropped += len(stale)
+        if getattr(self.policy, "requeues", False):
+            self.again.extend(self.result.prompts[int(group_id)] for group_id in stale)
+        self.remove(stale)
+        return bool(stale)
+
+    def remove(self, gone: Any) -> None:
+        """Dropped, with the tokens that were made of them."""
+        self.result.thrown += TOKENS * sum(group.group_id in gone for group in self.ready)
+        self.leave(gone)
+
+    def leave(self, gone: Any) -> None:
+        self.order = [group_id for group_id in self.order if group_id not in gone]
+        self.waiting = [group_id for group_id in self.waiting if group_id not in gone]
+        self.ready = [group for group in self.ready if group.group_id not in gone]
+
+    def choose(self) -> bool:
+        result, policy = self.result, self.policy
+        more = len(result.batches) < self.steps or not self.ticks
+        chosen = policy.select(self.ready, self.order, self.version, self.batch_size) if more else None
+        if chosen is None:
+            return False
+        if self.ticks:
+            result.batches.append([])
+            self.parts = 0
+        result.batches[-1] += [int(group_id) for group_id in chosen]
+        self.parts += 1
+        by_id = {group.group_id: group for group in self.ready}
+        self.train([by_id[group_id] for group_id in chosen])
+        self.leave(chosen)
+        surplus = self.order[: policy.surplus]  # as the ledger drops them
+        result.surplus += len(surplus)
+        self.remove(surplus)
+        serving = self.oldest_serving()
+        serving = self.version if serving is None else serving
+        oldest = [serving, *(self.running[g][1] if g in self.running else serving for g in self.order)]
+        oldest += [group.oldest_version for group in self.ready]
+        self.ticks = len(result.batches) >= self.steps or policy.ticks(oldest, self.version, self.parts)
+        self.training = True
+        self.at(self.rng.uniform(0.1, 2), "trained")
+        return True
+
+    def train(self, groups: list[ReadyGroup]) -> None:
+        version, bound = self.version, self.bound
+        sampled = [v for group in groups for v, count in group.versions for _ in range(count)]
+        assert all(v <= version for v in sampled)
+        if self.policy.masks:
+            assert all(version - group.newest_version <= bound for group in groups), "nothing of it is left"
+            self.result.masked += sum(too_old(group, version, bound) for group in groups)
+            sampled = [v for v in sampled if version - v <= bound]
+        self.result.lags += [version - v for v in sampled]
+        assert bound == NO_BOUND or all(version - v <= bound for v in sampled)
+
+    # what happens
+
+    def trained(self) -> None:
+        self.training = False
+        if not self.ticks:
+            return
+        self.version += 1
+        if self.version % self.interval == 0:
+            self.newest_push = self.version
+            for engine in range(len(self.serving)):
+                self.at(self.rng.uniform(0, 1.5), "pushed", engine)
+        if self.deaths and self.rng.random() < self.deaths:
+            engines = range(len(self.serving))
+            for engine in [self.rng.choice(engines)] if self.rng.random() < 0.7 else engines:
+                self.die(engine)
+
+    def pushed(self, engine: int) -> None:
+        self.serving[engine] = self.newest_push  # a push that was overtaken brings the newest
+
+    def die(self, engine: int) -> None:
+        """What it generates is made again from the start, by others; where all die it is as if the run were launched again."""
+        if engine in self.down:
+            return
+        self.down.add(engine)
+        self.lives[engine] += 1
+        self.free = [place for place in self.free if place[0] != engine]
+        lost = [group_id for group_id, (its, _) in self.running.items() if its == engine]
+        self.result.lost += len(lost)
+        for group_id in lost:
+            del self.running[group_id]
+        self.waiting = sorted([*self.waiting, *(g for g in lost if g in self.order)], key=int)
+        self.at(self.rng.uniform(0.1, 3), "back", engine)
+
+    def back(self, engine: int) -> None:
+        """It has the newest weights before it gets work."""
+        self.down.remove(engine)
+        self.serving[engine] = self.newest_push
+        self.free += [(engine, slot) for slot in range(self.slots)]
+
+    def finished(self, group_id: str, oldest: int, engine: int, slot: int, life: int) -> None:
+        if life != self.lives[engine]:
+            return  # it died with its engine
+        newest = self.serving[engine]
+        self.free.append((engine, slot))
+        del self.running[group_id]
+        self.result.generated += TOKENS
+        refused = self.refuse and group_id in self.order and self.rng.random() < self.refuse
+        if refused or group_id not in self.order:  # else dropped while it was generated
+            self.order = [other for other in self.order if other != group_id]
+            self.result.refused += bool(refused)
+            self.result.thrown += TOKENS
+            return
+        versions = ((oldest, TOKENS),) if newest == oldest else ((oldest, 1), (newest, 1))
+        self.ready.append(
+            ReadyGroup(
+                group_id=group_id,
+                payload_key="",
+                oldest_version=oldest,
+                newest_version=newest,
+                n_tokens=TOKENS,
+                published=self.clock,
+                versions=versions,
+            )
+        )
 
 
 runs = st.fixed_dictionaries(

@@ -83,10 +83,17 @@ class Reward(Section, frozen=True):
     reward_post_process: str | None = None
 
 
+POLICIES = ("fifo", "drop", "token_mask", "elastic", "count", "ready_first", "pace", "weight_fifo", "in_order")
+
+
 class Staleness(Section, frozen=True):
-    # "fifo", "drop", "token_mask", "elastic", or a path to a function (staleness, rollout) that gives a policy
+    # "fifo", "drop", "token_mask", "elastic", "count", "ready_first", "pace", "weight_fifo", "in_order", or a path to a
+    # function (staleness, rollout) that gives a policy
     policy: str = "fifo"
     max_lag: CountInt = 2  # versions; 0 is the synchronous loop
+    # refuse a policy that may train a token beyond max_lag; false: "count", "ready_first" and "pace" are allowed, too, which
+    # only aim at max_lag
+    hard_bound: bool = True
     # of "elastic": batches that a step may have at most, before what is too old is masked
     elastic_cap: PositiveInt = 4
     # of "elastic": versions ahead that a group may begin; None: half of max_lag, rounded up

@@ -26,6 +26,13 @@ BATCH = (
     Metric("max_token_lag", "versions", "that the oldest token is behind the learner, of all groups of the batch"),
     Metric("mean_token_lag", "versions", "that a token is behind the learner, on average"),
     *(Metric(f"age/{name}", "versions", f"{says}; mean over the groups") for name, says in AGES.items()),
+    Metric(
+        "overrun_tokens",
+        "tokens",
+        "that are trained although they are beyond `staleness.max_lag` (with `staleness.hard_bound = false`)",
+    ),
+    Metric("overrun_samples", "samples", "that have such a token"),
+    Metric("max_overrun", "versions", "that the oldest of these tokens is beyond `staleness.max_lag`"),
     Metric("batches", "batches", 'that the step is of, where its weights were held (`staleness.policy = "elastic"`)'),
     Metric(
         "mixed_version_ratio",
