@@ -19,6 +19,7 @@ from bus import Bus, Ledger, balanced
 from bus.messages import Event, Group, Metrics, Snapshot, Ticket
 from miles_async.config.schema import Checkpoint, Rollout, Run, Staleness
 from miles_async.hooks.calls import HookFailed
+from miles_async.staleness.policies import NO_BOUND
 from miles_async.train import checkpoint
 from miles_async.train.checkpoint import CheckpointError, LearnerState
 from miles_async.train.checkpoint_choice import CheckpointChoice, choose
@@ -147,6 +148,22 @@ async def test_token_mask_masks_on_record_and_again_when_the_step_is_replayed_un
     again = StandInTrainer()  # its checkpoint is lost
     await run(make_learner(bus, tmp_path, again, monkeypatch, run=Run(num_steps=2), staleness=Staleness(max_lag=0)))
     assert again.masks == first.masks
+
+
+@pytest.mark.parametrize("policy", ["count", "ready_first", "pace"])
+async def test_a_policy_without_a_hard_bound_trains_what_is_late_and_the_record_says_so(
+    policy: str, bus: Bus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger, late = Ledger(bus), Staleness(policy=policy, max_lag=0, hard_bound=False)
+    await publish(ledger, 4)  # all of version 0
+    trainer = StandInTrainer()
+    await run(make_learner(bus, tmp_path, trainer, monkeypatch, run=Run(num_steps=2), staleness=late))
+    assert trainer.trained == [("0-0-0", "0-1-0"), ("0-2-0", "0-3-0")]
+    record = await ledger.recorded_batch(2)
+    assert record is not None and record.max_lag == NO_BOUND and record.masked_tokens == -1
+    strict = StandInTrainer()  # its checkpoint is lost; what is on record was chosen without a bound
+    await run(make_learner(bus, tmp_path, strict, monkeypatch, run=Run(num_steps=2), staleness=Staleness(max_lag=0)))
+    assert strict.trained == trainer.trained
 
 
 HOLDING = """

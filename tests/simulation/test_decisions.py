@@ -18,8 +18,9 @@ from miles_async.simulation.result import figures, result
 from miles_async.simulation.settings import SimulationConfig
 from miles_async.staleness.choice import BUILT_IN, policy_of
 from miles_async.staleness.fifo import Fifo
-from miles_async.staleness.policies import StalenessPolicy
+from miles_async.staleness.policies import StalenessPolicy, bound_of
 
+OPEN_ENDED = ("count", "ready_first", "pace")
 WORLDS = st.fixed_dictionaries(
     {
         "simulation": st.fixed_dictionaries({"seed": st.integers(0, 10**6), "num_steps": st.integers(1, 10)}),
@@ -92,6 +93,7 @@ def world(found: dict) -> SimulationConfig:
     if staleness["policy"] == "elastic":
         interval = min(interval, max(1, (staleness["max_lag"] + 1) // 2))
     found["weights"]["update_interval"] = interval
+    staleness["hard_bound"] = staleness["policy"] not in OPEN_ENDED
     return msgspec.convert(found, SimulationConfig)
 
 
@@ -109,10 +111,12 @@ def test_whatever_happens_the_bound_is_kept_no_group_is_lost_and_the_run_ends(fo
     assert len(set(trained)) == len(trained) == figured["ledger"]["trained"]
     assert len(trained) == len(asked.batches) * config.rollout.rollout_batch_size
     assert not set(trained) & set(asked.dropped)
+    bound = bound_of(asked)
     if figured["max_token_lag"] is not None:
-        assert figured["max_token_lag"] <= config.staleness.max_lag
+        assert figured["max_token_lag"] <= bound
+        assert figured["max_overrun"] == max(0, figured["max_token_lag"] - config.staleness.max_lag)
     if not asked.masks:
-        assert max(asked.lags) <= config.staleness.max_lag
+        assert max(asked.lags) <= bound
 
 
 @given(WORLDS)
@@ -120,7 +124,9 @@ def test_whatever_happens_the_bound_is_kept_no_group_is_lost_and_the_run_ends(fo
 def test_a_policy_that_is_known_here_decides_as_if_it_were_asked_each_time(found: dict) -> None:
     config = world(found)
     policy = policy_of(config.staleness, config.rollout)
-    assert judges_each(policy) and (window_of(policy, 4) is None) == (config.staleness.policy != "fifo")
+    assert judges_each(policy) and (window_of(policy, 4) is None) == (
+        config.staleness.policy not in ("fifo", "in_order")
+    )
     asked = Asked(policy)  # an object of another class: it is asked each time
     assert not judges_each(asked) and window_of(asked, 4) is None
     seldom, often = run(config, policy=policy), run(config, policy=asked)
@@ -130,7 +136,7 @@ def test_a_policy_that_is_known_here_decides_as_if_it_were_asked_each_time(found
 @pytest.mark.parametrize("policy", BUILT_IN)
 def test_it_is_asked_whenever_its_answer_may_have_changed(policy: str) -> None:
     given = ("lengths.mean=2200", "lengths.sigma=1.2", "rollout.max_groups_in_flight=12", f"staleness.policy={policy}")
-    config = settings(*given, "engines.update_s=0.05")
+    config = settings(*given, "engines.update_s=0.05", f"staleness.hard_bound={str(policy not in OPEN_ENDED).lower()}")
     known = policy_of(config.staleness, config.rollout)
     assert figures(config, run(config, policy=known)) == figures(config, run(config, policy=Asked(known)))
 
@@ -182,6 +188,18 @@ class Hasty(Fifo):
 def test_a_simulation_says_what_lag_a_policy_without_a_bound_has() -> None:
     given = ("lengths.mean=2200", "lengths.sigma=1.2", "rollout.max_groups_in_flight=12", "staleness.max_lag=3")
     assert max(run(settings(*given), policy=Hasty(3)).record.lag_groups) > 3
+
+
+@pytest.mark.parametrize("policy", OPEN_ENDED)
+def test_what_is_beyond_the_bound_is_reported_in_how_often_and_how_far(policy: str) -> None:
+    given = ("lengths.mean=2200", "lengths.sigma=1.2", "rollout.max_groups_in_flight=12", "staleness.max_lag=2")
+    found = result(settings(*given, f"staleness.policy={policy}", "staleness.hard_bound=false"))
+    assert found["max_overrun"] == found["max_token_lag"] - 2 > 0
+    assert 0 < found["overrun_token_share"] < 1 and 0 < found["overrun_group_share"] < 1
+    assert found["overrun_token_share"] == pytest.approx(found["overrun_tokens"] / found["n_tokens"], abs=1e-6)
+    assert found["dropped_share"] == found["masked_share"] == 0
+    kept = result(settings(*given))
+    assert kept["overrun_tokens"] == kept["max_overrun"] == 0
 
 
 def test_held_weights_train_what_would_have_grown_too_old() -> None:

@@ -50,6 +50,7 @@ def test_the_example_runs_and_its_table_says_what_the_json_says() -> None:
         ("rollout.over_sampling_batch_size=2", "must be at least rollout.rollout_batch_size = 4"),
         ("rollout.adaptive_in_flight=true", "a simulation has no such thing"),
         ("staleness.policy=fivo", 'did you mean "fifo"?'),
+        ("staleness.policy=pace", 'staleness.policy = "pace" has no hard bound'),
         ("environment.refused=1.0", "no group would be of use"),
     ],
 )
@@ -66,20 +67,26 @@ def test_a_file_that_is_not_there_is_one_line(tmp_path: Path) -> None:
     assert found.exit_code == 2 and "none.toml" in found.stderr and found.stderr.count("\n") == 1
 
 
-def test_a_policy_that_cannot_progress_is_one_line(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("method", "code", "words"),
+    [
+        ("admit(self, state): return 0", 2, "cannot progress: 1 <= admitted fails, it admits 0 groups at version 0"),
+        ("select(self, *_): return None", 1, "cannot progress: nothing goes on at version 0"),
+    ],
+)
+def test_a_policy_that_cannot_progress_is_one_line(method: str, code: int, words: str, tmp_path: Path) -> None:
     (tmp_path / "miser.py").write_text(
         "from miles_async.staleness.fifo import Fifo\n"
         "class Miser(Fifo):\n"
-        "    def admit(self, state):\n"
-        "        return 0\n"
+        f"    def {method}\n"
         "def miser(staleness, rollout):\n"
         "    return Miser(staleness.max_lag)\n"
     )
     path = tmp_path / "sim.toml"
     path.write_text(PLAIN)
     found = invoke(path, "--set", f"staleness.policy={tmp_path / 'miser.py'}:miser")
-    assert found.exit_code == 1 and found.stdout == "" and found.stderr.count("\n") == 1, found.output
-    assert "cannot progress: nothing goes on at version 0" in found.stderr
+    assert found.exit_code == code and found.stdout == "" and found.stderr.count("\n") == 1, found.output
+    assert words in found.stderr
 
 
 def test_keys_of_a_run_that_a_simulation_does_not_look_at_are_listed() -> None:

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import msgspec
 import pytest
 
 from bus.messages import UNSAMPLED, ReadyGroup
 from miles_async.config.schema import ConfigError, Data, Model, Rollout, RunConfig, Staleness
-from miles_async.staleness.choice import make_policy
+from miles_async.config.schema.rollout import POLICIES
+from miles_async.staleness.choice import check, make_policy
+from miles_async.staleness.count import Count
 from miles_async.staleness.drop import Drop
 from miles_async.staleness.elastic import Elastic
 from miles_async.staleness.fifo import Fifo
-from miles_async.staleness.policies import StalenessPolicy, StalenessState, too_old
+from miles_async.staleness.pace import Pace
+from miles_async.staleness.policies import NO_BOUND, StalenessPolicy, StalenessState, bound_of, too_old
+from miles_async.staleness.ready_first import ReadyFirst
 from miles_async.staleness.token_mask import TokenMask
+from miles_async.staleness.weight_fifo import WeightFifo
 
 
 @pytest.mark.parametrize(
@@ -61,12 +68,52 @@ def test_drop_takes_groups_as_they_were_published() -> None:
     assert Drop(1).select(groups, ["a", "b", "c"], version=5, batch_size=3) is None
 
 
-@pytest.mark.parametrize("policy", [Fifo(2), Drop(2)])
+@pytest.mark.parametrize("policy", [Fifo(2), Drop(2), WeightFifo(2)])
 def test_a_group_beyond_the_bound_is_evicted_and_never_selected(policy: StalenessPolicy) -> None:
     groups = [ready("a", 2), ready("b", 3)]
     assert policy.evict(groups, version=5) == [("a", "stale")]
     assert policy.select(groups, ["a", "b"], version=5, batch_size=2) is None
     assert policy.select(groups[1:], ["b"], version=5, batch_size=1) == ("b",)
+
+
+@pytest.mark.parametrize(
+    ("policy", "first"), [(Count(1), ("a", "b")), (ReadyFirst(1), ("a", "b")), (Pace(1), ("c", "d"))]
+)
+def test_a_policy_without_a_hard_bound_takes_the_oldest_by_its_own_measure(
+    policy: StalenessPolicy, first: tuple[str, ...]
+) -> None:
+    groups = [ready("d", 1), ready("b", 4), ready("c", 0), ready("a", 4)]
+    assert not policy.hard_bound and bound_of(policy) == NO_BOUND and bound_of(Fifo(1)) == 1
+    assert policy.evict(groups, version=9) == []
+    assert policy.select(groups, ["a", "x", "b", "c", "d"], version=9, batch_size=2) == first
+    assert policy.select(groups[:1], ["d"], version=9, batch_size=2) is None
+
+
+def test_ready_first_and_pace_go_by_the_learners_version_and_count_by_the_engines() -> None:
+    late = StalenessState(batched_steps=5, open_groups=4, batch_size=8, serving_version=1, total_steps=100)
+    assert [policy(2).admit(late) for policy in (Count, ReadyFirst, Pace)] == [
+        0,
+        12,
+        12,
+    ]  # (4 + 2 + 1) * 8 - (5 * 8 + 4)
+    first = StalenessState(batched_steps=0, open_groups=0, batch_size=8, serving_version=0, total_steps=100)
+    assert [policy(0).admit(first) for policy in (Count, ReadyFirst, Pace)] == [8, 8, 8]
+
+
+def test_weight_fifo_waits_for_what_may_be_of_an_older_version_and_for_nothing_else() -> None:
+    order, policy = (
+        ["a", "b", "c", "d"],
+        WeightFifo(1),
+    )  # in batches of 2, a and b were begun at version 4 at the earliest
+    assert policy.select([ready("b", 4), ready("c", 4)], order, version=5, batch_size=2) == (
+        "b",
+        "c",
+    )  # a may be as old
+    assert (
+        policy.select([ready("b", 4), ready("c", 5)], order, version=5, batch_size=2) is None
+    )  # a may be older than c
+    assert policy.select([ready("a", 5), ready("b", 4)], order, version=5, batch_size=2) == ("b", "a")
+    assert policy.select([ready("d", 5), ready("a", 5), ready("b", 5)], order, version=5, batch_size=2) == ("a", "b")
 
 
 def sampled(group_id: str, *versions: tuple[int, int]) -> ReadyGroup:
@@ -109,7 +156,9 @@ def test_what_nobody_sampled_never_grows_too_old() -> None:
     assert too_old(written, 9, 2) == 0
 
 
-@pytest.mark.parametrize("policy", [Fifo(2), Drop(2), Fifo(2, surplus=1), TokenMask(2)])
+@pytest.mark.parametrize(
+    "policy", [Fifo(2), Drop(2), Fifo(2, surplus=1), TokenMask(2), WeightFifo(2), Count(2), Pace(2)]
+)
 def test_a_group_that_is_newer_than_the_learner_is_evicted_and_never_selected(policy: StalenessPolicy) -> None:
     """Of weights that a recovery undid, or that never were."""
     future = msgspec.structs.replace(ready("a", 4), versions=((4, 3), (6, 1)))
@@ -135,3 +184,43 @@ def test_the_configuration_names_the_policy() -> None:
         wanted = rf'over_sampling_batch_size = 12 needs staleness\.policy = "fifo": "{name}" takes'
         with pytest.raises(ConfigError, match=wanted):
             make_policy(config(Staleness(policy=name), **spare))
+
+
+@pytest.mark.parametrize(("name", "made"), [("count", Count(3)), ("ready_first", ReadyFirst(3)), ("pace", Pace(3))])
+def test_a_policy_without_a_hard_bound_is_refused_unless_the_configuration_allows_it(
+    name: str, made: StalenessPolicy
+) -> None:
+    with pytest.raises(
+        ConfigError, match=rf'policy = "{name}" has no hard bound: .* staleness.hard_bound = false allows'
+    ):
+        make_policy(config(Staleness(policy=name, max_lag=3)))
+    assert make_policy(config(Staleness(policy=name, max_lag=3, hard_bound=False))) == made
+    assert make_policy(config(Staleness(max_lag=3, hard_bound=False))) == Fifo(3)  # it is allowed, not asked for
+
+
+def test_in_order_is_fifo_and_weight_fifo_has_a_bound() -> None:
+    assert make_policy(config(Staleness(policy="in_order", max_lag=3))) == Fifo(3)
+    assert make_policy(config(Staleness(policy="weight_fifo", max_lag=3))) == WeightFifo(3)
+
+
+MISER = """
+from miles_async.staleness.fifo import Fifo
+
+
+class Miser(Fifo):
+    def admit(self, state):
+        return super().admit(state) - 1
+
+
+def miser(staleness, rollout):
+    return Miser(staleness.max_lag)
+"""
+
+
+def test_a_policy_that_cannot_fill_a_batch_is_refused_with_the_inequality_that_fails(tmp_path: Path) -> None:
+    (tmp_path / "miser.py").write_text(MISER)
+    stingy = config(Staleness(policy=f"{tmp_path}/miser.py:miser", max_lag=0), rollout_batch_size=4)
+    with pytest.raises(ConfigError, match=r"cannot progress: 1 <= admitted fails, it admits 0 .* and 3 are open"):
+        check(stingy)
+    for name in POLICIES:
+        check(config(Staleness(policy=name, max_lag=0, hard_bound=False), rollout_batch_size=4))

@@ -59,6 +59,10 @@ class Asked:
         return self.policy.max_lag
 
     @property
+    def hard_bound(self) -> bool:
+        return self.policy.hard_bound
+
+    @property
     def surplus(self) -> int:
         return self.policy.surplus
 

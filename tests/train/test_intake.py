@@ -8,6 +8,7 @@ from msgspec.structs import replace
 from train_support import VOCAB, make_groups
 
 from bus.messages import Begun
+from miles_async.staleness.policies import NO_BOUND
 from miles_async.train.intake import Admitted, LagExceeded, admit
 
 
@@ -42,6 +43,19 @@ def test_a_token_that_is_newer_than_the_learner_is_refused() -> None:
     groups = make_groups(2, 2, mask_share=0.0, version=7)
     with pytest.raises(LagExceeded, match=r"step 6: a token of learner rank 0 is of weight version 7, and .* own is 5"):
         admit(groups, Ranks(), version=5, max_lag=2, vocab_size=VOCAB)  # type: ignore[arg-type]
+
+
+def test_what_is_trained_beyond_an_aim_that_is_no_bound_is_counted_and_measured() -> None:
+    groups = make_groups(2, 2, mask_share=0.0)  # all tokens of version 0
+    tokens = sum(len(sample.loss_mask) for group in groups for sample in group.samples)
+
+    def found(version: int) -> dict[str, float]:
+        admitted = admit(groups, Ranks(), version=version, max_lag=NO_BOUND, aim=2, vocab_size=VOCAB)  # type: ignore[arg-type]
+        return {name: value for name, value in admitted.metrics.items() if "overrun" in name}
+
+    assert found(5) == {"overrun_tokens": tokens, "overrun_samples": 4, "max_overrun": 3}
+    assert found(2) == {"overrun_tokens": 0, "overrun_samples": 0, "max_overrun": 0}
+    assert not any("overrun" in name for name in check(1, 2).metrics)
 
 
 def test_a_bound_of_0_takes_only_tokens_of_the_version_itself() -> None:
