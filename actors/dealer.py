@@ -11,6 +11,7 @@ the same run deals the same tickets.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -21,7 +22,7 @@ from bus.client import Topic
 from bus.codec import TOKENS, pack
 from bus.messages import Ticket, Wait
 from bus.waits import WaitKind
-from miles_async.data import counts, fingerprint, load_prompts, prompt_at
+from miles_async.data import Prompt, counts, fingerprint, load_prompts, prompt_at
 from miles_async.hooks.daemon_thread import in_thread
 from miles_async.recording import manifest
 from miles_async.staleness.choice import make_policy
@@ -87,8 +88,12 @@ class Dealer:
             used, limit = await self.ctx.bus.memory()
             if limit and used > MEMORY_SHARE * limit:
                 return wait_for(WaitKind.ROOM_TO_DEAL, used=used >> 20, limit=limit >> 20)
-            tickets = list(self._tickets(self._position, allowed))
             upto = state.open_groups + allowed
+            if again := await self.ledger.waiting_again(min(allowed, self._again)):  # they have waited longest
+                dealt_again = [self._ticket_again(group_id) for group_id in again]
+                await self.ledger.admit_again(dealt_again, limit=upto, step=state.batched_steps)
+                continue
+            tickets = list(self._tickets(self._position, allowed))
             await self.ledger.admit(tickets, limit=upto, position=self._position, step=state.batched_steps)
 
     async def _state(self) -> StalenessState | None:
@@ -98,7 +103,7 @@ class Dealer:
         if generates and not serving:
             return None
         now = await self.ledger.room()
-        self._position = now.next_position
+        self._position, self._again = now.next_position, now.again
         return StalenessState(
             batched_steps=now.last_step,
             open_groups=now.open_groups,
@@ -117,17 +122,31 @@ class Dealer:
         data, seed = self.ctx.config.data, self.ctx.config.run.seed
         for p in range(position, position + count):
             epoch, index = prompt_at(p, self.counts, seed, data.rollout_shuffle, data.prompt_weights)
-            prompt = self.prompts[index]
-            yield Ticket(
-                group_id=f"{epoch}-{prompt.index}-0",
-                prompt_tokens=pack(prompt.tokens, TOKENS),
-                sampling_seed=sampling_seed(seed, p, n),
-                prompt=prompt.text,
-                label=prompt.label,
-                metadata=prompt.metadata,
-            )
+            yield _ticket(f"{epoch}-{self.prompts[index].index}-0", self.prompts[index], sampling_seed(seed, p, n))
+
+    def _ticket_again(self, group_id: str) -> Ticket:
+        """Of another attempt at a prompt: ids are ``epoch-index-attempt``."""
+        prompt = self.prompts[int(group_id.split("-")[1])]
+        return _ticket(group_id, prompt, seed_again(self.ctx.config.run.seed, group_id))
+
+
+def _ticket(group_id: str, prompt: Prompt, seed: int) -> Ticket:
+    return Ticket(
+        group_id=group_id,
+        prompt_tokens=pack(prompt.tokens, TOKENS),
+        sampling_seed=seed,
+        prompt=prompt.text,
+        label=prompt.label,
+        metadata=prompt.metadata,
+    )
 
 
 def sampling_seed(run_seed: int, position: int, n_samples: int) -> int:
     """The seed of the first sample of the group at ``position``; sample i has this plus i. No two samples share one."""
     return (run_seed * 1_000_003 + position * n_samples) % SEED_SPACE
+
+
+def seed_again(run_seed: int, group_id: str) -> int:
+    """The seed of the first sample of a prompt that is made again: the same in each such run, by chance alone another's."""
+    digest = hashlib.sha256(f"{run_seed}/{group_id}".encode()).digest()
+    return int.from_bytes(digest[:8]) % SEED_SPACE

@@ -103,11 +103,12 @@ class LearnerBatches:
         return None
 
     async def _evict(self, version: int) -> set[str]:
-        """Drop what has grown too old, and what the user's filter refuses; returns the ids."""
+        """Drop what has grown too old (its prompt may be dealt again), and what the user's filter refuses; returns the ids."""
         evicted = set[str]()
         for judge in (self._policy, self._buffer_filter):
+            leaves = self._ledger.recycle if judge is self._policy and self._policy.requeues else self._ledger.drop
             for group_id, reason in judge.evict(list(self._ready.values()), version):
-                await self._ledger.drop(group_id, reason, f"ready at version {version}")
+                await leaves(group_id, reason, f"ready at version {version}")
                 del self._ready[group_id]
                 evicted.add(group_id)
         return evicted

@@ -7,6 +7,8 @@
                   release      └────► dropped ◄─── quarantine(reason) of what is batched and cannot be trained
                       discard(reason)        (so is a group whose last attempt fails, with its causes on "dead")
 
+   recycle is drop, and remembers that the prompt is to be dealt again, as another group; admit_again deals it.
+
 Promises (design invariants 1, 2 and 7):
 
 - dealt = waiting + in_flight + ready + batched + trained + dropped, always: a transition is one atomic Redis script.
@@ -48,6 +50,7 @@ class Room(NamedTuple):
     last_step: int  # batches recorded so far
     next_position: int  # prompts dealt so far
     open_groups: int  # waiting, in flight or ready
+    again: int  # prompts that wait to be dealt again
 
 
 class Ledger(Leases, Batches):
@@ -76,6 +79,19 @@ class Ledger(Leases, Batches):
             flat += (ticket.group_id, encode(ticket))
         admitted, next_position = await self._run("admit", limit, position, -1 if step is None else step, *flat)
         return int(admitted), int(next_position)
+
+    async def waiting_again(self, count: int) -> list[str]:
+        """The ids under which the ``count`` prompts are dealt that have waited longest to be dealt again."""
+        found = await self.bus.redis.lrange(self.bus.key("l:again"), 0, count - 1) if count > 0 else []
+        return [group_id.decode() for group_id in found]
+
+    async def admit_again(self, tickets: Sequence[Ticket], *, limit: int, step: int) -> int:
+        """Deal ``tickets``, of prompts that wait to be dealt again, as they wait, while fewer than ``limit`` groups are open.
+
+        Returns how many were dealt: none where ``step`` is not the ledger's last one.
+        """
+        flat = [part for ticket in tickets for part in (ticket.group_id, encode(ticket))]
+        return int(await self._run("again", limit, step, *flat))
 
     async def room(self) -> Room:
         """What admission looks at."""

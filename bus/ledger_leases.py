@@ -180,3 +180,16 @@ class Leases(LedgerScripts):
     async def drop(self, group_id: str, reason: str, detail: str = "") -> bool:
         """The group will not be trained. False: it is batched, trained or dropped already."""
         return bool(await self._run("drop", group_id, reason, words(detail)))
+
+    async def recycle(self, group_id: str, reason: str, detail: str = "") -> bool:
+        """As :meth:`drop`, and its prompt is to be dealt again, as the next attempt at it."""
+        again = next_attempt(group_id)
+        return bool(
+            await self._run("recycle", group_id, reason, words(f"{detail}; to be made again as {again}"), again)
+        )
+
+
+def next_attempt(group_id: str) -> str:
+    """The id of the group that is made of the same prompt after it."""
+    head, _, attempt = group_id.rpartition("-")
+    return f"{head}-{int(attempt) + 1}"

@@ -21,6 +21,7 @@ from bus.script_text import with_parts
 _SCRIPTS = Path(__file__).parent / "scripts"
 _TRANSITIONS = (
     "admit",
+    "again",
     "claim",
     "begin",
     "fail",
@@ -28,6 +29,7 @@ _TRANSITIONS = (
     "discard",
     "release",
     "drop",
+    "recycle",
     "batch",
     "extend",
     "commit",

@@ -11,6 +11,7 @@ local SAMPLE = P .. 'l:sample'
 local META = P .. 'l:meta'
 local PAYLOAD = P .. 'l:payload'
 local AHEAD = P .. 'l:ahead'
+local AGAIN = P .. 'l:again' -- the ids under which prompts are to be dealt again, who has waited longest first
 local BATCH = P .. 'l:batch'
 local QUARANTINE = P .. 'l:quarantine' -- the groups of recorded steps that are no part of them any more, and why
 local ATTEMPTS = P .. 'l:attempts'

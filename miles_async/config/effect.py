@@ -79,6 +79,11 @@ RULES = (
         'staleness.policy = "elastic"',
     ),
     Rule(
+        ("staleness.capacity",),
+        lambda config: is_one_of(config.staleness.policy, ("windowed", "recycle"), POLICIES),
+        'staleness.policy = "windowed" or "recycle"',
+    ),
+    Rule(
         ("learner.recompute_modules",),
         lambda config: config.learner.recompute_granularity == "selective",
         'learner.recompute_granularity = "selective"',

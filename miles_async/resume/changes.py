@@ -70,7 +70,7 @@ FREE: dict[str, str] = {
         execute_tool_function tool_timeout_s agent_function agent_timeout_s partial_rollout
         mask_offpolicy_in_partial_rollout opd_teacher_urls dynamic_sampling_filter sample_filter buffer_filter""",
     "reward": """rm_type rm_types rm_weights reward_key group_rm rm_url timeout_s num_processes reward_post_process""",
-    "staleness": "policy max_lag hard_bound elastic_cap elastic_admit_lag",
+    "staleness": "policy max_lag hard_bound too_old capacity elastic_cap elastic_admit_lag",
     "algorithm": """policy_loss correction old_log_probs grpo_std_normalization disable_rewards_normalization
         normalize_advantages gamma lambd eps_clip eps_clip_high eps_clip_c loss_aggregation loss_constant
         entropy_coef kl_loss_type use_kl_loss kl_loss_coef use_unbiased_kl kl_coef ref_load ref_update_interval opd_kl_coef

@@ -12,11 +12,12 @@ from miles_async.staleness.count import Count
 from miles_async.staleness.fifo import Fifo
 from miles_async.staleness.policies import Bounded, StalenessPolicy
 from miles_async.staleness.token_mask import TokenMask
+from miles_async.staleness.windowed import Windowed
 
 
 def judges_each(policy: StalenessPolicy) -> bool:
     """Whether its ``evict`` looks at each group by itself: those that it has left at a version it leaves again."""
-    return getattr(type(policy), "evict", None) in (Bounded.evict, TokenMask.evict, Count.evict)
+    return getattr(type(policy), "evict", None) in (Bounded.evict, TokenMask.evict, Count.evict, Windowed.evict)
 
 
 def window_of(policy: StalenessPolicy, batch_size: int) -> int | None:

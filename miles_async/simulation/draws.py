@@ -1,7 +1,8 @@
-"""What chance decides of each prompt group, by the position at which it is dealt alone.
+"""What chance decides of each prompt group, by the position of its prompt alone.
 
 Promises: pure, from a counter and not from a state, so that the same group is as long whatever the policy, the engines and the
-order of events are; the draws of a block of groups are made at once.
+order of events are; of a prompt that is made again what it has of its own stays, and the rest is drawn anew; the draws of a
+block of groups are made at once.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ Floats = npt.NDArray[np.float64]
 BLOCK = 512  # groups that are drawn at once
 MASK = 2**64 - 1
 PROMPT, COMMON, OWN, TOOL, REWARD, REFUSED, DEATH = range(7)  # streams of numbers that know nothing of one another
+STREAMS = 7
 
 
 class Drawn(NamedTuple):
@@ -35,8 +37,8 @@ class Drawn(NamedTuple):
 class Draws(Protocol):
     """Where a simulation has its groups from."""
 
-    def group(self, position: int) -> Drawn:
-        """Of the group dealt at ``position``."""
+    def group(self, position: int, again: int = 0) -> Drawn:
+        """Of the prompt at ``position``, when it is made ``again`` for so many times."""
         ...
 
     def tool_s(self, position: int, sample: int, turn: int) -> float:
@@ -50,10 +52,10 @@ class DrawnBySeed:
     def __init__(self, config: SimulationConfig) -> None:
         self._config, self._seed = config, config.simulation.seed
         self._n = config.rollout.n_samples_per_prompt
-        self._block = functools.lru_cache(maxsize=8)(self._made)
+        self._block = functools.lru_cache(maxsize=32)(self._made)
 
-    def group(self, position: int) -> Drawn:
-        prompts, lengths, rewards, refused = self._block(position // BLOCK)
+    def group(self, position: int, again: int = 0) -> Drawn:
+        prompts, lengths, rewards, refused = self._block(position // BLOCK, again)
         place = position % BLOCK
         return Drawn(prompts[place], lengths[place], rewards[place], refused[place])
 
@@ -65,13 +67,17 @@ class DrawnBySeed:
         z = NormalDist().inv_cdf(uniform(self._seed, TOOL, index))
         return environment.tool_s * math.exp(environment.tool_sigma * z - environment.tool_sigma**2 / 2)
 
-    def _made(self, block: int) -> tuple[list[int], list[list[int]], list[float], list[bool]]:
+    def _made(self, block: int, again: int) -> tuple[list[int], list[list[int]], list[float], list[bool]]:
         config, first = self._config, block * BLOCK
         lengths, environment = config.lengths, config.environment
         prompts = _lognormal(lengths.prompt_mean, lengths.prompt_sigma, normals(self._seed, PROMPT, first, BLOCK))
-        rewards = _lognormal(environment.reward_s, environment.reward_sigma, normals(self._seed, REWARD, first, BLOCK))
-        refused = uniforms(self._seed, REFUSED, first, BLOCK) < environment.refused
-        responses = np.rint(self._responses(first)).clip(environment.turns, config.rollout.rollout_max_response_len)
+        rewards = _lognormal(
+            environment.reward_s, environment.reward_sigma, normals(self._seed, anew(REWARD, again), first, BLOCK)
+        )
+        refused = uniforms(self._seed, anew(REFUSED, again), first, BLOCK) < environment.refused
+        responses = np.rint(self._responses(first, again)).clip(
+            environment.turns, config.rollout.rollout_max_response_len
+        )
         return (
             np.rint(prompts).astype(np.int64).tolist(),
             responses.astype(np.int64).tolist(),
@@ -79,12 +85,12 @@ class DrawnBySeed:
             refused.tolist(),
         )
 
-    def _responses(self, first: int) -> Floats:
+    def _responses(self, first: int, again: int) -> Floats:
         """[BLOCK, n] tokens, neither rounded nor cut."""
         lengths, n = self._config.lengths, self._n
         if lengths.kind == "constant":
             return np.full((BLOCK, n), lengths.mean)
-        own = normals(self._seed, OWN, first * n, BLOCK * n).reshape(BLOCK, n)
+        own = normals(self._seed, anew(OWN, again), first * n, BLOCK * n).reshape(BLOCK, n)
         common = normals(self._seed, COMMON, first, BLOCK)[:, None]
         z = math.sqrt(lengths.alike) * common + math.sqrt(1.0 - lengths.alike) * own
         if lengths.kind == "lognormal":
@@ -95,6 +101,11 @@ class DrawnBySeed:
             return shortest * np.maximum(beyond, 1e-300) ** (-1.0 / lengths.alpha)
         values = np.sort(np.array(lengths.values))
         return values[np.minimum(((1.0 - beyond) * len(values)).astype(np.int64), len(values) - 1)]
+
+
+def anew(stream: int, again: int) -> int:
+    """The stream of what is drawn anew for a prompt that is made ``again``."""
+    return stream + STREAMS * again
 
 
 def uniforms(seed: int, stream: int, first: int, count: int) -> Floats:

@@ -14,7 +14,7 @@ SPARE = 2  # batches that may be ready beyond what is under way, so that a fast 
 class Unbounded:
     """At most ``most`` groups are open; whatever is ready first is trained."""
 
-    max_lag, surplus, masks, holds, hard_bound = NO_BOUND, 0, False, False, False
+    max_lag, surplus, masks, holds, hard_bound, requeues = NO_BOUND, 0, False, False, False, False
 
     def __init__(self, most: int) -> None:
         self._most = most

@@ -12,6 +12,7 @@ dropped, is a StuckError of one line.
 from __future__ import annotations
 
 import math
+from collections import deque
 from dataclasses import dataclass
 
 from bus.messages import ReadyGroup
@@ -73,6 +74,8 @@ class _Loop:
         self._judges_each = judges_each(policy)
         self._unjudged: list[ReadyGroup] = []  # published since the policy judged last
         self._batches = 0  # of the step under way
+        self._prompts = 0  # that were dealt
+        self._again: deque[tuple[int, int]] = deque()  # prompts that are to be dealt again
         self._look = True
         self._refused: StalenessState | None = None  # in which nothing more was admitted
         self._fruitless = 0
@@ -107,7 +110,8 @@ class _Loop:
                 self._refused = state
                 break
             for position in range(ledger.dealt, ledger.dealt + count):
-                groups.append(SimulatedGroup(position, self._draws.group(position)))
+                prompt = self._next_prompt()
+                groups.append(SimulatedGroup(position, self._draws.group(*prompt), prompt))
                 ledger.deal(groups[-1])
         if not groups:
             return
@@ -116,6 +120,13 @@ class _Loop:
             self._events.at(self._events.now + delay, Rank.REQUEST, groups[0].position, self._workers.offer, groups)
         else:
             self._workers.offer(groups)
+
+    def _next_prompt(self) -> tuple[int, int]:
+        """Its position, and how often it was made before: one that is to be made again, or a new one."""
+        if self._again:
+            return self._again.popleft()
+        self._prompts += 1
+        return self._prompts - 1, 0
 
     def _choose(self) -> None:
         """Drop what is too old, and begin a step if there is a batch."""
@@ -153,9 +164,11 @@ class _Loop:
         self._unjudged = []
         if asked:
             for group_id, reason in self._policy.evict(asked, self._learner.version):
-                self._drop(int(group_id), reason)
+                prompt, again = self._drop(int(group_id), reason).prompt
+                if self._policy.requeues:
+                    self._again.append((prompt, again + 1))
 
-    def _drop(self, position: int, reason: str) -> None:
+    def _drop(self, position: int, reason: str) -> SimulatedGroup:
         ledger, group = self._ledger, self._ledger.open[position]
         was_ready = group.group_id in ledger.ready
         ledger.drop(position, reason)
@@ -172,6 +185,7 @@ class _Loop:
         self._fruitless += 1
         if self._fruitless > FRUITLESS * self._batch_size:
             raise StuckError(self._stuck(f"{self._fruitless} groups were dropped ({reason}) since the last step"))
+        return group
 
     def _let_go(self, group: SimulatedGroup) -> None:
         worker = group.worker
@@ -259,6 +273,8 @@ class _Loop:
             for request in held:
                 request.holds = False
             self._fleet.abort(held)
+            if group.position in self._ledger.open:  # else its tokens are counted as dropped
+                self._fleet.lost_tokens += _made(group)
             group.worker, group.requests, group.unfinished = -1, [], 0
         if groups:
             when = self._events.now + self._config.rollout.lease_s

@@ -39,12 +39,14 @@ class Request:
 
 
 class SimulatedGroup:
-    """A prompt group from its admission on. ``unfinished``: of its requests."""
+    """A prompt group from its admission on. ``unfinished``: of its requests. ``prompt``: its position, and how often it was
+    made before."""
 
-    __slots__ = ("attempt", "drawn", "group_id", "position", "requests", "unfinished", "worker")
+    __slots__ = ("attempt", "drawn", "group_id", "position", "prompt", "requests", "unfinished", "worker")
 
-    def __init__(self, position: int, drawn: Drawn) -> None:
+    def __init__(self, position: int, drawn: Drawn, prompt: tuple[int, int] | None = None) -> None:
         self.position, self.drawn, self.group_id = position, drawn, str(position)
+        self.prompt = (position, 0) if prompt is None else prompt
         self.requests: list[Request] = []
         self.unfinished = self.attempt = 0
         self.worker = -1

@@ -155,7 +155,7 @@ LOOKED_AT = {
         "lease_s",
         "partial_rollout",
     },
-    "staleness": {"policy", "max_lag", "hard_bound", "elastic_cap", "elastic_admit_lag"},
+    "staleness": {"policy", "max_lag", "hard_bound", "too_old", "capacity", "elastic_cap", "elastic_admit_lag"},
     "weights": {"pause_mode", "update_waves", "update_interval"},
     "router": {"policy"},
 }

@@ -62,6 +62,10 @@ class CheckedPolicy:
         return bool(getattr(self._policy, "hard_bound", True))
 
     @property
+    def requeues(self) -> bool:
+        return bool(getattr(self._policy, "requeues", False))
+
+    @property
     def surplus(self) -> int:
         return self._surplus
 

@@ -20,8 +20,8 @@ from dataclasses import dataclass
 
 from bus.messages import ReadyGroup
 from miles_async.config.schema import Rollout, Staleness
-from miles_async.staleness.drop import refuse_surplus
 from miles_async.staleness.policies import NO_BOUND, Bounded, StalenessPolicy, is_usable, unusable
+from miles_async.staleness.refusals import refuse_surplus, what_becomes
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +45,7 @@ class Count(Bounded):
 
 
 def count(staleness: Staleness, rollout: Rollout) -> StalenessPolicy:
-    """Raises ConfigError where groups to spare are asked for."""
+    """Raises ConfigError: groups to spare are asked for, or what becomes of one too old."""
     refuse_surplus("count", rollout)
+    what_becomes("count", staleness)
     return Count(staleness.max_lag)

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bus.messages import ReadyGroup
-from miles_async.config.schema import ConfigError, Rollout, Staleness
+from miles_async.config.schema import Rollout, Staleness
 from miles_async.staleness.policies import Bounded, StalenessPolicy, is_usable
+from miles_async.staleness.refusals import refuse_surplus, what_becomes
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,18 +23,6 @@ class Drop(Bounded):
 
 
 def drop(staleness: Staleness, rollout: Rollout) -> StalenessPolicy:
-    """Raises ConfigError where groups to spare are asked for."""
+    """Raises ConfigError: groups to spare are asked for, or a mask."""
     refuse_surplus("drop", rollout)
-    return Drop(staleness.max_lag)
-
-
-AS_THEY_FINISH = "takes groups as they finish already, and has more of them with a larger max_lag"
-
-
-def refuse_surplus(policy: str, rollout: Rollout, why: str = AS_THEY_FINISH) -> None:
-    """Of a policy that drops none with a batch, which ``why`` says of it. Raises ConfigError."""
-    if rollout.surplus:
-        raise ConfigError(
-            f'rollout.over_sampling_batch_size = {rollout.over_sampling_batch_size} needs staleness.policy = "fifo": '
-            f'"{policy}" {why}'
-        )
+    return Drop(staleness.max_lag, requeues=what_becomes("drop", staleness, "drop", "requeue") == "requeue")

@@ -28,8 +28,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from miles_async.config.schema import ConfigError, Rollout, Staleness
-from miles_async.staleness.drop import refuse_surplus
 from miles_async.staleness.policies import StalenessPolicy, StalenessState, admissible
+from miles_async.staleness.refusals import refuse_surplus, what_becomes
 from miles_async.staleness.token_mask import TokenMask
 
 
@@ -55,6 +55,7 @@ class Elastic(TokenMask):
 def elastic(staleness: Staleness, rollout: Rollout) -> StalenessPolicy:
     """Raises ConfigError: groups to spare are asked for, or admission could not fill a second batch."""
     refuse_surplus("elastic", rollout)
+    what_becomes("elastic", staleness, "mask")
     bound, admit_lag = staleness.max_lag, staleness.admit_lag
     if admit_lag > bound or (bound and not admit_lag):
         raise ConfigError(

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from bus.messages import ReadyGroup
 from miles_async.config.schema import Rollout, Staleness
 from miles_async.staleness.policies import Bounded, StalenessPolicy, is_usable
+from miles_async.staleness.refusals import what_becomes
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,5 +30,9 @@ class Fifo(Bounded):
 
 
 def fifo(staleness: Staleness, rollout: Rollout) -> StalenessPolicy:
-    """Train in dealt order; with ``rollout.over_sampling_batch_size``, the first of so many that are ready."""
-    return Fifo(staleness.max_lag, rollout.surplus)
+    """Train in dealt order; with ``rollout.over_sampling_batch_size``, the first of so many that are ready.
+
+    Raises ConfigError: a mask is asked for.
+    """
+    becomes = what_becomes("fifo", staleness, "drop", "requeue")
+    return Fifo(staleness.max_lag, rollout.surplus, requeues=becomes == "requeue")

@@ -16,12 +16,13 @@ place in its batch, where the source lets the batch shrink or keeps spare prompt
 from __future__ import annotations
 
 from miles_async.config.schema import Rollout, Staleness
-from miles_async.staleness.drop import refuse_surplus
 from miles_async.staleness.fifo import Fifo
 from miles_async.staleness.policies import StalenessPolicy
+from miles_async.staleness.refusals import ALL_THAT_IS_DEALT, refuse_surplus, what_becomes
 
 
 def in_order(staleness: Staleness, rollout: Rollout) -> StalenessPolicy:
     """Raises ConfigError where groups to spare are asked for."""
-    refuse_surplus("in_order", rollout, "trains each group that is dealt")
-    return Fifo(staleness.max_lag)
+    refuse_surplus("in_order", rollout, ALL_THAT_IS_DEALT)
+    becomes = what_becomes("in_order", staleness, "drop", "requeue")
+    return Fifo(staleness.max_lag, requeues=becomes == "requeue")

@@ -20,9 +20,9 @@ from dataclasses import dataclass
 
 from bus.messages import ReadyGroup
 from miles_async.config.schema import Rollout, Staleness
-from miles_async.staleness.drop import refuse_surplus
 from miles_async.staleness.policies import NO_BOUND, StalenessPolicy, is_usable
 from miles_async.staleness.ready_first import ReadyFirst
+from miles_async.staleness.refusals import refuse_surplus, what_becomes
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +37,7 @@ class Pace(ReadyFirst):
 
 
 def pace(staleness: Staleness, rollout: Rollout) -> StalenessPolicy:
-    """Raises ConfigError where groups to spare are asked for."""
+    """Raises ConfigError: groups to spare are asked for, or what becomes of one too old."""
     refuse_surplus("pace", rollout)
+    what_becomes("pace", staleness)
     return Pace(staleness.max_lag)

@@ -91,6 +91,11 @@ class StalenessPolicy(Protocol):
         """Whether a group may be selected of which some tokens are older than ``max_lag``: those are not trained on."""
         ...
 
+    @property
+    def requeues(self) -> bool:
+        """Whether the prompts of what it evicts are dealt again, before new ones."""
+        ...
+
     def admit(self, state: StalenessState) -> int:
         """How many more groups may start now."""
         ...
@@ -165,6 +170,12 @@ def admissible(state: StalenessState, max_lag: int, surplus: int = 0) -> int:
     return max(0, limit - (state.batched_steps * window + state.open_groups))
 
 
+def has_room(state: StalenessState, capacity: int) -> int:
+    """Groups that may start where no version is a gate: while fewer than ``capacity`` are open, and the run needs them."""
+    needed = (state.total_steps - state.batched_steps) * state.batch_size
+    return max(0, min(capacity, needed) - state.open_groups)
+
+
 def unusable(ready: Sequence[ReadyGroup], version: int, max_lag: int) -> list[tuple[str, str]]:
     """The ready groups that the learner at ``version`` may not train, with the reason."""
     return [
@@ -174,12 +185,22 @@ def unusable(ready: Sequence[ReadyGroup], version: int, max_lag: int) -> list[tu
     ]
 
 
+def untrainable(ready: Sequence[ReadyGroup], version: int, max_lag: int) -> list[tuple[str, str]]:
+    """The ready groups of which the learner at ``version`` may train no token, with the reason."""
+    return [
+        (group.group_id, UNPUBLISHED if newest(group) > version else STALE)
+        for group in ready
+        if not has_trainable(group, version, max_lag)
+    ]
+
+
 @dataclass(frozen=True, slots=True)
 class Bounded:
     """What the policies with a bound on each token share: admission by count, eviction by version."""
 
     max_lag: int
     surplus: int = 0
+    requeues: bool = False
 
     @property
     def hard_bound(self) -> bool:

@@ -22,8 +22,8 @@ from dataclasses import dataclass, replace
 
 from miles_async.config.schema import Rollout, Staleness
 from miles_async.staleness.count import Count
-from miles_async.staleness.drop import refuse_surplus
 from miles_async.staleness.policies import StalenessPolicy, StalenessState, admissible
+from miles_async.staleness.refusals import refuse_surplus, what_becomes
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +38,7 @@ def of_the_learner(state: StalenessState) -> StalenessState:
 
 
 def ready_first(staleness: Staleness, rollout: Rollout) -> StalenessPolicy:
-    """Raises ConfigError where groups to spare are asked for."""
+    """Raises ConfigError: groups to spare are asked for, or what becomes of one too old."""
     refuse_surplus("ready_first", rollout)
+    what_becomes("ready_first", staleness)
     return ReadyFirst(staleness.max_lag)

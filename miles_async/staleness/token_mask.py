@@ -21,15 +21,13 @@ from dataclasses import dataclass
 
 from bus.messages import ReadyGroup
 from miles_async.config.schema import Rollout, Staleness
-from miles_async.staleness.drop import refuse_surplus
 from miles_async.staleness.policies import (
-    STALE,
-    UNPUBLISHED,
     Bounded,
     StalenessPolicy,
     has_trainable,
-    newest,
+    untrainable,
 )
+from miles_async.staleness.refusals import refuse_surplus, what_becomes
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,11 +39,7 @@ class TokenMask(Bounded):
         return True
 
     def evict(self, ready: Sequence[ReadyGroup], version: int) -> list[tuple[str, str]]:
-        return [
-            (group.group_id, UNPUBLISHED if newest(group) > version else STALE)
-            for group in ready
-            if not has_trainable(group, version, self.max_lag)
-        ]
+        return untrainable(ready, version, self.max_lag)
 
     def select(
         self, ready: Sequence[ReadyGroup], open_order: Sequence[str], version: int, batch_size: int
@@ -57,4 +51,5 @@ class TokenMask(Bounded):
 def token_mask(staleness: Staleness, rollout: Rollout) -> StalenessPolicy:
     """Raises ConfigError where groups to spare are asked for."""
     refuse_surplus("token_mask", rollout)
+    what_becomes("token_mask", staleness, "mask")
     return TokenMask(staleness.max_lag)

@@ -26,8 +26,8 @@ from dataclasses import dataclass
 
 from bus.messages import UNSAMPLED, ReadyGroup
 from miles_async.config.schema import Rollout, Staleness
-from miles_async.staleness.drop import refuse_surplus
 from miles_async.staleness.policies import Bounded, StalenessPolicy, is_usable
+from miles_async.staleness.refusals import ALL_THAT_IS_DEALT, refuse_surplus, what_becomes
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,5 +48,6 @@ class WeightFifo(Bounded):
 
 def weight_fifo(staleness: Staleness, rollout: Rollout) -> StalenessPolicy:
     """Raises ConfigError where groups to spare are asked for."""
-    refuse_surplus("weight_fifo", rollout, "trains each group that is dealt")
-    return WeightFifo(staleness.max_lag)
+    refuse_surplus("weight_fifo", rollout, ALL_THAT_IS_DEALT)
+    becomes = what_becomes("weight_fifo", staleness, "drop", "requeue")
+    return WeightFifo(staleness.max_lag, requeues=becomes == "requeue")

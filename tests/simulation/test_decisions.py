@@ -11,9 +11,10 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 from simulations import BATCH, STEPS, TOKEN_S, Asked, run, settings
 
+from miles_async.config.schema import ConfigError
 from miles_async.simulation.asking import judges_each, window_of
 from miles_async.simulation.draws import DrawnBySeed
-from miles_async.simulation.loop import StuckError
+from miles_async.simulation.loop import Simulated, StuckError
 from miles_async.simulation.result import figures, result
 from miles_async.simulation.settings import SimulationConfig
 from miles_async.staleness.choice import BUILT_IN, policy_of
@@ -23,7 +24,9 @@ from miles_async.staleness.policies import StalenessPolicy, bound_of
 OPEN_ENDED = ("count", "ready_first", "pace")
 WORLDS = st.fixed_dictionaries(
     {
-        "simulation": st.fixed_dictionaries({"seed": st.integers(0, 10**6), "num_steps": st.integers(1, 10)}),
+        "simulation": st.fixed_dictionaries(
+            {"seed": st.integers(0, 10**6), "num_steps": st.integers(1, 10), "warmup_steps": st.just(0)}
+        ),
         "rollout": st.fixed_dictionaries(
             {
                 "rollout_batch_size": st.integers(1, 5),
@@ -36,7 +39,14 @@ WORLDS = st.fixed_dictionaries(
                 "lease_s": st.just(2.0),
             }
         ),
-        "staleness": st.fixed_dictionaries({"policy": st.sampled_from(BUILT_IN), "max_lag": st.integers(0, 3)}),
+        "staleness": st.fixed_dictionaries(
+            {
+                "policy": st.sampled_from(BUILT_IN),
+                "max_lag": st.integers(0, 3),
+                "too_old": st.sampled_from([None, "drop", "requeue", "mask"]),
+                "capacity": st.sampled_from([None, 5, 20]),
+            }
+        ),
         "weights": st.fixed_dictionaries(
             {
                 "pause_mode": st.sampled_from(["retract", "in_place", "abort"]),
@@ -94,11 +104,30 @@ def world(found: dict) -> SimulationConfig:
         interval = min(interval, max(1, (staleness["max_lag"] + 1) // 2))
     found["weights"]["update_interval"] = interval
     staleness["hard_bound"] = staleness["policy"] not in OPEN_ENDED
+    if staleness["policy"] not in ("windowed", "recycle"):
+        staleness["capacity"] = None
+    config = msgspec.convert(found, SimulationConfig)
+    try:
+        policy_of(config.staleness, config.rollout)
+    except ConfigError:  # what it does not do with a group that is too old
+        staleness["too_old"] = None
     return msgspec.convert(found, SimulationConfig)
 
 
+def generated(simulated: Simulated) -> int:
+    """Tokens that the engines made."""
+    return sum(engine.tokens for engine in simulated.fleet.engines)
+
+
+def trained_or_not(simulated: Simulated) -> int:
+    """What became of them: trained, masked, dropped with their group, lost with an engine or a worker, or in an open one."""
+    record, groups = simulated.record, simulated.ledger.open.values()
+    under_way = sum(sample.made for group in groups for request in group.requests for sample in request.samples)
+    return record.tokens + record.masked + record.dropped_tokens + simulated.fleet.lost_tokens + under_way
+
+
 @given(WORLDS)
-@examples(max_examples=60, deadline=None)
+@examples(max_examples=150, deadline=None)
 def test_whatever_happens_the_bound_is_kept_no_group_is_lost_and_the_run_ends(found: dict) -> None:
     config = world(found)
     asked = Asked(policy_of(config.staleness, config.rollout))
@@ -107,6 +136,8 @@ def test_whatever_happens_the_bound_is_kept_no_group_is_lost_and_the_run_ends(fo
     assert simulated.version == config.simulation.num_steps
     assert len(asked.batches) == simulated.version or asked.holds
     assert figured["balanced"]
+    if not asked.surplus:  # of a group that is dropped while it is generated, what follows is nobody's
+        assert generated(simulated) == trained_or_not(simulated)
     trained = [position for batch in asked.batches for position in batch]
     assert len(set(trained)) == len(trained) == figured["ledger"]["trained"]
     assert len(trained) == len(asked.batches) * config.rollout.rollout_batch_size
@@ -200,6 +231,22 @@ def test_what_is_beyond_the_bound_is_reported_in_how_often_and_how_far(policy: s
     assert found["dropped_share"] == found["masked_share"] == 0
     kept = result(settings(*given))
     assert kept["overrun_tokens"] == kept["max_overrun"] == 0
+
+
+def test_a_prompt_that_is_made_again_is_as_long_by_what_is_its_own_and_comes_before_new_ones() -> None:
+    given = ("lengths.mean=2200", "lengths.sigma=1.2", "rollout.max_groups_in_flight=12", "staleness.max_lag=1")
+    drawn = DrawnBySeed(settings(*given, "lengths.alike=0.5", "lengths.prompt_mean=9", "lengths.prompt_sigma=1"))
+    first, again = drawn.group(3), drawn.group(3, 1)
+    assert first.prompt == again.prompt and first.lengths != again.lengths and again == drawn.group(3, 1)
+    whole = DrawnBySeed(settings(*given, "lengths.alike=1.0"))
+    assert whole.group(3).lengths == whole.group(3, 2).lengths
+    rate, mean = {}, {}
+    for becomes in ("drop", "requeue"):
+        found = result(settings(*given, "staleness.policy=drop", f"staleness.too_old={becomes}", "lengths.alike=1.0"))
+        rate[becomes], mean[becomes] = found["groups_per_s"], found["length_bias"]["trained_mean"]
+        assert found["balanced"] and found["drops"]["stale"] > 0
+    # long answers are begun again until the learner is slow enough for them
+    assert rate["requeue"] < rate["drop"] and mean["requeue"] > mean["drop"]
 
 
 def test_held_weights_train_what_would_have_grown_too_old() -> None:

@@ -17,8 +17,10 @@ from miles_async.staleness.fifo import Fifo
 from miles_async.staleness.pace import Pace
 from miles_async.staleness.policies import StalenessPolicy
 from miles_async.staleness.ready_first import ReadyFirst
+from miles_async.staleness.recycle import Recycle
 from miles_async.staleness.token_mask import TokenMask
 from miles_async.staleness.weight_fifo import WeightFifo
+from miles_async.staleness.windowed import Windowed
 
 OPEN_ENDED = (Count, ReadyFirst, Pace)
 
@@ -208,16 +210,28 @@ def test_weight_fifo_lets_whoever_is_ready_go_first_among_groups_of_one_version_
     assert 0 < moved < 5 * run["batch_size"] < far
 
 
-EVERY = (Fifo, Drop, TokenMask, WeightFifo, *OPEN_ENDED)
+EVERY: tuple[Callable[[int], StalenessPolicy], ...] = (
+    Fifo,
+    Drop,
+    TokenMask,
+    WeightFifo,
+    *OPEN_ENDED,
+    lambda lag: Fifo(lag, surplus=2),
+    lambda lag: Drop(lag, requeues=True),
+    lambda lag: Elastic(lag, admit_lag=-(-lag // 2)),
+    lambda lag: Windowed(lag, capacity=5),  # of a batch
+    lambda lag: Windowed(lag, capacity=12),
+    lambda lag: Windowed(lag, capacity=12, masking=True),
+    lambda lag: Recycle(lag, requeues=True, capacity=5),
+    lambda lag: Recycle(lag, requeues=True, capacity=12),
+)
 
 
 @settings(max_examples=300, deadline=None)
 @given(
     run=runs,
     max_lag=st.integers(0, 4),
-    policy=st.sampled_from(
-        [*EVERY, lambda lag: Fifo(lag, surplus=2), lambda lag: Elastic(lag, admit_lag=-(-lag // 2))]
-    ),
+    policy=st.sampled_from(EVERY),
     trouble=st.fixed_dictionaries(
         {
             "deaths": st.sampled_from([0.0, 0.3, 0.9]),
@@ -235,3 +249,29 @@ def test_whatever_dies_every_policy_ends_its_run_within_its_bound_and_each_group
     assert len(result.batches) == run["steps"] and len(set(trained)) == len(trained)
     assert not made.hard_bound or max(result.lags) <= max_lag
     result.check_closed()
+    if made.requeues and not trouble["refuse"]:  # no prompt is left out, and none is twice in the run
+        theirs = [*(result.prompts[number] for number in [*trained, *result.open]), *result.again]
+        assert sorted(theirs) == list(range(len(theirs)))
+
+
+@settings(max_examples=100, deadline=None)
+@given(run=runs, max_lag=st.integers(0, 4), more=st.integers(0, 9), masking=st.booleans(), data=st.data())
+def test_what_no_version_gates_keeps_its_bound_and_its_capacity_and_every_batch_is_whole(
+    run: dict, max_lag: int, more: int, masking: bool, data: st.DataObject
+) -> None:
+    interval, capacity = data.draw(st.integers(1, max_lag + 1)), run["batch_size"] + more
+    for policy in (
+        Windowed(max_lag, capacity=capacity, masking=masking),
+        Recycle(max_lag, requeues=True, capacity=capacity),
+    ):
+        result = simulate(policy, update_interval=interval, **run)
+        assert max(result.lags) <= max_lag and result.max_open <= capacity
+        assert [len(batch) for batch in result.batches] == [run["batch_size"]] * run["steps"]
+
+
+def test_recycle_begins_a_late_prompt_again_before_new_ones() -> None:
+    result = simulate(Recycle(1, requeues=True, capacity=12), update_interval=1, **{**WIDE, "steps": 30, "slow": 9.0})
+    assert result.dropped > 0
+    trained = [result.prompts[number] for number in chain.from_iterable(result.batches)]
+    assert len(set(trained)) == len(trained)
+    assert max(trained) < len(trained) + 12  # no more prompts were begun than there were places for

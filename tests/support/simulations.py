@@ -63,6 +63,10 @@ class Asked:
         return self.policy.hard_bound
 
     @property
+    def requeues(self) -> bool:
+        return self.policy.requeues
+
+    @property
     def surplus(self) -> int:
         return self.policy.surplus
 
@@ -101,7 +105,7 @@ class Told(DrawnBySeed):
         super().__init__(config)
         self._seconds, self._samples = seconds, config.rollout.n_samples_per_prompt
 
-    def group(self, position: int) -> Drawn:
+    def group(self, position: int, again: int = 0) -> Drawn:
         return Drawn(0, [round(self._seconds(position) / TOKEN_S)] * self._samples)
 
 

@@ -27,7 +27,7 @@ class Result:
     surplus: int = 0
     masked: int = 0  # tokens
     lost: int = 0  # attempts at a group that ended with their engine
-    open: int = 0  # groups at the end
+    open: list[int] = field(default_factory=list)  # groups at the end, as in batches
     generated: int = 0  # tokens of all groups that were finished
     thrown: int = 0  # tokens of those that were dropped, whatever for
     ready: int = 0  # tokens of those that were left at the end
@@ -40,9 +40,9 @@ class Result:
     def check_closed(self) -> None:
         """Each group and each token is in one place."""
         trained = sum(map(len, self.batches))
-        assert len(self.started_at) == trained + self.dropped + self.refused + self.surplus + self.open
+        assert len(self.started_at) == trained + self.dropped + self.refused + self.surplus + len(self.open)
         assert self.generated == len(self.lags) + self.masked + self.thrown + self.ready
-        assert self.ready <= TOKENS * self.open
+        assert self.ready <= TOKENS * len(self.open)
 
 
 def simulate(policy: StalenessPolicy, **world: Any) -> Result:
@@ -98,7 +98,7 @@ class _Run:
             assert self.events, f"deadlock at version {self.version}: {state}, {len(self.ready)} ready"
             self.clock, _, kind, data = heapq.heappop(self.events)
             getattr(self, kind)(*data)
-        result.duration, result.open, result.again = self.clock, len(self.order), [*self.again]
+        result.duration, result.open, result.again = self.clock, [*map(int, self.order)], [*self.again]
         result.ready = TOKENS * len(self.ready)
         return result
 
@@ -141,7 +141,7 @@ class _Run:
         stale = dict(self.policy.evict(self.ready, self.version))
         assert set(stale.values()) <= {"stale"}
         self.result.dropped += len(stale)
-        if getattr(self.policy, "requeues", False):
+        if self.policy.requeues:
             self.again.extend(self.result.prompts[int(group_id)] for group_id in stale)
         self.remove(stale)
         return bool(stale)

@@ -32,7 +32,7 @@ class Traced:
     def __init__(self, trace: Trace) -> None:
         self._trace = trace
 
-    def group(self, position: int) -> Drawn:
+    def group(self, position: int, again: int = 0) -> Drawn:
         return Drawn(0, [self._trace.tokens(position)])
 
     def tool_s(self, position: int, sample: int, turn: int) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from msgspec import Meta
 
@@ -83,17 +83,34 @@ class Reward(Section, frozen=True):
     reward_post_process: str | None = None
 
 
-POLICIES = ("fifo", "drop", "token_mask", "elastic", "count", "ready_first", "pace", "weight_fifo", "in_order")
+POLICIES = (
+    "fifo",
+    "drop",
+    "token_mask",
+    "elastic",
+    "count",
+    "ready_first",
+    "pace",
+    "weight_fifo",
+    "in_order",
+    "windowed",
+    "recycle",
+)
 
 
 class Staleness(Section, frozen=True):
-    # "fifo", "drop", "token_mask", "elastic", "count", "ready_first", "pace", "weight_fifo", "in_order", or a path to a
-    # function (staleness, rollout) that gives a policy
+    # "fifo", "drop", "token_mask", "elastic", "count", "ready_first", "pace", "weight_fifo", "in_order", "windowed", "recycle",
+    # or a path to a function (staleness, rollout) that gives a policy
     policy: str = "fifo"
     max_lag: CountInt = 2  # versions; 0 is the synchronous loop
     # refuse a policy that may train a token beyond max_lag; false: "count", "ready_first" and "pace" are allowed, too, which
     # only aim at max_lag
     hard_bound: bool = True
+    # what becomes of a group that is too old: it is dropped; or its prompt is dealt again, before new ones ("requeue"); or what
+    # is within max_lag of it is trained ("mask"); None: what the policy does of itself
+    too_old: Literal["drop", "requeue", "mask"] | None = None
+    # of "windowed" and "recycle": groups that may be open; None: (max_lag + 1) * rollout.rollout_batch_size
+    capacity: PositiveInt | None = None
     # of "elastic": batches that a step may have at most, before what is too old is masked
     elastic_cap: PositiveInt = 4
     # of "elastic": versions ahead that a group may begin; None: half of max_lag, rounded up
