@@ -10,10 +10,11 @@ import pytest
 from engine_lines import set_engine
 
 from actors import dealer as module
-from actors.dealer import SEED_SPACE, Dealer, PromptsChangedError, sampling_seed
+from actors.dealer import SEED_SPACE, Dealer, PromptsChangedError, sampling_seed, seed_again
 from actors.runtime.context import ActorContext
 from actors.runtime.spec import ActorSpec
 from bus import Bus, Ledger
+from bus.ledger_leases import next_attempt
 from bus.messages import Ticket, Wait
 from bus.waits import WaitKind
 from miles_async.config.schema import Data, Engine, Model, Rollout, Run, RunConfig, Staleness
@@ -110,6 +111,25 @@ async def test_a_dealer_that_starts_again_goes_on_where_the_ledger_is(bus: Bus, 
     dealt = [c.ticket for c in await ledger.next_tickets("w", "w/1", 20, 60_000)]
     assert len({ticket.group_id for ticket in dealt}) == 2 * BATCH == len(dealt)
     assert seeds_of(dealt) == sorted(seeds_of(dealt)) and len(set(seeds_of(dealt))) == 2 * BATCH
+
+
+async def test_a_prompt_that_is_to_be_made_again_is_dealt_before_new_ones_with_a_seed_of_its_own(
+    bus: Bus, make: Make
+) -> None:
+    await set_engine(bus, "engine-0", "http://127.0.0.1:1", 1, 0, "serving")
+    dealer, ledger = make(max_lag=0), Ledger(bus)
+    await dealer._deal()
+    await ledger.prepare()
+    first = [c.ticket for c in await ledger.next_tickets("w", "w/1", 20, 60_000)]
+    for number in (2, 0):
+        assert await ledger.recycle(first[number].group_id, "stale")
+    await dealer._deal()
+    again = [c.ticket for c in await ledger.next_tickets("w", "w/1", 20, 60_000)]
+    assert [ticket.group_id for ticket in again] == [next_attempt(first[i].group_id) for i in (2, 0)]
+    assert (await ledger.room()).next_position == BATCH
+    assert [(t.prompt, t.prompt_tokens) for t in again] == [(first[i].prompt, first[i].prompt_tokens) for i in (2, 0)]
+    assert not set(seeds_of(again)) & set(seeds_of(first)) and all(0 <= seed < SEED_SPACE for seed in seeds_of(again))
+    assert seeds_of(again) == [seed_again(dealer.ctx.config.run.seed, ticket.group_id) for ticket in again]
 
 
 def seeds_of(tickets: list[Ticket]) -> list[int]:

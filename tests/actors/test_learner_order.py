@@ -150,6 +150,27 @@ async def test_token_mask_masks_on_record_and_again_when_the_step_is_replayed_un
     assert again.masks == first.masks
 
 
+@pytest.mark.parametrize("policy", ["fifo", "drop", "windowed", "recycle"])
+async def test_the_prompt_of_what_grew_too_old_is_dealt_again_and_that_of_what_a_filter_refuses_is_not(
+    policy: str, bus: Bus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "filters.py").write_text("def third(ready, version):\n    return ['0-3-0'] if len(ready) > 2 else []\n")
+    ledger, again = Ledger(bus), Staleness(policy=policy, max_lag=0, too_old="requeue")
+    await publish(ledger, 1, version=-1)
+    await publish(ledger, 3)
+    trainer, filtered = (
+        StandInTrainer(),
+        Rollout(rollout_batch_size=BATCH, buffer_filter=f"{tmp_path}/filters.py:third"),
+    )
+    await run(
+        make_learner(bus, tmp_path, trainer, monkeypatch, run=Run(num_steps=1), staleness=again, rollout=filtered)
+    )
+    assert trainer.trained == [("0-1-0", "0-2-0")]
+    counts = await ledger.counts()
+    assert (counts["dropped:stale"], counts["dropped"]) == (1, 2)
+    assert await ledger.waiting_again(9) == ["0-0-1"]
+
+
 @pytest.mark.parametrize("policy", ["count", "ready_first", "pace"])
 async def test_a_policy_without_a_hard_bound_trains_what_is_late_and_the_record_says_so(
     policy: str, bus: Bus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -7,6 +7,7 @@ from typing import Any
 from ledger_steps import deal, group, make_ready, ticket, transitions
 
 from bus import Bus, Ledger, balanced
+from bus.messages import Ticket
 
 
 async def test_a_drop_is_recorded_with_its_reason_and_never_touches_a_batch(bus: Bus) -> None:
@@ -64,3 +65,38 @@ async def test_a_group_that_a_filter_refuses_is_dropped_by_its_holder_alone_and_
     (dropped,) = [t for t in await transitions(bus) if t.kind == "dropped"]
     assert (dropped.by, dropped.detail, dropped.lengths) == ("w/1", "rewards 1, 1", (3, 4))
     assert await ledger.admit([ticket(2)], limit=2, position=2) == (1, 3)
+
+
+async def test_a_prompt_that_is_recycled_is_dealt_again_once_and_before_all_that_were_recycled_after_it(
+    bus: Bus,
+) -> None:
+    ledger = Ledger(bus)
+    await deal(ledger, 3)
+    ready = await make_ready(ledger, 2)
+    cursors: dict[Any, str] = {"batches": await bus.last_id("batches")}
+    assert await ledger.recycle(ready[1].group_id, "stale", "ready at version 5")
+    assert await bus.wait_for_news(cursors, block_ms=1)  # what wakes the dealer
+    assert not await ledger.recycle(ready[1].group_id, "stale")  # the retry of a lost answer
+    assert await ledger.recycle(ready[0].group_id, "stale")
+    assert await ledger.waiting_again(9) == ["0-1-1", "0-0-1"] and (await ledger.room()).again == 2
+    again = [again_ticket(group_id) for group_id in await ledger.waiting_again(9)]
+    assert await ledger.admit_again(again, limit=9, step=1) == 0  # a limit of another step
+    assert await ledger.admit_again(again, limit=2, step=0) == 1
+    assert await ledger.admit_again(again, limit=9, step=0) == 0  # the retry of a lost answer
+    assert await ledger.waiting_again(9) == ["0-0-1"] and await ledger.waiting_again(0) == []
+    assert (await ledger.open_groups()).order == ("0-2-0", "0-1-1") and (await ledger.room()).next_position == 3
+    claimed = await ledger.next_tickets("w", "w/2", 9, 60_000)
+    assert [c.ticket for c in claimed][1:] == again[:1]
+    assert await ledger.publish(group("0-1-1"), "w/2", 0.0)
+    assert await ledger.recycle("0-1-1", "stale")
+    assert await ledger.waiting_again(9) == ["0-0-1", "0-1-2"]
+    counts = await ledger.counts()
+    assert (counts["dealt"], counts["dropped:stale"]) == (4, 3) and balanced(counts)
+    (first, *_) = [t for t in await transitions(bus) if t.kind == "dropped"]
+    assert first.detail == "ready at version 5; to be made again as 0-1-1"
+    assert (await ledger.batch(1, [])).step == 1
+    assert not await ledger.recycle("0-2-1", "stale")  # of nobody
+
+
+def again_ticket(group_id: str) -> Ticket:
+    return Ticket(group_id=group_id, prompt_tokens=b"\1\0\0\0", sampling_seed=7)

@@ -18,8 +18,10 @@ from miles_async.staleness.fifo import Fifo
 from miles_async.staleness.pace import Pace
 from miles_async.staleness.policies import NO_BOUND, StalenessPolicy, StalenessState, bound_of, too_old
 from miles_async.staleness.ready_first import ReadyFirst
+from miles_async.staleness.recycle import Recycle
 from miles_async.staleness.token_mask import TokenMask
 from miles_async.staleness.weight_fifo import WeightFifo
+from miles_async.staleness.windowed import Windowed
 
 
 @pytest.mark.parametrize(
@@ -201,6 +203,64 @@ def test_a_policy_without_a_hard_bound_is_refused_unless_the_configuration_allow
 def test_in_order_is_fifo_and_weight_fifo_has_a_bound() -> None:
     assert make_policy(config(Staleness(policy="in_order", max_lag=3))) == Fifo(3)
     assert make_policy(config(Staleness(policy="weight_fifo", max_lag=3))) == WeightFifo(3)
+
+
+@pytest.mark.parametrize(
+    ("policy", "allowed"),
+    [
+        ("fifo", ("drop", "requeue")),
+        ("drop", ("drop", "requeue")),
+        ("weight_fifo", ("drop", "requeue")),
+        ("in_order", ("drop", "requeue")),
+        ("windowed", ("drop", "requeue", "mask")),
+        ("recycle", ("requeue",)),
+        ("token_mask", ("mask",)),
+        ("elastic", ("mask",)),
+        ("count", ()),
+        ("ready_first", ()),
+        ("pace", ()),
+    ],
+)
+def test_what_becomes_of_a_group_that_is_too_old_is_refused_where_the_policy_does_not_do_it(
+    policy: str, allowed: tuple[str, ...]
+) -> None:
+    for becomes in ("drop", "requeue", "mask"):
+        asked = config(Staleness(policy=policy, max_lag=2, hard_bound=False, too_old=becomes))
+        if becomes in allowed:
+            made = make_policy(asked)
+            assert (made.requeues, made.masks) == (becomes == "requeue", becomes == "mask")
+            continue
+        can = " or ".join(f'"{name}"' for name in allowed)
+        why = f"a group that is too old it can {can}" if allowed else "it trains a group however old it is"
+        with pytest.raises(ConfigError) as error:
+            make_policy(asked)
+        assert (
+            str(error.value) == f'staleness.too_old = "{becomes}" cannot be with staleness.policy = "{policy}": {why}'
+        )
+
+
+@pytest.mark.parametrize("policy", ["windowed", "recycle"])
+def test_a_capacity_below_a_batch_is_refused_with_the_inequality_that_fails(policy: str) -> None:
+    def asked(capacity: int | None) -> RunConfig:
+        return config(Staleness(policy=policy, max_lag=2, capacity=capacity), rollout_batch_size=8)
+
+    with pytest.raises(ConfigError, match=r"capacity = 7: staleness.capacity >= rollout.rollout_batch_size = 8 fails"):
+        make_policy(asked(7))
+    for capacity, room in ((8, 3), (None, 19), (30, 25)):
+        made = make_policy(asked(capacity))
+        assert made.admit(StalenessState(4, 5, 8, 0, 100)) == room  # whatever version engines serve
+        assert made.admit(StalenessState(99, 5, 8, 99, 100)) == 3  # the run ends at step 100
+
+
+def test_windowed_takes_what_was_dealt_first_and_recycle_what_was_ready_first() -> None:
+    groups, order = [ready("c", 5), ready("old", 2), ready("b", 4), ready("a", 5)], ["old", "a", "b", "x", "c"]
+    for policy, first in ((Windowed(1, capacity=9), ("a", "b")), (Recycle(1, requeues=True, capacity=9), ("c", "b"))):
+        assert policy.evict(groups, version=5) == [("old", "stale")]
+        assert policy.select(groups, order, version=5, batch_size=2) == first
+        assert policy.select(groups, order, version=5, batch_size=4) is None
+    masking = Windowed(1, capacity=9, masking=True)
+    assert masking.select([sampled("a", (1, 4), (4, 2))], order, version=5, batch_size=1) == ("a",)
+    assert masking.evict([sampled("a", (1, 4), (3, 2))], version=5) == [("a", "stale")]
 
 
 MISER = """
