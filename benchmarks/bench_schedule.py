@@ -106,6 +106,7 @@ def run(
                 f"rollout.n_samples_per_prompt={samples}",
                 f"staleness.max_lag={lag}",
                 f"staleness.policy={policy}",
+                "staleness.hard_bound=false",  # of a policy that has none; of others it changes nothing
             ]
             found = runs[f"sigma {sigma:g}, max_lag {lag}"] = one(trace, settings, steps)
             print(f"sigma {sigma:g}, max_lag {lag}", json.dumps(found), file=sys.stderr)
