@@ -313,3 +313,9 @@ def test_an_engine_that_dies_costs_tokens_and_no_group() -> None:
     found = run(settings(*given), lambda _: 1000 * TOKEN_S)
     assert found.fleet.failovers > 0 and found.fleet.lost_tokens > 0
     assert found.record.tokens == STEPS * 4 * 1000
+
+
+def test_tokens_that_die_with_their_worker_are_counted_as_lost() -> None:
+    given = ("rollout.num_workers=2", "rollout.lease_s=2", "failures.worker_interval_s=8", "failures.worker_down_s=1")
+    found = run(settings(*given), lambda _: 1000 * TOKEN_S)
+    assert found.fleet.lost_tokens > 0 and generated(found) == trained_or_not(found)
