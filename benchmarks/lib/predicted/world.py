@@ -63,7 +63,7 @@ class Known(NamedTuple):
     world: World
     prompt: int
 
-    def group(self, position: int) -> Drawn:
+    def group(self, position: int, again: int = 0) -> Drawn:
         return Drawn(self.prompt, [self.world.draw(position * SAMPLES + n) for n in range(SAMPLES)])
 
     def tool_s(self, position: int, sample: int, turn: int) -> float:
