@@ -7,27 +7,19 @@ beginning costs the run that it watches most of a core), but where steps are tra
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
+
+from miles_async.monitor.growing import GrowingFile
 
 
 class GrowingRecord:
     """The metrics of one actor in ``RUN/metrics.jsonl``; the file need not be there yet."""
 
     def __init__(self, run_dir: Path, actor: str = "learner-0") -> None:
-        self._file, self._actor = run_dir / "metrics.jsonl", actor
-        self._number = self._place = 0
+        self._file, self._actor = GrowingFile(run_dir / "metrics.jsonl"), actor
 
     def more(self) -> list[dict[str, Any]]:
         """The lines that have come since the last call."""
-        if not self._file.exists():
-            return []
-        with self._file.open("rb") as stream:
-            if (number := os.fstat(stream.fileno()).st_ino) != self._number:
-                self._number, self._place = number, 0
-            stream.seek(self._place)
-            whole, end, _ = stream.read().rpartition(b"\n")
-        self._place += len(whole) + len(end)
-        lines = [json.loads(line) for line in whole.splitlines() if self._actor.encode() in line]
+        lines = [json.loads(line) for line in self._file.more()[0] if self._actor.encode() in line]
         return [line for line in lines if line["actor"] == self._actor]

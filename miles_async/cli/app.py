@@ -8,21 +8,14 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from miles_async.cli import models as cli_models
-from miles_async.cli import simulate as cli_simulate
-from miles_async.cli import web as cli_web
+from miles_async.cli import models, research, running, simulate, watching, web
 from miles_async.cli.errors import FAILED, INTERRUPTED, OK, clear_errors, say
-
-if TYPE_CHECKING:
-    from miles_async.config.schema import RunConfig
-
-SUPERVISOR = "actors.runtime.supervisor.Supervisor"  # by name: nothing of miles_async imports an actor
+from miles_async.cli.options import AsJson, Overrides
 
 app = typer.Typer(
     name="miles-async",
@@ -51,18 +44,16 @@ def program(
     """Asynchronous reinforcement learning of language models."""
 
 
-AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
-Overrides = Annotated[
-    list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override one key; can be repeated.")
-]
-
-
 @app.command()
 def launch(
     config_file: Annotated[Path, typer.Argument(metavar="RUN.TOML", help="The run's configuration.")],
     overrides: Overrides = None,
     run_dir: Annotated[
         Path | None, typer.Option(help="Where the run lives; one that has a run goes on with it. [runs/NAME-TIME]")
+    ] = None,
+    from_run: Annotated[
+        str | None,
+        typer.Option("--from", metavar="RUN[@STEP]", help="Begin with the weights of that run's checkpoint."),
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything, print the result, start nothing.")
@@ -87,11 +78,16 @@ def launch(
     wanted = Wanted(slurm, kuberay, recipe, nodes, gpus_per_node, cpus_per_node, image, template)
     with clear_errors():
         submit = wanted.name()
-    default = default_run_dir(config_file)
+    default = running.default_run_dir(config_file)
     if submit is not None:
         with clear_errors():
             from miles_async.cli.recipes import carry_out, prepare
+            from miles_async.config.schema import ConfigError
 
+            if from_run is not None:
+                raise ConfigError(
+                    "--from: not with a recipe: give model.hf_checkpoint what `miles-async convert` makes"
+                )
             job = prepare(config_file, overrides or [], run_dir, default, wanted, submit)
             say(*carry_out(job, submit, wanted, dry_run), as_json)
         return
@@ -99,14 +95,17 @@ def launch(
     if not dry_run and config_file.is_file():
         _warm_up(config_file, overrides or [])
     with clear_errors(directory):
-        from miles_async.cli import kept
+        from miles_async.cli import forking, kept
         from miles_async.cli.launch_check import check_topology
         from miles_async.cli.load import load
         from miles_async.cli.parity import check_parity
+        from miles_async.resume import fork
 
-        config = load(config_file, overrides or [])
+        origin = fork.origin(directory, from_run)
+        config = load(config_file, [*(overrides or []), *forking.overrides(origin)])
         check_topology(config, load=dry_run)
         check_parity(config)
+        config = forking.with_weights(config, origin, directory, dry_run=dry_run)
         if dry_run:
             from miles_async.cli.dry_run import report
 
@@ -114,119 +113,12 @@ def launch(
             return
         if kept.is_asked_for(config):
             raise typer.Exit(kept.follow(config, config_file, overrides or [], directory, as_json=as_json))
-        code = _run(config, directory, as_json)
+        code = running.run_to_its_end(config, directory, as_json)
         if code == INTERRUPTED:
             from miles_async.cli.again import command
 
             print(f"miles-async: to go on: {command(config_file, overrides or [], directory)}", file=sys.stderr)
     raise typer.Exit(code)
-
-
-@app.command()
-def replay(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="The directory of a run with a record.")],
-    overrides: Overrides = None,
-    from_step: Annotated[
-        int,
-        typer.Option("--from", metavar="STEP", min=0, help="Begin behind this step, with the run's checkpoint of it."),
-    ] = 0,
-    run_dir: Annotated[
-        Path | None, typer.Option(help="Where the replay lives; one that is there goes on. [runs/replay-RUN-TIME]")
-    ] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Train again on the batches that a run has recorded, without engines: the same losses, or another algorithm's."""
-    directory = (run_dir or default_run_dir(Path(f"replay-{run.name}"))).absolute()
-    with clear_errors(directory):
-        from miles_async.cli import replay as replaying
-        from miles_async.cli.launch_check import check_topology
-
-        config = replaying.replayed(run, overrides or [], from_step)
-        check_topology(config, load=False)
-        for line in replaying.differences(run, config):
-            print(f"miles-async: {line}", file=sys.stderr)
-        code = _run(config, directory, as_json)
-    raise typer.Exit(code)
-
-
-@app.command()
-def status(
-    run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="A run's directory.")], as_json: AsJson = False
-) -> None:
-    """Say how a run does: who is busy or waits for whom, the ledger, the versions; or its summary, if it has ended."""
-    with clear_errors():
-        from miles_async.monitor import status as status_of
-
-        try:
-            found = status_of.status(run_dir)
-        except status_of.SilentBusError as error:
-            say(error.found, status_of.show(error.found, time.time()), as_json)
-            raise
-        say(found, status_of.show(found, time.time()), as_json)
-
-
-@app.command()
-def inspect(
-    run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="A run's directory.")],
-    subject: Annotated[str, typer.Argument(metavar="group|step|actor|drops|sample", help="What to look at.")],
-    name: Annotated[
-        str,
-        typer.Argument(
-            metavar="[ID|K|NAME]", help="Which group, step or actor; of a sample its group's ID, or ID/INDEX."
-        ),
-    ] = "",
-    as_json: AsJson = False,
-) -> None:
-    """Say what became of a group, a step or an actor, what was dropped and why, and what the model wrote; of any run."""
-    with clear_errors():
-        from miles_async.monitor import inspect as look
-        from miles_async.monitor.inspect_show import show
-        from miles_async.recording import samples
-
-        found = look.inspect(run_dir, subject, name, {"sample": samples.inspect_sample})
-        say(found, samples.show(found) if subject == "sample" else show(found), as_json)
-
-
-@app.command()
-def compare(
-    run_dirs: Annotated[list[Path], typer.Argument(metavar="RUN RUN...", help="Runs' directories.")],
-    picture: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Draw reward and lag, too: a .png, .svg or .pdf file.")
-    ] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Put runs beside each other: what is configured otherwise, and rewards at equal steps, tokens and time."""
-    with clear_errors():
-        from miles_async.comparing import compare as comparing
-
-        curves = comparing.read_all(run_dirs)
-        if picture is not None:
-            from miles_async.comparing.picture import draw
-
-            draw(curves, picture)
-        found = comparing.compare(curves)
-        say(found, comparing.show(found), as_json)
-
-
-@app.command()
-def sweep(
-    file: Annotated[Path, typer.Argument(metavar="SWEEP.TOML", help="Which keys take which values.")],
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check every cell, list them, start nothing.")] = False,
-    as_json: AsJson = False,
-) -> None:
-    """Run a grid of configurations, each as a run of its own; the same command goes on with what is not finished."""
-    with clear_errors():
-        from miles_async.cli import sweep as sweeping
-
-        if dry_run:
-            _, cells, _ = sweeping.planned(file)
-            names = [cell.name for cell in cells]
-            say(names, "\n".join(names), as_json)
-            return
-        found = sweeping.sweep(file)
-        say(found, sweeping.show(found), as_json)
-    if found["failed"]:
-        raise typer.Exit(FAILED)
 
 
 @app.command()
@@ -309,11 +201,6 @@ def main() -> None:
         sys.stderr.flush()
 
 
-def default_run_dir(config_file: Path) -> Path:
-    """``runs/<name of the file>-<date and time>``."""
-    return Path("runs") / f"{config_file.stem}-{time.strftime('%Y%m%d-%H%M%S')}"
-
-
 def _warm_up(config_file: Path, overrides: list[str]) -> None:
     """Begin to import what actors need: of all that a launch does it takes longest. It ends with this process at the latest."""
     from miles_async.runs import placements
@@ -323,29 +210,8 @@ def _warm_up(config_file: Path, overrides: list[str]) -> None:
         placements.load(warm_up)()
 
 
-def _run(config: RunConfig, directory: Path, as_json: bool) -> int:
-    from miles_async.cli.launch_check import resolve
-    from miles_async.monitor import Monitor
-    from miles_async.monitor.summary import describe
-    from miles_async.runs import placements
-
-    monitor = Monitor(stream=sys.stderr if as_json else sys.stdout)
-    placement = placements.load(placements.named(config).placement)(config, directory)
-    code = int(resolve(SUPERVISOR)(config, directory, monitor, placement).run())
-    summary = monitor.summary
-    if summary is not None:
-        say(summary, f"{describe(summary)}\nfiles    {directory}", as_json)
-        for trouble in [*summary["troubles"], *([monitor.note] if monitor.note else [])]:
-            print(f"miles-async: {trouble}", file=sys.stderr)
-    if code != OK:
-        reason = (summary or {}).get("reason") or f"the run ended with code {code}; see {directory}"
-        print(f"miles-async: {reason}", file=sys.stderr)
-    return code
-
-
-cli_models.add_to(app)
-cli_simulate.add_to(app)
-cli_web.add_to(app)
+for commands in (watching, web, research, simulate, models):
+    commands.add_to(app)
 
 if __name__ == "__main__":
     main()

@@ -53,6 +53,11 @@ class LiveView:
         self._live = Live(render(self._progress, self._title, time.time()), console=console, auto_refresh=False)
         self._live.start()
 
+    def turn_to(self, progress: Progress) -> None:
+        """Show this one from now on: the record that it is made of was written anew."""
+        self._progress = progress
+        self._last_step = min(self._last_step, progress.step)
+
     def update(self) -> None:
         """Show the progress if its turn has come. Cheap to call for every message."""
         now = time.monotonic()

@@ -125,6 +125,11 @@ def read_transitions(run_dir: Path) -> Iterator[TransitionLine]:
     return _read(run_dir / TRANSITIONS_FILE, TransitionLine)
 
 
+def latest_metrics(run_dir: Path) -> list[MetricsLine]:
+    """The last lines of the run's metrics, some hundreds or thousands, however long it is. Raises RecordError."""
+    return _tail(run_dir / METRICS_FILE, MetricsLine)
+
+
 def entry_order(entry_id: str) -> tuple[int, int]:
     """Entry ids of a stream compare by this."""
     when, _, number = entry_id.partition("-")

@@ -55,8 +55,7 @@ def status(run_dir: Path, known: Progress | None = None) -> dict[str, Any]:
     known: the progress that the record comes to, of whoever has read it already.
     Raises ConfigError if no run has ever started there, RunStateError, SilentBusError if a living run's bus does not answer.
     """
-    if not any((run_dir / name).exists() for name in (STATE_FILE, METRICS_FILE, SUMMARY_FILE)):
-        raise ConfigError(f"{run_dir}: no run here (expected {STATE_FILE} or {SUMMARY_FILE})")
+    check_is_run(run_dir)
     supervisor = living(run_dir)
     if supervisor is not None and supervisor.bus_url is None:
         return {"status": "starting", "run_dir": str(run_dir), **_who(supervisor)}
@@ -70,6 +69,17 @@ def status(run_dir: Path, known: Progress | None = None) -> dict[str, Any]:
     reason = "its supervisor ended without a summary" if progress.starts else "its launch ended before it began to run"
     found = summarize(progress, "dead", {}, seen, reason)
     return {**found, "ledger": None, "balanced": None, "run_dir": str(run_dir)}
+
+
+def is_run(run_dir: Path) -> bool:
+    """Whether a launch has ever left anything there."""
+    return any((run_dir / name).exists() for name in (STATE_FILE, METRICS_FILE, SUMMARY_FILE))
+
+
+def check_is_run(run_dir: Path) -> None:
+    """Raises ConfigError: no run has ever started there."""
+    if not is_run(run_dir):
+        raise ConfigError(f"{run_dir}: no run here (expected {STATE_FILE} or {SUMMARY_FILE})")
 
 
 def show(found: Mapping[str, Any], now: float) -> str:
@@ -114,7 +124,7 @@ async def _ask(run_dir: Path, supervisor: RunState, url: str, known: Progress | 
     if own is not None:  # seen from outside: it may answer nothing for long
         return _without_bus(run_dir, supervisor, str(own), 0.0)
     try:
-        seen = await within(BUS_DEADLINE_S + 1, _read_bus(supervisor, url), f"the bus at {without_password(url)}")
+        seen = await within(BUS_DEADLINE_S + 1, read_bus(supervisor, url), f"the bus at {without_password(url)}")
     except RedisLoadsError as error:
         return _without_bus(run_dir, supervisor, str(error), time.monotonic() - began)
     except (NoRedisError, RedisError, OSError) as error:
@@ -160,7 +170,7 @@ async def _ask(run_dir: Path, supervisor: RunState, url: str, known: Progress | 
     }
 
 
-class _Seen(NamedTuple):
+class SeenBus(NamedTuple):
     """What the bus of a run says. ``leaving``: engines that get no new work; ``refused``: why Redis takes nothing new."""
 
     beats: list[Heartbeat]
@@ -170,14 +180,15 @@ class _Seen(NamedTuple):
     refused: str
 
 
-async def _read_bus(supervisor: RunState, url: str) -> _Seen:
+async def read_bus(supervisor: RunState, url: str) -> SeenBus:
+    """Ask the bus of a living run, once. Raises NoRedisError, RedisError, OSError, RedisLoadsError."""
     bus = await connect(url, supervisor.run_id, deadline_s=BUS_DEADLINE_S, tell=wait_not)
     bus.read_only = True
     try:
         roster = await bus.roster()
         leaving = roster.leaving if roster is not None else frozenset[str]()
         counts = await Ledger(bus).counts()
-        return _Seen(await bus.heartbeats(), counts, await bus.engines(), leaving, await refusal(bus))
+        return SeenBus(await bus.heartbeats(), counts, await bus.engines(), leaving, await refusal(bus))
     finally:
         await bus.close()
 

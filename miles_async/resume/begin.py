@@ -15,6 +15,7 @@ from typing import Any
 from miles_async.config.schema import ConfigError, RunConfig
 from miles_async.monitor.record_lines import TRANSITIONS_FILE
 from miles_async.monitor.summary import is_finished
+from miles_async.resume import fork
 from miles_async.resume.changes import Change, changes
 from miles_async.runs import launches
 from miles_async.train.checkpoint import CheckpointError, LearnerState, latest, read_state
@@ -48,6 +49,8 @@ def begin(config: RunConfig, run_dir: Path, run_id: str, incarnation: int, *, re
     if any(change.key in MADE_FROM for change in changed):
         shutil.rmtree(run_dir / INPUTS, ignore_errors=True)
     goes_on = ("resumes", {"after_step": state.version if state else 0, "launch": number})
+    if not resumed and (origin := fork.read(run_dir)) is not None:
+        events = [("forked", {"run": origin.run, "step": origin.step})]
     return Beginning([goes_on, *events] if resumed else events)
 
 

@@ -15,6 +15,7 @@ from typer.testing import CliRunner, Result
 from actors.runtime.placement.base import Placement
 from bus.errors import NoRedisError
 from miles_async.cli import app as cli
+from miles_async.cli import running
 from miles_async.cli.load import load, parse
 from miles_async.config.schema import RunConfig
 from miles_async.models import builtin
@@ -77,7 +78,7 @@ class StandInSupervisor:
 @pytest.fixture
 def outcome(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Sets what the supervisor of a launch does."""
-    monkeypatch.setattr(cli, "SUPERVISOR", f"{__name__}.StandInSupervisor")
+    monkeypatch.setattr(running, "SUPERVISOR", f"{__name__}.StandInSupervisor")
     return lambda what: monkeypatch.setattr(StandInSupervisor, "outcome", what)
 
 
