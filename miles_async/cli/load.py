@@ -24,6 +24,7 @@ from miles_async.engines.kinds import table as kinds
 from miles_async.groups.replay import check_replay
 from miles_async.models import builtin
 from miles_async.models.context_length import check_lengths
+from miles_async.monitor import trackers
 from miles_async.rewards.rules import check_labels, check_rewards
 from miles_async.rl import effect as algorithm_effect
 from miles_async.rl import rules as algorithm
@@ -72,6 +73,7 @@ def check_all(config: RunConfig) -> None:
     check_files(config)
     backend.check(config)
     places.check(config)
+    trackers.check(config)
     hook_points.check(config)
     check_effect(config, effect_rules())
     check_labels(config)
@@ -90,6 +92,7 @@ def effect_rules() -> list[Rule]:
         *transports.effects(),
         *backend.effects(),
         effect.REDIS,
+        effect.TRACKING,
         *effect.PLACEMENT,
     ]
 

@@ -175,6 +175,7 @@ RULES = (
         "learner.lr_decay_steps",
     ),
 )
+TRACKING = Rule(("track.wandb_mode", "track.wandb_project"), lambda config: config.track.wandb, "track.wandb = true")
 EVALUATION = Rule(
     tuple(f"eval.{key}" for key in Eval.__struct_fields__ if key not in ("eval_interval", "engine_args")),
     lambda config: config.eval.eval_interval is not None,

@@ -35,6 +35,7 @@ from miles_async.monitor.record_lines import (
 )
 from miles_async.monitor.record_mend import set_aside
 from miles_async.monitor.summary import SUMMARY_FILE, last_summary, summarize
+from miles_async.monitor.trackers import Tracker, trackers_of
 from miles_async.runs.launches import CONFIG_FILE
 
 
@@ -47,6 +48,7 @@ class Monitor:
         self._progress = Progress(num_steps=0)
         self._record: RecordWriter | None = None
         self._view: LiveView | None = None
+        self._trackers: list[Tracker] = []
         self._run_dir = Path()
         self._told_trouble = False
         self._length_bias = LengthBias()
@@ -74,6 +76,9 @@ class Monitor:
         self._view.start()
         number = float(len(self._progress.starts))
         self.on_metrics(Metrics(actor=MONITOR, step=self._progress.step, time=time.time(), values={START: number}))
+        self._trackers = trackers_of(config, run_dir, self._progress)
+        for kind, data in [tracker.began for tracker in self._trackers]:
+            self.on_event(Event(actor="supervisor", kind=kind, time=time.time(), data=data))
         for text in damaged:
             event = Event(actor="supervisor", kind="record_damaged", time=time.time(), data={"cause": text})
             self.on_event(event)
@@ -85,7 +90,10 @@ class Monitor:
 
     def on_metrics(self, metrics: Metrics) -> None:
         """One line of ``metrics.jsonl``, one point in TensorBoard."""
-        self._progress.add_metrics(MetricsLine(metrics.actor, metrics.step, metrics.time, dict(metrics.values)))
+        line = MetricsLine(metrics.actor, metrics.step, metrics.time, dict(metrics.values))
+        self._progress.add_metrics(line)
+        for tracker in self._trackers:
+            tracker.add(line)
         self._keep(metrics)
 
     @property
@@ -161,6 +169,9 @@ class Monitor:
         if self._record:
             self._record.close()
             troubles = [self._record.error] if self._record.error else []
+        for tracker in self._trackers:
+            tracker.close()
+        troubles += [tracker.error for tracker in self._trackers if tracker.error]
         self.summary = summarize(self._progress, status, ledger, time.time(), reason)
         lines = self._losses.trouble(), skipped_points(self._progress.skipped), idle_batches(self.summary["events"])
         troubles += filter(None, lines)

@@ -13,7 +13,7 @@ from miles_async.config.schema.learner import Critic, Learner
 from miles_async.config.schema.placement import Elastic, Placement, Resources
 from miles_async.config.schema.record import Record, Replay
 from miles_async.config.schema.rollout import Reward, Rollout, Staleness
-from miles_async.config.schema.run import Bus, Checkpoint, Data, Model, Monitor, Run, Topology
+from miles_async.config.schema.run import Bus, Checkpoint, Data, Model, Monitor, Run, Topology, Track
 from miles_async.config.schema.section import ConfigError, Section
 from miles_async.config.schema.serving import Engine, Router, Weights
 
@@ -43,6 +43,7 @@ __all__ = [
     "Section",
     "Staleness",
     "Topology",
+    "Track",
     "Weights",
     "corrections",
     "old_log_probs",
@@ -65,6 +66,7 @@ class RunConfig(Section, frozen=True):
     router: Router = Router()
     bus: Bus = Bus()
     monitor: Monitor = Monitor()
+    track: Track = Track()
     eval: Eval = Eval()
     record: Record = Record()
     replay: Replay = Replay()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from msgspec import Meta
 
 from miles_async.config.schema.section import CountInt, PositiveFloat, PositiveInt, Section
 
@@ -84,6 +86,18 @@ class Monitor(Section, frozen=True):
     tensorboard: bool = True  # event files for TensorBoard, too
     live: Literal["auto", "on", "off"] = "auto"  # the panel; "auto": on a terminal
     heartbeat_s: PositiveFloat = 1.0  # between two signs of life of an actor
+    # a port of 127.0.0.1 where Prometheus finds every number of the run at /metrics while a launch lives; 0: any free one,
+    # which the event "metrics_served" names; None: none
+    metrics_port: Annotated[int, Meta(ge=0, le=65535)] | None = None
+
+
+class Track(Section, frozen=True):
+    """Where the metrics go besides the run's own directory."""
+
+    wandb: bool = False  # a run of Weights & Biases; needs the package wandb
+    # "offline": it lies in wandb/ of the run directory, and nothing is sent until `wandb sync` is called; "online": it is sent
+    wandb_mode: Literal["offline", "online"] = "offline"
+    wandb_project: str = "miles_async"  # the project that it belongs to
 
 
 class Topology(Section, frozen=True):

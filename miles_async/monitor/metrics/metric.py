@@ -23,8 +23,13 @@ class Metric:
     @cached_property
     def _pattern(self) -> re.Pattern[str]:
         literals = re.split(r"\{\w+\}", self.name)
-        return re.compile(".+".join(map(re.escape, literals)))
+        return re.compile("(.+)".join(map(re.escape, literals)))
 
     def is_called(self, name: str) -> bool:
         """Whether ``name``, as it stands in a record, is one of this metric's."""
         return self._pattern.fullmatch(name) is not None
+
+    def words(self, name: str) -> dict[str, str] | None:
+        """What stands in ``name`` for each ``{word}``; None: it is not one of this metric's."""
+        found = self._pattern.fullmatch(name)
+        return None if found is None else dict(zip(re.findall(r"\{(\w+)\}", self.name), found.groups(), strict=True))
