@@ -13,8 +13,7 @@ import msgspec
 import typer
 
 from miles_async.cli.errors import clear_errors, say
-
-AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
+from miles_async.cli.options import AsJson, Overrides
 
 
 def add_to(app: typer.Typer) -> None:
@@ -22,10 +21,18 @@ def add_to(app: typer.Typer) -> None:
 
     @app.command()
     def convert(
-        checkpoint: Annotated[
-            Path, typer.Argument(metavar="RUN|CHECKPOINT", help="A run's directory, or a checkpoint of it.")
+        source: Annotated[
+            Path,
+            typer.Argument(
+                metavar="RUN|CHECKPOINT|SCRIPT",
+                help="A run's directory, or a checkpoint of it; or a launch script of Miles or slime.",
+            ),
         ],
-        out: Annotated[Path, typer.Argument(metavar="OUT", help="The Hugging Face directory that is made.")],
+        out: Annotated[
+            Path | None,
+            typer.Argument(metavar="OUT", help="The Hugging Face directory that is made; of a script the TOML file."),
+        ] = None,
+        output: Annotated[Path | None, typer.Option("-o", "--output", metavar="OUT", help="The same.")] = None,
         adapters: Annotated[
             bool, typer.Option("--adapters", help="Only what learner.lora_rank trained, in PEFT's format.")
         ] = False,
@@ -38,11 +45,22 @@ def add_to(app: typer.Typer) -> None:
         ] = None,
         as_json: AsJson = False,
     ) -> None:
-        """Make a checkpoint of a run a Hugging Face directory."""
+        """Make a checkpoint of a run a Hugging Face directory, or another program's launch script a run.toml."""
         with clear_errors():
+            from miles_async.config.schema import ConfigError
+
+            if (out is None) == (output is None):
+                raise ConfigError("convert: expected one OUT, what is made")
+            out = out or output
+            assert out is not None
+            if source.is_file():
+                from miles_async.cli import from_miles
+
+                say(*from_miles.convert(source, out), as_json)
+                return
             from miles_async.train import convert as conversion
 
-            found = conversion.find(checkpoint, model)
+            found = conversion.find(source, model)
             conversion.convert(found, out, adapters=adapters)
             document = {
                 "checkpoint": str(found.path),
@@ -59,10 +77,7 @@ def add_to(app: typer.Typer) -> None:
         model: Annotated[
             Path, typer.Argument(metavar="MODEL", help="A Hugging Face directory, a run, a checkpoint of one.")
         ],
-        overrides: Annotated[
-            list[str] | None,
-            typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override one key; can be repeated."),
-        ] = None,
+        overrides: Overrides = None,
         samples: Annotated[Path | None, typer.Option(help="A directory for every prompt, response and reward.")] = None,
         as_json: AsJson = False,
     ) -> None:

@@ -1,0 +1,1 @@
+"""From another program's launch scripts to a configuration of ours."""
