@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import inspect
 import io
+import json
 import textwrap
 import tokenize
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from typing import Any
 
 import msgspec
 
-from docs import recipes
+from docs import json_schema, recipes
 from miles_async.config.schema import Elastic, EvalDataset, Resources, RunConfig
 from miles_async.config.words import allowed, toml
 from miles_async.monitor.metrics.table import TABLE
@@ -27,6 +28,13 @@ Every line of `metrics.jsonl` has an actor, a step (the learner's version), a ti
 same, with `train/` or the actor's name before a name that has no group. `{word}` stands for a name of the run's own. *Miles* is
 the name of the same number there. What is yours (`learner.log_function`, `eval.eval_function`, a policy loss, a correction, a
 learner backend) reports beside these, under the names that it gives.
+
+With `monitor.metrics_port` Prometheus finds the last value of each at `http://127.0.0.1:PORT/metrics` while a launch lives,
+as `miles_async_` and the name, with `_` for what it does not take; `{word}` is a label, and `actor` another one. Beside
+them are what no actor reports: `miles_async_step`, `num_steps`, `starts`, `groups` by `state`, `groups_dropped` by
+`reason`, `engine_version`, `actor_waits_seconds`, `actor_silent_seconds` and `events_total` by `kind`.
+`examples/grafana.json` is a dashboard of these. With `track.wandb` the same goes to a run of Weights & Biases, under
+TensorBoard's names: offline, into `wandb/` of the run directory, unless `track.wandb_mode` says otherwise.
 
 This page is made from `miles_async/monitor/metrics/` by `make docs`.
 """
@@ -47,7 +55,9 @@ CONFIGURATION = """# Configuration
 
 Every key of `run.toml`: a table for each section, `key = value` under it. `"none"` unsets a key that may be unset (`None:` says
 what that means). Names follow Miles' flags where the concept is the same. `miles-async launch run.toml --set section.key=value`
-changes a key for a launch; `--dry-run` prints what a file comes to.
+changes a key for a launch; `--dry-run` prints what a file comes to. [configuration.schema.json](configuration.schema.json) says
+the same to an editor: with Taplo (VS Code: Even Better TOML) a first line `#:schema PATH/TO/configuration.schema.json` makes it
+complete keys, show what each is, and mark what is none.
 
 This page is made from `miles_async/config/schema/` by `make docs`.
 """
@@ -116,8 +126,14 @@ def comments(kind: type) -> dict[str, str]:
     return said
 
 
+def configuration_schema() -> str:
+    """The same for editors."""
+    return json.dumps(json_schema.schema(comments), indent=1) + "\n"
+
+
 PAGES: dict[str, Callable[[], str]] = {
     "configuration.md": configuration,
+    "configuration.schema.json": configuration_schema,
     "metrics.md": metrics,
     **{f"../examples/cluster/{name}": page for name, page in recipes.PAGES.items()},
 }

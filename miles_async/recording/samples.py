@@ -18,6 +18,7 @@ from miles_async.groups.ages import ages, shown
 from miles_async.monitor.group_lives import live
 from miles_async.monitor.inspect_record import InspectError
 from miles_async.monitor.record_lines import RecordError, read_transitions
+from miles_async.recording.reader import RecordedRun
 from miles_async.recording.recorder import DIRECTORY
 from miles_async.recording.segments import SUFFIX, Entry, Payloads, Place, SegmentError, scan
 from miles_async.runs import launches
@@ -39,12 +40,38 @@ def inspect_sample(run_dir: Path, name: str) -> dict[str, Any]:
         "group": group_id,
         "lease": entry.lease,
         "outcome": entry.outcome,
-        "prompt": tokenizer.decode(unpack(group.prompt_tokens, TOKENS).tolist(), skip_special_tokens=False),
+        "prompt": _prompt(group, tokenizer),
         "label": group.label,
         "seconds": group.finished - group.started,
         "ages": _ages(run_dir, group),
         "samples": [_sample(sample, tokenizer, with_tokens=bool(index)) for sample in chosen],
     }
+
+
+def samples_of_step(run_dir: Path, step: int) -> list[dict[str, Any]]:
+    """Every sample that the step was trained on: as :func:`inspect_sample` has it, with its ``group``, ``prompt``, ``label``.
+
+    Raises RecordError: the step is not on record, or a group of it is not kept; InspectError, TokenizerError.
+    """
+    record = RecordedRun(run_dir)
+    record.check(step, step)
+    tokenizer, found = tokenizer_of(run_dir), list[dict[str, Any]]()
+    for group_id in record.steps[step].groups:
+        if group_id in record.steps[step].lost:
+            continue
+        try:
+            group = decode(record.payload(group_id), Group)
+        except CodecError as error:
+            raise RecordError(f"group {group_id}: {error}") from None
+        prompt = _prompt(group, tokenizer)
+        for sample in group.samples:
+            about = {"group": group_id, "prompt": prompt, "label": group.label}
+            found.append(about | _sample(sample, tokenizer, with_tokens=False))
+    return found
+
+
+def _prompt(group: Group, tokenizer: Tokenizer) -> str:
+    return tokenizer.decode(unpack(group.prompt_tokens, TOKENS).tolist(), skip_special_tokens=False)
 
 
 def _find(run_dir: Path, group_id: str) -> tuple[Entry, Group]:

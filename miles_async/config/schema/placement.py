@@ -20,9 +20,8 @@ class Resources(Section, frozen=True):
 class Elastic(Section, frozen=True):
     """Engines that come when the cluster has room, and leave when it has none, or takes their machine back."""
 
-    min_engines: PositiveInt | None = (
-        None  # places are kept for these; None: engine.num_engines, with which the run begins
-    )
+    # places are kept for these; None: engine.num_engines, with which the run begins
+    min_engines: PositiveInt | None = None
     max_engines: PositiveInt | None = None  # None: none comes or leaves by itself
 
 
