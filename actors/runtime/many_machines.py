@@ -32,6 +32,7 @@ from miles_async.config.loopback import is_loopback
 from miles_async.config.schema import ConfigError, RunConfig
 from miles_async.config.secrets import with_keys
 from miles_async.engines.kinds.table import kind_of
+from miles_async.monitor.diagnosis import role_of
 from miles_async.runs import state
 from miles_async.weights.interface import GLOO, collectives_over
 from miles_async.weights.leftovers import sweep
@@ -39,6 +40,7 @@ from miles_async.weights.place import memory_here, shared_root, stay
 
 REDIS_PORT = 6379
 _log = logging.getLogger(__name__)
+IN_COLLECTIVES = ("learner", "broadcaster", "engine", "eval_engine")  # the roles that are
 EVERYWHERE = ("0.0.0.0", "::", "")
 SEEN_S = 10.0  # a network file system may show what it showed before for a while
 LOOK_S = 0.25
@@ -81,7 +83,7 @@ class ManyMachines:
             _log.info("swept %s of %s: %d bytes", removed.place, removed.run_dir, removed.bytes)
         host, place = self.host, stay(run_dir)
         try:
-            with _collectives_towards(host):
+            with _collectives_towards(host, actor):
                 await tell_memory(bus, actor, "" if place is None else memory_here())
                 yield with_keys(config, await run_key(bus), engines=kind_of(config.engine).OURS)
         finally:
@@ -140,10 +142,10 @@ async def _see_run(run_dir: Path, run_id: str) -> None:
         )
 
 
-def _collectives_towards(host: str) -> AbstractContextManager[None]:
+def _collectives_towards(host: str, actor: str) -> AbstractContextManager[None]:
     """gloo would resolve the machine's name, and NCCL take the first interface that it finds. Raises ConfigError: somebody
-    has named gloo an interface by which nobody gets here."""
-    if named := os.environ.get(GLOO):
+    has named gloo an interface by which nobody gets here, and ``actor`` needs it."""
+    if (named := os.environ.get(GLOO)) and role_of(actor) in IN_COLLECTIVES:
         check_reached(GLOO, named, host)
     name = interface_of(host)
     return collectives_over(gloo=name, nccl=name and f"={name}")
