@@ -35,9 +35,9 @@ from miles_async.simulation.loop import simulate
 from miles_async.simulation.settings import SimulationConfig
 from miles_async.staleness.choice import policy_of
 
-STEPS = 60
+STEPS = 20
 SEEDS = 5  # of a prediction that draws: its mean
-FIRST = 4  # the step from whose end on throughput counts
+FIRST = 3  # the step from whose end on throughput counts
 BATCH_SIZE = 16
 SLOTS = 48  # groups of all workers together
 WORKERS = 2

@@ -33,12 +33,12 @@ class World(NamedTuple):
     alpha: float = 2.5
     alike: float = 0.5
     salt: int = 0
-    step_s: float = 0.012
-    request_s: float = 0.00012
-    prefill_s: float = 0.00002
-    update_s: float = 0.05
-    train_s: float = 0.4
-    train_token_s: float = 0.000085
+    step_s: float = 0.024
+    request_s: float = 0.00024
+    prefill_s: float = 0.00004
+    update_s: float = 0.1
+    train_s: float = 0.8
+    train_token_s: float = 0.00017
 
     def draw(self, seed: int) -> int:
         """As ``synthetic.batch.Lengths``: of the response with this sampling seed, in a run with ``run.seed = 0``."""
