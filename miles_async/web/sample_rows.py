@@ -15,6 +15,7 @@ import msgspec
 from bus.codec import MASK, TOKENS, unpack
 from bus.messages import UNSAMPLED, Group, Sample
 from bus.ready import by_version
+from miles_async.groups.ages import ages
 
 Key = Literal["place", "reward", "length", "lag"]
 KEYS: tuple[Key, ...] = ("place", "reward", "length", "lag")
@@ -33,6 +34,7 @@ class Row(msgspec.Struct, frozen=True):
     length: int  # tokens of the response
     trained: int  # of them, those that the policy wrote
     lag: int | None
+    ages: dict[str, int]  # of its group, in versions, by the names of groups/ages.py; those that are known
     versions: list[tuple[int, int]]  # weight version, tokens that it sampled
     finish: str
     label: str | None
@@ -68,6 +70,7 @@ def row(place: int, group: Group, sample: Sample, step: int, prompt: str, respon
         length=len(sample.tokens) // TOKENS.itemsize,
         trained=int(unpack(sample.loss_mask, MASK).sum()),
         lag=step - 1 - versions[0][0] if versions else None,
+        ages=ages(group.begun, None, step - 1),
         versions=versions,
         finish=sample.finish_reason,
         label=group.label,

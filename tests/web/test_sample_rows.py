@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
+import msgspec
 from web_runs import group, sample
 
-from bus.messages import UNSAMPLED
+from bus.messages import UNSAMPLED, Begun, Group
 from miles_async.web.sample_rows import Row, Wanted, chosen, row, summary
 
 
 def rows() -> list[Row]:
-    made = group(
+    made = msgspec.structs.replace(grouped(), begun=Begun(learner=5, engines=3, first_token=6, sampled_by=4))
+    texts = ["The Cat", "a dog", "a bird"]
+    return [row(n, made, one, 7, "prompt", text) for n, (one, text) in enumerate(zip(made.samples, texts, strict=True))]
+
+
+def grouped() -> Group:
+    return group(
         "0-1-0",
         sample(0, [1, 2, 3], [4, 5, 5], reward=0.5, masked=1),
         sample(1, [1], [6], reward=1.0, finish_reason="length"),
         sample(2, [1, 1], [UNSAMPLED, UNSAMPLED], reward=0.0),
     )
-    texts = ["The Cat", "a dog", "a bird"]
-    return [row(n, made, one, 7, "prompt", text) for n, (one, text) in enumerate(zip(made.samples, texts, strict=True))]
 
 
 def test_a_row_tells_what_was_trained_on_and_how_old_it_was() -> None:
     first, _, third = rows()
     assert (first.length, first.trained, first.lag, first.versions) == (3, 2, 2, [(4, 1), (5, 2)])
     assert (first.reward, first.parts, first.seconds) == (0.5, {"right": 0.5}, 2.5)
+    assert first.ages == {"submission": 2, "first_token": 2, "since_submission": 3}
     assert third.lag is None and third.versions == []
 
 

@@ -41,3 +41,15 @@ export function ticks(least, most, count) {
   for (let n = Math.ceil(least / step - 1e-9); n * step <= most + step * 1e-9; n++) found.push(n * step);
   return found;
 }
+
+const MINUTES = [1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1440, 2880].map((n) => n * 60);
+
+// The same for seconds: whole minutes and hours where there are many.
+export function moments(least, most, count) {
+  const rough = (most - least) / count;
+  if (rough <= 50) return ticks(least, most, count);
+  const step = MINUTES.find((size) => size >= rough) ?? Math.ceil(rough / 86400) * 86400;
+  const found = [];
+  for (let n = Math.ceil(least / step); n * step <= most; n++) found.push(n * step);
+  return found;
+}

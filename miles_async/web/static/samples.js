@@ -108,6 +108,7 @@ function card(name, row, step) {
     ...Object.entries(row.parts).map(([part, value]) => [part, number(value)]),
     ["length", `${row.length} tokens${row.trained < row.length ? `, ${row.trained} trained` : ""}`],
     ["lag", row.lag === null ? "–" : String(row.lag)],
+    ...Object.entries(row.ages).map(([moment, age]) => [`age, ${moment.replace("_", " ")}`, String(age)]),
     ["versions", row.versions.map(([version, count]) => `v${version}: ${count}`).join(", ") || "–"],
     ["ended by", row.finish],
     ["group took", duration(row.seconds)],

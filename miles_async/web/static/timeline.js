@@ -2,7 +2,7 @@
 
 import { get, runPath } from "./api.js";
 import { el, set, table, trouble } from "./dom.js";
-import { duration, share, ticks } from "./format.js";
+import { duration, moments, share } from "./format.js";
 import { head } from "./head.js";
 
 const KINDS = { generate: 3, busy: 3, train: 1, wait: 8, save: 5, push: 2, pause: 4 };
@@ -180,7 +180,7 @@ class View {
   marks(pen, color, height) {
     const [first, last] = this.window;
     const origin = this.found.begin;
-    for (const value of ticks(first - origin, last - origin, Math.max(2, this.width / 120))) {
+    for (const value of moments(first - origin, last - origin, Math.max(2, this.width / 120))) {
       const x = this.across(origin + value);
       pen.fillStyle = color("rule");
       pen.fillRect(x, 16, 1, height);
@@ -209,7 +209,8 @@ class View {
     const { first, last } = this.found;
     const kinds = Object.entries(track.levels);
     const count = kinds[0]?.[1].length ?? 0;
-    const most = Math.max(1, ...kinds.flatMap(([, levels]) => levels));
+    let most = 1; // of all kinds together: they are drawn on top of each other
+    for (let n = 0; n < count; n++) most = Math.max(most, kinds.reduce((sum, [, levels]) => sum + levels[n], 0));
     for (let n = 0; n < count; n++) {
       const x = this.across(first + ((last - first) * n) / count);
       const wide = this.across(first + ((last - first) * (n + 1)) / count) - x;
