@@ -180,7 +180,7 @@ class View {
   marks(pen, color, height) {
     const [first, last] = this.window;
     const origin = this.found.begin;
-    for (const value of moments(first - origin, last - origin, Math.max(2, this.width / 120))) {
+    for (const value of moments(first - origin, last - origin, Math.max(3, this.width / 120))) {
       const x = this.across(origin + value);
       pen.fillStyle = color("rule");
       pen.fillRect(x, 16, 1, height);
