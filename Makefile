@@ -2,7 +2,8 @@
 # make test         every test, the contract suite against the real SGLang server included
 # make test-sglang  that suite alone
 # make test-faults  small runs with random processes killed at random moments (FAULT_RUNS, FAULT_SEED)
-# make test-cluster a job of Slurm's on two machines with Ray, stopped by notice and gone on with (minutes, as root)
+# make test-ray     the same on this machine and on a Ray cluster of three simulated ones, which get lost, too (FAULT_PLACEMENT)
+# make test-cluster runs on a Ray cluster whose machines come and go, and a job of Slurm's on two machines (minutes, as root)
 # make matrix       every layout of the learner beside one process, and how far they are apart (minutes)
 # make gpu-check    on a machine with CUDA: learner and engine against a CPU, pushes, speed, memory; JSON (minutes)
 # make mutants      plants a bug for each line that upholds an invariant; a test has to catch each (minutes)
@@ -19,7 +20,7 @@ BIN    := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 unexport PYTHONDONTWRITEBYTECODE  # each of a run's processes would compile all of it again
 
-.PHONY: quickstart test test-sglang test-faults test-cluster matrix gpu-check mutants lint docs clean
+.PHONY: quickstart test test-sglang test-faults test-ray test-cluster matrix gpu-check mutants lint docs clean
 
 quickstart: $(VENV)/.quickstart-installed
 	$(BIN)/miles-async launch examples/quickstart.toml
@@ -32,6 +33,10 @@ test-sglang: $(VENV)/.test-installed
 
 test-faults: $(VENV)/.quickstart-installed
 	$(BIN)/miles-async bench faults
+
+test-ray: $(VENV)/.test-installed
+	FAULT_PLACEMENT=$${FAULT_PLACEMENT:-local,ray} FAULT_RUNS=$${FAULT_RUNS:-30} FAULT_STEPS=$${FAULT_STEPS:-60} \
+		$(BIN)/miles-async bench faults
 
 test-cluster: $(VENV)/.test-installed
 	$(BIN)/python -m pytest -m cluster

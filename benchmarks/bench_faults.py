@@ -8,6 +8,10 @@ a signal: what comes late, is forged or damaged, a full disk. Seeded. ``miles-as
 environment, ``FAULT_RUNS`` (how many, 10), ``FAULT_STEPS`` (of each, 100), ``FAULT_SEED`` (the first, 1), ``FAULT_JOBS`` (at
 the same time, 1), ``FAULT_KINDS`` (``all``; ``processes``: signals only; names, with commas between them).
 
+With ``FAULT_PLACEMENT`` (``local``, ``ray``, or both with a comma between them) the runs are processes of this machine, or
+actors on a Ray cluster of three machines that is started here, where machines are lost, too (``ray_fault_run.py``); both: the
+same seeds, one table beside the other. Runs on Ray come one after the other.
+
 With ``FAULT_LAYOUT`` (``all``, or names of ``layout_runs.py`` with commas between them) the learner is split, and ranks of it
 are killed, ``FAULT_KILLS`` times (5) in a run of ``FAULT_STEPS`` (60) at bound 0, whose end has to be that of an undisturbed
 run, bit for bit. Raises BrokenPromiseError if a run breaks a promise.
@@ -15,18 +19,22 @@ run, bit for bit. Raises BrokenPromiseError if a run breaks a promise.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import json
 import os
 import statistics
 import sys
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from benchmarks.lib.fault_run import ALL_FAULTS, FAULTS, FaultRun, Verdict
 from benchmarks.lib.layout_runs import LAYOUTS, LayoutRun, compared, of_model
+
+LOCAL, RAY = "local", "ray"
 
 
 class BrokenPromiseError(AssertionError):
@@ -48,19 +56,54 @@ def run(
     jobs = jobs or int(os.environ.get("FAULT_JOBS", "1"))
     steps = steps or int(os.environ.get("FAULT_STEPS", "100"))
     named = kinds or os.environ.get("FAULT_KINDS", "all")
-    chosen = {"processes": FAULTS, "all": ALL_FAULTS}.get(named) or named.split(",")
-    if unknown := set(chosen) - set(ALL_FAULTS):
-        raise ValueError(f"FAULT_KINDS: {', '.join(sorted(unknown))} is none of {', '.join(ALL_FAULTS)}")
-    with tempfile.TemporaryDirectory(prefix="faults-") as directory, ThreadPoolExecutor(jobs) as pool:
-        verdicts = list(
-            pool.map(lambda number: _play(Path(directory), number, steps, chosen), range(seed, seed + runs))
-        )
-    result = {"runs": runs, "first_seed": seed, "jobs": jobs, "steps": steps, "faults": table(verdicts)}
-    for what in ("resumes", "quarantined"):
-        result[what] = sum(getattr(verdict, what) for verdict in verdicts)
-    if broken := {v.seed: [*v.broken, str(v.recoveries)] for v in verdicts if v.broken}:
+    placements = os.environ.get("FAULT_PLACEMENT", LOCAL).split(",")
+    if unknown := set(placements) - {LOCAL, RAY}:
+        raise ValueError(f"FAULT_PLACEMENT: {', '.join(sorted(unknown))} is none of {LOCAL}, {RAY}")
+    found = {where: of_placement(where, range(seed, seed + runs), jobs, steps, named) for where in placements}
+    broken = {where: result.pop("broken") for where, result in found.items()}
+    result = found[LOCAL] if placements == [LOCAL] else {"placements": found}
+    if any(broken.values()):
         raise BrokenPromiseError(json.dumps({"broken": broken, **result}))
     return result
+
+
+def of_placement(where: str, seeds: range, jobs: int, steps: int, named: str) -> dict[str, Any]:
+    """The table of the runs of ``seeds`` there; ``broken``: by seed, which promises were."""
+    kinds = chosen(where, named)
+    with contextlib.ExitStack() as stack:
+        play = FaultRun if where == LOCAL else _on_ray(stack)
+        jobs = jobs if where == LOCAL else 1
+        directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="faults-")))
+        # machines of Ray can join in the main thread only
+        each = map if where == RAY else stack.enter_context(ThreadPoolExecutor(jobs)).map
+        verdicts = list(each(lambda seed: _play(play(directory, seed, steps, kinds)), seeds))
+    result = {"runs": len(seeds), "first_seed": seeds.start, "jobs": jobs, "steps": steps, "faults": table(verdicts)}
+    for what in ("resumes", "quarantined"):
+        result[what] = sum(getattr(verdict, what) for verdict in verdicts)
+    return {**result, "broken": {v.seed: [*v.broken, str(v.recoveries)] for v in verdicts if v.broken}}
+
+
+def chosen(where: str, named: str) -> list[str]:
+    """The faults that ``FAULT_KINDS`` names. Raises ValueError: there is none of that name there."""
+    known, impossible = ALL_FAULTS, dict[str, str]()
+    if where == RAY:
+        from benchmarks.lib import ray_fault_run  # costs Ray
+
+        known, impossible = ray_fault_run.ALL_FAULTS, ray_fault_run.IMPOSSIBLE
+    kinds = {"processes": FAULTS, "all": known}.get(named) or named.split(",")
+    if refused := [f"{kind}: {impossible[kind]}" for kind in kinds if kind in impossible]:
+        raise ValueError(f"FAULT_KINDS: {refused[0]}")
+    if unknown := set(kinds) - set(known):
+        raise ValueError(f"FAULT_KINDS: {', '.join(sorted(unknown))} is none of {', '.join(known)}")
+    return list(kinds)
+
+
+def _on_ray(stack: contextlib.ExitStack) -> Callable[..., FaultRun]:
+    """On a cluster that ends with ``stack``."""
+    from benchmarks.lib.ray_fault_run import RayFaultRun
+    from benchmarks.lib.ray_machines import ray_machines
+
+    return functools.partial(RayFaultRun, stack.enter_context(ray_machines()))
 
 
 def of_layouts(
@@ -102,10 +145,12 @@ def _layout(root: Path, name: str, one: LayoutRun, kills: int) -> dict[str, Any]
     return {**found, "broken": broken + found["broken"], "faults": table([disturbed])}
 
 
-def _play(directory: Path, seed: int, steps: int, kinds: Sequence[str]) -> Verdict:
-    verdict = FaultRun(directory, seed, steps, kinds).play()
+def _play(run: FaultRun) -> Verdict:
+    verdict = run.play()
     faults = ", ".join(f"{fault} ({seconds:.1f} s)" for fault, seconds in verdict.recoveries)
-    print(f"seed {seed}: {faults}{'; BROKEN: ' if verdict.broken else ''}{verdict.broken or ''}", file=sys.stderr)
+    print(
+        f"seed {verdict.seed}: {faults}{'; BROKEN: ' if verdict.broken else ''}{verdict.broken or ''}", file=sys.stderr
+    )
     return verdict
 
 

@@ -15,15 +15,17 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import psutil
 import redis
 
 from benchmarks.lib import fault_kinds
 from benchmarks.lib.growing_record import GrowingRecord
+from bus.errors import NoRedisError
 from bus.ledger import balanced
 from miles_async.monitor.record_lines import read_transitions
 from miles_async.monitor.status import status
@@ -40,6 +42,9 @@ ALL_FAULTS = [*FAULTS, *fault_kinds.KINDS]
 RUN_TIMEOUT_S = 240.0
 LEFT_S = 30.0
 MAX_RESUMES = 3  # of a run that has said in one line why it ended
+
+# who would be hit is being replaced already, or where it is nobody tells at the moment
+NOT_NOW = (ProcessLookupError, StopIteration, KeyError, psutil.Error, NoRedisError)
 
 CONFIG = f"""
 [model]
@@ -89,6 +94,7 @@ class FaultRun:
     """One launch and its faults."""
 
     popen = subprocess.Popen  # how launches are started
+    timeout_s = RUN_TIMEOUT_S
 
     def __init__(
         self, directory: Path, seed: int, steps: int, kinds: Sequence[str] = FAULTS, settings: Sequence[str] = ()
@@ -114,6 +120,11 @@ class FaultRun:
         self.process = self._launch()
         self.faults: list[tuple[str, float]] = []  # what, and when
         self._record, self._step = GrowingRecord(self.run_dir), 0
+
+    @property
+    def special(self) -> Mapping[str, Callable[[Any], bool]]:
+        """The faults that are more than a signal."""
+        return fault_kinds.KINDS
 
     def _launch(self) -> subprocess.Popen[bytes]:
         return self.popen(self._command, stdout=self.log, stderr=subprocess.STDOUT)
@@ -152,11 +163,11 @@ class FaultRun:
 
     def _end(self, verdict: Verdict) -> int:
         """The exit code. A run that said in one line why it ended is resumed. Raises TimeoutExpired."""
-        code = self.process.wait(RUN_TIMEOUT_S)
+        code = self.process.wait(self.timeout_s)
         while code == 1 and verdict.resumes < MAX_RESUMES and "Traceback" not in self._said():
             verdict.resumes += 1
             self.process = self._launch()
-            code = self.process.wait(RUN_TIMEOUT_S)
+            code = self.process.wait(self.timeout_s)
         return code
 
     def _said(self) -> str:
@@ -174,14 +185,14 @@ class FaultRun:
         self.process = self._launch()
 
     def _inflict(self, fault: str) -> None:
-        if fault in fault_kinds.KINDS:
+        if fault in self.special:
             began = time.time()
-            with contextlib.suppress(ProcessLookupError, StopIteration, OSError, psutil.Error, redis.RedisError):
-                if fault_kinds.KINDS[fault](self):
+            with contextlib.suppress(*NOT_NOW, OSError, redis.RedisError):
+                if self.special[fault](self):
                     self.faults.append((fault, began))
             return
         how, name = fault.split()
-        with contextlib.suppress(ProcessLookupError, StopIteration, psutil.Error):  # it is being replaced already
+        with contextlib.suppress(*NOT_NOW):
             if how == "disconnect":
                 return self._disconnect(fault)
             if how == "damage":
@@ -228,7 +239,7 @@ class FaultRun:
         return self._step
 
     def _wait_for_step(self, step: int) -> None:
-        deadline = time.monotonic() + RUN_TIMEOUT_S
+        deadline = time.monotonic() + self.timeout_s
         while self.process.poll() is None and self._last_step() < min(step, self.steps - 5):
             if time.monotonic() > deadline:
                 return  # play() will find that it does not end
@@ -253,7 +264,7 @@ class FaultRun:
             "nothing is lost": verdict.lost == 0 and len(times) == summary["ledger"]["trained"] == trained,
             "nothing dropped is trained": not dropped & set(times),
             "the bound holds": summary["max_token_lag"] <= MAX_LAG,
-            "no process is left": not self._left(),
+            "nothing is left": not self._left(),
         }
         verdict.broken += [promise for promise, kept in promises.items() if not kept]
 
@@ -281,10 +292,10 @@ class FaultRun:
             by_kind.setdefault(line.kind, set()).update(line.groups)
         return by_kind
 
-    def _left(self) -> list[int]:
-        found = []
+    def _left(self) -> list[str]:
+        found: list[str] = []
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error):
                 if any(str(self.run_dir) in part for part in process.cmdline()):
-                    found.append(process.pid)
+                    found.append(str(process.pid))
         return found

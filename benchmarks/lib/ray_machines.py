@@ -1,7 +1,7 @@
 """A Ray cluster of several machines in this one: a raylet for each, with an address of its own on loopback.
 
-Promises: a machine can be lost, can stand still and go on, and others can join, while runs are on them; with a Redis of its own
-the head's control store (GCS) can be killed and started again; nothing of the cluster stays, nor of its environment here.
+Promises: a machine can be lost, can stand still and go on, and others can join, while runs are on them; nothing of the cluster
+stays, nor of its environment here.
 """
 
 from __future__ import annotations
@@ -10,8 +10,6 @@ import contextlib
 import os
 import shutil
 import signal
-import socket
-import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
@@ -19,8 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-
-from bus.server import die_with_parent, find_redis
 
 ROOT = Path(__file__).parents[2]
 # a machine that is lost is noticed in seconds, and not in a quarter of a minute
@@ -35,7 +31,6 @@ ENVIRONMENT = {
 }
 MEMORY = {"object_store_memory": 80 << 20}  # bytes; nothing of ours goes through it
 NOTICE_S = 600
-CONTROL_STORE = "RAY_REDIS_ADDRESS"  # where the head keeps what it knows; else in its memory
 
 
 class RayMachines:
@@ -96,12 +91,6 @@ class RayMachines:
             for process in stopped:
                 _signal(process, signal.SIGCONT)
 
-    def restart_control_store(self) -> None:
-        """kill -9 of the head's GCS, and another one at the same address. It knows what was in its Redis."""
-        head = self._cluster.head_node
-        head.kill_gcs_server()
-        head.start_gcs_server()
-
     def shutdown(self) -> None:
         import ray
 
@@ -115,17 +104,16 @@ def _signal(process: psutil.Process, signum: int) -> None:
 
 
 @contextlib.contextmanager
-def ray_machines(*paths: Path, durable: bool = False) -> Iterator[RayMachines]:
+def ray_machines(*paths: Path) -> Iterator[RayMachines]:
     """Up, with this process's environment as the cluster's; nothing of it stays.
 
-    paths: where actors find modules, besides this checkout; durable: the head's control store survives its death.
+    paths: where actors find modules, besides this checkout.
     """
     with contextlib.ExitStack() as stack:
         directory = Path(tempfile.mkdtemp(prefix="ray-"))  # a short path: sockets lie there
         stack.callback(shutil.rmtree, directory, ignore_errors=True)
-        kept = {CONTROL_STORE: stack.enter_context(_redis(directory))} if durable else {}
         found = os.pathsep.join(map(str, (ROOT, *paths)))
-        stack.enter_context(_environment({**ENVIRONMENT, "PYTHONPATH": found, **kept}))
+        stack.enter_context(_environment({**ENVIRONMENT, "PYTHONPATH": found}))
         machines = RayMachines(directory)
         stack.callback(machines.shutdown)
         stack.enter_context(_environment({"RAY_ADDRESS": machines.address}))
@@ -143,27 +131,6 @@ def _environment(names: dict[str, str]) -> Iterator[None]:
             os.environ.pop(name, None)
             if value is not None:
                 os.environ[name] = value
-
-
-@contextlib.contextmanager
-def _redis(directory: Path) -> Iterator[str]:
-    """The address of a server that keeps nothing on disk. Raises RuntimeError: there is none, or it does not start."""
-    program = find_redis()
-    if program is None:
-        raise RuntimeError("no redis-server here: the head's control store cannot survive its death")
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    words = [program, "--bind", "127.0.0.1", "--port", str(port), "--save", "", "--dir", str(directory)]
-    server = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, preexec_fn=die_with_parent(signal.SIGKILL))  # noqa: PLW1509
-    try:
-        assert server.stdout is not None
-        while "eady to accept" not in (line := server.stdout.readline()):
-            if not line:
-                raise RuntimeError(f"{program} ended with {server.wait()}")
-        yield f"127.0.0.1:{port}"
-    finally:
-        server.kill()
-        server.communicate()
 
 
 def end_actors(address: str, namespace: str) -> None:
