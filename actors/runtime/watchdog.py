@@ -37,6 +37,7 @@ from miles_async.monitor.nodes import Sign, SilentNode, silent_nodes
 from miles_async.monitor.sight import process_of
 
 NODE_BEATS = 5  # heartbeats that all actors of a node owe before it is called silent
+BEGINS_S = 30.0  # a process that has a place has begun by then, also on a busy machine
 LATE_S = 2.0  # how late a heartbeat is on a busy machine
 AWAY_S = 3.0  # a supervisor that was not asked for so long was stopped itself: it has seen nothing
 
@@ -184,7 +185,7 @@ class Watchdog:
         return events
 
     def _without_a_place(self, now: float) -> list[tuple[str, dict[str, Any]]]:
-        limit = self.config.run.watchdog_s
+        limit = max(self.config.run.watchdog_s, BEGINS_S)
         unheard = [life for life in self._lives.values() if not life.last and now - life.since >= limit]
         new = [life for life in unheard if not life.placeless]
         seen = self._look() if new else {}
@@ -230,7 +231,7 @@ class Watchdog:
 
     def _starts(self, now: float) -> bool:
         """Somebody has not been heard of yet, or builds a model, within ``engine.start_timeout_s``; is not stopped, and has a
-        place."""
+        place, or may have one in a moment."""
         limit = self.config.engine.start_timeout_s
         beats = {beat.actor: beat for beat in self._beats}
         for name in [actor.name for actor in self._running()]:
@@ -243,7 +244,9 @@ class Watchdog:
                 named = beats[name].waits if name in beats else ()
                 builds = any(wait.kind.is_start and time.time() - wait.since < limit for wait in named)
                 starts = builds and now - life.heard < LONG_S
-            if starts and not self._is(name, *STOPPED, NO_PLACE) and self.redis_silent_s() < REDIS_SILENT_S:
+            if self._is(name, NO_PLACE):
+                starts = life is None or now - life.since < BEGINS_S
+            if starts and not self._is(name, *STOPPED) and self.redis_silent_s() < REDIS_SILENT_S:
                 return True
         return False
 
