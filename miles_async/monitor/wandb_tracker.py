@@ -48,15 +48,17 @@ class WandbTracker:
             self.error = self.error or f"wandb did not end within {CLOSE_S:g} s: `wandb sync` sends what is left"
 
     def _run(self) -> None:
+        ended = False  # nothing more comes
         try:
             run = self._begin()
             while (line := self._queue.get()) is not None:
                 values = {tag(line.actor, name): math.nan if v is None else v for name, v in line.values.items()}
                 run.log({**values, _STEP: line.step})
+            ended = True
             run.finish()
         except Exception as error:  # of a service of somebody else's
             self.error = f"wandb: {type(error).__name__}: {error}".splitlines()[0]
-            while self._queue.get() is not None:
+            while not ended and self._queue.get() is not None:
                 pass
 
     def _begin(self) -> Any:

@@ -84,6 +84,7 @@ def test_what_is_reported_is_logged_by_step_under_tensorboards_names_and_nothing
 def test_what_goes_wrong_there_is_told_and_nothing_to_the_run(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, fails: str
 ) -> None:
+    monkeypatch.setattr(wandb_tracker, "CLOSE_S", 1e9)  # nothing is waited for that has failed
     monitor = tracked(monkeypatch, tmp_path, StandIn(fails))
     for step in (1, 2):
         monitor.on_metrics(step_metrics(step, float(step)))
