@@ -49,6 +49,7 @@ from miles_async.rollout.scoring import score
 from miles_async.rollout.slots import GroupSlots
 from miles_async.rollout.teacher import TeacherGoneError, teachers
 from miles_async.runs.payloads import payload_store
+from miles_async.staleness.policies import STALE_IN_FLIGHT
 from miles_async.text.tokenizer import Tokenizer
 
 LOOK_AT_THE_SILENT = 1 / 8  # of a lease: how often their tickets are looked for
@@ -197,6 +198,8 @@ class RolloutWorker:
                 samples = await self.make(ticket, context)
             generated = time.time()
             samples = check_samples(samples)
+            if await self._is_outdated(ticket, context):
+                return
             if self.teachers is not None:
                 with self.ctx.waiting(WaitKind.TEACHER):
                     samples = await self.teachers.teach(ticket, samples)
@@ -212,6 +215,8 @@ class RolloutWorker:
         except TeacherGoneError:
             raise  # no fault of the group's
         except Exception as error:  # also of a function of the user: it costs this attempt, not the worker
+            if await self._is_outdated(ticket, context):
+                return
             await self._tell_first(ticket, error)
             await self._fail(ticket, *cause_of(error), samples)
             return
@@ -220,6 +225,14 @@ class RolloutWorker:
         elif refusal is not None:
             detail = f"rewards {', '.join(f'{sample.reward:g}' for sample in samples)}"
             await self.ledger.discard(ticket.group_id, self.lease, refusal, detail, lengths=lengths_of(samples))
+
+    async def _is_outdated(self, ticket: Ticket, context: RolloutContext) -> bool:
+        """Whether no step can train the group any more; it is dropped then, and another one may begin."""
+        if context.slots is None or not context.slots.is_outdated:
+            return False
+        detail = f"it was ended when the learner had reached version {self.requests.published_versions.heard.learner}"
+        await self.ledger.discard(ticket.group_id, self.lease, STALE_IN_FLIGHT, detail)
+        return True
 
     async def _score_all(self, ticket: Ticket, samples: list[Sample]) -> list[Sample]:
         """The samples with their rewards; those that have none are left out, on record. Raises RewardError: all of them."""

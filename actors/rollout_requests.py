@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Coroutine, Iterable
+from collections.abc import Coroutine, Iterable, Sequence
 from typing import Any
 
 from actors.runtime.context import ActorContext
@@ -29,6 +29,7 @@ from miles_async.rollout.published import PublishedVersions
 from miles_async.rollout.slots import RolloutRequest, Slots
 from miles_async.rollout.unpaired import UnpairedShare
 from miles_async.router.kinds import kind_of
+from miles_async.staleness.choice import outdated
 
 GONE = (None, 502, 503, 504)  # statuses of a request that may be sent again: no answer, or none of an engine's
 LOOK_S = 1.0
@@ -42,7 +43,13 @@ class EngineRequests:
     def __init__(self, ctx: ActorContext) -> None:
         self.ctx = ctx
         self.published_versions = PublishedVersions(ctx.bus)
-        self.slots = Slots(ctx.config.rollout.samples_in_flight, self.send, heard=self.published_versions.heard)
+        heard, is_outdated = self.published_versions.heard, outdated(ctx.config)
+        self.slots = Slots(
+            ctx.config.rollout.samples_in_flight,
+            self.send,
+            heard=heard,
+            outdated=lambda oldest: is_outdated(oldest, heard.learner),
+        )
         self.policy = self._policy() if ctx.config.rollout.adaptive_in_flight and ctx.config.rollout.generates else None
         if self.policy is not None:
             self.slots.limit = self.policy.limit
@@ -70,6 +77,7 @@ class EngineRequests:
             url = await self.ctx.bus.address("router", deadline_s=self.ctx.config.engine.start_timeout_s)
         self.vocab_size, self.context_length = vocab_size, context_length
         self.client = self._router_at(url)
+        await self.published_versions.read_all()
 
     def close(self) -> None:
         """Break off what is asked."""
@@ -120,7 +128,9 @@ class EngineRequests:
 
     def duties(self) -> Iterable[Coroutine[Any, Any, None]]:
         """What runs beside the work; each until cancelled."""
-        follows = [self.published_versions.follow()] if self.ctx.config.rollout.generates else []
+        follows = (
+            [self.published_versions.follow(self._call_back_outdated)] if self.ctx.config.rollout.generates else []
+        )
         return [self.watch(), *follows]
 
     async def watch(self) -> None:
@@ -151,11 +161,25 @@ class EngineRequests:
             return
         advice = policy.look(engines, self.slots.in_flight, self.slots.waiting)
         self.slots.limit = advice.limit
-        rollout = self.ctx.config.rollout
         # where a sample could not go on as it is, it is left to the engine, which retracts what it has no room for
-        if advice.cancel and rollout.partial_rollout and not rollout.mask_offpolicy_in_partial_rollout:
-            rids = self.slots.cancel(min(advice.cancel, MAX_CANCELS))
-            await asyncio.gather(*map(self.client.abort, rids), return_exceptions=True)
+        if advice.cancel and self._can_go_on:
+            await self._abort(self.slots.cancel(min(advice.cancel, MAX_CANCELS)))
+
+    @property
+    def _can_go_on(self) -> bool:
+        """Whether a sample that is called back loses nothing."""
+        rollout = self.ctx.config.rollout
+        return rollout.partial_rollout and not rollout.mask_offpolicy_in_partial_rollout
+
+    async def _call_back_outdated(self) -> None:
+        """The learner has another version. Requests that may be too old for it are ended at their engines, which are paused for
+        it now or soon: else their prefill would be paid once more. A group that proves to be too old ends with them
+        (``complete`` of rollout/generate.py), any other goes on."""
+        if self._can_go_on and kind_of(self.ctx.config.router).aborts:
+            await self._abort(self.slots.cancel_outdated())
+
+    async def _abort(self, rids: Sequence[str]) -> None:
+        await asyncio.gather(*map(self.client.abort, rids), return_exceptions=True)
 
     def published(self, samples: tuple[Sample, ...]) -> None:
         """Metrics are put at the version of what was published last."""

@@ -7,6 +7,7 @@ for an end of a turn. Pure.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -18,16 +19,23 @@ if TYPE_CHECKING:
     from miles_async.text.tokenizer import Tokenizer
 
 
+def never(oldest: int) -> bool:
+    """No weights are too old."""
+    return False
+
+
 @dataclass(frozen=True)
 class Bounds:
     """``context_length``: tokens of prompt and response together; None: unknown. ``stop_token_ids``: ends of a turn that an
     engine does not know by itself. ``routes``: of the model whose experts are replayed; None: not. ``updates_retract``:
-    engines compute a sequence again where the weights change (``weights.pause_mode``)."""
+    engines compute a sequence again where the weights change (``weights.pause_mode``). ``outdated``: whether a group with a
+    token of that weight version can be trained no more."""
 
     context_length: int | None = None
     stop_token_ids: tuple[int, ...] = ()
     routes: RouteShape | None = None
     updates_retract: bool = True
+    outdated: Callable[[int], bool] = never
 
     @classmethod
     def of(cls, tokenizer: Tokenizer, context_length: int | None = None, routes: RouteShape | None = None) -> Bounds:

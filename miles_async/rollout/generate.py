@@ -33,6 +33,10 @@ class AbortedError(RuntimeError):
     """An engine aborted the same sample again and again."""
 
 
+class OutdatedError(RuntimeError):
+    """A response has a token too old for any learner to come; one line."""
+
+
 class NoRoomError(RuntimeError):
     """A prompt fills the engines' context; one line."""
 
@@ -113,10 +117,15 @@ async def complete(turns: Sequence[Turn], config: Rollout, ask: Ask, bounds: Bou
     """Let the policy write every turn to its end; those that an engine aborts are asked for again, together.
 
     A stop string that lies across such a seam is not seen: an engine looks for it in what it samples itself.
-    Raises NoRoomError (before anything is asked), AnswerError, AbortedError, and what ``ask`` raises.
+    Raises NoRoomError, OutdatedError (before anything is asked), AnswerError, AbortedError, and what ``ask`` raises.
     """
     open_turns, number = list(turns), 0
     while open_turns:
+        for turn in open_turns:
+            if turn.trajectory.versions and bounds.outdated(oldest := min(turn.trajectory.versions)):
+                raise OutdatedError(
+                    f"sample {turn.rid} has a token of version {oldest}, which no step can train any more"
+                )
         body = _body(open_turns, config, bounds, number)
         answers = await ask(body)
         if not isinstance(answers, list) or len(answers) != len(open_turns):

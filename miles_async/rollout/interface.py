@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from bus.messages import Begun, Sample, Ticket
 from miles_async.config.schema import RunConfig
 from miles_async.groups.routes import RouteShape
-from miles_async.rollout.bounds import Bounds
+from miles_async.rollout.bounds import Bounds, never
 from miles_async.rollout.first_failures import FirstFailures
 
 if TYPE_CHECKING:  # what only names the hooks needs no tokenizer
@@ -41,6 +41,15 @@ class SampleSlots(Protocol):
     @property
     def begun(self) -> Begun:
         """How far learner and engines were when the group began, as far as it has."""
+        ...
+
+    def outdated(self, oldest: int) -> bool:
+        """Whether the group can be trained no more, having a token of version ``oldest``; if so it is to be dropped."""
+        ...
+
+    @property
+    def is_outdated(self) -> bool:
+        """Whether that has been found."""
         ...
 
     def sample(self) -> contextlib.AbstractAsyncContextManager[Ask]:
@@ -71,7 +80,11 @@ class RolloutContext:
     def bounds(self) -> Bounds:
         """Where a response ends at this run's engines, and what comes with it."""
         bounds = Bounds.of(self.tokenizer, self.config.engine.context_length, self.routes)
-        return dataclasses.replace(bounds, updates_retract=self.config.weights.pause_mode == "retract")
+        retracts, outdated = (
+            self.config.weights.pause_mode == "retract",
+            never if self.slots is None else self.slots.outdated,
+        )
+        return dataclasses.replace(bounds, updates_retract=retracts, outdated=outdated)
 
     @contextlib.asynccontextmanager
     async def one_sample(self) -> AsyncIterator[RolloutContext]:

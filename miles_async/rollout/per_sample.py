@@ -1,8 +1,8 @@
 """A group from a generate function that makes one rollout at a time.
 
 Promises: the rollouts of a group run at once, as far as there are slots for them, and do not wait for each other's requests;
-each gives its slot back when it has ended; one that fails costs itself, with
-an event that says why, and the group is made of the others; if all fail, the first failure is the attempt's.
+each gives its slot back when it has ended; one that fails costs itself, with an event that says why, and the group is made of
+the others; if all fail, the first failure is the attempt's; one that is too old for any step ends its group at once.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import msgspec
 from bus.messages import Sample, Ticket
 from miles_async.rollout.failures import check_samples, lost
 from miles_async.rollout.first_failures import contained
+from miles_async.rollout.generate import OutdatedError
 from miles_async.rollout.interface import RolloutContext
 from miles_async.rollout.registry import GENERATE
 
@@ -21,18 +22,25 @@ from miles_async.rollout.registry import GENERATE
 async def rollout(ticket: Ticket, context: RolloutContext) -> list[Sample]:
     """The samples of ``n_samples_per_prompt`` calls of ``rollout.generate_function``, numbered through.
 
-    Raises what the first of the calls raised, if none gave a sample.
+    Raises OutdatedError, or what the first of the calls raised, if none gave a sample.
     """
     (generate,) = GENERATE.functions(context.config)
 
     async def one(index: int) -> list[Sample]:
-        async with context.one_sample() as own:
-            with contained():
-                samples = await generate(ticket, index, own)
+        try:
+            async with context.one_sample() as own:
+                with contained():
+                    samples = await generate(ticket, index, own)
+        except OutdatedError:
+            for other in set(tasks) - {asyncio.current_task()}:
+                other.cancel()
+            raise
         return check_samples(samples, GENERATE)
 
-    n = context.config.rollout.n_samples_per_prompt
-    found = await asyncio.gather(*(one(index) for index in range(n)), return_exceptions=True)
+    tasks = [asyncio.create_task(one(index)) for index in range(context.config.rollout.n_samples_per_prompt)]
+    found = await asyncio.gather(*tasks, return_exceptions=True)
+    if outdated := next((result for result in found if isinstance(result, OutdatedError)), None):
+        raise outdated
     samples: list[Sample] = []
     failures: list[Exception] = []
     for index, result in enumerate(found):

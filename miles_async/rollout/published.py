@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from bus import Bus, SnapshotLedger
@@ -68,10 +68,18 @@ class PublishedVersions:
                         self.newest = max(self.newest, message.version)
                         self.heard.hear(message, now)
 
-    async def follow(self) -> None:
-        """Read on whenever there is news; until cancelled."""
+    async def read_all(self) -> None:
+        """What was said so far."""
+        await self._read_on(MAX_NUMBER)
+
+    async def follow(self, changed: Callable[[], Awaitable[None]]) -> None:
+        """Read on whenever there is news; ``changed`` is called when the learner has another version. Until cancelled."""
+        told = self.heard.learner
         while True:
-            await self._read_on(MAX_NUMBER)
+            await self.read_all()
+            if self.heard.learner != told:
+                told = self.heard.learner
+                await changed()
             await self._bus.wait_for_news({"weights": self._cursor})
 
 

@@ -19,8 +19,9 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
-from bus.messages import Begun
+from bus.messages import UNSAMPLED, Begun
 from miles_async.rollout.begun import GroupBegun, VersionsHeard
+from miles_async.rollout.bounds import never
 from miles_async.rollout.generate import mark_canceled
 from miles_async.rollout.interface import Ask
 from miles_async.rollout.timing import GroupTimes, Timing
@@ -29,8 +30,9 @@ from miles_async.rollout.timing import GroupTimes, Timing
 class RolloutRequest:
     """One /generate request on its way. ``group``: of whose prompt group, which an engine may have cached."""
 
-    def __init__(self, body: dict[str, Any], group: str = "") -> None:
-        self.body, self.group = body, group
+    def __init__(self, body: dict[str, Any], group: str = "", oldest: int = UNSAMPLED) -> None:
+        """``oldest``: that a token of its group may be of, at least."""
+        self.body, self.group, self.oldest = body, group, oldest
 
     @property
     def size(self) -> int:
@@ -57,10 +59,16 @@ class Slots:
     """All slots of one worker. ``freed`` is set whenever something has changed that may let a group begin."""
 
     def __init__(
-        self, limit: int, send: Send, clock: Callable[[], float] = time.monotonic, heard: VersionsHeard | None = None
+        self,
+        limit: int,
+        send: Send,
+        clock: Callable[[], float] = time.monotonic,
+        heard: VersionsHeard | None = None,
+        outdated: Callable[[int], bool] = never,
     ) -> None:
-        """``heard``: with times of ``clock``."""
-        self._limit, self.send, self.clock = limit, send, clock
+        """``heard``: with times of ``clock``. ``outdated``: whether a group with a token of that version can be trained no
+        more."""
+        self._limit, self.send, self.clock, self.outdated = limit, send, clock, outdated
         self.heard = heard or VersionsHeard()
         self.in_flight = self.waiting = 0  # samples
         self.canceled = 0  # samples, so far
@@ -101,11 +109,20 @@ class Slots:
             if count <= 0:
                 break
             if slot.requests:
-                self.canceled += 0 if slot.canceled else slot.size
-                slot.canceled = True
                 count -= slot.size
-                rids += [rid for request in slot.requests for rid in request.rids]
+                rids += self._cancel(slot)
         return rids
+
+    def cancel_outdated(self) -> list[str]:
+        """Call back the samples whose group may be too old for any step: what they have says whether it is. Else as
+        :meth:`cancel`."""
+        slots = [slot for slot in self._held if any(self.outdated(request.oldest) for request in slot.requests)]
+        return [rid for slot in slots for rid in self._cancel(slot)]
+
+    def _cancel(self, slot: _Slot) -> list[str]:
+        self.canceled += 0 if slot.canceled else slot.size
+        slot.canceled = True
+        return [rid for request in slot.requests for rid in request.rids]
 
     def take(self, slot: _Slot) -> None:
         """``slot.granted`` is set as soon as there is room for it."""
@@ -148,13 +165,18 @@ class GroupSlots:
     def __init__(self, slots: Slots, number: int, size: int, name: str) -> None:
         self.name, self.times, self.beginning = name, GroupTimes(), GroupBegun(slots.heard)
         self._slots, self._number, self._size = slots, number, size
-        self._expected = size
+        self._expected, self.is_outdated = size, False
         slots.expected += size
 
     @property
     def begun(self) -> Begun:
         """How far learner and engines were when the group began."""
         return self.beginning.found
+
+    def outdated(self, oldest: int) -> bool:
+        """Whether the group can be trained no more, having a token of version ``oldest``; that is remembered."""
+        self.is_outdated = self.is_outdated or self._slots.outdated(oldest)
+        return self.is_outdated
 
     def end(self) -> None:
         """The attempt is over, in whatever way."""
@@ -205,11 +227,16 @@ class _Slot:
         self.requests: set[RolloutRequest] = set()
         self.canceled = self.closed = False
 
+    def _oldest(self) -> int:
+        """What a token of the group may be of: it has one already, or engines serve it now."""
+        served, has = self.slots.heard.engines, self.group.begun.sampled_by
+        return min(served if served >= 0 else UNSAMPLED, has if has >= 0 else UNSAMPLED)
+
     async def ask(self, body: dict[str, Any]) -> list[dict[str, Any]]:
         """Send ``body``, once there is a slot. Somebody who kept this beyond the sample's end needs none."""
         if not self.closed:
             await self.granted.wait()
-        request = RolloutRequest(body, self.group.name)
+        request = RolloutRequest(body, self.group.name, self._oldest())
         self.requests.add(request)
         sent = self.slots.clock()
         self.group.beginning.asks()

@@ -10,7 +10,7 @@ from miles_async.config.schema import ConfigError, Router, RunConfig
 class RouterKind(NamedTuple):
     """One kind. actor: the class of its actor. takes_batches: a request may hold several prompts. tells_load: it says how busy
     the engines are. two_keys: who may generate may not add engines. takes_args: ``router.args`` are flags of its program.
-    passes_all: what it does not know of a request reaches the engine."""
+    passes_all: what it does not know of a request reaches the engine. aborts: a request can be ended by its id."""
 
     actor: str
     takes_batches: bool = False
@@ -18,10 +18,13 @@ class RouterKind(NamedTuple):
     two_keys: bool = False
     takes_args: bool = False
     passes_all: bool = False
+    aborts: bool = False
 
 
 KINDS = {
-    "builtin": RouterKind("actors.router.Router", takes_batches=True, tells_load=True, two_keys=True, passes_all=True),
+    "builtin": RouterKind(
+        "actors.router.Router", takes_batches=True, tells_load=True, two_keys=True, passes_all=True, aborts=True
+    ),
     "sglang": RouterKind("actors.sglang_router.SglangRouter", takes_args=True),
 }
 

@@ -16,6 +16,7 @@ from collections import deque
 from dataclasses import dataclass
 
 from bus.messages import ReadyGroup
+from miles_async.config.schema.rollout import POLICIES
 from miles_async.simulation.asking import Window, judges_each, window_of
 from miles_async.simulation.draws import DrawnBySeed, Draws
 from miles_async.simulation.events import Events, Rank
@@ -28,7 +29,7 @@ from miles_async.simulation.record import Record
 from miles_async.simulation.samples import Sample, SimulatedGroup, goal
 from miles_async.simulation.settings import SimulationConfig
 from miles_async.simulation.workers import SimulatedWorkers
-from miles_async.staleness.policies import StalenessPolicy, StalenessState
+from miles_async.staleness.policies import STALE_IN_FLIGHT, StalenessPolicy, StalenessState, is_outdated
 
 FRUITLESS = 1000  # batches' worth of groups that are dropped without a step between them
 RENEWALS = 4  # of a lease, in its time: then a worker hears that a group is dropped
@@ -76,6 +77,9 @@ class _Loop:
         self._batches = 0  # of the step under way
         self._prompts = 0  # that were dealt
         self._again: deque[tuple[int, int]] = deque()  # prompts that are to be dealt again
+        rollout = config.rollout
+        self._ends = rollout.partial_rollout and not rollout.mask_offpolicy_in_partial_rollout
+        self._ends &= config.staleness.policy in POLICIES  # of one of the user's it is not known
         self._look = True
         self._refused: StalenessState | None = None  # in which nothing more was admitted
         self._fruitless = 0
@@ -111,7 +115,7 @@ class _Loop:
                 break
             for position in range(ledger.dealt, ledger.dealt + count):
                 prompt = self._next_prompt()
-                groups.append(SimulatedGroup(position, self._draws.group(*prompt), prompt))
+                groups.append(SimulatedGroup(position, self._draws.group(*prompt), prompt, serving))
                 ledger.deal(groups[-1])
         if not groups:
             return
@@ -168,7 +172,16 @@ class _Loop:
                 if self._policy.requeues:
                     self._again.append((prompt, again + 1))
 
-    def _drop(self, position: int, reason: str) -> SimulatedGroup:
+    def _end_outdated(self) -> None:
+        """As workers do it where the learner has another version: what is generated and too old for any step is ended."""
+        version = self._learner.version
+        for group in [*self._ledger.open.values()]:  # in dealt order: those behind were begun with newer weights
+            if not is_outdated(self._policy, group.serving, version):
+                return
+            if group.has_begun and is_outdated(self._policy, group.floor(version), version, group.group_id):
+                self._drop(group.position, STALE_IN_FLIGHT, at_once=True)
+
+    def _drop(self, position: int, reason: str, *, at_once: bool = False) -> SimulatedGroup:
         ledger, group = self._ledger, self._ledger.open[position]
         was_ready = group.group_id in ledger.ready
         ledger.drop(position, reason)
@@ -178,9 +191,9 @@ class _Loop:
         self._record.drop(group, reason, made, whole=whole)
         self._moments.dropped(group, reason, whole=whole)
         if group.requests and group.unfinished:
-            # its worker hears of it when it renews the lease
+            # its worker hears of it when it renews the lease, unless it has dropped it itself
             period = self._config.rollout.lease_s / RENEWALS
-            when = (math.floor(self._events.now / period) + 1) * period
+            when = self._events.now if at_once else (math.floor(self._events.now / period) + 1) * period
             self._events.at(when, Rank.REQUEST, position, self._let_go, group)
         self._fruitless += 1
         if self._fruitless > FRUITLESS * self._batch_size:
@@ -239,6 +252,8 @@ class _Loop:
         self._record.step(learner.version, now, learner.train_s, learner.wait_s, self._ledger.dropped)
         if learner.version == self._config.warmup_steps:
             self._busy_at_start = self._busy()
+        if learner.offers(learner.version) and self._ends:
+            self._end_outdated()
         if learner.offers(learner.version):
             if delay := self._config.links.offer_s:
                 self._events.at(now + delay, Rank.SERVED, 1, self._fleet.offer, learner.version)

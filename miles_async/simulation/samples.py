@@ -40,12 +40,12 @@ class Request:
 
 class SimulatedGroup:
     """A prompt group from its admission on. ``unfinished``: of its requests. ``prompt``: its position, and how often it was
-    made before."""
+    made before. ``serving``: the oldest version that an engine had then."""
 
-    __slots__ = ("attempt", "drawn", "group_id", "position", "prompt", "requests", "unfinished", "worker")
+    __slots__ = ("attempt", "drawn", "group_id", "position", "prompt", "requests", "serving", "unfinished", "worker")
 
-    def __init__(self, position: int, drawn: Drawn, prompt: tuple[int, int] | None = None) -> None:
-        self.position, self.drawn, self.group_id = position, drawn, str(position)
+    def __init__(self, position: int, drawn: Drawn, prompt: tuple[int, int] | None = None, serving: int = 0) -> None:
+        self.position, self.drawn, self.group_id, self.serving = position, drawn, str(position), serving
         self.prompt = (position, 0) if prompt is None else prompt
         self.requests: list[Request] = []
         self.unfinished = self.attempt = 0
@@ -64,6 +64,12 @@ class SimulatedGroup:
         self.unfinished, self.worker = len(self.requests), worker
         self.attempt += 1
         return self.requests
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether it is generated now, and has a token."""
+        samples = (sample for request in self.requests for sample in request.samples)
+        return self.unfinished > 0 and any(sample.spans or sample.entry >= 0 for sample in samples)
 
     def floor(self, serving: int) -> int:
         """The version of its oldest token, as far as it is known; ``serving``: of one that has none."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 from miles_async.config.schema import ConfigError, Rollout, RunConfig, Staleness
 from miles_async.config.schema.rollout import POLICIES
 from miles_async.hooks.hook import Hook
 from miles_async.staleness.checked import CheckedPolicy
-from miles_async.staleness.policies import StalenessPolicy
+from miles_async.staleness.policies import StalenessPolicy, is_outdated
 from miles_async.staleness.progress import check_progress
 
 BUILT_IN = POLICIES  # each a file of this room, with a function of its name
@@ -46,3 +49,10 @@ def policy_of(staleness: Staleness, rollout: Rollout) -> StalenessPolicy:
             f"staleness.max_lag = {staleness.max_lag}; staleness.hard_bound = false allows that"
         )
     return policy
+
+
+def outdated(config: RunConfig) -> Callable[[int, int], bool]:
+    """Of a group that is still generated: (version of its oldest token, learner's version) to whether no step can train it any
+    more. Of a policy of the user's that is not known: none is. Raises ConfigError."""
+    policy = make_policy(config)
+    return partial(is_outdated, policy) if config.staleness.policy in POLICY.built_in else lambda oldest, version: False

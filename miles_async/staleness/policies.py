@@ -51,6 +51,7 @@ from bus.messages import UNSAMPLED, ReadyGroup
 
 NO_BOUND = 1 << 30  # versions: no token is so far behind
 STALE = "stale"
+STALE_IN_FLIGHT = "stale_in_flight"  # the reason of a group that is ended while it is generated
 UNPUBLISHED = "unpublished_version"
 
 
@@ -158,6 +159,27 @@ def has_trainable(group: ReadyGroup, version: int, max_lag: int) -> bool:
 def too_old(group: ReadyGroup, version: int, max_lag: int) -> int:
     """Response tokens of ``group`` that are more than ``max_lag`` versions behind ``version``."""
     return sum(count for sampled, count in group.versions if version - sampled > max_lag)
+
+
+def is_outdated(policy: StalenessPolicy, oldest: int, version: int, group_id: str = "") -> bool:
+    """Whether a group that is still generated and has a token of ``oldest`` can be trained no more by a learner that has
+    reached ``version``: whether ``policy``, one of ours, evicts it with that token and one of the learner's own version.
+
+    The learner's version grows and that of the token does not, so what is outdated stays so, whenever it would be ready.
+    """
+    if oldest > version or policy.requeues:  # nobody sampled it; or its prompt is dealt again, once it is ready
+        return False
+    versions = ((oldest, 1), (version, 1)) if oldest < version else ((version, 2),)
+    group = ReadyGroup(
+        group_id=group_id,
+        payload_key="",
+        oldest_version=oldest,
+        newest_version=version,
+        n_tokens=2,
+        published=0.0,
+        versions=versions,
+    )
+    return bool(policy.evict([group], version))
 
 
 def admissible(state: StalenessState, max_lag: int, surplus: int = 0) -> int:

@@ -10,7 +10,9 @@ from typing import Any
 
 import aiohttp
 import pytest
+from announcing import announce
 from embedded_engines import EngineProcess, engines
+from running_engine import Running, start
 
 from actors.rollout import RolloutWorker
 from actors.runtime.context import ActorContext
@@ -18,9 +20,10 @@ from actors.runtime.spec import ActorSpec
 from bus import Bus, Ledger, balanced
 from bus.codec import MASK, TOKENS, decode, pack, unpack
 from bus.ledger_leases import Publication
-from bus.messages import Event, Group, Metrics, Ticket, Transition
-from miles_async.config.schema import Data, Model, Record, Reward, Rollout, RunConfig
+from bus.messages import EngineServes, Event, Group, Metrics, Ticket, Transition
+from miles_async.config.schema import Data, Model, Record, Reward, Rollout, RunConfig, Staleness
 from miles_async.engines.client import EngineClient
+from miles_async.engines.embedded.scheduler import Scheduler
 from miles_async.engines.loads import read_report
 from miles_async.recording.segments import Payloads, scan
 from miles_async.text.tokenizer import Tokenizer
@@ -82,11 +85,12 @@ def functions(tmp_path: Path) -> Path:
 async def working(
     bus: Bus,
     model: Path,
-    engine: EngineProcess,
+    engine: EngineProcess | Running,
     groups: int,
     *,
     reward: dict[str, Any] | None = None,
     record: tuple[str, Path] = ("off", Path()),
+    staleness: Staleness | None = None,
     **rollout: Any,
 ) -> AsyncIterator[tuple[RolloutWorker, Ledger]]:
     """A worker at its work on ``groups`` tickets; it stops in order at the end. ``record``: its level, the run's directory."""
@@ -98,6 +102,7 @@ async def working(
         ),
         reward=Reward(**reward or {}),
         record=Record(level=record[0]),
+        staleness=staleness or Staleness(),
     )
     ledger, tokenizer = Ledger(bus), Tokenizer(model)
     await ledger.prepare()
@@ -354,3 +359,94 @@ async def test_samples_called_back_under_pressure_leave_the_engine_and_their_gro
     reported = (await bus.read("metrics", Metrics, "0"))[0][-1].values
     assert reported["rollout/canceled"] == 3 and reported["rollout/in_flight_samples"] == 0
     assert 0 <= reported["rollout/tail_share"] <= 1
+
+
+class Paused:
+    """An engine in this process that pauses by itself, as an update would do it, once it has sampled ``tokens``."""
+
+    def __init__(self, tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.sampled, step = 0, Scheduler.step
+
+        def stepped(scheduler: Scheduler) -> Any:
+            output = step(scheduler)
+            if self.sampled < tokens <= scheduler.generated_tokens:
+                scheduler.pause("retract")
+            self.sampled = scheduler.generated_tokens
+            return output
+
+        monkeypatch.setattr(Scheduler, "step", stepped)
+
+
+@contextlib.asynccontextmanager
+async def serving_version_0(bus: Bus, model: Path) -> AsyncIterator[Running]:
+    async with aiohttp.ClientSession() as session:
+        engine = await start(model, session, weight_version="0")
+        await announce(bus, 0)
+        serves = EngineServes(engine="engine-0", url=engine.url, incarnation=1, version=0)
+        await bus.publish("weights", serves)
+        try:
+            yield engine
+        finally:
+            engine.stop.set()
+            await engine.task
+
+
+@pytest.mark.parametrize("function", ["single_turn", "per_sample"])
+async def test_a_group_that_is_too_old_for_any_step_is_ended_while_its_engine_is_paused_and_computes_nothing_more(
+    bus: Bus, digits_model: Path, monkeypatch: pytest.MonkeyPatch, function: str
+) -> None:
+    paused, rollout = Paused(2 * SAMPLES, monkeypatch), {"rollout_function": function}
+    bound = Staleness(policy="drop", max_lag=2)
+    async with (
+        serving_version_0(bus, digits_model) as engine,
+        working(bus, digits_model, engine, 2, staleness=bound, **rollout) as (_, ledger),
+    ):
+        await engine.until(num_running_reqs=0, num_waiting_reqs=2 * SAMPLES)
+        await announce(bus, 2)
+        await announce(bus, 3)
+        counts = await until(ledger, lambda c: c["dropped"] == 2)
+        assert counts["dropped:stale_in_flight"] == 2
+        await engine.until(num_waiting_reqs=0)
+        made = paused.sampled
+        await engine.call("/continue_generation", {})
+        assert await engine.generate(sampling_params={"max_new_tokens": 1})
+        assert paused.sampled == made + 1  # nothing but that
+    found = [t for t in (await bus.read("events", Transition, "0"))[0] if t.kind in ("failed", "dropped")]
+    assert [t.detail for t in found] == ["it was ended when the learner had reached version 3"] * 2
+    assert await lost(bus) == []
+
+
+async def test_a_group_of_which_newer_tokens_can_be_trained_goes_on_behind_the_pause(
+    bus: Bus, digits_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Paused(2 * SAMPLES, monkeypatch)
+    bound = Staleness(policy="token_mask", max_lag=2)
+    async with (
+        serving_version_0(bus, digits_model) as engine,
+        working(bus, digits_model, engine, 2, staleness=bound) as (worker, ledger),
+    ):
+        await engine.until(num_waiting_reqs=2 * SAMPLES)
+        await announce(bus, 3)
+        while worker.requests.published_versions.heard.learner != 3:
+            await engine.load()
+        await engine.call("/continue_generation", {})
+        await until(ledger, lambda c: c["ready"] == 2)
+        assert worker.requests.slots.canceled == 0
+
+
+async def test_a_request_that_had_no_token_yet_is_asked_again_and_costs_no_attempt(
+    bus: Bus, digits_model: Path
+) -> None:
+    bound = Staleness(policy="drop", max_lag=2)
+    async with serving_version_0(bus, digits_model) as engine:
+        await engine.call("/pause_generation", {"mode": "retract"})
+        async with working(bus, digits_model, engine, 2, staleness=bound) as (worker, ledger):
+            slots = worker.requests.slots
+            await engine.until(num_waiting_reqs=2 * SAMPLES)
+            await announce(bus, 3)
+            while slots.canceled < 2 * SAMPLES or any(slot.canceled for slot in slots._held):
+                await engine.load()
+            assert (await ledger.counts())["in_flight"] == 2
+            await engine.call("/continue_generation", {})
+            await until(ledger, lambda c: c["ready"] == 2)
+    assert "failed" not in {transition.kind for transition in (await bus.read("events", Transition, "0"))[0]}

@@ -14,11 +14,13 @@ from hypothesis import strategies as st
 from bus.codec import LOGPROBS, MASK, TOKENS, VERSIONS, pack, unpack
 from bus.messages import Sample, Ticket
 from miles_async.config.schema import Rollout
+from miles_async.rollout.bounds import Bounds
 from miles_async.rollout.generate import (
     MAX_ABORTS,
     SEED_SPACE,
     AbortedError,
     AnswerError,
+    OutdatedError,
     continuation_seed,
     generate_group,
     read_answer,
@@ -103,6 +105,33 @@ async def test_an_aborted_sample_goes_on_from_the_tokens_it_has() -> None:
     assert [params["max_new_tokens"] for params in asked] == [8, 5, 5]
     assert [params["sampling_seed"] for params in asked] == [40, continuation_seed(40, 3), continuation_seed(40, 3)]
     assert continuation_seed(40, 3) != 40
+
+
+async def test_a_sample_with_a_token_that_no_step_can_train_is_not_asked_for_again() -> None:
+    crossing = answer("", [1, 2, 3], "abort", weight_versions=spans((3, 1), (6, 2)))
+    seen = list[int]()
+
+    def outdated(oldest: int) -> bool:
+        seen.append(oldest)
+        return oldest <= 3
+
+    bounds = Bounds(outdated=outdated)
+    engine = Engine({0: [answer("", [9], version=5)], 1: [crossing, answer("", [4])]})
+    with pytest.raises(OutdatedError, match=r"sample 0-7-0\.1 has a token of version 3"):
+        await generate_group(TICKET, Rollout(n_samples_per_prompt=2), engine.ask, Decoder(), bounds)  # type: ignore[arg-type]
+    assert len(engine.asked) == 1 and seen == [3]  # a sample that has ended is not asked about
+    engine = Engine({0: [answer("", [1, 2], "abort", version=4), answer("", [3], version=8)]})
+    (sample,) = await generate_group(TICKET, Rollout(n_samples_per_prompt=1), engine.ask, Decoder(), bounds)  # type: ignore[arg-type]
+    assert unpack(sample.versions, VERSIONS).tolist() == [4, 4, 8]
+
+
+def spans(*counted: tuple[int, int]) -> list[dict[str, Any]]:
+    """As an engine tells them of (version, tokens), ..."""
+    ends = [sum(count for _, count in counted[: place + 1]) for place in range(len(counted))]
+    return [
+        {"version": str(version), "start": end - count, "end": end}
+        for (version, count), end in zip(counted, ends, strict=True)
+    ]
 
 
 async def test_what_was_sampled_before_the_last_abort_is_masked_where_the_run_says_so() -> None:

@@ -11,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bus.codec import TOKENS, pack, unpack
-from bus.messages import Ticket
+from bus.messages import EngineServes, Ticket
 from miles_async.config.schema import Rollout
-from miles_async.rollout.generate import MAX_ABORTS, generate_group
+from miles_async.rollout.begun import VersionsHeard
+from miles_async.rollout.generate import CANCELED, MAX_ABORTS, generate_group
 from miles_async.rollout.slots import GroupSlots, RolloutRequest, Slots
 
 
@@ -199,3 +200,32 @@ def test_a_request_is_as_many_samples_as_it_has_prompts_and_is_sent_again_under_
     assert (request.size, request.rids) == (size, rids)
     request.rename()
     assert request.body.get("rid") == renamed
+
+
+async def test_what_may_be_too_old_is_called_back_and_the_rest_is_left_alone() -> None:
+    engine, versions, bound = Held(), VersionsHeard(), 4
+    slots = Slots(9, engine.send, heard=versions, outdated=lambda oldest: oldest < bound)
+
+    def serves(version: int) -> None:
+        versions.hear(EngineServes(engine="e", url="http://127.0.0.1:1", incarnation=1, version=version), 0.0)
+
+    groups = [slots.begin(2) for _ in range(3)]
+    unknown = asyncio.create_task(groups[0].ask(prompts("unknown", 2)))  # no engine was heard of
+    await settled()
+    serves(3)
+    old = asyncio.create_task(groups[1].ask(prompts("old", 2)))
+    await settled()
+    serves(4)
+    young = asyncio.create_task(groups[2].ask(prompts("young", 2)))
+    await settled()
+    assert slots.cancel_outdated() == ["old.0", "old.1"] and slots.canceled == 2
+    await engine.end(1, [1], "abort")
+    (answered, _) = await old
+    assert answered["meta_info"]["finish_reason"]["message"] == CANCELED
+    bound = 5
+    assert slots.cancel_outdated() == ["young.0", "young.1"]
+    for _ in range(2):
+        await engine.end(0, [1])
+    await asyncio.gather(unknown, young)
+    assert not groups[2].is_outdated and groups[2].outdated(4) and groups[2].is_outdated
+    assert slots.in_flight == slots.waiting == 0

@@ -26,6 +26,7 @@ n_samples_per_prompt = 4
 rollout_max_response_len = 4000
 num_workers = 2
 max_groups_in_flight = 24
+partial_rollout = false
 [staleness]
 policy = "drop"
 max_lag = 3

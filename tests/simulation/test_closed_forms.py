@@ -83,7 +83,7 @@ def test_a_retracting_update_prefills_again_what_runs_and_one_in_place_does_not(
     lengths = {0: 10.0}
     ends: dict[str, float] = {}
     for mode in ("retract", "in_place"):
-        config = settings(*given, "staleness.policy=drop", f"weights.pause_mode={mode}", "simulation.num_steps=6")
+        config = settings(*given, "staleness.policy=token_mask", f"weights.pause_mode={mode}", "simulation.num_steps=6")
         ends[mode] = run(config, lambda position: lengths.get(position, 0.4)).record.ended
     assert ends["retract"] > ends["in_place"]
 

@@ -261,7 +261,7 @@ def test_held_weights_train_what_would_have_grown_too_old() -> None:
 def test_what_grows_too_old_in_part_is_masked_in_that_part() -> None:
     given = ("lengths.mean=2200", "lengths.sigma=1.2", "rollout.max_groups_in_flight=12", "staleness.max_lag=1")
     masked = result(settings(*given, "staleness.policy=token_mask"))
-    dropped = result(settings(*given, "staleness.policy=drop"))
+    dropped = result(settings(*given, "staleness.policy=drop", "rollout.partial_rollout=false"))  # to the end of each
     assert 0 < masked["masked_share"] < dropped["wasted_share"]
     assert masked["length_bias"]["ratio"] > dropped["length_bias"]["ratio"]
     assert masked["timeline"][-1]["values"]["max_token_lag"] <= 1
@@ -319,3 +319,14 @@ def test_tokens_that_die_with_their_worker_are_counted_as_lost() -> None:
     given = ("rollout.num_workers=2", "rollout.lease_s=2", "failures.worker_interval_s=8", "failures.worker_down_s=1")
     found = run(settings(*given), lambda _: 1000 * TOKEN_S)
     assert found.fleet.lost_tokens > 0 and generated(found) == trained_or_not(found)
+
+
+def test_what_is_too_old_for_any_step_is_ended_while_it_is_generated_where_it_could_have_gone_on() -> None:
+    given = ("lengths.mean=2200", "lengths.sigma=1.2", "rollout.max_groups_in_flight=12")
+
+    def dropped(policy: str, *more: str) -> dict[str, int]:
+        return result(settings(*given, f"staleness.policy={policy}", *more))["ledger"]["dropped"]
+
+    assert dropped("drop")["stale_in_flight"] > 0
+    assert dropped("drop", "rollout.partial_rollout=false").keys() == {"stale"}
+    assert dropped("fifo") == dropped("token_mask") == {}

@@ -10,13 +10,13 @@ import pytest
 from bus.messages import UNSAMPLED, ReadyGroup
 from miles_async.config.schema import ConfigError, Data, Model, Rollout, RunConfig, Staleness
 from miles_async.config.schema.rollout import POLICIES
-from miles_async.staleness.choice import check, make_policy
+from miles_async.staleness.choice import check, make_policy, outdated
 from miles_async.staleness.count import Count
 from miles_async.staleness.drop import Drop
 from miles_async.staleness.elastic import Elastic
 from miles_async.staleness.fifo import Fifo
 from miles_async.staleness.pace import Pace
-from miles_async.staleness.policies import NO_BOUND, StalenessPolicy, StalenessState, bound_of, too_old
+from miles_async.staleness.policies import NO_BOUND, StalenessPolicy, StalenessState, bound_of, is_outdated, too_old
 from miles_async.staleness.ready_first import ReadyFirst
 from miles_async.staleness.recycle import Recycle
 from miles_async.staleness.token_mask import TokenMask
@@ -284,3 +284,19 @@ def test_a_policy_that_cannot_fill_a_batch_is_refused_with_the_inequality_that_f
         check(stingy)
     for name in POLICIES:
         check(config(Staleness(policy=name, max_lag=0, hard_bound=False), rollout_batch_size=4))
+
+
+def test_what_is_generated_is_outdated_once_no_step_to_come_can_train_its_oldest_token() -> None:
+    for policy in (Fifo(2), Drop(2)):
+        found = [is_outdated(policy, oldest, version=5) for oldest in (6, 5, 3, 2, UNSAMPLED)]
+        assert found == [False, False, False, True, False]
+    for policy in (TokenMask(2), Elastic(2)):  # of which newer tokens are trained
+        assert not is_outdated(policy, 0, version=5)
+    assert outdated(config(Staleness(policy="drop", max_lag=1)))(3, 5)
+
+
+def test_of_a_policy_of_the_users_nothing_that_is_generated_is_outdated(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("from miles_async.staleness.drop import drop as mine\n")
+    mine = config(Staleness(policy=f"{tmp_path / 'mine.py'}:mine", max_lag=1))
+    assert make_policy(mine).evict([ready("a", 3)], version=5) == [("a", "stale")]
+    assert not outdated(mine)(3, 5)

@@ -86,7 +86,7 @@ class Asked:
 
     def evict(self, ready, version):
         found = self.policy.evict(ready, version)
-        self.dropped += [int(group_id) for group_id, _ in found]
+        self.dropped += [int(group_id) for group_id, _ in found if group_id]
         return found
 
     def select(self, ready, open_order, version, batch_size):

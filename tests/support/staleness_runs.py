@@ -11,7 +11,7 @@ from typing import Any
 from hypothesis import strategies as st
 
 from bus.messages import ReadyGroup
-from miles_async.staleness.policies import NO_BOUND, StalenessPolicy, StalenessState, bound_of, too_old
+from miles_async.staleness.policies import NO_BOUND, StalenessPolicy, StalenessState, bound_of, is_outdated, too_old
 
 TOKENS = 2  # of a group
 
@@ -23,6 +23,7 @@ class Result:
     batches: list[list[int]] = field(default_factory=list)
     lags: list[int] = field(default_factory=list)
     dropped: int = 0
+    outdated: int = 0  # of these, while they were generated
     refused: int = 0  # by a filter, as soon as they were generated
     surplus: int = 0
     masked: int = 0  # tokens
@@ -200,6 +201,11 @@ class _Run:
         if not self.ticks:
             return
         self.version += 1
+        ended = {g for g, (_, oldest) in self.running.items() if is_outdated(self.policy, oldest, self.version)}
+        ended &= {*self.order}
+        self.result.outdated += len(ended)
+        self.result.dropped += len(ended)
+        self.order = [group_id for group_id in self.order if group_id not in ended]
         if self.version % self.interval == 0:
             self.newest_push = self.version
             for engine in range(len(self.serving)):

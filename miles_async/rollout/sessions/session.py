@@ -19,7 +19,7 @@ from bus.messages import Sample
 from miles_async.config.schema import Rollout
 from miles_async.engines.client import EngineError
 from miles_async.rollout.bounds import Bounds
-from miles_async.rollout.generate import AbortedError, AnswerError, Turn, complete, continuation_seed
+from miles_async.rollout.generate import AbortedError, AnswerError, OutdatedError, Turn, complete, continuation_seed
 from miles_async.rollout.interface import Ask
 from miles_async.rollout.sessions.chat import ChatMessage, ChatRequest, Reply, check_rendered, normalized
 from miles_async.rollout.sessions.conversation import Begun, Conversation
@@ -116,6 +116,8 @@ class Session:
         except EngineError as error:
             status = 400 if error.status is not None and 400 <= error.status < 500 else 503
             raise ApiError(status, str(error)) from None
+        except OutdatedError as error:
+            raise ApiError(410, str(error)) from None  # not to be tried again
         except (AbortedError, AnswerError) as error:
             raise ApiError(503, str(error)) from None
         return turn
