@@ -24,7 +24,7 @@ def test_the_test_command_gives_each_file_to_one_worker(tmp_path: Path) -> None:
         check=False,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
     )
 
     assert done.returncode == 0, done.stdout + done.stderr
