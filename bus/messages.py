@@ -150,9 +150,9 @@ class Transition(Message, tag="transition", frozen=True):
     detail: str = ""
     attempt: int = 0  # of "claimed": 1 for the first time
     lengths: tuple[int, ...] = ()  # response tokens of each sample of a group that had been generated
+    group: ReadyGroup | None = None  # of "published"
     max_lag: int = -1  # of Batch
     masked_tokens: int = -1  # of Batch
-    group: ReadyGroup | None = None  # of "published"
 
 
 class DeadLetter(Message, tag="dead_letter", frozen=True):

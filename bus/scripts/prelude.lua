@@ -94,7 +94,9 @@ end
 local function record(kind, ids, t)
   local message = pack_transition({
     kind = kind, group_ids = ids, by = t.by or '', step = t.step or 0, reason = t.reason or '', detail = t.detail or '',
-    attempt = t.attempt or 0, lengths = t.lengths or {}, max_lag = t.max_lag or -1, masked_tokens = t.masked_tokens or -1,
+    attempt = t.attempt or 0, lengths = t.lengths or {},
+    group = cjson.null, -- which cmsgpack packs as nil
+    max_lag = t.max_lag or -1, masked_tokens = t.masked_tokens or -1,
   })
   redis.call('XADD', EVENTS, '*', 'm', message)
   return message

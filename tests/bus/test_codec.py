@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bus.codec import LOGPROBS, TOKENS, CodecError, decode, encode, pack, unpack
-from bus.messages import Batch, Event, Group, Message, Sample, Ticket
+from bus.messages import SCHEMA_VERSION, Batch, Event, Group, Message, ReadyGroup, Sample, Ticket, Transition
 
 samples = st.builds(
     Sample,
@@ -39,6 +39,15 @@ groups = st.builds(
 @given(groups)
 def test_a_group_survives_the_wire(group: Group) -> None:
     assert decode(encode(group), Group) == group
+
+
+def test_what_an_earlier_version_left_on_the_bus_is_read() -> None:
+    """A run that was killed goes on under newer code: fields that a message has got since then stand behind those it had."""
+    ready = ["ready", "0-1-0", "key", 3, 4, 9, 1.5, [4, 5], [0.0, 1.0], [[3, 5], [4, 4]]]
+    news = ReadyGroup("0-1-0", "key", 3, 4, 9, 1.5, (4, 5), (0.0, 1.0), ((3, 5), (4, 4)))
+    published = ["transition", "published", ["0-1-0"], "w0-1", 0, "", "", 0, [], ready]
+    for fields, expected in ((ready, news), (published, Transition("published", ("0-1-0",), by="w0-1", group=news))):
+        assert decode(bytes([SCHEMA_VERSION]) + msgspec.msgpack.encode(fields), type(expected)) == expected
 
 
 @given(st.binary(max_size=300))
