@@ -15,7 +15,7 @@ from typing import Any
 
 import psutil
 import pytest
-from ray_actors import SEEN_S, configured
+from ray_actors import SEEN_S, configured, is_gone
 
 from actors.runtime.logs import log_path
 from actors.runtime.placement.on_ray import keeper, kept
@@ -84,9 +84,15 @@ def test_a_launch_that_is_killed_is_started_again_and_ends_with_its_own_code(
     with kept_launch(machines, tmp_path / "run", restarts=2) as (handle, heard):
         os.kill(life(tmp_path / "run", 0)[0], signal.SIGKILL)
         pid, parent = life(tmp_path / "run", 1)
+        before = psutil.Process(pid)
         os.kill(parent, signal.SIGKILL)  # as a machine that is lost
         life(tmp_path / "run", 2)
-        assert not psutil.pid_exists(pid)
+        until = (
+            time.monotonic() + SEEN_S
+        )  # it is told by the kernel that its keeper has died, beside the next life's start
+        while not is_gone(before):
+            assert time.monotonic() < until, f"the launch of a dead keeper lives: {pid}"
+            time.sleep(0.02)
         handle.signal.remote(signal.SIGINT)
     assert heard["code"] == 7
     said = ["life 0 1", "miles-async: the launch was killed by signal 9", "life 1 1", "life 2 1"]

@@ -9,6 +9,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import aiohttp
@@ -153,5 +154,5 @@ async def test_a_teacher_that_stays_away_ends_the_run_with_its_name_and_no_group
         client = EngineClient(f"http://127.0.0.1:{free_port}", session, name="default")
         rollout.teachers = Teachers({"default": client}, 0.2)
         with pytest.raises(TeacherGoneError, match=rf'the teacher "default" at http://127.0.0.1:{free_port} has given'):
-            await rollout._rollout(TICKET, None)  # type: ignore[arg-type]
+            await rollout._rollout(TICKET, SimpleNamespace(slots=None))  # type: ignore[arg-type]
     assert not failed

@@ -95,7 +95,9 @@ def test_a_run_in_which_processes_died_is_replayed_to_the_bit(run: Path, tmp_pat
 def test_a_simulation_is_calibrated_on_what_the_run_has_left_and_stands_beside_it(run: Path, tmp_path: Path) -> None:
     config, about = calibrate(run, ["simulation.ideal=false"])
     assert (config.staleness.max_lag, config.engines.num_engines, config.rollout.num_workers) == (4, 2, 2)
-    assert config.engines.step_s + config.engines.step_request_s > 0 and config.learner.step_s > 0
+    assert (
+        config.engines.step_s + config.engines.step_request_s > 0 and config.learner.step_s + config.learner.token_s > 0
+    )
     assert config.engines.update_s > 0 and 0 < config.lengths.mean <= 10 and config.lengths.prompt_mean > 0
     assert about["steps"] == STEPS and about["groups"] >= STEPS * TINY["rollout"]["rollout_batch_size"]
     simulate_into(config, tmp_path / "simulated", about)

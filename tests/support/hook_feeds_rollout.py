@@ -53,7 +53,7 @@ def rollout(path: str, _: Path) -> Outcome:
         async def fail(_: Any, reason: str, detail: str, *__: Any) -> None:
             failed.append(f"{reason}: {detail}")
 
-        stub._sound = stub._publish = stub._tell_first = nothing
+        stub._sound = stub._publish = stub._tell_first = stub._is_outdated = nothing
         stub._fail = fail
         stub.ledger = SimpleNamespace(discard=nothing)
         await RolloutWorker._rollout(stub, TICKET, found)
