@@ -156,6 +156,7 @@ async def test_who_waits_for_room_says_for_what_and_gives_up(machines: RayMachin
         assert left_in_ray(machines.address, namespace_of(one.run_dir)) == []
 
 
+@pytest.mark.cluster  # starting four processes of Ray's takes more than its deadline beside the whole suite
 async def test_there_is_room_on_machines_that_are_not_taken_back_and_who_is_on_one_is_told(
     machines: RayMachines, tmp_path: Path, redis_url: str
 ) -> None:
