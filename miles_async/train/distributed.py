@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from miles_async.config.schema import Model
 from miles_async.train.ranks import Ranks
 from miles_async.weights.interface import collectives_over
 
@@ -231,3 +232,8 @@ def device_of(wanted: str, rank: int) -> torch.device:
     if wanted == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
     return torch.device("cuda", rank % torch.cuda.device_count())
+
+
+def dtype_of(model: Model) -> torch.dtype:
+    """What the model computes in, and what its exports are in."""
+    return torch.bfloat16 if model.dtype == "bfloat16" else torch.float32

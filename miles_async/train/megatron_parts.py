@@ -15,7 +15,7 @@ from miles_async.config.schema import RunConfig
 from miles_async.train import cpu_shim, hooks
 from miles_async.train.bridge import ModelBridge
 from miles_async.train.checkpoint import LEARNER_STATE, read_state
-from miles_async.train.distributed import LearnerGroups
+from miles_async.train.distributed import LearnerGroups, dtype_of
 from miles_async.train.kept_weights import copies
 from miles_async.train.lone_model import lone_model
 from miles_async.train.lora import adapt, restore, stored
@@ -141,8 +141,7 @@ def _lone_policy(config: RunConfig, model: Path, checkpoint: Path) -> Iterator[t
     """The bridge and the model of a checkpoint, on the CPU."""
     ours = partial(ModelBridge, fp32=config.learner.fp32_parameters)
     make = next(iter(hooks.MODEL_PROVIDER.functions(config)), ours)
-    dtype = torch.bfloat16 if config.model.dtype == "bfloat16" else torch.float32
-    with lone_model(make, str(model), dtype, seed=config.run.seed) as (bridge, module):
+    with lone_model(make, str(model), dtype_of(config.model), seed=config.run.seed) as (bridge, module):
         from miles_async.train import dist_load  # imports Megatron
 
         if (checkpoint / LEARNER_STATE).is_file() and (adapters := read_state(checkpoint).lora) is not None:

@@ -35,7 +35,7 @@ from miles_async.train.checked_batch import checked
 from miles_async.train.critic import AT_REST, Critic
 from miles_async.train.critic import METRICS as CRITIC_METRICS
 from miles_async.train.denominators import denominators
-from miles_async.train.distributed import device_of
+from miles_async.train.distributed import device_of, dtype_of
 from miles_async.train.idle_steps import suspects
 from miles_async.train.intake import Admitted, LagExceeded, admit
 from miles_async.train.kept_weights import KeptWeights, copies
@@ -71,8 +71,7 @@ class Trainer(StoredTrainer):
         # of this process; in a synchronous run it checks that the two ways to a log-prob agree
         self._first_step = config.staleness.max_lag == 0 and not self._objective.is_sft
         self._device = device_of(config.model.device, ranks.rank)
-        dtype = torch.bfloat16 if config.model.dtype == "bfloat16" else torch.float32
-        self._parts = self.PARTS(config, self._device, dtype)
+        self._parts = self.PARTS(config, self._device, dtype_of(config.model))
         self._groups = self._parts.meet(ranks)
         try:
             with self._parts.building():

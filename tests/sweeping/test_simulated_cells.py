@@ -6,14 +6,12 @@ import csv
 import json
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
-from launching import environment, left_behind, wait_until
+from launching import left_behind, wait_until
 from pyarrow import parquet
 from simulations import PLAIN
-from warm_start import WarmPopen
+from sweeps import begin, ended
 
 from miles_async.sweeping.picture import pareto
 
@@ -52,17 +50,6 @@ directory = "out"
 "engines.num_engines" = [1, 2, 3]
 "simulation.seed" = [1, 2]
 """
-
-
-def begin(file: Path, *extra: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "miles_async.cli.app", "sweep", str(file), *extra]
-    return WarmPopen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment())
-
-
-def ended(process: subprocess.Popen[str], code: int) -> str:
-    out, err = process.communicate(timeout=300)
-    assert process.returncode == code, out + err
-    return out
 
 
 def written(directory: Path) -> Path:

@@ -5,12 +5,10 @@ from __future__ import annotations
 import csv
 import json
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
-from launching import TINY, environment, left_behind, wait_for_step, wait_until, write_config
-from warm_start import WarmPopen
+from launching import TINY, left_behind, wait_for_step, wait_until, write_config
+from sweeps import begin, ended
 
 SWEEP = """
 [sweep]
@@ -22,17 +20,6 @@ directory = "out"
 "run.num_steps" = [2, 60]
 "run.seed" = [1]
 """
-
-
-def begin(file: Path, *extra: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "miles_async.cli.app", "sweep", str(file), *extra]
-    return WarmPopen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment())
-
-
-def ended(process: subprocess.Popen[str], code: int) -> str:
-    out, err = process.communicate(timeout=300)
-    assert process.returncode == code, out + err
-    return out
 
 
 def test_a_sweep_that_was_interrupted_goes_on_with_what_is_not_finished(tmp_path: Path) -> None:

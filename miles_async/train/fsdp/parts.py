@@ -12,7 +12,7 @@ import torch
 from miles_async.config.lora import lora_of
 from miles_async.config.schema import RunConfig
 from miles_async.train.checkpoint import LEARNER_STATE, read_state
-from miles_async.train.distributed import LearnerGroups
+from miles_async.train.distributed import LearnerGroups, dtype_of
 from miles_async.train.fsdp.bridge import FsdpBridge
 from miles_async.train.fsdp.files import DcpFiles, policy_weights
 from miles_async.train.fsdp.groups import ShardGroups
@@ -77,7 +77,7 @@ class FsdpParts(LearnerParts):
 
     @classmethod
     def checkpoint_weights(cls, config: RunConfig, model: Path, checkpoint: Path) -> dict[str, torch.Tensor]:
-        dtype, found = _dtype(config), policy_weights(checkpoint)
+        dtype, found = dtype_of(config.model), policy_weights(checkpoint)
         lora = read_state(checkpoint).lora if (checkpoint / LEARNER_STATE).is_file() else None
         if lora is None:
             return {name: tensor.to(dtype) for name, tensor in found.items()}
@@ -89,8 +89,6 @@ class FsdpParts(LearnerParts):
 
     @classmethod
     def checkpoint_adapters(cls, config: RunConfig, model: Path, checkpoint: Path) -> dict[str, torch.Tensor]:
-        return {peft_name(name): tensor.to(_dtype(config)) for name, tensor in policy_weights(checkpoint).items()}
-
-
-def _dtype(config: RunConfig) -> torch.dtype:
-    return torch.bfloat16 if config.model.dtype == "bfloat16" else torch.float32
+        return {
+            peft_name(name): tensor.to(dtype_of(config.model)) for name, tensor in policy_weights(checkpoint).items()
+        }
