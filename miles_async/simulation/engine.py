@@ -104,6 +104,12 @@ class SimulatedEngine:
         """Seconds in which it had a request, so far."""
         return self.busy_s + max(0.0, now - self._busy_since)
 
+    def under_way(self, now: float, sample: Sample) -> int:
+        """Tokens that a sample of its own has made since it joined."""
+        if self._rows.get(sample.entry) is not sample:
+            return 0
+        return _whole((self._at if self.paused else self._steps_at(now)) - sample.start)
+
     def next_event(self) -> float:
         """When :meth:`advance` has something to do."""
         if self.paused or not self._rows:

@@ -13,7 +13,7 @@ from bus.messages import EngineDown, EngineUp, Snapshot
 from miles_async.router.policies.choice import make_policy
 from miles_async.simulation.engine import NEVER, SimulatedEngine, speed_of
 from miles_async.simulation.events import Events, Rank
-from miles_async.simulation.samples import Request, Sample, goal
+from miles_async.simulation.samples import Request, Sample, SimulatedGroup, goal
 from miles_async.simulation.settings import SimulationConfig
 from miles_async.weights.fleet import Fleet, next_wave
 
@@ -79,6 +79,15 @@ class SimulatedFleet:
             request.left, request.asked = 0, False
         gone = set(map(id, requests))
         self._homeless = [(request, samples) for request, samples in self._homeless if id(request) not in gone]
+
+    def under_way(self, group: SimulatedGroup) -> int:
+        """Tokens of it that engines have made since its samples joined: what a sample has is counted where it leaves."""
+        return sum(
+            self.engines[request.engine].under_way(self._events.now, sample)
+            for request in group.requests
+            if request.asked
+            for sample in request.samples
+        )
 
     def _plan(self, engine: SimulatedEngine) -> None:
         if engine is self._advancing:

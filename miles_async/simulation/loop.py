@@ -187,7 +187,7 @@ class _Loop:
         ledger.drop(position, reason)
         self._window.gone(position, was_ready=was_ready)
         whole = was_ready or (group.requests != [] and not group.unfinished)
-        made = sum(group.drawn.lengths) if whole else _made(group)
+        made = sum(group.drawn.lengths) if whole else _made(group) + self._fleet.under_way(group)
         self._record.drop(group, reason, made, whole=whole)
         self._moments.dropped(group, reason, whole=whole)
         if group.requests and group.unfinished:

@@ -19,7 +19,7 @@ from miles_async.simulation.result import figures, result
 from miles_async.simulation.settings import SimulationConfig
 from miles_async.staleness.choice import BUILT_IN, policy_of
 from miles_async.staleness.fifo import Fifo
-from miles_async.staleness.policies import StalenessPolicy, bound_of
+from miles_async.staleness.policies import STALE_IN_FLIGHT, StalenessPolicy, bound_of
 
 OPEN_ENDED = ("count", "ready_first", "pace")
 WORLDS = st.fixed_dictionaries(
@@ -148,6 +148,15 @@ def test_whatever_happens_the_bound_is_kept_no_group_is_lost_and_the_run_ends(fo
         assert figured["max_overrun"] == max(0, figured["max_token_lag"] - config.staleness.max_lag)
     if not asked.masks:
         assert max(asked.lags) <= bound
+
+
+def test_what_a_group_had_made_when_it_was_ended_in_flight_is_counted_as_dropped() -> None:
+    one_at_a_time = ("rollout.rollout_batch_size=1", "rollout.n_samples_per_prompt=1", "rollout.num_workers=1")
+    lengths = ("lengths.mean=1500", "lengths.sigma=0", "staleness.max_lag=0")  # longer than a step
+    few = ("rollout.max_groups_in_flight=1", "staleness.policy=windowed", "simulation.num_steps=2")
+    simulated = run(settings(*one_at_a_time, *lengths, *few))
+    assert simulated.record.dropped == {STALE_IN_FLIGHT: 1} and 0 < simulated.record.dropped_tokens < 1500
+    assert generated(simulated) == trained_or_not(simulated)
 
 
 @given(WORLDS)
