@@ -24,7 +24,11 @@ def troubles(text: str) -> list[str]:
     return [error.message for error in validator.iter_errors(tomllib.loads(text))]
 
 
-@pytest.mark.parametrize("name", ["quickstart", "sync", "arithmetic", "reasoning_gym", "guess_number", "cluster/grpo"])
+EXAMPLES = ["quickstart", "sync", "arithmetic", "reasoning_gym", "guess_number", "cluster/grpo"]
+EXAMPLES += ["qwen3-0.6b", "qwen3-4b", "qwen3-30b-a3b"]
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
 def test_every_example_is_valid_and_so_is_every_default(name: str) -> None:
     text = (ROOT / "examples" / f"{name}.toml").read_text()
     assert troubles(text) == []
