@@ -4,6 +4,9 @@
 #   requirements/install.sh torch        the CPU build of torch, and nothing of CUDA
 #   requirements/install.sh quickstart   torch and what `make quickstart` needs
 #   requirements/install.sh test         what `make test` and `make lint` need on top of quickstart, a browser among it
+#   requirements/install.sh cluster      Ray on top of quickstart: the CPU image (containers/Dockerfile)
+#   requirements/install.sh gpu          the package with SGLang and the builds for CUDA that it asks for (containers/Dockerfile.cuda)
+#   requirements/install.sh docs         what builds the documentation's site, in an environment of its own: no torch
 #
 # Promises: what is there already is not installed again; a machine without a GPU ends without a CUDA package; an
 # installer is quiet unless it fails, and then all that it said is shown. TORCH_BACKEND names another build of torch
@@ -108,8 +111,23 @@ test)
     install_browser
     compile_all tests benchmarks
     ;;
+cluster)
+    echo "installing requirements/cluster.txt"
+    pip_install -c requirements/constraints.txt -r requirements/cluster.txt
+    compile_all
+    ;;
+gpu)
+    echo "installing miles-async[train,ray,sglang,parquet]"
+    pip_install -c requirements/constraints.txt ".[train,ray,sglang,parquet]"
+    compile_all
+    ;;
+docs)
+    echo "installing requirements/docs.txt"
+    pip_install -c requirements/constraints.txt -r requirements/docs.txt
+    exit
+    ;;
 *)
-    echo "usage: requirements/install.sh torch | quickstart | test" >&2
+    echo "usage: requirements/install.sh torch | quickstart | test | cluster | gpu | docs" >&2
     exit 2
     ;;
 esac
