@@ -8,7 +8,9 @@
 # make gpu-check    on a machine with CUDA: learner and engine against a CPU, pushes, speed, memory; JSON (minutes)
 # make mutants      plants a bug for each line that upholds an invariant; a test has to catch each (minutes)
 # make lint         ruff, pyright, the direction of imports
-# make docs         writes the pages of docs/ that are made from the code
+# make docs         writes the pages of docs/ that are made from the code, and makes the site
+# make site         the documentation as a site, in site/; a link that leads nowhere is an error
+# make container-steps  carries out the steps of containers/Dockerfile in a directory of their own, without Docker (minutes)
 # make clean        forget the environment and what tools left; runs/ stays
 #
 # PYTHON=python3.12 picks the interpreter, VENV=.venv-312 the environment's place.
@@ -16,11 +18,12 @@
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
+DOCS_VENV ?= .venv-docs
 
 export OMP_NUM_THREADS ?= 1
 unexport PYTHONDONTWRITEBYTECODE  # each of a run's processes would compile all of it again
 
-.PHONY: quickstart test test-sglang test-faults test-ray test-cluster matrix gpu-check mutants lint docs clean
+.PHONY: quickstart test test-sglang test-faults test-ray test-cluster matrix gpu-check mutants lint docs site container-steps clean
 
 quickstart: $(VENV)/.quickstart-installed
 	$(BIN)/miles-async launch examples/quickstart.toml
@@ -58,9 +61,16 @@ lint: $(VENV)/.test-installed
 
 docs: $(VENV)/.quickstart-installed
 	$(BIN)/python -m docs.generated
+	$(MAKE) site
+
+site: $(DOCS_VENV)/.installed
+	NO_MKDOCS_2_WARNING=1 $(DOCS_VENV)/bin/mkdocs build --strict --quiet
+
+container-steps: $(BIN)/python
+	$(BIN)/python -m containers.steps $(DIRECTORY)
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(DOCS_VENV) site build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:
@@ -73,4 +83,9 @@ $(VENV)/.quickstart-installed: requirements/quickstart.txt requirements/nodeps.t
 
 $(VENV)/.test-installed: requirements/test.txt requirements/test-nodeps.txt $(VENV)/.quickstart-installed
 	PYTHON=$(BIN)/python requirements/install.sh test
+	@touch $@
+
+$(DOCS_VENV)/.installed: requirements/docs.txt requirements/constraints.txt requirements/install.sh | $(BIN)/python
+	$(BIN)/python -m venv $(DOCS_VENV)
+	PYTHON=$(DOCS_VENV)/bin/python requirements/install.sh docs
 	@touch $@

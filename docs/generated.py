@@ -17,7 +17,7 @@ from typing import Any
 
 import msgspec
 
-from docs import json_schema, recipes
+from docs import json_schema, pictures, recipes
 from miles_async.config.schema import Elastic, EvalDataset, Resources, RunConfig
 from miles_async.config.words import allowed, toml
 from miles_async.monitor.metrics.table import TABLE
@@ -135,6 +135,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "configuration.md": configuration,
     "configuration.schema.json": configuration_schema,
     "metrics.md": metrics,
+    **pictures.PAGES,
     **{f"../examples/cluster/{name}": page for name, page in recipes.PAGES.items()},
 }
 
