@@ -28,6 +28,15 @@ PROGRAMS = {
     "while :; do sleep 0.05; done",
 }
 WAIT_S = 300.0  # only a hang takes as long
+# what the script does where it hears a notice: it waits for the launch's process, or reads which one that is
+LOOKS = {
+    "sleep": 'touch "$LOGGED/looked"; command -p sleep "$@"',
+    "cat": 'command -p cat "$@"; code=$?; touch "$LOGGED/looked"; exit $code',
+}
+HOLDS = (
+    'if [ "$1" = {moment} ]; then touch "$LOGGED/held"; until [ -e "$LOGGED/go" ]; do command -p sleep 0.02; done; fi\n'
+)
+UNTOLD = 9  # of a launch that nobody has told to stop
 
 
 class Job:
@@ -51,18 +60,29 @@ class Job:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
+            start_new_session=True,
         )
 
-    def until_launched(self) -> str:
+    def until(self, logged: str) -> None:
+        """Returns once a program has left that file."""
         end = time.monotonic() + WAIT_S
-        while not (self.logged / "launch").exists():
-            assert self.process.poll() is None and time.monotonic() < end, self.process.communicate()[0]
+        while not (self.logged / logged).exists():
+            if time.monotonic() > end:
+                self._kill()
+            assert self.process.poll() is None, self.process.communicate()[0]
             time.sleep(0.01)
-        return (self.logged / "launch").read_text()
 
     def ended(self) -> int:
-        self.said, _ = self.process.communicate(timeout=WAIT_S)
+        try:
+            self.said, _ = self.process.communicate(timeout=WAIT_S)
+        except subprocess.TimeoutExpired:
+            self._kill()
+            raise
         return self.process.returncode
+
+    def _kill(self) -> None:
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
 
 
 def script(**changes: object) -> str:
@@ -89,15 +109,42 @@ SYMMETRIC, BY_HAND = "2.60.0", "2.48.0"
 @pytest.mark.parametrize("version", [SYMMETRIC, BY_HAND])
 def test_a_notice_stops_the_run_in_order_and_queues_the_job_again(tmp_path: Path, version: str) -> None:
     job = Job(tmp_path, script(ray_version=version))
-    job.until_launched()
+    job.until("launch")
     job.process.send_signal(signal.SIGUSR1)
     assert job.ended() == 130, job.said
     assert (job.logged / "requeue").read_text() == "requeue 7\n"
 
 
+@pytest.mark.parametrize(("version", "moment"), [(SYMMETRIC, "symmetric-run"), (BY_HAND, "health-check")])
+def test_a_notice_that_comes_before_the_launch_has_said_its_process_stops_it(
+    tmp_path: Path, version: str, moment: str
+) -> None:
+    launch = PROGRAMS["miles-async"].replace("while :;", "for _ in {1..1200};") + f"\nexit {UNTOLD}"
+    ray = HOLDS.format(moment=moment) + PROGRAMS["ray"]
+    job = Job(tmp_path, script(ray_version=version), {**LOOKS, "ray": ray, "miles-async": launch})
+    job.until("held")
+    job.process.send_signal(signal.SIGUSR1)
+    if (
+        version == SYMMETRIC
+    ):  # else the script itself waits for Ray, and acts on the notice behind that, before all else
+        job.until("looked")
+    (job.logged / "go").touch()
+    assert job.ended() in (130, 143), job.said
+    assert (job.logged / "requeue").read_text() == "requeue 7\n"
+
+
+def test_a_job_whose_launch_a_notice_ends_before_it_hears_any_is_queued_again(tmp_path: Path) -> None:
+    """As one does that is still being imported, or waits for its Redis or its places."""
+    job = Job(tmp_path, script(), {"miles-async": 'touch "$LOGGED/launch"; while :; do sleep 0.05; done'})
+    job.until("launch")
+    job.process.send_signal(signal.SIGUSR1)
+    assert job.ended() == 143, job.said
+    assert (job.logged / "requeue").read_text() == "requeue 7\n"
+
+
 def test_who_interrupts_a_job_has_it_stopped_in_order_and_not_queued_again(tmp_path: Path) -> None:
     job = Job(tmp_path, script())
-    job.until_launched()
+    job.until("launch")
     job.process.send_signal(signal.SIGINT)
     assert job.ended() == 130, job.said
     assert not (job.logged / "requeue").exists()
@@ -105,7 +152,7 @@ def test_who_interrupts_a_job_has_it_stopped_in_order_and_not_queued_again(tmp_p
 
 def test_what_becomes_of_ray_after_the_launch_changes_nothing(tmp_path: Path) -> None:
     job = Job(tmp_path, script(), RAY_CODE="1")
-    job.until_launched()
+    job.until("launch")
     job.process.send_signal(signal.SIGUSR1)
     assert job.ended() == 130, job.said
     assert (job.logged / "requeue").read_text() == "requeue 7\n"
