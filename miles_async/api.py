@@ -40,7 +40,7 @@ from miles_async.monitor import status as status_of
 from miles_async.monitor.record_lines import LEARNER, is_step, read_metrics
 from miles_async.recording.samples import samples_of_step
 from miles_async.resume import fork
-from miles_async.runs import state
+from miles_async.runs import kinds, state
 from miles_async.runs.state import living
 
 LOG = "launch.log"  # in the run directory: what the launch said
@@ -71,12 +71,15 @@ def launch(
     directory = Path(run_dir or running.default_run_dir(name)).absolute()
     origin = fork.origin(directory, from_run)
     if isinstance(config, RunConfig):
+        kinds.refuse_another(directory, kinds.kind_of_config(config))
         text = _as_text(config, [*sets, *forking.overrides(origin)])
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         name = directory / CONFIG
         name.write_text(text)
     else:
-        check_topology(load_config(name, [*sets, *forking.overrides(origin)]), load=False)
+        loaded = load_config(name, [*sets, *forking.overrides(origin)])
+        kinds.refuse_another(directory, kinds.kind_of_config(loaded))
+        check_topology(loaded, load=False)
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     words = [part for override in sets for part in ("--set", override)] + (["--from", from_run] if from_run else [])
     command = [sys.executable, "-m", "miles_async.cli.app", "launch", str(name), *words, "--run-dir", str(directory)]

@@ -100,9 +100,11 @@ def launch(
         from miles_async.cli.load import load
         from miles_async.cli.parity import check_parity
         from miles_async.resume import fork
+        from miles_async.runs import kinds
 
         origin = fork.origin(directory, from_run)
         config = load(config_file, [*(overrides or []), *forking.overrides(origin)])
+        kinds.refuse_another(directory, kinds.kind_of_config(config))
         check_topology(config, load=dry_run)
         check_parity(config)
         config = forking.with_weights(config, origin, directory, dry_run=dry_run)

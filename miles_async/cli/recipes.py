@@ -23,6 +23,7 @@ from miles_async.config.words import nearest
 from miles_async.recipes.job import ON_RAY, Job
 from miles_async.recipes.render import RECIPES, Recipe, render
 from miles_async.recipes.sizing import Machine, needs, packed
+from miles_async.runs import kinds
 from miles_async.runs.provenance import without_secrets
 
 GPUS = 8  # of a machine, where nobody says how many
@@ -87,6 +88,8 @@ def prepare(
             f"--nodes {nodes}: the configuration asks for {least} machines of {gpus} GPUs (--gpus-per-node)"
         )
     directory = run_dir if run_dir is not None else default
+    if here:
+        kinds.refuse_another(directory, kinds.kind_of_config(config))
     return Job(
         config=config,
         config_file=config_file.resolve() if here else SHARED / config_file.name,

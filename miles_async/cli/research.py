@@ -39,7 +39,9 @@ def add_to(app: typer.Typer) -> None:
         with clear_errors(directory):
             from miles_async.cli import replay as replaying
             from miles_async.cli.launch_check import check_topology
+            from miles_async.runs import kinds
 
+            kinds.refuse_another(directory, kinds.REPLAY)
             config = replaying.replayed(run, overrides or [], from_step)
             check_topology(config, load=False)
             for line in replaying.differences(run, config):

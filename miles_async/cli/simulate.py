@@ -52,8 +52,9 @@ def _found(config_file: Path | None, run: Path | None, overrides: list[str], run
     """The figures. Raises ConfigError, RecordError, StuckError."""
     from miles_async.config.schema import ConfigError
     from miles_async.config.toml import text_of
+    from miles_async.runs import kinds
     from miles_async.simulation import reading
-    from miles_async.simulation.directory import refuse_a_run, simulate_into
+    from miles_async.simulation.directory import simulate_into
     from miles_async.simulation.result import result
 
     if (config_file is None) == (run is None):
@@ -63,7 +64,7 @@ def _found(config_file: Path | None, run: Path | None, overrides: list[str], run
         from miles_async.simulation.calibrate import calibrate
 
         assert run_dir is not None
-        refuse_a_run(run_dir)
+        kinds.refuse_another(run_dir, kinds.SIMULATION)
         config, about = calibrate(run, overrides)
     else:
         assert config_file is not None

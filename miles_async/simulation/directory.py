@@ -5,7 +5,7 @@
     transitions.jsonl   with simulation.transitions, every moment of every group, as a run has them
     summary.json        its figures, written last: a simulation that was interrupted has none
 
-Promises: a directory with a run in it is refused; what is written of the same settings is the same bytes.
+Promises: a directory with a run or a sweep in it is refused; what is written of the same settings is the same bytes.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from typing import Any
 
 import msgspec
 
-from miles_async.config.schema import ConfigError
 from miles_async.config.words import NONE, toml
 from miles_async.disk.durable import write_whole
 from miles_async.monitor.record_lines import METRICS_FILE, TRANSITIONS_FILE
 from miles_async.monitor.summary import SUMMARY_FILE
-from miles_async.runs.launches import CONFIG_FILE, DIRECTORY, SIMULATION_FILE
+from miles_async.runs import kinds
+from miles_async.runs.launches import SIMULATION_FILE
 from miles_async.simulation.result import simulated
 from miles_async.simulation.settings import LOOKED_AT, SimulationConfig
 
@@ -32,9 +32,9 @@ SIMULATED = "simulated"  # the status of its summary
 def simulate_into(config: SimulationConfig, run_dir: Path, about: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Simulate, and leave everything in ``run_dir``; the figures, with ``calibration`` where it is ``about`` one.
 
-    Raises ConfigError: a run lives there; StuckError, HookFailed; OSError.
+    Raises ConfigError: something else lies there; StuckError, HookFailed; OSError.
     """
-    refuse_a_run(run_dir)
+    kinds.refuse_another(run_dir, kinds.SIMULATION)
     run_dir.mkdir(parents=True, exist_ok=True)
     (run_dir / SUMMARY_FILE).unlink(missing_ok=True)
     head = f"# Calibrated on {about['from']}.\n" if about else ""
@@ -53,12 +53,6 @@ def simulate_into(config: SimulationConfig, run_dir: Path, about: Mapping[str, A
         found["calibration"] = dict(about)
     write_whole(run_dir / SUMMARY_FILE, json.dumps(found, indent=2).encode() + b"\n")
     return found
-
-
-def refuse_a_run(run_dir: Path) -> None:
-    """Raises ConfigError: there is one."""
-    if (run_dir / DIRECTORY).exists() or (run_dir / CONFIG_FILE).exists():
-        raise ConfigError(f"{run_dir}: a run lives there; give the simulation a directory of its own")
 
 
 def text_of(config: SimulationConfig) -> str:

@@ -3,7 +3,7 @@ after the other in a process for each job.
 
 Promises: a cell that is finished is not run again, one that was interrupted goes on (a simulation begins again, which gives the
 same); a cell that fails costs itself; an interruption stops the runs in order, and no other one begins; a directory in which
-another sweep was begun is refused.
+another sweep was begun, or something else lies, is refused.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from typing import Protocol
 from miles_async.config.schema import ConfigError
 from miles_async.disk.durable import write_whole
 from miles_async.monitor.summary import is_finished
+from miles_async.runs import kinds
 from miles_async.sweeping.grid import Cell, Sweep
 from miles_async.sweeping.simulating import Asked, answer_of, ask
 
-FILE = "sweep.toml"  # in the sweep's directory: what it was begun with
 LOG = "launch.log"  # in the cell's: what its launches said
 
 
@@ -41,10 +41,11 @@ class Job(Protocol):
 
 
 def claim(sweep: Sweep, text: str) -> None:
-    """Take the directory for the sweep in ``text``. Raises ConfigError: another one has it."""
+    """Take the directory for the sweep in ``text``. Raises ConfigError: another one has it, or something else."""
     root = Path(sweep.directory)
+    kinds.refuse_another(root, kinds.SWEEP)
     root.mkdir(parents=True, exist_ok=True)
-    begun = root / FILE
+    begun = root / kinds.SWEEP_FILE
     if not begun.exists():
         write_whole(begun, text.encode())
     elif begun.read_bytes() != text.encode():

@@ -147,5 +147,5 @@ def test_a_run_whose_groups_are_not_kept_and_a_run_in_the_way_are_one_line(tmp_p
     (run / "metrics.jsonl").write_text(json.dumps(step) + "\n")
     with pytest.raises(RecordError, match=r'record\.level = "off"'):
         calibrate(run)
-    with pytest.raises(ConfigError, match="a run lives there"):
+    with pytest.raises(ConfigError, match=r"holds a run: give a simulation a directory of its own"):
         simulate_into(parse(WORLD), run)
