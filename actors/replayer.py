@@ -25,7 +25,8 @@ from bus.messages import Group, ReadyGroup, Ticket
 from bus.topics import Topic
 from bus.waits import WaitKind
 from miles_async.recording import manifest
-from miles_async.recording.reader import RecordedRun, RecordedStep
+from miles_async.recording.reader import RecordedRun
+from miles_async.recording.steps import RecordedStep
 from miles_async.runs.payloads import payload_store
 from miles_async.staleness.choice import make_policy
 from miles_async.staleness.policies import bound_of, too_old

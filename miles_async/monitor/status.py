@@ -39,6 +39,7 @@ from miles_async.runs.launches import CONFIG_FILE
 from miles_async.runs.state import REDIS_DIR, STATE_FILE, RunState, living
 
 BUS_DEADLINE_S = 5.0
+MARKS = (STATE_FILE, METRICS_FILE, SUMMARY_FILE)  # one of them makes a directory a run's
 
 
 class SilentBusError(NoRedisError):
@@ -73,7 +74,7 @@ def status(run_dir: Path, known: Progress | None = None) -> dict[str, Any]:
 
 def is_run(run_dir: Path) -> bool:
     """Whether a launch has ever left anything there."""
-    return any((run_dir / name).exists() for name in (STATE_FILE, METRICS_FILE, SUMMARY_FILE))
+    return any((run_dir / name).exists() for name in MARKS)
 
 
 def check_is_run(run_dir: Path) -> None:

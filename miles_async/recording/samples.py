@@ -56,9 +56,7 @@ def samples_of_step(run_dir: Path, step: int) -> list[dict[str, Any]]:
     record = RecordedRun(run_dir)
     record.check(step, step)
     tokenizer, found = tokenizer_of(run_dir), list[dict[str, Any]]()
-    for group_id in record.steps[step].groups:
-        if group_id in record.steps[step].lost:
-            continue
+    for group_id in record.steps[step].trained:
         try:
             group = decode(record.payload(group_id), Group)
         except CodecError as error:

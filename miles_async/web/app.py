@@ -33,7 +33,7 @@ from miles_async.web.access import LOGIN, Guarded
 from miles_async.web.beside import beside
 from miles_async.web.live import stream
 from miles_async.web.opened import OpenedRuns
-from miles_async.web.overview import rows
+from miles_async.web.overview import Overview
 from miles_async.web.places import PlaceError, Places
 from miles_async.web.recorded import NotKeptError
 from miles_async.web.sample_rows import Key, Wanted
@@ -76,9 +76,11 @@ def _add_pages(app: FastAPI) -> None:
 
 
 def _add_runs(app: FastAPI, opened: OpenedRuns, over: threading.Event) -> None:
+    overview = Overview(opened.places)
+
     @app.get("/api/runs")
     def runs() -> Response:
-        return _json({"place": opened.places.root.name, "alone": opened.places.alone, "runs": rows(opened)})
+        return _json({"place": opened.places.root.name, "alone": opened.places.alone, "runs": overview.rows()})
 
     @app.get("/api/runs/{name}/state")
     def state(name: str) -> Response:

@@ -1,65 +1,52 @@
-"""The list of runs: a row for each, with its state, reward, lag and throughput.
+"""The list of runs: the lines of ``miles-async runs``, the run that changed last first.
 
-Promises: a run that has ended costs its summary, one that goes on what it wrote since the last look; a run that cannot be read
-has a row that says why.
+Promises: of a run that has ended its summary is read, of another one the end of its record, and that again only once it has
+changed; a run that cannot be read has a line that says why.
 """
 
 from __future__ import annotations
 
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
-from miles_async.config.schema import ConfigError
 from miles_async.monitor.record_lines import METRICS_FILE
-from miles_async.monitor.summary import SUMMARY_FILE, last_summary
-from miles_async.runs.state import RunStateError, living
-from miles_async.web.opened import OpenedRuns
+from miles_async.monitor.runs_table import figures_of_record, row
+from miles_async.runs.launches import CONFIG_FILE
+from miles_async.web.places import Places
 
-FIGURES = ("reward", "mean_lag", "max_lag", "samples_per_s", "tokens_per_s")
-
-
-def rows(opened: OpenedRuns) -> list[dict[str, Any]]:
-    """Of all runs, the one that changed last first."""
-    return [_row(opened, name) for name in opened.places.names()]
+LEFT_OUT = ("run_dir", "age_s")  # where they lie is nobody's business, and an age is another one at each look
+State = tuple[tuple[int, int, int] | None, ...]  # of files: inode, bytes, nanoseconds; None: it is not there
 
 
-def _row(opened: OpenedRuns, name: str) -> dict[str, Any]:
-    run_dir = opened.places.find(name)
+class Overview:
+    """Of the runs in ``places``. Its methods may be called from several threads."""
+
+    def __init__(self, places: Places) -> None:
+        self.places = places
+        self._lock = threading.Lock()
+        self._known: dict[Path, tuple[State, dict[str, Any]]] = {}
+
+    def rows(self) -> list[dict[str, Any]]:
+        """As :func:`miles_async.monitor.runs_table.row` has them, without ``LEFT_OUT``. Raises PlaceError."""
+        with self._lock:
+            found = set(self.places.all())
+            self._known = {run_dir: known for run_dir, known in self._known.items() if run_dir in found}
+            rows = [row(run_dir, time.time(), self._of_record) for run_dir in found]
+        rows.sort(key=lambda one: (one["changed"], one["run"]), reverse=True)
+        return [{key: value for key, value in one.items() if key not in LEFT_OUT} for one in rows]
+
+    def _of_record(self, run_dir: Path) -> dict[str, Any]:
+        state = tuple(_state(run_dir / name) for name in (METRICS_FILE, CONFIG_FILE))
+        if run_dir not in self._known or self._known[run_dir][0] != state:
+            self._known[run_dir] = state, figures_of_record(run_dir)
+        return self._known[run_dir][1]
+
+
+def _state(path: Path) -> tuple[int, int, int] | None:
     try:
-        if living(run_dir) is None and (summary := last_summary(run_dir)) is not None:
-            return {"name": name, "changed": _changed(run_dir), "trouble": "", **_of_summary(summary)}
-        found = opened.run(name).state()
-    except (ConfigError, RunStateError, OSError) as error:
-        return {"name": name, "changed": _changed(run_dir), "state": "damaged", "trouble": str(error)}
-    return {
-        "name": name,
-        "changed": _changed(run_dir),
-        "trouble": (found["troubles"] or [""])[0],
-        **{key: found[key] for key in ("state", "step", "num_steps", "curve")},
-        **{key: found["figures"][key] for key in FIGURES},
-    }
-
-
-def _of_summary(summary: dict[str, Any]) -> dict[str, Any]:
-    is_taught = summary.get("reward_last") is None and summary.get("loss_last") is not None
-    return {
-        "state": summary.get("status"),
-        "step": summary.get("steps"),
-        "num_steps": summary.get("num_steps"),
-        "curve": "loss" if is_taught else "reward",
-        "reward": summary.get("loss_last" if is_taught else "reward_last"),
-        "mean_lag": summary.get("mean_token_lag"),
-        "max_lag": summary.get("max_token_lag"),
-        "samples_per_s": summary.get("samples_per_s"),
-        "tokens_per_s": summary.get("tokens_per_s"),
-    }
-
-
-def _changed(run_dir: Path) -> float | None:
-    """Seconds since the epoch, when the run last reported something."""
-    for name in (METRICS_FILE, SUMMARY_FILE):
-        try:
-            return (run_dir / name).stat().st_mtime
-        except OSError:
-            continue
-    return None
+        about = path.stat()
+    except OSError:
+        return None
+    return about.st_ino, about.st_size, about.st_mtime_ns

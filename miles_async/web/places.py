@@ -8,12 +8,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from miles_async.monitor.record_lines import METRICS_FILE
-from miles_async.monitor.summary import SUMMARY_FILE
-from miles_async.runs.launches import CONFIG_FILE
-from miles_async.runs.state import STATE_FILE
-
-MARKS = (STATE_FILE, METRICS_FILE, SUMMARY_FILE, CONFIG_FILE)  # one of them makes a directory a run's
+from miles_async.monitor.runs_table import found_in
+from miles_async.monitor.status import is_run
 
 
 class PlaceError(ValueError):
@@ -29,15 +25,14 @@ class Places:
         self.root = root.resolve()
         self.alone = is_run(self.root)  # it is the only one
 
-    def names(self) -> list[str]:
-        """All runs that are there now, the one that changed last first."""
+    def all(self) -> list[Path]:
+        """The directories of all runs that are there now, in no order. Raises PlaceError."""
         if self.alone:
-            return [self.root.name]
+            return [self.root]
         try:
-            below = [path for path in self.root.iterdir() if self._is_inside(path) and is_run(path)]
+            return [path for path in found_in(self.root) if self._is_inside(path)]
         except OSError as error:
             raise PlaceError(f"{self.root} cannot be read: {error.strerror}") from None
-        return [path.name for path in sorted(below, key=_changed, reverse=True)]
 
     def find(self, name: str) -> Path:
         """The directory of a run. Raises PlaceError: there is none of that name here."""
@@ -55,17 +50,3 @@ class Places:
             return path.is_dir() and path.resolve().parent == self.root
         except (OSError, RuntimeError):
             return False
-
-
-def is_run(path: Path) -> bool:
-    return any((path / name).is_file() for name in MARKS)
-
-
-def _changed(path: Path) -> tuple[float, str]:
-    times = [0.0]
-    for name in MARKS:
-        try:
-            times.append((path / name).stat().st_mtime)
-        except OSError:
-            continue
-    return max(times), path.name

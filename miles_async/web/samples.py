@@ -49,11 +49,11 @@ class RecordedSteps:
         """The rows of a step (None: the newest) that are asked for, from the ``offset``-th on. Raises NotKeptError, OSError."""
         with self._lock:
             self._index.refresh()
-            steps = sorted(self._index.steps)
+            steps = self._index.steps()
             if not steps:
                 raise NotKeptError("no step of this run is on record yet")
             step = steps[-1] if step is None else step
-            if step not in self._index.steps:
+            if step not in steps:
                 raise NotKeptError(f"step {step} is not on record: there are {steps[0]} to {steps[-1]}")
             rows, missing = self._rows_of(step)
             found = chosen(rows, wanted)
@@ -72,7 +72,7 @@ class RecordedSteps:
 
     def _rows_of(self, step: int) -> tuple[list[Row], list[str]]:
         """All rows of a step, and why groups of it are not among them."""
-        groups = tuple(self._index.steps[step])
+        groups = self._index.trained(step)
         if (step, groups) in self._rows:
             self._rows.move_to_end((step, groups))
             return self._rows[step, groups]

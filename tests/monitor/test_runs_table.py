@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from monitored import close, started, train
+from simulations import settings
 from typer.testing import CliRunner
 
 from miles_async.cli.app import app
 from miles_async.runs.lock import RunLock
 from miles_async.runs.state import RunState, write
+from miles_async.simulation.directory import simulate_into
 
 
 def listed(root: Path) -> dict[str, Any]:
@@ -51,6 +53,7 @@ def test_runs_in_any_state_are_listed_with_how_far_they_are(tmp_path: Path) -> N
     }
     assert (rows["alive"]["step"], rows["alive"]["num_steps"]) == (30, 40)
     assert rows["alive"]["reward"] == 0.28 and rows["alive"]["lag"] == 0.5  # the mean of the last 5 steps
+    assert rows["alive"]["max_lag"] >= rows["alive"]["lag"] and rows["alive"]["tokens_per_s"] > 0
     assert rows["alive"]["samples_per_s"] == 5.0 and rows["ended"]["samples_per_s"] == 10.0
     assert list(listed(tmp_path / "ended")) == ["ended"]
     text = CliRunner().invoke(app, ["runs", str(tmp_path)]).stdout
@@ -75,6 +78,13 @@ def test_a_damaged_run_is_a_line_and_takes_no_other_one_with_it(tmp_path: Path) 
         "record",
         "config",
     }
+
+
+def test_a_simulation_is_listed_among_the_runs(tmp_path: Path) -> None:
+    simulate_into(settings("simulation.num_steps=5"), tmp_path / "simulated")
+    row = listed(tmp_path)["simulated"]
+    assert (row["state"], row["step"], row["num_steps"], row["trouble"]) == ("simulated", 5, 5, "")
+    assert row["reward"] is None and row["samples_per_s"] > 0 and row["max_lag"] >= row["lag"]
 
 
 def test_no_runs_are_said_and_no_directory_is_one_line(tmp_path: Path) -> None:

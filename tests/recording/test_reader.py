@@ -39,6 +39,26 @@ def test_of_a_step_that_was_recorded_twice_the_last_record_counts(tmp_path: Path
     run.check(1, 1)
 
 
+def test_what_was_recorded_behind_a_step_that_is_recorded_again_is_forgotten(tmp_path: Path) -> None:
+    """The ledger had lost it with that step."""
+    lines = [line("published", g, by="w/1") for g in "abcd"]
+    lines += [line("batched", group, step=step) for step, group in enumerate("abc", 1)]
+    run = recorded(tmp_path, [*lines, line("batched", "d", step=2)], [(g, "w/1", b"x") for g in "abcd"])
+    assert {step: recorded.groups for step, recorded in run.steps.items()} == {1: ("a",), 2: ("d",)}
+    with pytest.raises(RecordError, match="step 3 is not on record"):
+        run.check(1, 3)
+
+
+def test_a_step_trained_on_the_groups_that_were_not_quarantined(tmp_path: Path) -> None:
+    lines = [line("published", g, by="w/1") for g in "abc"]
+    lines += [line("batched", "a", "b", step=1), line("quarantined", "a", step=1, reason="not_finite")]
+    lines += [line("extended", "c", step=1)]
+    run = recorded(tmp_path, lines, [(g, "w/1", b"x") for g in "abc"])
+    assert run.steps[1].trained == ("b", "c")
+    assert run.steps[1].groups == ("a", "b", "c") and run.steps[1].lost == set()  # a replay leaves it out by itself
+    assert run.payload("a") == b"x"
+
+
 def test_a_group_whose_payload_was_gone_need_not_be_kept_and_one_that_is_missing_is_named(tmp_path: Path) -> None:
     lines = [line("published", g, by="w/1") for g in "abcd"]
     lines += [line("batched", "a", "b", step=1), line("quarantined", "b", step=1, reason="invalid_payload")]

@@ -37,7 +37,7 @@ async def web(tmp_path: Path) -> AsyncIterator[httpx.AsyncClient]:
 
 async def test_each_page_answers_with_what_a_run_has_left(web: httpx.AsyncClient) -> None:
     runs = (await web.get("/api/runs")).json()
-    assert {row["name"] for row in runs["runs"]} == {"one", "two"} and not runs["alone"]
+    assert {row["run"] for row in runs["runs"]} == {"one", "two"} and not runs["alone"]
     curves = (await web.get("/api/runs/one/curves", params={"curve": ["raw_reward", "nothing"], "most": 2})).json()
     assert curves["step"] == 4 and curves["curves"]["raw_reward"][0] == [2, 4] and curves["curves"]["nothing"][0] == []
     assert (await web.get("/api/runs/one/state")).json()["state"] == "dead"

@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from web_runs import group, made_run, record_step, sample
+from web_runs import append, group, made_run, record_step, sample
 
+from miles_async.monitor.record_lines import TransitionLine
+from miles_async.recording.samples import samples_of_step
 from miles_async.text.tokenizer import Tokenizer
 from miles_async.web.recorded import NotKeptError
 from miles_async.web.sample_rows import Wanted
@@ -79,6 +81,16 @@ def test_a_group_that_is_not_kept_or_damaged_costs_itself_and_is_named(tmp_path:
     segment.unlink()
     found = RecordedSteps(run).step(1, Wanted())
     assert found["samples"] == 0 and "the run keeps no groups" in found["missing"][0]
+
+
+def test_a_group_that_was_quarantined_is_not_among_the_samples_of_its_step(tmp_path: Path, digits_model: Path) -> None:
+    run = made_run(tmp_path / "run", model=digits_model)
+    record_step(run, 1, group("0-1-0", sample(0, [5], [0])), group("0-2-0", sample(0, [5], [0])))
+    steps = RecordedSteps(run)
+    assert steps.step(1, Wanted())["samples"] == 2
+    append(run / "transitions.jsonl", TransitionLine("9-0", "quarantined", ("0-1-0",), step=1, reason="not_finite"))
+    assert [row["group"] for row in steps.step(1, Wanted())["rows"]] == ["0-2-0"]
+    assert [found["group"] for found in samples_of_step(run, 1)] == ["0-2-0"]
 
 
 def test_a_step_of_many_samples_comes_in_parts(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ def test_the_command_serves_a_run_until_it_is_interrupted_also_while_somebody_lo
             address = re.search(r"http://127\.0\.0\.1:\d+", said)
             assert address, said
             with httpx.Client(base_url=address[0], headers={"authorization": "Bearer correct horse"}) as web:
-                assert [row["name"] for row in web.get("/api/runs").json()["runs"]] == ["run"]
+                assert [row["run"] for row in web.get("/api/runs").json()["runs"]] == ["run"]
                 with web.stream("GET", "/api/runs/run/live") as live:
                     assert any(line == "event: state" for line in live.iter_lines())
                     server.send_signal(signal.SIGINT)

@@ -16,12 +16,13 @@ from bus import Ledger, connect
 from bus.messages import Heartbeat, Wait
 from bus.waits import WaitKind
 from miles_async.monitor.record_lines import EventLine
+from miles_async.monitor.runs_table import runs
 from miles_async.runs.lock import RunLock
 from miles_async.runs.state import RunState, write
 from miles_async.web.followed import FollowedRun
 from miles_async.web.live import stream
-from miles_async.web.opened import OpenedRuns, OpenRun
-from miles_async.web.overview import rows
+from miles_async.web.opened import OpenRun
+from miles_async.web.overview import LEFT_OUT, Overview
 from miles_async.web.places import Places
 from miles_async.web.state import document
 
@@ -114,7 +115,10 @@ def test_the_list_has_a_row_for_each_run_and_says_why_one_cannot_be_read(tmp_pat
     bad = made_run(tmp_path / "bad", finished=True)
     (bad / "summary.json").write_text("{")
     os.utime(bad / "summary.json", (2e9, 2e9))
-    found = {row["name"]: row for row in rows(OpenedRuns(Places(tmp_path)))}
+    overview = Overview(Places(tmp_path))
+    rows = overview.rows()
+    assert rows[0]["run"] == "bad"  # which changed last
+    found = {row["run"]: row for row in rows}
     assert {name: row["state"] for name, row in found.items()} == {
         "ended": "finished",
         "killed": "dead",
@@ -122,6 +126,12 @@ def test_the_list_has_a_row_for_each_run_and_says_why_one_cannot_be_read(tmp_pat
     }
     assert "summary.json is damaged" in found["bad"]["trouble"]
     assert found["ended"]["samples_per_s"] == found["killed"]["samples_per_s"] == 4.0
+    append(tmp_path / "killed" / "metrics.jsonl", step_line(4))
+    again = {row["run"]: row for row in overview.rows()}
+    assert (found["killed"]["step"], again["killed"]["step"]) == (3, 4)
+    table = {row["run"]: row for row in runs(tmp_path, time.time())}
+    for name, row in again.items():  # what `miles-async runs` says
+        assert row == {key: value for key, value in table[name].items() if key not in LEFT_OUT}
 
 
 async def test_a_step_is_told_to_who_looks_on_and_nothing_is_told_twice(tmp_path: Path) -> None:

@@ -59,15 +59,15 @@ function draw(place, found, chosen, tick) {
 function cells(run, chosen, tick) {
   const box = el("input", {
     type: "checkbox",
-    "aria-label": `compare ${run.name}`,
-    checked: chosen.has(run.name),
-    onchange: (event) => tick(run.name, event.target.checked),
+    "aria-label": `compare ${run.run}`,
+    checked: chosen.has(run.run),
+    onchange: (event) => tick(run.run, event.target.checked),
   });
-  const name = el("span", { class: "name" }, box, el("a", { href: link("run", run.name) }, run.name));
+  const name = el("span", { class: "name" }, box, el("a", { href: link("run", run.run) }, run.run));
   const state = [badge(run.state), run.trouble ? el("div", { class: "bad small" }, run.trouble) : null];
   const step = run.num_steps ? `${run.step ?? 0} of ${run.num_steps}` : (run.step ?? "–");
-  const reward = run.curve === "loss" ? `loss ${number(run.reward)}` : number(run.reward);
-  const lag = `${number(run.mean_lag, 2)}, ${number(run.max_lag, 0)}`;
+  const reward = run.reward === null && run.loss !== null ? `loss ${number(run.loss)}` : number(run.reward);
+  const lag = `${number(run.lag, 2)}, ${number(run.max_lag, 0)}`;
   return [name, state, step, reward, lag, number(run.samples_per_s, 1), number(run.tokens_per_s, 0), when(run.changed)];
 }
 
