@@ -21,6 +21,7 @@ from typing import Any
 
 import psutil
 
+from miles_async.hooks.environment import environment
 from miles_async.models import builtin
 
 LAYERS, REPEATS, TIMEOUT_S = 20, 5, 600.0
@@ -54,21 +55,19 @@ def run(layers: int | None = None, repeats: int | None = None) -> dict[str, Any]
     }
 
 
-def _ranks(root: str, name: str, repeats: int, environment: dict[str, str]) -> list[dict[str, Any]]:
+def _ranks(root: str, name: str, repeats: int, variables: dict[str, str]) -> list[dict[str, Any]]:
     """What new processes with that environment have measured, by rank."""
-    context, before = multiprocessing.get_context("spawn"), dict(os.environ)
+    context = multiprocessing.get_context("spawn")
     pipes = [context.Pipe(duplex=False) for _ in range(LAYOUT["num_ranks"])]
     processes = [
         context.Process(target=_rank, args=(rank, root, name, repeats, told)) for rank, (_, told) in enumerate(pipes)
     ]
-    os.environ.update(environment)
     try:
-        for process in processes:
-            process.start()
+        with environment(variables):
+            for process in processes:
+                process.start()
         return [_heard(rank, heard) for rank, (heard, _) in enumerate(pipes)]
     finally:
-        os.environ.clear()
-        os.environ.update(before)
         for process in processes:
             process.terminate()
             process.join()

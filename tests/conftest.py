@@ -15,7 +15,6 @@ from hypothesis import HealthCheck, settings
 
 from bus import Bus, connect
 from bus.server import RedisServer
-from miles_async.weights.interface import GLOO, NCCL
 
 _run_ids = itertools.count()
 
@@ -25,7 +24,20 @@ LONGEST = (
     *("test_lost_machine", "test_killed_saves", "test_layout_checkpoints", "test_routing_replay"),
 )
 
-INTERFACES = (GLOO, NCCL)
+# what a launch, or what it starts, takes for the word of whoever has set it
+WORDS = (
+    "GLOO_",
+    "NCCL_",
+    "MILES_",
+    "OMP_",
+    "RAY_ADDRESS",
+    "RAY_AUTH_",
+    "RAY_USAGE_",
+    "PYTHONPATH",
+    "PATH",
+    "HOME",
+    "TMPDIR",
+)
 
 # how fast a machine is, or what else it does, is nothing that a test of ours is about
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -85,13 +97,21 @@ def as_a_launch() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True, scope="module")
-def same_interfaces_as_before() -> Iterator[None]:
-    """Launches of later tests have this process's environment: one that finds an interface there takes it for the user's."""
-    before = {name: os.environ.get(name) for name in INTERFACES}
+def same_environment_as_before() -> Iterator[None]:
+    """Launches of later tests have this process's: one that finds an interface there, say, takes it for the user's."""
+    before = _words()
     yield
-    left = {name: os.environ.pop(name, None) for name in INTERFACES}
-    os.environ.update({name: value for name, value in before.items() if value is not None})
-    assert left == before, "a test of this file leaves its process another interface for collectives than it found"
+    left = _words()
+    for name in left:
+        del os.environ[name]
+    os.environ.update(before)
+    assert left == before, "a test of this file leaves its process another environment than it found"
+
+
+def _words() -> dict[str, str]:
+    return {
+        name: value for name, value in os.environ.items() if name.startswith(WORDS) or name.upper().endswith("_PROXY")
+    }
 
 
 @pytest.fixture(params=[0, 8], ids=["no-connection", "idle-connections"])

@@ -18,6 +18,8 @@ from typing import Any
 
 import psutil
 
+from miles_async.hooks.environment import environment
+
 ROOT = Path(__file__).parents[2]
 # a machine that is lost is noticed in seconds, and not in a quarter of a minute
 ENVIRONMENT = {
@@ -113,24 +115,11 @@ def ray_machines(*paths: Path) -> Iterator[RayMachines]:
         directory = Path(tempfile.mkdtemp(prefix="ray-"))  # a short path: sockets lie there
         stack.callback(shutil.rmtree, directory, ignore_errors=True)
         found = os.pathsep.join(map(str, (ROOT, *paths)))
-        stack.enter_context(_environment({**ENVIRONMENT, "PYTHONPATH": found}))
+        stack.enter_context(environment({**ENVIRONMENT, "PYTHONPATH": found}))
         machines = RayMachines(directory)
         stack.callback(machines.shutdown)
-        stack.enter_context(_environment({"RAY_ADDRESS": machines.address}))
+        stack.enter_context(environment({"RAY_ADDRESS": machines.address}))
         yield machines
-
-
-@contextlib.contextmanager
-def _environment(names: dict[str, str]) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in names}
-    os.environ.update(names)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name, None)
-            if value is not None:
-                os.environ[name] = value
 
 
 def end_actors(address: str, namespace: str) -> None:

@@ -24,6 +24,7 @@ import msgspec
 from bus.messages import Sample, Ticket
 from miles_async.hooks.calls import shown
 from miles_async.hooks.daemon_thread import in_thread
+from miles_async.hooks.environment import environment
 from miles_async.rewards.graded import graded, numbers
 from miles_async.rollout.failures import RolloutError
 from miles_async.rollout.first_failures import OwnCancellation, contained
@@ -35,6 +36,7 @@ from miles_async.rollout.tool_parser import tool_call_parser
 from miles_async.text.tokenizer import MARK, TokenizerError
 from miles_async.text.unicode import well_formed, words_of
 
+LOOPBACK = "127.0.0.1"  # where sessions are served
 PART = "agent"  # the name of a reward that is a plain number, among ``reward_parts``
 
 
@@ -153,7 +155,12 @@ async def _open(context: RolloutContext) -> AsyncIterator[_Agents]:
         return Session(name, seed, context.config.rollout, context.tokenizer, ask, parse_calls, context.bounds)
 
     logging.getLogger("httpx").setLevel(logging.WARNING)  # an OpenAI client's: it logs a line for every request
-    for name in ("NO_PROXY", "no_proxy"):  # nor may that client ask a proxy of the site for what lies on loopback
-        os.environ[name] = f"{os.environ[name]},127.0.0.1" if os.environ.get(name) else "127.0.0.1"
-    async with serve_sessions(SessionServer(context.config.model.hf_checkpoint, make)) as server:
-        yield _Agents(server, function, asks)
+    with environment(_past_proxies()):
+        async with serve_sessions(SessionServer(context.config.model.hf_checkpoint, make)) as server:
+            yield _Agents(server, function, asks)
+
+
+def _past_proxies() -> dict[str, str]:
+    """Variables by which an OpenAI client asks no proxy of the site for what lies on loopback."""
+    found = {name: os.environ.get(name) for name in ("NO_PROXY", "no_proxy")}
+    return {name: f"{value},{LOOPBACK}" if value else LOOPBACK for name, value in found.items()}

@@ -1,7 +1,6 @@
 """Over which interface of this machine gloo and NCCL connect, which both take from the environment of their process.
 
-Promises: what somebody has set stays as it is; what is set here is gone at the end of the block, since whatever this process
-starts later, a launch above all, would take it for somebody's word.
+Promises: what somebody has set stays as it is; what is set here is gone at the end of the block (``hooks/environment.py``).
 """
 
 from __future__ import annotations
@@ -10,6 +9,8 @@ import contextlib
 import os
 from collections.abc import Iterator
 
+from miles_async.hooks.environment import environment
+
 GLOO, NCCL = "GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"
 
 
@@ -17,13 +18,5 @@ GLOO, NCCL = "GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"
 def collectives_over(*, gloo: str | None = None, nccl: str | None = None) -> Iterator[None]:
     """Groups that are made inside the ``with`` use these interfaces (each as its variable has it; None: what they find)."""
     wanted = {name: value for name, value in ((GLOO, gloo), (NCCL, nccl)) if value and not os.environ.get(name)}
-    before = {name: os.environ.get(name) for name in wanted}  # nothing, or nothing but an empty word
-    os.environ.update(wanted)
-    try:
+    with environment(wanted):
         yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value

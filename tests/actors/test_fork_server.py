@@ -53,6 +53,18 @@ def test_a_stopped_fork_server_does_not_hold_up_the_end_of_a_run(placement: Loca
     assert [process.exitcode for process in placement._processes.values()] == [-signal.SIGKILL, -signal.SIGKILL]
 
 
+def test_whose_end_is_its_own_is_said_to_the_fork_server_alone(
+    placement: LocalPlacement, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    before = dict(os.environ)
+    sleeper(placement, "actor")
+    told = psutil.Process(fork_server.OTHERS.pid()).environ()
+    assert (told[fork_server.LAUNCH_PID], told["OMP_NUM_THREADS"]) == (str(os.getpid()), "1")
+    assert dict(os.environ) == before
+    placement.end()
+
+
 def test_an_actor_that_ended_with_the_fork_server_says_so(placement: LocalPlacement) -> None:
     actor, forks = sleeper(placement, "actor"), fork_server.OTHERS.pid()
     assert forks is not None

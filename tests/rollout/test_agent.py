@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,7 @@ async def test_turns_of_an_agent_are_one_sample_behind_the_groups_prompt(
     assert 0 in mask
     assert sample.prompt_tokens == b""  # the group's own
     assert (sample.reward, sample.reward_parts, sample.rollout_index) == (1.0, {"agent": 1.0}, 1)
+    assert os.environ["NO_PROXY"] == os.environ["no_proxy"] == "example.org"  # as it was
 
 
 async def test_one_turn_of_an_agent_is_what_the_single_turn_function_draws(engine_url: str, model: Path) -> None:

@@ -20,6 +20,8 @@ from typing import Any
 
 import psutil
 
+from miles_async.hooks.environment import environment
+
 LAUNCH_PID = "MILES_ASYNC_LAUNCH_PID"  # in its environment: whose end is its own
 # what Ctrl-C, `timeout` and a closed terminal send to every process of a group; ours are stopped by the supervisor, in order
 OF_THE_GROUP = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -41,13 +43,13 @@ class ForkServer:
         """Start it, unless it lives."""
         if self._lives():
             return
-        os.environ[LAUNCH_PID] = str(os.getpid())
-        os.environ.setdefault("OMP_NUM_THREADS", "1")  # torch asks when it is imported
+        threads = os.environ.get("OMP_NUM_THREADS", "1")  # torch asks when it is imported
         # one after the other: a resource tracker that starts lets some of them through again
         with blocked():
             resource_tracker.ensure_running()
-        with blocked():
-            self._server.ensure_running()  # it and all its children inherit that
+        # it and all its children inherit that
+        with blocked(), environment({LAUNCH_PID: str(os.getpid()), "OMP_NUM_THREADS": threads}):
+            self._server.ensure_running()
 
     def fork(self, process: BaseProcess) -> None:
         """Start ``process`` from it, which begins if need be, and goes on if somebody has stopped it. Waits for its imports.

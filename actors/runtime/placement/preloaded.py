@@ -23,7 +23,8 @@ def for_good(title: str) -> Iterator[None]:
     """What is imported inside stays in every process forked from this one, which is called ``title`` from now on."""
     gc.disable()  # looking for garbage among it again and again took a fifth of the time
     die_with_parent(signal.SIGKILL)()  # by itself it would look for its launch only when all is imported
-    if os.environ.get(LAUNCH_PID, str(os.getppid())) != str(os.getppid()):
+    # taken out: what the actors start is not this launch's to end
+    if os.environ.pop(LAUNCH_PID, str(os.getppid())) != str(os.getppid()):
         os._exit(1)  # it was gone before that
     setproctitle.setproctitle(title)
     yield

@@ -12,6 +12,7 @@ import math
 import os
 import socket
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import ray
 from ray._private.state import available_resources_per_node, state  # nothing public says this without the dashboard
@@ -20,10 +21,11 @@ from actors.runtime.placement.base import NoPlaceError
 from actors.runtime.placement.fork_server import blocked
 from actors.runtime.placement.on_ray import layout, sums
 from miles_async.config.schema import ConfigError, Placement
+from miles_async.hooks.environment import environment
 from miles_async.runs.places import check_address
 
 REACH_S = 5.0
-ADDRESS = "RAY_ADDRESS"
+ADDRESS, USAGE = "RAY_ADDRESS", "RAY_USAGE_STATS_ENABLED"
 
 
 class Cluster:
@@ -47,9 +49,9 @@ class Cluster:
 
     def _connect(self, bundles: Sequence[layout.Bundle]) -> None:
         address = self._address()
-        starts = {}
+        starts, env = dict[str, Any](), dict[str, str]()
         if self.section.start_ray:
-            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+            env = {USAGE: os.environ.get(USAGE, "0")}
             wanted = math.ceil(layout.total(bundle.resources for bundle in bundles).get("CPU", 0))
             starts = {"num_cpus": max(os.cpu_count() or 1, wanted), "include_dashboard": False}
         elif address != "auto":
@@ -57,7 +59,7 @@ class Cluster:
         quietly = {"namespace": self.namespace, "log_to_driver": False, "logging_level": logging.ERROR}
         try:
             # what is started inherits that: a signal to the group is for the launch
-            with blocked() if self.section.start_ray else contextlib.nullcontext():
+            with blocked() if self.section.start_ray else contextlib.nullcontext(), environment(env):
                 ray.init(address, **quietly, **starts)
         except Exception as error:  # a bare one where its own node was not up within its 30 s
             raise NoPlaceError(f"Ray at {address}: {_why(error)}") from None
