@@ -12,12 +12,14 @@ import aiohttp
 import pytest
 import torch
 from embedded_engines import EngineProcess, engines, snapshot_of
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from miles_async.config.schema import Data, Model, RunConfig, Weights
 from miles_async.engines.client import EngineClient, EngineError
+from miles_async.engines.embedded.groups import GROUP_TIMEOUT_S
 from miles_async.rollout.generate import own_cache
 from miles_async.weights.buckets import make_buckets
-from miles_async.weights.group import GroupError, WeightGroup
+from miles_async.weights.group import GroupError, WeightGroup, _arrived
 from miles_async.weights.push import Wave
 from miles_async.weights.snapshot import load_snapshot, write_snapshot
 from miles_async.weights.transports.base import Transport
@@ -232,6 +234,36 @@ async def test_a_group_without_one_of_its_members_fails_at_once_and_names_it(
     for target in receivers(fleet, session):  # the others wait for nobody any more
         await target.client.model_info(timeout=5.0)
         await generated_version(target)
+
+
+async def test_an_engine_waits_for_a_group_no_longer_than_its_sender_is_in_that_attempt(
+    fleet: list[EngineProcess], session: aiohttp.ClientSession
+) -> None:
+    target = receivers(fleet, session)[0]
+    # a store at which nobody but the engine arrives
+    store = TCPStore("127.0.0.1", 0, 2, True, wait_for_workers=False)
+
+    async def joining(name: str) -> None:
+        where = {"address": "127.0.0.1", "port": store.port, "rank_offset": 1, "world_size": 2}
+        await target.client.init_group(**where, group=name, backend="gloo", timeout=GROUP_TIMEOUT_S)
+
+    async def begun(name: str) -> asyncio.Task[None]:
+        task = asyncio.create_task(joining(name))
+        async with asyncio.timeout(60):
+            while _arrived(store, name) != {1}:
+                assert not task.done()
+                await asyncio.sleep(0.01)
+        return task
+
+    given_up = await begun("given up")
+    await target.client.destroy_group("given up")
+    with pytest.raises(EngineError, match=r"HTTP 400.*the sender gave it up while group given up was waited for"):
+        await given_up
+    overtaken = await begun("overtaken")
+    group = await WeightGroup.form([target], "gloo", 20.0)
+    with pytest.raises(EngineError, match=r"HTTP 400.*another group is formed"):
+        await overtaken
+    await group.leave()
 
 
 async def test_an_engine_error_names_the_engine_the_endpoint_and_the_answer(

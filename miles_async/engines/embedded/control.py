@@ -25,7 +25,8 @@ from miles_async.engines.embedded.control_bodies import (
     UpdateDistributedBody,
     VersionBody,
 )
-from miles_async.engines.embedded.groups import Buffers, TransferError, flattened_size, join_group, leave_group, receive
+from miles_async.engines.embedded.groups import Buffers, TransferError, flattened_size, leave_group, receive
+from miles_async.engines.embedded.joins import Joins
 from miles_async.engines.embedded.model import Decoder, WeightError
 from miles_async.engines.embedded.scheduler import Scheduler
 from miles_async.engines.embedded.update_group import Answer, UpdateGroup
@@ -33,7 +34,6 @@ from miles_async.engines.embedded.worker import EngineThread
 from miles_async.engines.weight_paths import inside
 from miles_async.hooks.daemon_thread import in_thread
 
-MAX_JOINS = 8  # under way at once: each waits in a thread of its own for ranks that may never come
 MAX_SIZE = 1 << 40  # of a dimension of a tensor
 
 NOT_FLUSHED = (
@@ -64,7 +64,7 @@ class WeightControl:
         self._groups: dict[str, UpdateGroup] = {}
         self._buffers = Buffers(model.storages)
         self._session = False
-        self._joining = 0
+        self._joins = Joins()
 
     async def begin(self) -> Answer:
         if self._session:
@@ -85,32 +85,22 @@ class WeightControl:
             return _failed(
                 f"Failed to initialize custom process group: backend {body.backend!r} on {self._model.device}."
             )
-        if body.rank_offset >= body.world_size or self._joining >= MAX_JOINS:
-            why = f"rank {body.rank_offset} of {body.world_size}, {self._joining} others are being joined"
+        if body.rank_offset >= body.world_size:
+            why = f"rank {body.rank_offset} of {body.world_size}"
             return _failed(f"Failed to initialize custom process group: {why}.")
         if (old := self._groups.pop(body.group_name, None)) is not None:  # left behind by a sender that is gone
             await in_thread(lambda: leave_group(old.group))
-        self._joining += 1
         try:
-            group = await in_thread(
-                lambda: join_group(
-                    body.master_address,
-                    body.master_port,
-                    rank=body.rank_offset,
-                    world_size=body.world_size,
-                    name=body.group_name,
-                    backend=body.backend,
-                )
-            )
+            group = await self._joins.join(body)
         except TransferError as error:
             return _failed(f"Failed to initialize custom process group: {error}.")
-        finally:
-            self._joining -= 1
         self._groups[body.group_name] = UpdateGroup(group)
         return _done("Succeeded to initialize custom process group.")
 
     async def destroy_group(self, body: DestroyGroupBody) -> Answer:
         group = self._groups.pop(body.group_name, None)
+        if self._joins.end(body.group_name, "the sender gave it up"):
+            return _done("Succeeded to destroy custom process group.")
         if group is None:
             return _failed("The group to be destroyed does not exist.")
         await in_thread(lambda: leave_group(group.group))
@@ -261,7 +251,8 @@ class WeightControl:
         return 200, {"success": True, "message": "Success", "ranks": [rank], "per_engine_checksum": total}
 
     def close(self) -> None:
-        """Leave all groups, without waiting for them."""
+        """Leave all groups, and those that are waited for, without waiting for that."""
+        self._joins.end_all("the engine ends")
         self._groups.clear()
 
 

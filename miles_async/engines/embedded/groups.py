@@ -6,6 +6,8 @@ joining and receiving have a deadline; nothing of the model is touched here.
 
 from __future__ import annotations
 
+import threading
+import time
 import warnings
 from collections.abc import Callable, Collection
 from datetime import timedelta
@@ -13,14 +15,15 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
 from torch.distributed import distributed_c10d as c10d
-from torch.distributed.rendezvous import rendezvous
 
 T = TypeVar("T")
 
 # How long to wait for the other ranks. The sender has shorter deadlines of its own; this one only keeps an engine
 # whose sender vanished without closing its connection from waiting for ever.
 GROUP_TIMEOUT_S = 120.0
+LOOK_S = 5.0  # at the sender's store, before it is asked whether anybody waits for the group still
 KEPT_BUFFERS = 2  # that nobody uses at the moment
 
 
@@ -56,12 +59,17 @@ class Buffers:
         self._lent.discard(memory.data_ptr())
 
 
-def join_group(address: str, port: int, *, rank: int, world_size: int, name: str, backend: str) -> Any:
-    """Meet the other ranks; blocks until all are there. Raises TransferError."""
+def join_group(
+    address: str, port: int, *, rank: int, world_size: int, name: str, backend: str, over: threading.Event
+) -> Any:
+    """Meet the other ranks; blocks until all are there. Raises TransferError.
+
+    ``over``: set when nobody waits for the group any more: its sender's store is looked for no longer. Once that is found it
+    is the sender's to end this, by closing it.
+    """
     limit = timedelta(seconds=GROUP_TIMEOUT_S)
-    host = f"[{address}]" if ":" in address else address
     try:
-        store, rank, world_size = next(rendezvous(f"tcp://{host}:{port}", rank, world_size, timeout=limit))
+        store = _store_at(address, port, world_size, over)
         store.set_timeout(limit)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns that the helper is called without a default group
@@ -71,9 +79,22 @@ def join_group(address: str, port: int, *, rank: int, world_size: int, name: str
             )
     except (RuntimeError, ValueError, TypeError, AttributeError, KeyError, OSError, OverflowError) as error:
         reason = str(error).partition("\n")[0]
-        raise TransferError(f"rank {rank} could not join group {name} at {host}:{port}: {reason}") from None
+        raise TransferError(f"rank {rank} could not join group {name} at {address}:{port}: {reason}") from None
     c10d._world.pg_group_ranks[group] = {index: index for index in range(world_size)}
     return group
+
+
+def _store_at(address: str, port: int, world_size: int, over: threading.Event) -> TCPStore:
+    """A connection to the sender's store: one that is not there yet is looked for. Raises RuntimeError, ValueError."""
+    end = time.monotonic() + GROUP_TIMEOUT_S
+    while True:
+        began = time.monotonic()
+        try:
+            return TCPStore(address, port, world_size, False, timedelta(seconds=LOOK_S))
+        except dist.DistNetworkError:
+            now = time.monotonic()
+            if over.is_set() or now >= end or now - began < LOOK_S:  # at once: not for want of somebody who listens
+                raise
 
 
 def leave_group(group: Any) -> None:
