@@ -6,10 +6,12 @@ process ends, also while nobody has waited for it; processes that it starts do n
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import platform
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 LOCK_FILE = "launch.lock"
@@ -34,9 +36,7 @@ class RunLock:
         try:
             while not _lock(file, fcntl.LOCK_EX):
                 if time.monotonic() > until:
-                    pid, host = _holder(file)
-                    where = f"pid {pid}" if host in ("", platform.node()) else f"pid {pid} on {host}"
-                    raise RunInUseError(f"{self.run_dir} is in use by a launch that is alive ({where})")
+                    raise RunInUseError(_in_use(self.run_dir, file))
                 time.sleep(0.02)
             os.truncate(file, 0)
             os.pwrite(file, f"{os.getpid()} {platform.node()}".encode(), 0)
@@ -54,14 +54,34 @@ class RunLock:
 
 def holder(run_dir: Path) -> int | None:
     """The pid of the launch that lives in ``run_dir``; None: none does. Raises OSError."""
+    with _held(run_dir) as file:
+        return None if file is None else _holder(file)[0]
+
+
+def in_use(run_dir: Path) -> str:
+    """Which launch lives in ``run_dir``, in words; "": none does. Raises OSError."""
+    with _held(run_dir) as file:
+        return "" if file is None else _in_use(run_dir, file)
+
+
+@contextlib.contextmanager
+def _held(run_dir: Path) -> Iterator[int | None]:
+    """The lock's file; None: nobody holds it."""
     try:
         file = os.open(run_dir / LOCK_FILE, os.O_RDONLY)
     except (FileNotFoundError, NotADirectoryError):
-        return None
+        yield None
+        return
     try:
-        return None if _lock(file, fcntl.LOCK_SH) else _holder(file)[0]
+        yield None if _lock(file, fcntl.LOCK_SH) else file
     finally:
         os.close(file)
+
+
+def _in_use(run_dir: Path, file: int) -> str:
+    pid, host = _holder(file)
+    where = f"pid {pid}" if host in ("", platform.node()) else f"pid {pid} on {host}"
+    return f"{run_dir} is in use by a launch that is alive ({where})"
 
 
 def _lock(file: int, kind: int) -> bool:

@@ -21,6 +21,7 @@ from actors.runtime.logs import log_path
 from actors.runtime.placement.on_ray import keeper, kept
 from actors.runtime.placement.on_ray.cluster import Cluster
 from benchmarks.lib.ray_machines import ROOT, RayMachines, left_in_ray, ray_machines
+from miles_async.runs.lock import RunLock
 
 # each life leaves its number and its process; the second one ends when it is told to, with a code of its own
 LIVES = """
@@ -45,13 +46,15 @@ def machines() -> Iterator[RayMachines]:
 
 
 @contextlib.contextmanager
-def kept_launch(machines: RayMachines, run_dir: Path, restarts: int) -> Iterator[tuple[Any, dict[str, Any]]]:
+def kept_launch(
+    machines: RayMachines, run_dir: Path, restarts: int, held_s: float = keeper.HELD_S
+) -> Iterator[tuple[Any, dict[str, Any]]]:
     """The keeper of a launch that is followed meanwhile, and what was heard of it: ``out`` and, in the end, ``code``."""
     config = configured(f"placement.launch_restarts={restarts}")
     run_dir.mkdir()
     cluster = Cluster(config.placement, "kept")
     cluster.attach([])
-    handle = kept.begin(cluster, config, run_dir, [sys.executable, "-c", LIVES, str(run_dir)])
+    handle = kept.begin(cluster, config, run_dir, [sys.executable, "-c", LIVES, str(run_dir)], held_s)
     assert kept.is_kept(cluster)
     out, heard = io.StringIO(), dict[str, Any]()
 
@@ -97,6 +100,31 @@ def test_a_launch_that_is_killed_is_started_again_and_ends_with_its_own_code(
     assert heard["code"] == 7
     said = ["life 0 1", "miles-async: the launch was killed by signal 9", "life 1 1", "life 2 1"]
     assert heard["out"].splitlines() == said
+
+
+def test_a_launch_that_is_started_again_waits_for_its_directory_and_names_who_holds_that_for_too_long(
+    machines: RayMachines, tmp_path: Path
+) -> None:
+    with kept_launch(machines, tmp_path / "run", restarts=1, held_s=1.0) as (handle, heard):
+        lock = RunLock(tmp_path / "run")
+        lock.take()
+        os.kill(life(tmp_path / "run", 0)[0], signal.SIGKILL)
+        life(tmp_path / "run", 1)
+        handle.signal.remote(signal.SIGINT)
+    lock.release()
+    who = f"miles-async: {tmp_path / 'run'} is in use by a launch that is alive (pid {os.getpid()}), also after 1 s"
+    assert heard["out"].splitlines()[2:] == [who, "life 1 1"]
+
+
+def test_a_directory_that_is_left_meanwhile_is_waited_for_no_longer(tmp_path: Path) -> None:
+    lock = RunLock(tmp_path)
+    lock.take()
+    assert str(os.getpid()) in keeper.until_free(tmp_path, 0.0)
+    leaves = threading.Timer(0.3, lock.release)
+    leaves.start()
+    assert keeper.until_free(tmp_path, SEEN_S) == ""
+    leaves.join()
+    assert keeper.until_free(tmp_path / "none", 0.0) == ""
 
 
 def test_a_launch_that_dies_too_often_is_lost_in_one_line(

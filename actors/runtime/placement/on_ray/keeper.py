@@ -2,7 +2,8 @@
 
 Promises: the launch is a process of its own, which ends with this one, also by kill -9; where it dies of a signal this process
 dies, too, and Ray starts both again, on this machine or another, as often as it was told to; what ends of itself, well or not,
-is not started again; the run goes on from its directory, as any launch on it does, once nobody else holds that.
+is not started again; the run goes on from its directory, as any launch on it does, once nobody else holds that; who holds it
+for longer than that is waited for is named.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from pathlib import Path
 import ray
 
 from bus.server import die_with_parent
-from miles_async.runs.lock import holder
+from miles_async.runs import lock
 
 NAME = "launch"
 ASKED_S = 20.0  # for whoever asks how it ended
@@ -41,10 +42,14 @@ def _as_a_launch() -> None:
 
 
 class Keeper:
-    """``command``: the launch; ``env``: what its environment has besides this process's own."""
+    """``command``: the launch; ``env``: what its environment has besides this process's own; ``held_s``: how long a launch
+    that is started again waits for the one before it to leave the directory."""
 
-    def __init__(self, command: Sequence[str], run_dir: str, log: str, cwd: str, env: Mapping[str, str]) -> None:
+    def __init__(
+        self, command: Sequence[str], run_dir: str, log: str, cwd: str, env: Mapping[str, str], held_s: float
+    ) -> None:
         self._command, self._run_dir, self._log, self._cwd, self._env = command, Path(run_dir), log, cwd, env
+        self._held_s = held_s
         self._child: subprocess.Popen[bytes] | None = None
         self._over = threading.Event()
         self._told = False  # to stop: it is not started again, however it ends
@@ -67,9 +72,9 @@ class Keeper:
                 self._child.send_signal(signum)
 
     def _keep(self) -> None:
-        if self._again:
-            self._wait_for_the_directory()
         log = os.open(self._log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, PRIVATE)
+        if self._again and (held := until_free(self._run_dir, self._held_s)):
+            os.write(log, f"miles-async: {held}, also after {self._held_s:g} s\n".encode())  # the launch may refuse it
         path = os.pathsep.join(part for part in sys.path if part)
         environment = {**os.environ, **self._env, "PYTHONPATH": path}
         self._child = subprocess.Popen(
@@ -90,11 +95,18 @@ class Keeper:
         time.sleep(ASKED_S)
         ray.kill(self._handle, no_restart=True)
 
-    def _wait_for_the_directory(self) -> None:
-        """The launch before this one may live, on a machine that has not seen yet that it was given up."""
-        until = time.monotonic() + HELD_S
-        while time.monotonic() < until:
-            with contextlib.suppress(OSError):
-                if holder(self._run_dir) is None:
-                    return
-            time.sleep(LOOK_S)
+
+def until_free(run_dir: Path, held_s: float) -> str:
+    """Wait until no launch holds ``run_dir``, for at most ``held_s``; who does then, in words, or "".
+
+    The launch before may live, on a machine that has not seen yet that it was given up.
+    """
+    until = time.monotonic() + held_s
+    while True:
+        try:
+            held = lock.in_use(run_dir)
+        except OSError as error:  # of a file system that other machines share
+            held = f"{run_dir} cannot be looked at ({error})"
+        if not held or time.monotonic() >= until:
+            return held
+        time.sleep(LOOK_S)

@@ -20,7 +20,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors.runtime.logs import log_path
 from actors.runtime.placement.on_ray.cluster import ADDRESS, Cluster
-from actors.runtime.placement.on_ray.keeper import NAME, Keeper
+from actors.runtime.placement.on_ray.keeper import HELD_S, NAME, Keeper
 from actors.runtime.placement.on_ray.placement import environment_of, namespace_of
 from miles_async.config.schema import RunConfig
 from miles_async.runs.placements import KEPT
@@ -63,7 +63,7 @@ def is_kept(cluster: Cluster) -> bool:
     return True
 
 
-def begin(cluster: Cluster, config: RunConfig, run_dir: Path, command: Sequence[str]) -> Any:
+def begin(cluster: Cluster, config: RunConfig, run_dir: Path, command: Sequence[str], held_s: float = HELD_S) -> Any:
     """The handle of the keeper of ``command``; where there is one already, of that. First it is on this machine."""
     log = log_path(run_dir, NAME)
     log.parent.mkdir(mode=0o700, exist_ok=True)
@@ -78,7 +78,7 @@ def begin(cluster: Cluster, config: RunConfig, run_dir: Path, command: Sequence[
         max_concurrency=CALLS,
         num_cpus=0,
         scheduling_strategy=NodeAffinitySchedulingStrategy(cluster.here, soft=True),
-    ).remote(list(command), str(run_dir), str(log), os.getcwd(), environment)
+    ).remote(list(command), str(run_dir), str(log), os.getcwd(), environment, held_s)
 
 
 def follow(keeper: Any, log: Path, said: int, out: IO[str]) -> int:
