@@ -12,7 +12,6 @@ take each second while nothing happens (in a last step of IDLE_S). ``miles-async
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import sys
@@ -22,18 +21,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from benchmarks.lib import timed_run
 from benchmarks.lib.launched import by_role, launched, python_path, step_ends
 from benchmarks.lib.schedule.ideal import ideal
 from benchmarks.lib.schedule.latencies import latencies
-from benchmarks.lib.schedule.trace import (
-    BATCH_SIZE,
-    LONGEST,
-    SLOTS,
-    Trace,
-    to_environment,
-)
+from benchmarks.lib.schedule.trace import BATCH_SIZE, SLOTS, Trace, to_environment
 from miles_async.cli.load import load
-from miles_async.models import builtin
 from miles_async.monitor.record_lines import TRANSITIONS_FILE, read_metrics
 
 LAGS = "0 1 2 4 8"
@@ -44,40 +37,13 @@ SAMPLES = 8
 FIRST = 2  # the step from whose end on is counted
 IDLE_S = 5.0
 SETTLED_S = (1.5, 0.5)  # of which the first and the last do not count
-WORKERS = 2
-# the smallest there is, with room for the longest response: what weights cost by their size is the matter of ``bench weights``
-MODEL = dataclasses.replace(builtin.MODELS["builtin:digits"], max_position=2048)
-CONFIG = f"""
-[run]
-num_steps = 1
-seed = 0
-[model]
-hf_checkpoint = "MODEL"
-parity_check = false
-device = "cpu"
-[data]
-prompt_data = "builtin:repeat"
-[rollout]
-rollout_batch_size = {BATCH_SIZE}
-rollout_max_response_len = {LONGEST}
-num_workers = {WORKERS}
-max_groups_in_flight = {SLOTS // WORKERS}
-[algorithm]
-correction = "behaviour"
-[learner]
-train_backend = "benchmarks.lib.schedule.parts.WaitingLearner"
-[engine]
-kind = "benchmarks.lib.schedule.parts.TracedEngine"
-num_engines = 2
-[weights]
-transport = "disk"
-update_waves = 1
-[checkpoint]
-save_interval = 100000
-save_hf = false
-[monitor]
-live = "off"
-"""
+CONFIG = timed_run.config(
+    BATCH_SIZE,
+    SLOTS,
+    "benchmarks.lib.schedule.parts.WaitingLearner",
+    "benchmarks.lib.schedule.parts.TracedEngine",
+    weights={"update_waves": 1},
+)
 
 
 def run(
@@ -126,10 +92,7 @@ def one(trace: Trace, settings: list[str], steps: int) -> dict[str, Any]:
     """The figures of one run."""
     last = FIRST + steps
     with tempfile.TemporaryDirectory() as directory:
-        config, run_dir = Path(directory) / "run.toml", Path(directory) / "run"
-        model = Path(directory) / "model"
-        builtin.write_model(MODEL, model, seed=1)
-        config.write_text(CONFIG.replace("MODEL", str(model)))
+        config, run_dir = timed_run.write(Path(directory), CONFIG), Path(directory) / "run"
         best = ideal(load(config, settings), trace)
         cpu, summary = launched(config, run_dir, settings, to_environment(trace) | {"PYTHONPATH": python_path()})
         ends = step_ends(run_dir)

@@ -23,11 +23,10 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from benchmarks.bench_schedule import MODEL
+from benchmarks.lib import timed_run
 from benchmarks.lib.launched import launched, python_path, step_ends
-from benchmarks.lib.predicted.world import LONGEST, SAMPLES, Known, World, to_environment
+from benchmarks.lib.predicted.world import SAMPLES, Known, World, to_environment
 from miles_async.comparing.ledger_figures import ledger_figures
-from miles_async.models import builtin
 from miles_async.monitor.record_lines import TransitionLine, read_transitions
 from miles_async.simulation.calibrate import calibrate
 from miles_async.simulation.draws import Draws
@@ -40,41 +39,14 @@ SEEDS = 5  # of a prediction that draws: its mean
 FIRST = 3  # the step from whose end on throughput counts
 BATCH_SIZE = 16
 SLOTS = 48  # groups of all workers together
-WORKERS = 2
-CONFIG = f"""
-[run]
-num_steps = {STEPS}
-seed = 0
-[model]
-hf_checkpoint = "MODEL"
-parity_check = false
-device = "cpu"
-[data]
-prompt_data = "builtin:repeat"
-[rollout]
-rollout_batch_size = {BATCH_SIZE}
-n_samples_per_prompt = {SAMPLES}
-rollout_max_response_len = {LONGEST}
-num_workers = {WORKERS}
-max_groups_in_flight = {SLOTS // WORKERS}
-[staleness]
-policy = "fifo"
-max_lag = 2
-[algorithm]
-correction = "behaviour"
-[learner]
-train_backend = "benchmarks.lib.predicted.parts.WorldLearner"
-[engine]
-kind = "benchmarks.lib.predicted.parts.WorldEngine"
-num_engines = 2
-[weights]
-transport = "disk"
-[checkpoint]
-save_interval = 100000
-save_hf = false
-[monitor]
-live = "off"
-"""
+CONFIG = timed_run.config(
+    BATCH_SIZE,
+    SLOTS,
+    "benchmarks.lib.predicted.parts.WorldLearner",
+    "benchmarks.lib.predicted.parts.WorldEngine",
+    rollout={"n_samples_per_prompt": SAMPLES},
+    staleness={"policy": "fifo", "max_lag": 2},
+)
 
 
 class Held(NamedTuple):
@@ -109,10 +81,7 @@ def run() -> dict[str, Any]:
     only = os.environ.get("TABLE_ONLY", "")
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as directory:
-        model = Path(directory) / "model"
-        builtin.write_model(MODEL, model, seed=1)
-        config = Path(directory) / "run.toml"
-        config.write_text(CONFIG.replace("MODEL", str(model)))
+        config = timed_run.write(Path(directory), CONFIG)
         recorded = Path(directory) / "recorded"
         world = World()
         _launch(config, recorded, RECORDED, world, steps)

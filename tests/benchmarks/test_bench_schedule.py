@@ -13,13 +13,14 @@ from benchmarks.lib.schedule import trace as traces
 from benchmarks.lib.schedule.ideal import ideal
 from benchmarks.lib.schedule.latencies import latencies
 from benchmarks.lib.schedule.trace import Trace
+from benchmarks.lib.timed_run import PLACE
 from miles_async.cli.load import parse
 
 
 @pytest.mark.parametrize("policy, max_lag", [("fifo", 3), ("drop", 1), ("token_mask", 1), ("elastic", 3)])
 def test_the_ideal_is_of_the_runs_policy_slots_and_updates(policy: str, max_lag: int) -> None:
     config = parse(
-        bench_schedule.CONFIG.replace("MODEL", "builtin:digits"),
+        bench_schedule.CONFIG.replace(PLACE, "builtin:digits"),
         [f"staleness.policy={policy}", f"staleness.max_lag={max_lag}", "run.num_steps=20"],
         check=False,
     )

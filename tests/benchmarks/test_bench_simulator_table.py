@@ -6,6 +6,7 @@ import pytest
 
 from benchmarks.bench_simulator_table import CONFIG, HELD_OUT
 from benchmarks.lib.predicted.world import SAMPLES, VARIABLE, Known, World, from_environment, to_environment
+from benchmarks.lib.timed_run import PLACE
 from miles_async.cli.load import parse
 from miles_async.simulation.fits import lengths_of
 
@@ -31,7 +32,5 @@ def test_the_environment_hands_the_world_on(monkeypatch: pytest.MonkeyPatch) -> 
 def test_every_held_out_configuration_is_one_that_a_run_takes() -> None:
     for held in HELD_OUT:
         settings = [*held.settings, f"engine.num_engines={held.engines}"]
-        assert (
-            parse(CONFIG.replace("MODEL", "builtin:digits"), settings, check=False).engine.num_engines == held.engines
-        )
+        assert parse(CONFIG.replace(PLACE, "builtin:digits"), settings, check=False).engine.num_engines == held.engines
     assert len(HELD_OUT) >= 5

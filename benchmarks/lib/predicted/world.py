@@ -15,10 +15,10 @@ from typing import Literal, NamedTuple
 import msgspec
 
 from benchmarks.lib.synthetic.batch import uniform
+from benchmarks.lib.timed_run import LONGEST
 from miles_async.simulation.draws import Drawn
 
 VARIABLE = "MILES_ASYNC_WORLD"
-LONGEST = 1900  # tokens: with a prompt, what the model's context holds
 SAMPLES = 4  # of a group
 
 

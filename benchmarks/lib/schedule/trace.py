@@ -16,10 +16,10 @@ from typing import NamedTuple
 import msgspec
 
 from benchmarks.lib.synthetic.batch import uniform
+from benchmarks.lib.timed_run import LONGEST
 
 VARIABLE = "MILES_ASYNC_SCHEDULE"
 MEAN_TOKENS = 110  # of a response
-LONGEST = 1900  # tokens: with a prompt, what the model's context holds
 MEAN_STEPS = 2.2  # of the generation of a group, in train steps
 SLOTS = 96  # groups that are generated at a time
 BATCH_SIZE = 32
