@@ -21,7 +21,8 @@ import redis.exceptions
 
 from bus.codec import CodecError, decode, encode
 from bus.fence import NOBODYS, FencedScript, Life
-from bus.messages import Heartbeat, Message, Name, Number, Url, Version
+from bus.fields import Name, Number, Url, Version
+from bus.messages import Heartbeat, Message
 from bus.patience import PatientRedis, is_full
 from bus.topics import KINDS, Topic
 

@@ -2,7 +2,7 @@
 
 Promises: no pickle and no code on the wire; token ids, log-probs, masks and versions travel as raw little-endian
 buffers whose dtype is named here; every message names its schema by its tag, and an unknown tag is refused, as are
-numbers, names and URLs that no actor would write: what decodes can be used without a further look at its fields.
+fields that no actor would write (``fields.py``): what decodes can be used without a further look at them.
 """
 
 from __future__ import annotations
@@ -12,25 +12,12 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
+from bus.fields import MAX_NUMBER, Members, Name, Node, Number, Place, Seconds, Text, Url, Version
 from bus.waits import WaitKind
 
 SCHEMA_VERSION = 1
 
-MAX_NUMBER = 2**31 - 1  # of a version, a step, an incarnation: they travel as <i4, too
 UNSAMPLED = MAX_NUMBER  # in place of a weight version: no policy sampled this token (SFT), so it never grows stale
-Number = Annotated[int, Meta(ge=0, le=MAX_NUMBER)]
-Version = Annotated[int, Meta(ge=-1, le=MAX_NUMBER)]  # -1: weights that are nobody's version
-Seconds = Annotated[float, Meta(ge=0, le=1e11)]  # since the epoch; NaN is refused, too
-Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.:-]{0,99}\Z")]  # of an actor or an engine
-Url = Annotated[str, Meta(pattern=r"^http://[A-Za-z0-9_.:\[\]-]{1,255}(/[A-Za-z0-9_.~/-]{0,255})?\Z")]
-Place = Annotated[
-    str, Meta(pattern=r"^([a-z]{1,20} [A-Za-z0-9_.:@/-]{1,200})?\Z")
-]  # where an actor runs: a kind, and which
-Node = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.:-]{0,100}\Z")]  # the machine of an actor
-Text = Annotated[str, Meta(max_length=10_000)]  # for people to read
-
-MAX_MEMBERS = 1024  # engines, or rollout workers, of a run
-Members = Annotated[int, Meta(ge=1, le=MAX_MEMBERS)]
 
 
 class Message(msgspec.Struct, array_like=True, frozen=True, kw_only=True):

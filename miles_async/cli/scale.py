@@ -19,8 +19,9 @@ from redis.exceptions import RedisError
 
 from bus import Bus, NoRedisError, connect
 from bus.deadline import within
+from bus.fields import MAX_MEMBERS
 from bus.loading import wait_not
-from bus.messages import MAX_MEMBERS, Scale, Scaled
+from bus.messages import Scale, Scaled
 from bus.password import without_password
 from miles_async.config.schema import ConfigError
 from miles_async.monitor.status import BUS_DEADLINE_S

@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 from uuid import uuid4
 
 from bus.codec import TOKENS, unpack
-from bus.messages import MAX_NUMBER, Sample, Ticket
+from bus.fields import MAX_NUMBER
+from bus.messages import Sample, Ticket
 from miles_async.config.schema import Rollout
 from miles_async.groups.routes import RouteShape
 from miles_async.rollout.bounds import NO_BOUNDS, Bounds

@@ -16,7 +16,8 @@ from typing import Any
 
 from bus import Bus, SnapshotLedger
 from bus.codec import VERSIONS, unpack
-from bus.messages import MAX_NUMBER, UNSAMPLED, EngineDown, EngineServes, Sample, Snapshot
+from bus.fields import MAX_NUMBER
+from bus.messages import UNSAMPLED, EngineDown, EngineServes, Sample, Snapshot
 from miles_async.rollout.begun import VersionsHeard
 from miles_async.rollout.generate import AnswerError
 

@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from bus.messages import ReadyGroup
 from miles_async.config.schema.rollout import POLICIES
 from miles_async.simulation.asking import Window, judges_each, window_of
+from miles_async.simulation.deaths import Deaths
 from miles_async.simulation.draws import DrawnBySeed, Draws
 from miles_async.simulation.events import Events, Rank
-from miles_async.simulation.failures import Failures
 from miles_async.simulation.fleet import SimulatedFleet, Told
 from miles_async.simulation.learner import SimulatedLearner
 from miles_async.simulation.ledger import SimulatedLedger
@@ -69,6 +69,7 @@ class _Loop:
         is_open = self._ledger.open.__contains__
         self._workers = SimulatedWorkers(config, self._fleet.send, is_open, self._moments.claimed)
         self._learner = SimulatedLearner(config, self._events, self._version_made, self._batch_ended)
+        self._deaths = Deaths(config, self._events, self._ledger, self._fleet, self._workers, self._learner)
         bound = config.staleness.max_lag if policy.masks else None
         self._record = Record(config.warmup_steps, bound, config.simulation.timeline)
         self._window = Window(self._ledger, window_of(policy, self._batch_size), self._batch_size)
@@ -86,7 +87,7 @@ class _Loop:
         self._busy_at_start = 0.0
 
     def run(self) -> Simulated:
-        self._plan_deaths()
+        self._deaths.plan()
         while self._learner.version < self._steps:
             if self._look:
                 self._look = False
@@ -187,7 +188,7 @@ class _Loop:
         ledger.drop(position, reason)
         self._window.gone(position, was_ready=was_ready)
         whole = was_ready or (group.requests != [] and not group.unfinished)
-        made = sum(group.drawn.lengths) if whole else _made(group) + self._fleet.under_way(group)
+        made = sum(group.drawn.lengths) if whole else group.made + self._fleet.under_way(group)
         self._record.drop(group, reason, made, whole=whole)
         self._moments.dropped(group, reason, whole=whole)
         if group.requests and group.unfinished:
@@ -264,40 +265,6 @@ class _Loop:
         self._look = True
         self._unjudged = [*self._ledger.ready.values()]
 
-    # deaths
-
-    def _plan_deaths(self) -> None:
-        config, plan = self._config.failures, Failures(self._config, self._events).plan
-        engines, workers = self._config.engines.num_engines, self._config.rollout.num_workers
-        fleet = self._fleet
-        plan("engine", engines, config.engine_interval_s, config.engine_down_s, fleet.die, fleet.come_back)
-        plan(
-            "worker",
-            workers,
-            config.worker_interval_s,
-            config.worker_down_s,
-            self._worker_dies,
-            self._workers.come_back,
-        )
-        plan("learner", 1, config.learner_interval_s, config.learner_down_s, self._learner.die, lambda index: None)
-
-    def _worker_dies(self, index: int) -> None:
-        groups = self._workers.die(index)
-        for group in groups:
-            held = [request for request in group.requests if request.holds]
-            for request in held:
-                request.holds = False
-            self._fleet.abort(held)
-            if group.position in self._ledger.open:  # else its tokens are counted as dropped
-                self._fleet.lost_tokens += _made(group)
-            group.worker, group.requests, group.unfinished = -1, [], 0
-        if groups:
-            when = self._events.now + self._config.rollout.lease_s
-            self._events.at(when, Rank.REQUEST, index, self._offer_again, groups)
-
-    def _offer_again(self, groups: list[SimulatedGroup]) -> None:
-        self._workers.offer(groups, first=True)
-
     # words and sums
 
     def _busy(self) -> float:
@@ -310,7 +277,3 @@ class _Loop:
             f"{self._learner.version}, {len(ledger.ready)} of {len(ledger.open)} open groups are ready, batches are of "
             f"{self._batch_size}, engines serve version {self._fleet.serving}"
         )
-
-
-def _made(group: SimulatedGroup) -> int:
-    return sum(sample.made for request in group.requests for sample in request.samples)

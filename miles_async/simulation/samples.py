@@ -66,6 +66,11 @@ class SimulatedGroup:
         return self.requests
 
     @property
+    def made(self) -> int:
+        """Tokens of this attempt that are there."""
+        return sum(sample.made for request in self.requests for sample in request.samples)
+
+    @property
     def has_begun(self) -> bool:
         """Whether it is generated now, and has a token."""
         samples = (sample for request in self.requests for sample in request.samples)

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from bus.messages import MAX_NUMBER
+from bus.fields import MAX_NUMBER
 from miles_async.config.schema import RunConfig
 from miles_async.weights.buckets import by_item_size, order
 from miles_async.weights.config_dtype import say_dtype

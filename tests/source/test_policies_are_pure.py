@@ -10,6 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PURE = (
     "bus/codec.py",
+    "bus/fields.py",
     "bus/messages.py",
     "bus/positions.py",
     "bus/ready.py",
@@ -68,6 +69,7 @@ PURE = (
     "miles_async/simulation/asking.py",
     "miles_async/simulation/assignment.py",
     "miles_async/simulation/chain_fit.py",
+    "miles_async/simulation/deaths.py",
     "miles_async/simulation/draws.py",
     "miles_async/simulation/engine.py",
     "miles_async/simulation/events.py",

@@ -7,7 +7,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from bus.messages import Version
+from bus.fields import Version
 from miles_async.router.engine import RoutedEngine, RoutedState
 
 Url = Annotated[str, Meta(max_length=500, description="http://host:port of an engine")]
