@@ -25,6 +25,7 @@ from functools import partial
 
 import aiohttp
 
+from actors.group_record import GroupRecord
 from actors.rollout_requests import EngineRequests
 from actors.runtime.context import ActorContext, Waiting
 from actors.runtime.tasks import end
@@ -38,8 +39,7 @@ from miles_async.groups.limits import group_limits
 from miles_async.groups.sound import UnsoundGroup, check_group, received
 from miles_async.http.heap import settle_memory
 from miles_async.models.context_length import context_length
-from miles_async.recording.recorder import PUBLISHED, recorder
-from miles_async.recording.segments import Entry
+from miles_async.recording.recorder import PUBLISHED
 from miles_async.rewards import Grader
 from miles_async.rollout.failures import cause_of, check_samples, lengths_of, lost
 from miles_async.rollout.first_failures import contained
@@ -64,8 +64,7 @@ class RolloutWorker:
         self.ledger = Ledger(ctx.bus, payload_store(ctx.config, ctx.bus.run_id))
         self.lease = f"{ctx.name}/{ctx.incarnation}"
         self.publisher = Publisher(self.ledger, self.lease)
-        self.recorder = recorder(ctx.config, ctx.run_dir, ctx.name, ctx.incarnation)
-        self.record_failures = set[str]()
+        self.record = GroupRecord(ctx, self.lease)
         self.tokenizer = Tokenizer(ctx.model_path)
         self.requests = EngineRequests(ctx)
         self.make, self.filters = rollout_function(ctx.config), GroupFilters(ctx.config)
@@ -101,8 +100,7 @@ class RolloutWorker:
             finally:
                 await end([*duties, *self.in_flight])
                 self.publisher.close()
-                if self.recorder is not None:
-                    await self.recorder.close()
+                await self.record.close()
                 await self.ledger.release(self.lease)
 
     async def _work(self) -> None:
@@ -211,7 +209,7 @@ class RolloutWorker:
             sound = await self._sound(group(samples=self.filters.finished(samples))) if refusal is None else None
             if refusal is not None and self.ctx.config.record.level == "all":
                 with contextlib.suppress(UnsoundGroup):  # it is not trained on anyway
-                    await self._keep(*group(samples=samples), refusal)
+                    await self.record.keep(*group(samples=samples), refusal)
         except TeacherGoneError:
             raise  # no fault of the group's
         except Exception as error:  # also of a function of the user: it costs this attempt, not the worker
@@ -282,19 +280,8 @@ class RolloutWorker:
             )
         )
 
-    async def _keep(self, group: Group, payload: bytes, outcome: str) -> None:
-        """In the record of the run; a disk that does not take it costs the record this group, and is told of once."""
-        if self.recorder is None:
-            return
-        try:
-            await self.recorder.keep(Entry(group.group_id, self.lease, outcome, len(payload)), payload)
-        except OSError as error:
-            if str(error) not in self.record_failures:
-                self.record_failures.add(str(error))
-                await self.ctx.event("group_not_recorded", group=group.group_id, cause=str(error))
-
     async def _publish(self, group: Group, payload: bytes) -> None:
-        await self._keep(group, payload, PUBLISHED)
+        await self.record.keep(group, payload, PUBLISHED)
         self.requests.published(group.samples)
         if not await self.publisher.publish(Publication(group, group.finished, payload)):
             await self.ctx.event("late_publication_refused", group=group.group_id)
