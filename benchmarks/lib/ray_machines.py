@@ -12,7 +12,7 @@ import shutil
 import signal
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,17 +38,21 @@ NOTICE_S = 600
 class RayMachines:
     """``address``: of the head, whose machine is the launch's; ``machines``: the others, by their addresses."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, cpus: int = 2) -> None:
         from ray._common.utils import get_default_ray_temp_dir
         from ray.cluster_utils import Cluster
 
         # where Ray notes the address of the newest cluster; with a temp_dir of its own this one does not make it
         Path(get_default_ray_temp_dir()).mkdir(parents=True, exist_ok=True)
-        head = {"num_cpus": 2, "include_dashboard": False, "temp_dir": str(directory), **MEMORY}
+        head = {"num_cpus": cpus, "include_dashboard": False, "temp_dir": str(directory), **MEMORY}
         self._cluster = Cluster(initialize_head=True, head_node_args=head)
         self.address: str = self._cluster.address
         self.machines: dict[str, Any] = {}
         self._last = 1
+
+    def pids(self) -> list[int]:
+        """Of the head's own processes. Actors are below its raylet."""
+        return [found.process.pid for kind in self._cluster.head_node.all_processes.values() for found in kind]
 
     def add(self, host: str = "", **resources: float) -> str:
         """One more machine, with two CPUs and ``resources`` of its own, at ``host``, or at an address that none had before;
@@ -106,17 +110,17 @@ def _signal(process: psutil.Process, signum: int) -> None:
 
 
 @contextlib.contextmanager
-def ray_machines(*paths: Path) -> Iterator[RayMachines]:
-    """Up, with this process's environment as the cluster's; nothing of it stays.
+def ray_machines(*paths: Path, cpus: int = 2, settings: Mapping[str, str] = ENVIRONMENT) -> Iterator[RayMachines]:
+    """Up, with this process's environment as the cluster's, and ``settings`` over it; nothing of it stays.
 
-    paths: where actors find modules, besides this checkout.
+    paths: where actors find modules, besides this checkout. cpus: of the head's machine.
     """
     with contextlib.ExitStack() as stack:
         directory = Path(tempfile.mkdtemp(prefix="ray-"))  # a short path: sockets lie there
         stack.callback(shutil.rmtree, directory, ignore_errors=True)
         found = os.pathsep.join(map(str, (ROOT, *paths)))
-        stack.enter_context(environment({**ENVIRONMENT, "PYTHONPATH": found}))
-        machines = RayMachines(directory)
+        stack.enter_context(environment({**settings, "PYTHONPATH": found}))
+        machines = RayMachines(directory, cpus)
         stack.callback(machines.shutdown)
         stack.enter_context(environment({"RAY_ADDRESS": machines.address}))
         yield machines

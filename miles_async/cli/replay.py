@@ -32,8 +32,11 @@ _OWN = (
 )
 
 
-def replayed(run: Path, overrides: Sequence[str], from_step: int) -> RunConfig:
-    """Raises ConfigError, RecordError, ModelError, CheckpointError: one line each."""
+def replayed(run: Path, overrides: Sequence[str], from_step: int, *, read: bool = True) -> RunConfig:
+    """``read``: look at all that is to be trained on for damage.
+
+    Raises ConfigError, RecordError, ModelError, CheckpointError: one line each.
+    """
     run = run.absolute()
     table = launches.last_config(run)
     if table is None:
@@ -54,6 +57,8 @@ def replayed(run: Path, overrides: Sequence[str], from_step: int) -> RunConfig:
     manifest.check_model(run, config.model.hf_checkpoint, config.run.seed)
     if from_step:
         checkpoint_of_step(run / "checkpoints", from_step)
+    if read:
+        record.check_payloads(from_step + 1, config.run.num_steps)
     return config
 
 

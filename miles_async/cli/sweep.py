@@ -25,12 +25,12 @@ def planned(file: Path) -> tuple[Sweep, list[Cell], str]:
     text = text_of(file)
     sweep = parse(text, str(file), file.resolve().parent)
     found = cells(sweep)
-    for cell in found:
+    for number, cell in enumerate(found):
         try:
             if sweep.config:
                 load(sweep.config, cell.overrides)
             elif sweep.replay:
-                replayed(Path(sweep.replay), cell.overrides, 0)
+                replayed(Path(sweep.replay), cell.overrides, 0, read=number == 0)  # each does so itself
             else:
                 reading.parse(text_of(Path(sweep.simulation)), cell.overrides, source=sweep.simulation)
         except ConfigError as error:

@@ -6,11 +6,12 @@ any more; a file that is damaged is named in ``trouble``, and takes no other one
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
 from miles_async.recording.recorder import DIRECTORY
-from miles_async.recording.segments import SUFFIX, Payloads, Place, SegmentError, scan
+from miles_async.recording.segments import SUFFIX, Payloads, Place, SegmentError, check_body, scan
 
 Key = tuple[str, str]  # a group's id, and the lease that it was made under
 
@@ -57,12 +58,31 @@ class KeptGroups:
 
     def has(self, key: Key) -> bool:
         """Whether it is kept."""
-        return any(key in seen.places for seen in self._files.values())
+        return self._place(key) is not None
+
+    def check(self, keys: Iterable[Key]) -> None:
+        """Whether the payloads of groups that are kept are as they were written: the blocks that they lie in are read.
+
+        Raises SegmentError naming the group, OSError.
+        """
+        sound = set[tuple[Path, int]]()
+        for key in keys:
+            place = self._place(key)
+            if place is None or (place.file, place.block) in sound:
+                continue
+            try:
+                check_body(place.file, place.block)
+            except SegmentError as error:
+                raise SegmentError(f"group {key[0]}: {error}") from None
+            sound.add((place.file, place.block))
 
     def payload(self, key: Key) -> bytes | None:
         """As the bus carried it; None: it is not kept. Raises SegmentError, OSError."""
-        place = next((seen.places[key] for seen in self._files.values() if key in seen.places), None)
+        place = self._place(key)
         return None if place is None else self._payloads.read(place)
+
+    def _place(self, key: Key) -> Place | None:
+        return next((seen.places[key] for seen in self._files.values() if key in seen.places), None)
 
 
 def _seen(file: Path, size: int) -> _Seen:

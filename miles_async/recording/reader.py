@@ -5,12 +5,13 @@ Promises: nothing is changed; what is missing or damaged is named, with how far 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 from miles_async.monitor.record_lines import TRANSITIONS_FILE, RecordError, read_transitions
 from miles_async.recording.kept import KeptGroups
 from miles_async.recording.segments import SegmentError
-from miles_async.recording.steps import Steps
+from miles_async.recording.steps import RecordedStep, Steps
 
 
 class RecordedRun:
@@ -55,14 +56,33 @@ class RecordedRun:
                 raise RecordError(
                     f"{self.run_dir}: step {step} is not on record; its steps are {min(self.steps)} to {self.last_step}"
                 )
-            wanted = (group_id for group_id in recorded.groups if group_id not in recorded.lost)
-            missing = [group_id for group_id in wanted if not self._kept.has(self._key(group_id))]
+            missing = [group_id for group_id in _wanted(recorded) if not self._kept.has(self._key(group_id))]
             if missing:
-                upto = f"; up to step {step - 1} it can be done: --set run.num_steps={step - 1}" if step > first else ""
                 raise RecordError(
                     f"{self._kept.directory}: of step {step} {len(missing)} of {len(recorded.groups)} groups are not kept "
-                    f"({missing[0]} for one){upto}"
+                    f"({missing[0]} for one){_up_to(step, first)}"
                 )
+
+    def check_payloads(self, first: int, last: int) -> None:
+        """Whether what the steps ``first`` to ``last`` train on is as it was written: all of it is read.
+
+        Raises RecordError for the first that is not.
+        """
+        for step in range(first, last + 1):
+            try:
+                self._kept.check(self._key(group_id) for group_id in _wanted(self.steps[step]))
+            except (SegmentError, OSError) as error:
+                raise RecordError(f"step {step}, {error}{_up_to(step, first)}") from None
+
+
+def _wanted(step: RecordedStep) -> Iterator[str]:
+    """The groups that it takes to train the step again."""
+    return (group_id for group_id in step.groups if group_id not in step.lost)
+
+
+def _up_to(step: int, first: int) -> str:
+    """How far a replay from ``first`` can go, if ``step`` cannot be trained again."""
+    return f"; up to step {step - 1} it can be done: --set run.num_steps={step - 1}" if step > first else ""
 
 
 def _whole(run_dir: Path) -> KeptGroups:

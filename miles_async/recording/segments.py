@@ -109,7 +109,16 @@ class Payloads:
         return self._body[place.start : place.start + place.size]
 
 
+def check_body(file: Path, at: int) -> None:
+    """Whether the payloads of the block at ``at`` are as they were written. Raises SegmentError, OSError."""
+    _packed(file, at)
+
+
 def _body(file: Path, at: int) -> bytes:
+    return zstandard.ZstdDecompressor().decompress(_packed(file, at))
+
+
+def _packed(file: Path, at: int) -> bytes:
     with file.open("rb") as opened:
         opened.seek(at)
         head = opened.read(_HEAD.size)
@@ -118,7 +127,7 @@ def _body(file: Path, at: int) -> bytes:
             opened.seek(header_size, 1)
             packed = opened.read(body_size)
             if magic == MAGIC and len(packed) == body_size and zlib.crc32(packed) == body_sum:
-                return zstandard.ZstdDecompressor().decompress(packed)
+                return packed
     raise SegmentError(
         f"{file} is damaged at byte {at}: its groups do not have the checksum that they were written with"
     )

@@ -2,8 +2,9 @@
 after the other in a process for each job.
 
 Promises: a cell that is finished is not run again, one that was interrupted goes on (a simulation begins again, which gives the
-same); a cell that fails costs itself; an interruption stops the runs in order, and no other one begins; a directory in which
-another sweep was begun, or something else lies, is refused.
+same); a cell that fails costs itself; an interruption stops the runs in order, and no other one begins; so does the end of this
+process, also by kill -9, and the next sweep waits for that; a directory in which another sweep was begun, or something else
+lies, is refused.
 """
 
 from __future__ import annotations
@@ -12,18 +13,23 @@ import asyncio
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
+from bus.server import die_with_parent
 from miles_async.config.schema import ConfigError
 from miles_async.disk.durable import write_whole
 from miles_async.monitor.summary import is_finished
 from miles_async.runs import kinds
+from miles_async.runs.lock import RunInUseError, holder
 from miles_async.sweeping.grid import Cell, Sweep
 from miles_async.sweeping.simulating import Asked, answer_of, ask
 
 LOG = "launch.log"  # in the cell's: what its launches said
+LEFT_S = 120.0  # for a launch that has been told to stop
+LOOK_S = 0.1
 
 
 class Job(Protocol):
@@ -64,7 +70,12 @@ def run_dir(sweep: Sweep, cell: Cell) -> Path:
 
 
 async def run_cells(sweep: Sweep, cells: Sequence[Cell], tell: Callable[[str], None]) -> dict[str, int]:
-    """Run what is not finished; exit codes by name of those that were run. ``tell`` hears of each beginning and end."""
+    """Run what is not finished; exit codes by name of those that were run. ``tell`` hears of each beginning and end.
+
+    Raises RunInUseError: a launch lives in a cell, and does not leave it; KeyboardInterrupt.
+    """
+    for cell in cells:
+        await _left(run_dir(sweep, cell), tell)
     waiting = [cell for cell in cells if not is_finished(run_dir(sweep, cell))]
     if done := len(cells) - len(waiting):
         tell(f"{done} of {len(cells)} cells are finished already")
@@ -99,6 +110,20 @@ async def run_cells(sweep: Sweep, cells: Sequence[Cell], tell: Callable[[str], N
     return codes
 
 
+async def _left(directory: Path, tell: Callable[[str], None]) -> None:
+    """Wait until the launch that a sweep which was killed had under way there has stopped. Raises RunInUseError."""
+    until, told = time.monotonic() + LEFT_S, False
+    while (pid := holder(directory)) is not None:
+        if time.monotonic() > until:
+            raise RunInUseError(
+                f"{directory} is in use by a launch that is alive (pid {pid}): of another sweep, if one runs"
+            )
+        if not told:
+            tell(f"{directory.name}: waits for the launch of an earlier sweep to stop (pid {pid})")
+        told = True
+        await asyncio.sleep(LOOK_S)
+
+
 class Launches:
     """Each cell is a launch of its own, which a Ctrl-C is handed on to."""
 
@@ -117,6 +142,7 @@ class Launches:
                 stderr=log,
                 stdin=asyncio.subprocess.DEVNULL,
                 start_new_session=True,  # a Ctrl-C is handed on once, by us
+                preexec_fn=die_with_parent(signal.SIGTERM),  # which it hears as one
                 env=os.environ,
             )
             if self._interrupted:  # while it was started
@@ -148,7 +174,12 @@ class Simulations:
         if self._process is None:
             pipe = asyncio.subprocess.PIPE
             self._process = await asyncio.create_subprocess_exec(
-                *ask(self._sweep.simulation), stdin=pipe, stdout=pipe, start_new_session=True, env=os.environ
+                *ask(self._sweep.simulation),
+                stdin=pipe,
+                stdout=pipe,
+                start_new_session=True,
+                preexec_fn=die_with_parent(signal.SIGTERM),
+                env=os.environ,
             )
         stdin, stdout = self._process.stdin, self._process.stdout
         assert stdin is not None and stdout is not None

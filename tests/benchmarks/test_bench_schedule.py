@@ -83,10 +83,19 @@ def test_what_each_link_of_the_chain_adds_is_read_from_the_record() -> None:
     assert latencies(record, ends, trace, 1, 2) == {"offer": 40, "claim": 2, "generate": 8, "batch": 5, "train": 9}
 
 
+def test_a_policy_may_bring_keys_of_its_own() -> None:
+    assert bench_schedule.settings_of("fifo") == ["staleness.policy=fifo"]
+    found = bench_schedule.settings_of("elastic,elastic_cap=8,elastic_admit_lag=3")
+    assert found == ["staleness.policy=elastic", "staleness.elastic_cap=8", "staleness.elastic_admit_lag=3"]
+
+
 def test_a_run_on_the_trace_trains_what_the_ideal_trains_at_no_more_than_its_pace() -> None:
     found = bench_schedule.run(lags=[2], sigmas=[0.6], steps=3, step_s=0.5, samples=2)
-    (figures,) = found["runs"].values()
+    ((name, figures),) = found["runs"].items()
+    assert name == "fifo, sigma 0.6, max_lag 2"
     assert 0.0 < figures["share"] <= 1.02
+    assert figures["of_learner"] == pytest.approx(figures["share"] * figures["ideal_of_learner"], abs=2e-3)
+    assert figures["length_ratio"] == figures["unmasked_length_ratio"] == 1.0 and figures["masked"] == 0.0
     assert figures["max_token_lag"] <= 2 and figures["dropped"] == figures["ideal_dropped"] == 0
     assert {"dealer", "rollout", "learner", "redis", "router", "launch", "broadcaster"} <= figures["roles"].keys()
     assert figures["cpu_us_per_group"] > 0

@@ -4,7 +4,9 @@ it is another run on the same data."""
 from __future__ import annotations
 
 import json
+import re
 import shutil
+import struct
 import subprocess
 import sys
 from collections import Counter
@@ -187,6 +189,16 @@ def test_what_cannot_be_replayed_is_one_line_before_anything_starts(run: Path, t
     shutil.copytree(copy, bare)
     shutil.rmtree(bare / "record")
     assert 'no groups are kept there: the run had record.level = "off"' in refusal(bare, tmp_path)
+    whole = segments[0].read_bytes()
+    (size,) = struct.unpack_from("<I", whole, 4)
+    torn = bytearray(whole)
+    torn[20 + size] ^= 1  # the first byte of the first payloads, which no index looks at
+    segments[0].write_bytes(torn)
+    line = refusal(copy, tmp_path)
+    assert re.search(r"step \d+, group [\d-]+: .* is damaged at byte 0: its groups do not have the checksum", line), (
+        line
+    )
+    segments[0].write_bytes(whole)
     segments[-1].unlink()
     line = refusal(copy, tmp_path)
     assert "groups are not kept" in line and "of step" in line

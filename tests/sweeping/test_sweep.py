@@ -7,7 +7,7 @@ import json
 import signal
 from pathlib import Path
 
-from launching import TINY, left_behind, wait_for_step, wait_until, write_config
+from launching import TINY, left_behind, metrics, wait_for_step, wait_until, write_config
 from sweeps import begin, ended
 
 SWEEP = """
@@ -17,20 +17,25 @@ directory = "out"
 [set]
 "monitor.live" = "off"
 [grid]
-"run.num_steps" = [2, 60]
+"run.num_steps" = [2, 120]
 "run.seed" = [1]
 """
 
 
-def test_a_sweep_that_was_interrupted_goes_on_with_what_is_not_finished(tmp_path: Path) -> None:
+def test_a_sweep_that_was_killed_and_interrupted_goes_on_with_what_is_not_finished(tmp_path: Path) -> None:
     write_config(tmp_path, run=TINY["run"])
     file = tmp_path / "sweep.toml"
     file.write_text(SWEEP)
-    short, long = (tmp_path / "out" / f"num_steps={steps},seed=1" for steps in (2, 60))
+    short, long = (tmp_path / "out" / f"num_steps={steps},seed=1" for steps in (2, 120))
 
     process = begin(file)
     wait_until((long / "supervisor.json").exists, "second cell", process)
     wait_for_step(long, 3, process)
+    process.kill()
+    process.communicate()
+    process = begin(file)  # which waits until the launch of the one that was killed has stopped
+    wait_until(lambda: len(list((long / "launches").glob("*.toml"))) == 2, "second launch", process)
+    wait_for_step(long, max(line["step"] for line in metrics(long)) + 3, process)
     process.send_signal(signal.SIGINT)
     ended(process, 130)
     first = (short / "summary.json").read_bytes()
@@ -38,16 +43,16 @@ def test_a_sweep_that_was_interrupted_goes_on_with_what_is_not_finished(tmp_path
     assert json.loads(first)["status"] == "finished" and stopped["status"] == "stopped"
     assert left_behind(tmp_path) == []
 
-    file.write_text(SWEEP.replace("60", "301"))
+    file.write_text(SWEEP.replace("120", "301"))
     assert "was begun with another sweep" in begin(file).communicate(timeout=300)[1]
 
     file.write_text(SWEEP)
     ended(begin(file), 0)
     assert (short / "summary.json").read_bytes() == first  # not run again
     finished = json.loads((long / "summary.json").read_text())
-    assert finished["status"] == "finished" and finished["starts"] == 2 and finished["steps"] == 60
+    assert finished["status"] == "finished" and finished["starts"] == 3 and finished["steps"] == 120
     with (tmp_path / "out" / "sweep.csv").open() as table:
-        assert [row["steps"] for row in csv.DictReader(table)] == ["2", "60"]
+        assert [row["steps"] for row in csv.DictReader(table)] == ["2", "120"]
 
 
 def test_every_cell_is_a_row_and_one_that_fails_costs_itself(tmp_path: Path) -> None:
