@@ -118,7 +118,8 @@ cluster)
     ;;
 gpu)
     echo "installing miles-async[train,ray,sglang,parquet]"
-    pip_install -c requirements/constraints.txt ".[train,ray,sglang,parquet]"
+    # without constraints.txt, which is of CPUs: SGLang pins other versions of some packages, and torch for CUDA
+    pip_install ".[train,ray,sglang,parquet]"
     compile_all
     ;;
 docs)
