@@ -7,7 +7,7 @@
 # make matrix       every layout of the learner beside one process, and how far they are apart (minutes)
 # make gpu-check    on a machine with CUDA: learner and engine against a CPU, pushes, speed, memory; JSON (minutes)
 # make mutants      plants a bug for each line that upholds an invariant; a test has to catch each (minutes)
-# make lint         ruff, pyright, the direction of imports
+# make lint         ruff, pyright, the direction of imports, hadolint
 # make docs         writes the pages of docs/ that are made from the code, and makes the site
 # make site         the documentation as a site, in site/; a link that leads nowhere is an error
 # make container-steps  carries out the steps of containers/Dockerfile in a directory of their own, without Docker (minutes)
@@ -58,6 +58,7 @@ lint: $(VENV)/.test-installed
 	$(BIN)/ruff format --check
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports
+	$(BIN)/hadolint containers/Dockerfile containers/Dockerfile.cuda
 
 docs: $(VENV)/.quickstart-installed
 	$(BIN)/python -m docs.generated

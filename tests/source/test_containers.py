@@ -1,4 +1,4 @@
-"""The images of containers/ can be built from what the checkout has, run as nobody in particular, and keep hadolint's rules."""
+"""The images of containers/ can be built from what the checkout has, and run as nobody in particular. hadolint: make lint."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_what_the_installer_of_an_image_reads_is_there() -> None:
 @every_image
 def test_an_image_runs_a_program_of_ours_as_an_ordinary_user(file: Path) -> None:
     (user,) = of(file, "USER")
-    assert re.search(rf"useradd .*--uid [1-9]\d+ {user}\b", " ".join(of(file, "RUN")))
+    assert re.search(rf"useradd .*--uid {user} ", " ".join(of(file, "RUN"))) and int(user) > 0
     steps = list(instructions(file))
     last = max(number for number, step in enumerate(steps) if step.name == "RUN")
     assert [step.name for step in steps].index("USER") > last
@@ -59,18 +59,11 @@ def test_an_image_runs_a_program_of_ours_as_an_ordinary_user(file: Path) -> None
 
 
 @every_image
-def test_a_dockerfile_keeps_the_rules_of_hadolint_that_tell_images_apart_from_one_build_to_the_next(file: Path) -> None:
+def test_an_image_begins_with_one_version_and_what_it_installs_requirements_say(file: Path) -> None:
     (base,) = of(file, "FROM")
-    assert re.search(r":\d[\w.-]+$", base) and "latest" not in base  # DL3006, DL3007
+    assert re.search(r":\d+\.\d+\.\d+[\w.-]*$", base)
     for step in of(file, "RUN"):
-        if "apt-get install" in step:  # DL3009, DL3014, DL3015
-            assert {"--yes", "--no-install-recommends"} <= {*step.split()} and "rm -rf /var/lib/apt/lists/*" in step
-        assert " | " not in step and "sudo" not in step and not re.search(r"\bcd ", step)  # DL4006, DL3004, DL3003
-        assert "pip install" not in step  # what is installed, and which version, requirements/ says: DL3013, DL3042
-    assert not of(file, "ADD") and all(place[0] == "/" for place in of(file, "WORKDIR"))  # DL3020, DL3000
-    names = [step.name for step in instructions(file)]
-    assert names.index("WORKDIR") < names.index("COPY")  # DL3045
-    assert "://" not in "\n".join(line for line in file.read_text().splitlines() if line[:1] != "#")
+        assert not re.search(r"\b(pip|uv|curl|git)\b", step) and "://" not in step
 
 
 def test_steps_are_carried_out_below_the_directory_up_to_the_first_that_fails(tmp_path: Path) -> None:
