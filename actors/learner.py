@@ -68,7 +68,7 @@ class Learner:
         self.max_lag = ctx.config.staleness.max_lag  # of the batch that is being trained
         self.checkpoints = ctx.run_dir / "checkpoints"
         self.rewards: deque[float] = deque(maxlen=REWARD_WINDOW)
-        self.recent: deque[tuple[float, int, tuple[str, ...]]] = deque()  # when, step, group ids
+        self.recent: deque[tuple[float, int, tuple[str, ...]]] = deque()  # when the ledger heard of it, step, group ids
         self.replay_to = 0  # the last step that has a batch when this process began
         self.waited_s = 0.0
         # somebody samples with what is learnt
@@ -117,7 +117,8 @@ class Learner:
             if own and (owner := extra.get("run_id")) != self.ctx.spec.run_id:
                 raise ResumeError(f"the checkpoint {directory} is of run {owner}, this run is {self.ctx.spec.run_id}")
             self.rewards.extend(extra["rewards"])
-            self.recent.extend((when, step, tuple(ids)) for when, step, ids in extra["recent"])
+            # the ledger may only hear of them now, and lose that in its turn
+            self.recent.extend((time.time(), step, tuple(ids)) for _, step, ids in extra["recent"])
             self.saves.last = self.trainer.version
             if self.rank == 0 and own:
                 await self._reconcile()

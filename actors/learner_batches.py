@@ -2,8 +2,8 @@
 
 Promises: a batch is recorded before it is given; no group is chosen that the policy or the user's filter refuses, and what they
 evict is dropped on record; of a step whose weights are held (``staleness.policy = "elastic"``) each further part is recorded as
-the first was; when the learner is to stop, every rank hears that there is no such batch; where batches are another run's
-(``replay.run``), nobody decides.
+the first was; when the learner is to stop, every rank hears that there is no such batch; nobody waits for groups of a ledger
+that has lost what is trained; where batches are another run's (``replay.run``), nobody decides.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import time
 from collections.abc import Awaitable, Callable
 
 from actors.runtime.context import ActorContext
-from bus import Ledger
+from bus import Ledger, LedgerError
 from bus.client import READ_BLOCK_MS, Topic
 from bus.ledger_batches import sizes_of
 from bus.messages import Batch, Control, ReadyGroup
@@ -55,7 +55,7 @@ class LearnerBatches:
             return recorded
         if not self._decides:
             return await self._follow(step, 1)
-        if (groups := await self._choose(version)) is None:
+        if (groups := await self._choose(version, version)) is None:
             await self._say_stop(step)
             return None
         surplus, masked, ticks = self._policy.surplus, self._masked(groups, version), self._ticks(groups, version, 1)
@@ -68,7 +68,7 @@ class LearnerBatches:
         version, batches = record.step - 1, len(sizes_of(record)) + 1
         if not self._decides:
             return await self._follow(record.step, batches)
-        if (groups := await self._choose(version)) is None:
+        if (groups := await self._choose(version, record.step)) is None:
             await self._say_stop(record.step)
             return None
         masked, ticks = self._masked(groups, version), self._ticks(groups, version, batches)
@@ -76,10 +76,11 @@ class LearnerBatches:
 
     # deciding
 
-    async def _choose(self, version: int) -> list[ReadyGroup] | None:
-        """The groups of the next batch. None: stop here."""
+    async def _choose(self, version: int, last_step: int) -> list[ReadyGroup] | None:
+        """The groups of the next batch, behind what is on record. None: stop here. Raises LedgerError: ``last_step`` is not."""
         looked, seen = 0.0, -1
-        order: dict[str, None] = {}  # the open groups, as they were when so many had been dropped
+        order: dict[str, None] = {}  # the open groups, as they were when so many others were not
+        left = set[str]()  # what was evicted since the last batch
         while not self._ctx.stop.is_set():
             self._check()
             if (now_s := time.monotonic()) >= looked + ASKED_S:  # not at each group that is ready
@@ -87,15 +88,23 @@ class LearnerBatches:
                 await self._asked()
             groups, self._samples_cursor = await self._ledger.ready_groups(self._samples_cursor)
             self._ready.update((group.group_id, group) for group in groups)
-            dropped = await self._ledger.dropped()
-            if dropped != seen or not self._ready.keys() <= order.keys():  # they are many, and the same at most looks
-                now, seen = await self._ledger.open_groups(), dropped
+            closed = await self._ledger.closed()
+            if closed != seen or not self._ready.keys() <= order.keys():  # they are many, and the same at most looks
+                now, seen = await self._ledger.open_groups(), closed
+                if now.last_step < last_step:
+                    raise LedgerError(
+                        f"the ledger ends at step {now.last_step}: it lost step {last_step}, which is trained"
+                    )
                 if self._policy.holds:
                     self._floors.look(now.order, now.states, await self._serving(version))
                 order = dict.fromkeys(now.order)
                 is_ready = {g for g, state in zip(now.order, now.states, strict=True) if state == "r"}
+                if left & is_ready:  # Redis came back without its end, and their news has been read
+                    self._samples_cursor, left = "0", set()
                 self._ready = {g: group for g, group in self._ready.items() if g in is_ready}  # in order of publication
             evicted = await self._evict(version)
+            if evicted:
+                left, seen = left | evicted, -1  # looked for once more
             open_order = [g for g in order if g not in evicted]
             chosen = self._policy.select(list(self._ready.values()), open_order, version, self._size)
             if chosen:
@@ -106,9 +115,9 @@ class LearnerBatches:
         """Drop what has grown too old (its prompt may be dealt again), and what the user's filter refuses; returns the ids."""
         evicted = set[str]()
         for judge in (self._policy, self._buffer_filter):
-            leaves = self._ledger.recycle if judge is self._policy and self._policy.requeues else self._ledger.drop
+            again = judge is self._policy and self._policy.requeues
             for group_id, reason in judge.evict(list(self._ready.values()), version):
-                await leaves(group_id, reason, f"ready at version {version}")
+                await self._ledger.drop(group_id, reason, f"ready at version {version}", again=again)
                 del self._ready[group_id]
                 evicted.add(group_id)
         return evicted

@@ -49,6 +49,7 @@ from miles_async.rollout.scoring import score
 from miles_async.rollout.slots import GroupSlots
 from miles_async.rollout.teacher import TeacherGoneError, teachers
 from miles_async.runs.payloads import payload_store
+from miles_async.staleness.choice import make_policy
 from miles_async.staleness.policies import STALE_IN_FLIGHT
 from miles_async.text.tokenizer import Tokenizer
 
@@ -225,11 +226,12 @@ class RolloutWorker:
             await self.ledger.discard(ticket.group_id, self.lease, refusal, detail, lengths=lengths_of(samples))
 
     async def _is_outdated(self, ticket: Ticket, context: RolloutContext) -> bool:
-        """Whether no step can train the group any more; it is dropped then, and another one may begin."""
+        """Whether no step can train the group any more; it is dropped then, and another one may begin, or its prompt's next."""
         if context.slots is None or not context.slots.is_outdated:
             return False
         detail = f"it was ended when the learner had reached version {self.requests.published_versions.heard.learner}"
-        await self.ledger.discard(ticket.group_id, self.lease, STALE_IN_FLIGHT, detail)
+        again = make_policy(self.ctx.config).requeues
+        await self.ledger.discard(ticket.group_id, self.lease, STALE_IN_FLIGHT, detail, again=again)
         return True
 
     async def _score_all(self, ticket: Ticket, samples: list[Sample]) -> list[Sample]:

@@ -7,7 +7,8 @@
                   release      └────► dropped ◄─── quarantine(reason) of what is batched and cannot be trained
                       discard(reason)        (so is a group whose last attempt fails, with its causes on "dead")
 
-   recycle is drop, and remembers that the prompt is to be dealt again, as another group; admit_again deals it.
+   A prompt is dealt again where drop or discard is told so: it waits for that under the id of its next attempt, and admit_again
+   deals it. Of all attempts at a prompt at most one is open, waits to be dealt, is batched or trained.
 
 Promises (design invariants 1, 2 and 7):
 
@@ -106,10 +107,10 @@ class Ledger(Leases, Batches):
             tuple(state.decode() for state in states),
         )
 
-    async def dropped(self) -> int:
-        """How many groups were dropped so far: until it grows, or a batch is recorded, the order of the open groups only grows
-        at its end."""
-        return int(await self.bus.redis.hget(self.bus.key("l:count"), "dropped") or 0)
+    async def closed(self) -> int:
+        """How many groups are open no more: until that changes, the order of the open groups only grows at its end."""
+        fields = await self.bus.redis.hmget(self.bus.key("l:count"), "batched", "trained", "dropped")
+        return sum(int(field or 0) for field in fields)
 
     # everybody
 

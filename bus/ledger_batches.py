@@ -74,7 +74,8 @@ class Batches(LedgerScripts):
         """Record that the last step, whose record so far is ``record``, trains on ``groups`` as well, and return the record
         with them: another one if the step was extended otherwise.
 
-        Raises LedgerError: it is not the last step, its weights have changed, or a group is not ready.
+        Raises LedgerError: it is not the last step, its weights have changed, a group is not ready, or the ledger, which
+        lost its end, does not have all of ``record``.
         """
         if record.ticks:
             raise LedgerError(f"step {record.step} cannot be extended: its weights change with what it has")
@@ -91,9 +92,10 @@ class Batches(LedgerScripts):
         if done == 1:
             return extended
         earlier = await self.recorded_batch(record.step) if done == 2 else None
-        if earlier is None:
+        if earlier is None or len(earlier.group_ids) < len(record.group_ids):
             raise LedgerError(
-                f"step {record.step} cannot be extended: it is not the last, or one of its groups is not ready"
+                f"step {record.step} cannot be extended: it is not the last, or one of its groups is not ready, or the ledger "
+                "lost its end, and groups of the step with it"
             )
         return earlier
 
@@ -155,18 +157,23 @@ class Batches(LedgerScripts):
     async def reconcile(self, step: int, trained: Mapping[int, Sequence[str]]) -> int:
         """Bring a ledger that lost its end (a power cut under ``appendfsync everysec``) up to a durable checkpoint.
 
+        What is trained is a prompt: of one that was dealt again, no other attempt stays open or is dealt any more.
+
         ``trained``: the group ids of each of the last steps that the checkpoint of ``step`` contains. Returns how many
         groups this ledger learnt to be trained. Raises LedgerError: a step it lost is not in ``trained``.
         """
         last, _ = await self.steps()
-        lost_steps = range(last + 1, step + 1)
+        record = await self.recorded_batch(last) if last <= step else None
+        # of a step whose weights are held in the ledger, and not in the checkpoint, the last parts are lost
+        held = record is not None and not record.ticks
+        lost_steps = range(last if held else last + 1, step + 1)
         if unknown := [s for s in lost_steps if s not in trained]:
             raise LedgerError(
                 f"the ledger ends at step {last}, the checkpoint is of step {step} and does not name the groups of {unknown[0]}"
             )
-        known = min(last, step)
-        await self.commit(known, forget=known if lost_steps else 0)
-        ids = [group_id for s in lost_steps for group_id in trained[s]]
+        await self.commit(min(last, step), forget=lost_steps.start - 1 if lost_steps else 0)
+        known = set(record.group_ids) if record is not None else set[str]()
+        ids = [group_id for s in lost_steps for group_id in trained[s] if group_id not in known]
         return int(await self._run("reconcile", step, *ids)) if lost_steps else 0
 
 

@@ -154,14 +154,23 @@ class Leases(LedgerScripts):
         return ("void", "again", "dropped")[int(done)]
 
     async def discard(
-        self, group_id: str, lease: str, reason: str, detail: str = "", *, lengths: Sequence[int] = ()
+        self,
+        group_id: str,
+        lease: str,
+        reason: str,
+        detail: str = "",
+        *,
+        lengths: Sequence[int] = (),
+        again: bool = False,
     ) -> bool:
-        """A filter refuses what was generated: the group is dropped for ``reason``, and another one may begin.
+        """What is generated is of no use (a filter refuses it, it is too old): the group is dropped for ``reason``, and another
+        one may begin.
 
-        ``lengths``: response tokens of its samples. False: the lease is not valid any more.
+        ``lengths``: response tokens of its samples. ``again``: as of :meth:`drop`. False: the lease is not valid any more.
         """
         sizes = msgspec.msgpack.encode(list(lengths))
-        return bool(await self._run("discard", group_id, lease, reason, words(detail), sizes))
+        said, next_id = _farewell(group_id, detail, again=again)
+        return bool(await self._run("discard", group_id, lease, reason, said, sizes, next_id))
 
     async def held(self, group_ids: Sequence[str], lease: str) -> set[str]:
         """Which of ``group_ids`` are in flight under ``lease``."""
@@ -177,19 +186,23 @@ class Leases(LedgerScripts):
         """
         return int(await self._run("release", lease, why))
 
-    async def drop(self, group_id: str, reason: str, detail: str = "") -> bool:
-        """The group will not be trained. False: it is batched, trained or dropped already."""
-        return bool(await self._run("drop", group_id, reason, words(detail)))
+    async def drop(self, group_id: str, reason: str, detail: str = "", *, again: bool = False) -> bool:
+        """The group will not be trained. ``again``: its prompt is to be dealt again, as the next attempt at it.
 
-    async def recycle(self, group_id: str, reason: str, detail: str = "") -> bool:
-        """As :meth:`drop`, and its prompt is to be dealt again, as the next attempt at it."""
-        again = next_attempt(group_id)
-        return bool(
-            await self._run("recycle", group_id, reason, words(f"{detail}; to be made again as {again}"), again)
-        )
+        False: the group is batched, trained or dropped already.
+        """
+        return bool(await self._run("drop", group_id, reason, *_farewell(group_id, detail, again=again)))
 
 
 def next_attempt(group_id: str) -> str:
     """The id of the group that is made of the same prompt after it."""
     head, _, attempt = group_id.rpartition("-")
     return f"{head}-{int(attempt) + 1}"
+
+
+def _farewell(group_id: str, detail: str, *, again: bool) -> tuple[str, str]:
+    """In what words a group leaves undone, and as which one its prompt is dealt again; "": as none."""
+    if not again:
+        return words(detail), ""
+    next_id = next_attempt(group_id)
+    return words(f"{detail}; to be made again as {next_id}"), next_id

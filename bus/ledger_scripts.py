@@ -29,7 +29,6 @@ _TRANSITIONS = (
     "discard",
     "release",
     "drop",
-    "recycle",
     "batch",
     "extend",
     "commit",

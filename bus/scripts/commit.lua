@@ -20,11 +20,7 @@ for s = from, step do
   record('trained', ids, { step = s })
 end
 for s = forgotten + 1, math.min(forget, committed) do
-  local ids = groups_of(s)
-  with_all(some_of(values_of(PAYLOAD, ids)), 'DEL')
-  with_all(ids, 'HDEL', PAYLOAD)
-  with_all(ids, 'HDEL', QUARANTINE)
-  redis.call('HDEL', BATCH, s)
+  forget_step(s)
   forgotten = s
 end
 redis.call('HSET', META, 'committed_step', committed, 'forgotten_step', forgotten)

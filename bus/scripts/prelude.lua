@@ -123,6 +123,15 @@ local function groups_of(step)
   return unpacked(redis.call('HGET', BATCH, step))[BATCH_GROUP_IDS]
 end
 
+-- Record and payloads of a step leave, so that it can be trained no more.
+local function forget_step(step)
+  local ids = groups_of(step)
+  with_all(some_of(values_of(PAYLOAD, ids)), 'DEL')
+  with_all(ids, 'HDEL', PAYLOAD)
+  with_all(ids, 'HDEL', QUARANTINE)
+  redis.call('HDEL', BATCH, step)
+end
+
 -- The groups that ARGV names from `first` on, if all are ready and none is named twice; else nil.
 local function ready_groups(first)
   local ids, named = {}, {}
@@ -189,8 +198,15 @@ local function requeue(gid)
   move(gid, 'f', 'w')
 end
 
--- The open group leaves undone, counted under `t.reason`. Admission, which has a place more to give, is woken.
+-- Of which prompt the group is: the id is PROMPT-ATTEMPT.
+local function prompt_of(gid)
+  return string.match(gid, '^(.*)%-%d+$') or gid
+end
+
+-- The open group leaves undone, counted under `t.reason`; `t.again`: as which group its prompt waits to be dealt again, if that is
+-- neither nil nor ''. Admission, which has a place more to give, is woken.
 local function drop(gid, t)
+  if t.again and t.again ~= '' then redis.call('RPUSH', AGAIN, t.again) end
   local state = redis.call('HGET', STATE, gid)
   if state == 'r' and not t.lengths then t.lengths = lengths_of(gid) end
   forget_ticket(gid)

@@ -1,7 +1,7 @@
 """Which groups each step of a run trained on: a fold over the ledger's transitions. Pure.
 
-Promises: a group is the attempt that was published; of a step that was recorded twice (its learner's ledger had lost its
-end) the last record counts, and no step behind it is left: the ledger had forgotten those, too.
+Promises: a group is the attempt that had been published when its step was recorded; of a step that was recorded twice (its
+learner's ledger had lost its end) the last record counts, and no step behind it is left: the ledger had forgotten those, too.
 """
 
 from __future__ import annotations
@@ -33,17 +33,20 @@ class RecordedStep:
 
 
 class Steps:
-    """Fed line by line. ``recorded``: by their numbers. ``published``: under which lease a group was."""
+    """Fed line by line. ``recorded``: by their numbers. ``published``: under which lease a group of a step was."""
 
     def __init__(self) -> None:
         self.recorded: dict[int, RecordedStep] = {}
         self.published: dict[str, str] = {}
+        self._newest: dict[str, str] = {}  # under which lease any group was, the last time
 
     def add(self, line: TransitionLine) -> None:
         """The next line of ``transitions.jsonl``."""
         step = self.recorded.get(line.step)
+        if line.kind in ("batched", "extended"):
+            self.published.update((group_id, self._newest.get(group_id, "")) for group_id in line.groups)
         if line.kind == "published":
-            self.published[line.groups[0]] = line.by
+            self._newest[line.groups[0]] = line.by
         elif line.kind == "batched":
             for forgotten in [number for number in self.recorded if number > line.step]:
                 del self.recorded[forgotten]

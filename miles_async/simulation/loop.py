@@ -169,9 +169,7 @@ class _Loop:
         self._unjudged = []
         if asked:
             for group_id, reason in self._policy.evict(asked, self._learner.version):
-                prompt, again = self._drop(int(group_id), reason).prompt
-                if self._policy.requeues:
-                    self._again.append((prompt, again + 1))
+                self._drop_old(int(group_id), reason)
 
     def _end_outdated(self) -> None:
         """As workers do it where the learner has another version: what is generated and too old for any step is ended."""
@@ -180,7 +178,12 @@ class _Loop:
             if not is_outdated(self._policy, group.serving, version):
                 return
             if group.has_begun and is_outdated(self._policy, group.floor(version), version, group.group_id):
-                self._drop(group.position, STALE_IN_FLIGHT, at_once=True)
+                self._drop_old(group.position, STALE_IN_FLIGHT, at_once=True)
+
+    def _drop_old(self, position: int, reason: str, *, at_once: bool = False) -> None:
+        prompt, again = self._drop(position, reason, at_once=at_once).prompt
+        if self._policy.requeues:
+            self._again.append((prompt, again + 1))
 
     def _drop(self, position: int, reason: str, *, at_once: bool = False) -> SimulatedGroup:
         ledger, group = self._ledger, self._ledger.open[position]

@@ -94,7 +94,7 @@ class StalenessPolicy(Protocol):
 
     @property
     def requeues(self) -> bool:
-        """Whether the prompts of what it evicts are dealt again, before new ones."""
+        """Whether the prompts of what it evicts, or would, are dealt again, before new ones."""
         ...
 
     def admit(self, state: StalenessState) -> int:
@@ -167,7 +167,7 @@ def is_outdated(policy: StalenessPolicy, oldest: int, version: int, group_id: st
 
     The learner's version grows and that of the token does not, so what is outdated stays so, whenever it would be ready.
     """
-    if oldest > version or policy.requeues:  # nobody sampled it; or its prompt is dealt again, once it is ready
+    if oldest > version:  # nobody sampled it
         return False
     versions = ((oldest, 1), (version, 1)) if oldest < version else ((version, 2),)
     group = ReadyGroup(

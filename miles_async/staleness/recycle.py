@@ -3,7 +3,7 @@
 Source: Miles, fully asynchronous (``miles/rollout/fully_async_rollout.py``, PR 1717 and 2030; ``--max-weight-staleness``):
 groups go into a queue as they finish, which takes no more than it has room for; one that is taken out and has a token too old
 is thrown away and its prompt is generated anew, before any new one. ``staleness.capacity`` is the room: groups that may be
-open, in whatever state.
+open, in whatever state. (Here a group is also ended while it is generated, once it is too old for any step.)
 
 *The bound.* By selection and eviction at the version that the learner trains at, so nothing older than ``L`` is trained.
 (Miles looks at the engines' version when it takes a group out, and trains one version later where the next batch is taken

@@ -122,7 +122,7 @@ async def test_a_prompt_that_is_to_be_made_again_is_dealt_before_new_ones_with_a
     await ledger.prepare()
     first = [c.ticket for c in await ledger.next_tickets("w", "w/1", 20, 60_000)]
     for number in (2, 0):
-        assert await ledger.recycle(first[number].group_id, "stale")
+        assert await ledger.drop(first[number].group_id, "stale", again=True)
     await dealer._deal()
     again = [c.ticket for c in await ledger.next_tickets("w", "w/1", 20, 60_000)]
     assert [ticket.group_id for ticket in again] == [next_attempt(first[i].group_id) for i in (2, 0)]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from stand_in_learner import BATCH, PowerCut, StandInTrainer, make_learner, publish, run
+from stand_in_learner import BATCH, FilingTrainer, PowerCut, StandInTrainer, make_learner, publish, run
 from stand_in_learner import no_weights as no_weights
 
 from actors.learner import ResumeError
@@ -20,27 +20,7 @@ from bus.messages import Event, Group, Metrics, Snapshot, Ticket
 from miles_async.config.schema import Checkpoint, Rollout, Run, Staleness
 from miles_async.hooks.calls import HookFailed
 from miles_async.staleness.policies import NO_BOUND
-from miles_async.train import checkpoint
-from miles_async.train.checkpoint import CheckpointError, LearnerState
-from miles_async.train.checkpoint_choice import CheckpointChoice, choose
-
-
-class FilingTrainer(StandInTrainer):
-    """Its checkpoints are on disk: what is its version, and what it was given with it."""
-
-    def save_checkpoint(self, directory: Path, extra: dict[str, Any]) -> None:
-        writing = checkpoint.begin(directory, self.version)
-        (writing / "shard").write_bytes(bytes(100))
-        checkpoint.commit(directory, writing, LearnerState(self.version, extra), keep=2)
-
-    def choose_checkpoint(self, directory: Path, forgotten: int) -> CheckpointChoice:
-        return choose(directory, forgotten)
-
-    def load_checkpoint(self, directory: Path, *, verified: bool) -> dict[str, Any]:
-        assert verified
-        state = checkpoint.read_state(directory)
-        self.version = state.version
-        return state.extra
+from miles_async.train.checkpoint import CheckpointError
 
 
 async def snapshots(bus: Bus) -> list[int]:

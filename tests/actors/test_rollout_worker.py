@@ -391,12 +391,14 @@ async def serving_version_0(bus: Bus, model: Path) -> AsyncIterator[Running]:
             await engine.task
 
 
-@pytest.mark.parametrize("function", ["single_turn", "per_sample"])
+@pytest.mark.parametrize(
+    ("function", "too_old"), [("single_turn", "drop"), ("per_sample", "drop"), ("single_turn", "requeue")]
+)
 async def test_a_group_that_is_too_old_for_any_step_is_ended_while_its_engine_is_paused_and_computes_nothing_more(
-    bus: Bus, digits_model: Path, monkeypatch: pytest.MonkeyPatch, function: str
+    bus: Bus, digits_model: Path, monkeypatch: pytest.MonkeyPatch, function: str, too_old: Any
 ) -> None:
     paused, rollout = Paused(2 * SAMPLES, monkeypatch), {"rollout_function": function}
-    bound = Staleness(policy="drop", max_lag=2)
+    bound = Staleness(policy="drop", max_lag=2, too_old=too_old)
     async with (
         serving_version_0(bus, digits_model) as engine,
         working(bus, digits_model, engine, 2, staleness=bound, **rollout) as (_, ledger),
@@ -412,7 +414,9 @@ async def test_a_group_that_is_too_old_for_any_step_is_ended_while_its_engine_is
         assert await engine.generate(sampling_params={"max_new_tokens": 1})
         assert paused.sampled == made + 1  # nothing but that
     found = [t for t in (await bus.read("events", Transition, "0"))[0] if t.kind in ("failed", "dropped")]
-    assert [t.detail for t in found] == ["it was ended when the learner had reached version 3"] * 2
+    said = "it was ended when the learner had reached version 3"
+    assert [t.detail.partition("; ")[0] for t in found] == [said] * 2
+    assert sorted(await ledger.waiting_again(9)) == (["0-0-1", "0-1-1"] if too_old == "requeue" else [])
     assert await lost(bus) == []
 
 

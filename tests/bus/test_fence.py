@@ -33,7 +33,7 @@ CHANGES: dict[str, Act] = {
     "discard": lambda bus: Ledger(bus).discard("0-2-0", "w/1", "why"),
     "release": lambda bus: Ledger(bus).release(),
     "drop": lambda bus: Ledger(bus).drop("0-1-0", "why"),
-    "recycle": lambda bus: Ledger(bus).recycle("0-1-0", "why"),
+    "drop and deal again": lambda bus: Ledger(bus).drop("0-1-0", "why", again=True),
     "batch": lambda bus: _batch(bus, 2),
     "commit": lambda bus: Ledger(bus).commit(1),
     "reconcile": lambda bus: Ledger(bus).reconcile(2, {2: ["0-1-0"]}),

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from ledger_steps import deal, make_ready, ticket
+from ledger_steps import deal, group, make_ready, ticket, transitions
+from msgspec.structs import replace
 
 from bus import Bus, Ledger, LedgerError, balanced
 from bus.codec import encode
@@ -122,6 +123,54 @@ async def test_a_ledger_that_lost_its_end_learns_from_the_checkpoint_what_is_tra
     more = await make_ready(ledger, 2)
     assert (await ledger.batch(5, more)).step == 5
     assert balanced(await ledger.counts())
+
+
+async def test_what_a_checkpoint_trained_at_a_later_attempt_is_trained_wherever_the_ledger_has_its_prompt(
+    bus: Bus,
+) -> None:
+    ledger = Ledger(bus)
+    await deal(ledger, 4)
+    ready = await make_ready(ledger, 2)
+    (claimed,) = await ledger.next_tickets("w", "w/2", 1, 60_000)
+    await ledger.drop(ready[1].group_id, "stale", again=True)
+    # ready, waiting to be dealt again, in flight, waiting, and not dealt: each was made again in the lost end
+    trained = {1: ["0-0-1", "0-1-2", "0-2-1", "0-3-1", "0-4-3"]}
+    assert await ledger.reconcile(1, trained) == 5
+    assert await ledger.reconcile(1, trained) == 0
+    counts = await ledger.counts()
+    assert (counts["dealt"], counts["trained"], counts["dropped:superseded"]) == (9, 5, 3) and balanced(counts)
+    assert (await ledger.open_groups()).order == () and await ledger.waiting_again(9) == []
+    assert not await ledger.publish(group(claimed.ticket.group_id), "w/2", 0.0)
+    said = [(t.group_ids, t.detail) for t in await transitions(bus) if t.reason == "superseded"]
+    assert said == [((f"0-{i}-0",), f"its prompt is trained, as 0-{i}-1") for i in (0, 2, 3)]
+    assert await ledger.admit([ticket(i) for i in range(4, 6)], limit=100, position=4) == (1, 6)
+    assert (await ledger.open_groups()).order == ("0-5-0",)
+
+
+async def test_a_part_of_a_step_that_the_ledger_lost_is_learnt_from_the_checkpoint_and_never_taken_for_another(
+    bus: Bus,
+) -> None:
+    ledger = Ledger(bus)
+    await deal(ledger, 5)
+    ready = await make_ready(ledger, 4)
+    record = await ledger.batch(1, ready[:1], ticks=False)
+    ids = [news.group_id for news in ready]
+    part = replace(
+        record, group_ids=tuple(ids[:2]), payload_keys=tuple(news.payload_key for news in ready[:2]), parts=(1, 1)
+    )
+    with pytest.raises(LedgerError, match="or the ledger lost its end, and groups of the step with it"):
+        await ledger.extend(part, ready[2:3])  # a learner that has trained it, and lives
+    with pytest.raises(LedgerError, match="does not name the groups of 1"):
+        await ledger.reconcile(1, {})
+    assert await ledger.reconcile(1, {1: ids[:3]}) == 2
+    assert await ledger.reconcile(1, {1: ids[:3]}) == 0
+    counts = await ledger.counts()
+    assert (counts["trained"], counts["batched"], counts["ready"]) == (3, 0, 1) and balanced(counts)
+    assert (await ledger.steps(), await ledger.forgotten()) == ((1, 1), 1)
+    assert await ledger.recorded_batch(1) is None  # half of it would be no step
+    with pytest.raises(LedgerError, match="missing"):
+        await ledger.payloads([ready[0].payload_key])
+    assert (await ledger.batch(2, ready[3:])).step == 2
 
 
 async def test_a_damaged_payload_is_named_instead_of_trained(bus: Bus) -> None:

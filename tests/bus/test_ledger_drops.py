@@ -67,17 +67,17 @@ async def test_a_group_that_a_filter_refuses_is_dropped_by_its_holder_alone_and_
     assert await ledger.admit([ticket(2)], limit=2, position=2) == (1, 3)
 
 
-async def test_a_prompt_that_is_recycled_is_dealt_again_once_and_before_all_that_were_recycled_after_it(
+async def test_a_prompt_that_is_to_be_made_again_is_dealt_again_once_and_before_all_that_came_to_wait_after_it(
     bus: Bus,
 ) -> None:
     ledger = Ledger(bus)
     await deal(ledger, 3)
     ready = await make_ready(ledger, 2)
     cursors: dict[Any, str] = {"batches": await bus.last_id("batches")}
-    assert await ledger.recycle(ready[1].group_id, "stale", "ready at version 5")
+    assert await ledger.drop(ready[1].group_id, "stale", "ready at version 5", again=True)
     assert await bus.wait_for_news(cursors, block_ms=1)  # what wakes the dealer
-    assert not await ledger.recycle(ready[1].group_id, "stale")  # the retry of a lost answer
-    assert await ledger.recycle(ready[0].group_id, "stale")
+    assert not await ledger.drop(ready[1].group_id, "stale", again=True)  # the retry of a lost answer
+    assert await ledger.drop(ready[0].group_id, "stale", again=True)
     assert await ledger.waiting_again(9) == ["0-1-1", "0-0-1"] and (await ledger.room()).again == 2
     again = [again_ticket(group_id) for group_id in await ledger.waiting_again(9)]
     assert await ledger.admit_again(again, limit=9, step=1) == 0  # a limit of another step
@@ -88,14 +88,17 @@ async def test_a_prompt_that_is_recycled_is_dealt_again_once_and_before_all_that
     claimed = await ledger.next_tickets("w", "w/2", 9, 60_000)
     assert [c.ticket for c in claimed][1:] == again[:1]
     assert await ledger.publish(group("0-1-1"), "w/2", 0.0)
-    assert await ledger.recycle("0-1-1", "stale")
-    assert await ledger.waiting_again(9) == ["0-0-1", "0-1-2"]
+    assert await ledger.drop("0-1-1", "stale", again=True)
+    assert not await ledger.discard("0-2-0", "w/1", "stale_in_flight", again=True)  # not its lease
+    assert await ledger.discard("0-2-0", "w/2", "stale_in_flight", again=True)
+    assert not await ledger.discard("0-2-0", "w/2", "stale_in_flight", again=True)
+    assert await ledger.waiting_again(9) == ["0-0-1", "0-1-2", "0-2-1"]
     counts = await ledger.counts()
-    assert (counts["dealt"], counts["dropped:stale"]) == (4, 3) and balanced(counts)
+    assert (counts["dealt"], counts["dropped:stale"], counts["dropped"]) == (4, 3, 4) and balanced(counts)
     (first, *_) = [t for t in await transitions(bus) if t.kind == "dropped"]
     assert first.detail == "ready at version 5; to be made again as 0-1-1"
     assert (await ledger.batch(1, [])).step == 1
-    assert not await ledger.recycle("0-2-1", "stale")  # of nobody
+    assert not await ledger.drop("0-2-1", "stale", again=True)  # of nobody
 
 
 def again_ticket(group_id: str) -> Ticket:

@@ -1,15 +1,18 @@
 """The ledger as a state machine: no interleaving of its operations and no death between two commands loses a group.
 
 Promises: clients make every operation of the ledger, advance one Redis command at a time in any order, get an answer late,
-twice or never, try again or die and come back under a new lease. After every command that may write, what Redis holds is
-whole (``ledger_view.check``), what the script answered and recorded is what the model expects (``ledger_story``), and at
-the end all that is open can be generated, trained and forgotten. On every version of Redis that this machine has.
+twice or never, try again or die and come back under a new lease; Redis goes back to what it held before (a power cut), and a
+learner with a checkpoint from then or later comes back to it. After every command that may write, what Redis holds is whole
+(``ledger_view.check``), what the script answered and recorded is what the model expects (``ledger_story``), and at the end
+all that is open can be generated, trained and forgotten. On every version of Redis that this machine has.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from copy import deepcopy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis.exceptions
@@ -18,9 +21,11 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import initialize, precondition, rule, run_state_machine_as_test
 from ledger_clients import LedgerClients
-from ledger_story import OPEN
-from ledger_view import ticket
+from ledger_story import OPEN, Story, prompt_of
+from ledger_view import View, check, ticket, ticket_of
 
+from bus.codec import decode
+from bus.ledger_leases import next_attempt
 from bus.messages import Batch, Group
 from bus.quarantine import Quarantine
 from bus.server import RedisServer
@@ -40,6 +45,11 @@ def group(gid: str) -> Group:
 
 
 class LedgerMachine(LedgerClients):
+    def __init__(self, server: GatedServer) -> None:
+        super().__init__(server)
+        self.saved: tuple[Any, Story] | None = None  # what Redis may go back to
+        self.learnt: dict[int, tuple[str, ...]] = {}  # by step, what a checkpoint would name
+
     @initialize(
         dealt=st.integers(1, 4),
         claimed=st.integers(0, 3),
@@ -70,6 +80,13 @@ class LedgerMachine(LedgerClients):
         start, step = self.story.position, self.story.last_step if fenced else None
         tickets = [ticket(start + i) for i in range(n)]
         self.begin(lambda: self.ledger.admit(tickets, limit=LIMIT, position=start, step=step), commands)
+
+    @few
+    @precondition(lambda self: self.story.again)
+    @rule(n=st.integers(1, 3), limit=st.sampled_from([LIMIT, LIMIT, 1]), commands=COMMANDS)
+    def admit_again(self, n: int, limit: int, commands: int) -> None:
+        tickets, step = [ticket_of(gid) for gid in self.story.again[:n]], self.story.last_step
+        self.begin(lambda: self.ledger.admit_again(tickets, limit=limit, step=step), commands)
 
     @few
     @rule(worker=WORKERS, count=st.integers(1, 3), lease_ms=st.sampled_from([60_000, 60_000, 0]), commands=COMMANDS)
@@ -107,10 +124,11 @@ class LedgerMachine(LedgerClients):
 
     @few
     @precondition(lambda self: self.held)
-    @rule(which=INDEX, commands=COMMANDS)
-    def discard(self, which: int, commands: int) -> None:
+    @rule(which=INDEX, again=st.booleans(), commands=COMMANDS)
+    def discard(self, which: int, again: bool, commands: int) -> None:
         gid, lease = self.holder(which)
-        self.begin(lambda: self.ledger.discard(gid, lease, "zero_std", "no", lengths=[1]), commands, lease)
+        discard = self.ledger.discard
+        self.begin(lambda: discard(gid, lease, "zero_std", "no", lengths=[1], again=again), commands, lease)
 
     @few
     @precondition(lambda self: self.held)
@@ -134,11 +152,11 @@ class LedgerMachine(LedgerClients):
 
     @few
     @precondition(lambda self: self.story.place)
-    @rule(which=INDEX, commands=COMMANDS)
-    def drop(self, which: int, commands: int) -> None:
+    @rule(which=INDEX, again=st.booleans(), commands=COMMANDS)
+    def drop(self, which: int, again: bool, commands: int) -> None:
         choice = [*self.story.in_place("wfrb"), next(reversed(self.story.place))]
         gid = choice[which % len(choice)]
-        self.begin(lambda: self.ledger.drop(gid, "stale"), commands)
+        self.begin(lambda: self.ledger.drop(gid, "stale", again=again), commands)
 
     async def _select(self, n: int, surplus: int = 0, ticks: bool = True, more: bool = False) -> Batch | None:
         """As the learner does it: look, choose, record. ``more``: rather for the last step, where its weights are held."""
@@ -192,20 +210,72 @@ class LedgerMachine(LedgerClients):
             self.begin(lambda: put(step + offset, gid, "invalid_reward", "no"), commands)
 
     @precondition(lambda self: self.story.position)
-    @rule(steps=st.integers(1, 2), opened=st.integers(0, 2), undealt=st.integers(0, 1), again=st.booleans())
-    def reconcile(self, steps: int, opened: int, undealt: int, again: bool) -> None:
-        """A learner with a checkpoint that is ahead; its commands may be sent twice, but nobody comes in between."""
-        first = self.story.last_step + 1
-        ids = self.story.in_place(OPEN)[:opened]
+    @rule(
+        steps=st.integers(1, 2),
+        opened=st.integers(0, 2),
+        undealt=st.integers(0, 1),
+        waiting=st.integers(0, 1),
+        later=st.booleans(),
+        again=st.booleans(),
+    )
+    def reconcile(self, steps: int, opened: int, undealt: int, waiting: int, later: bool, again: bool) -> None:
+        """A learner with a checkpoint that is ahead; its commands may be sent twice, but nobody comes in between.
+
+        ``later``: the prompts were trained at their next attempt.
+        """
+        last = self.story.last_step
+        ids = [*self.story.in_place(OPEN)[:opened], *self.story.again[:waiting]]
         ids += [f"0-{self.story.position + i}-0" for i in range(undealt)]
-        trained = {first + i: ids[i::steps] for i in range(steps)}
         if not ids or set(ids) & self.story.ahead:
             return
-        operation = Operation(lambda: self.ledger.reconcile(first + steps - 1, trained))
+        ids = [next_attempt(gid) for gid in ids] if later else ids
+        trained = {last + 1 + i: tuple(ids[i::steps]) for i in range(steps)}
+        known = {last: self.story.trained_in(last)} if last in self.story.batches else {}  # its weights may be held
+        self._resume(last + steps, trained | known, again)
+
+    def _resume(self, step: int, trained: dict[int, tuple[str, ...]], again: bool = False) -> None:
+        """The learner begins with a checkpoint of ``step``."""
+        operation = Operation(lambda: self.ledger.reconcile(step, trained))
         while operation.pending is not None:
             answer = self.execute(operation)
             operation.answer(self.execute(operation) if again else answer)
         self.ended(operation)
+        assert operation.error is None, operation.error
+        self.learnt = {s: ids for s, ids in {**self.learnt, **trained}.items() if s <= step}
+
+    @rule()
+    def save(self) -> None:
+        self.saved = self.server.save(), deepcopy(self.story)
+
+    @precondition(lambda self: self.saved)
+    @rule(back=st.sampled_from([0, 0, 1, 2]))
+    def lose_the_end(self, back: int) -> None:
+        """A power cut: everybody is dead, the ledger is as it was once, and the newest checkpoint of any step since."""
+        assert self.saved is not None
+        (held, then), lost = self.saved, self.story
+        newest = self.view.batch.get(lost.last_step)
+        whole = lost.last_step - (newest is not None and not decode(newest, Batch).ticks)
+        step = max(whole - back, lost.forgotten, then.forgotten)
+        trained = self.learnt | {s: lost.trained_in(s) for s in lost.batches}
+        trained = {s: ids for s, ids in trained.items() if s <= step}
+        for operation in self.running:
+            operation.die()
+        self.running.clear()
+        self.life = {worker: life + 1 for worker, life in self.life.items()}
+        self.server.go_back(held)
+        self.story = deepcopy(then)
+        self.view = View(self.server.redis, self.ledger.bus.prefix)
+        check(self.view, self.story)
+        wanted = {prompt_of(gid) for gid in [*then.in_place(OPEN), *then.again]}
+        self._resume(step, trained)
+        found = {gid for gid, place in self.story.place.items() if place == "trained"}
+        assert found >= {gid for ids in trained.values() for gid in ids}
+        still = {*map(prompt_of, [*found, *self.story.in_place(OPEN), *self.story.again])}
+        assert wanted <= still, "a prompt is lost"
+
+    async def _deal_again(self) -> None:
+        tickets = [ticket_of(gid) for gid in self.story.again]
+        await self.ledger.admit_again(tickets, limit=10**6, step=self.story.last_step)
 
     # what may happen between two commands
 
@@ -256,6 +326,8 @@ class LedgerMachine(LedgerClients):
             return
         self.running.clear()
         self.held.clear()
+        self.begin(self._deal_again, 10**6)
+        assert not self.story.again
         while len(self.held) < len(self.story.in_place("wf")):
             before = len(self.held)
             self.begin(lambda: self.ledger.next_tickets("z", "z/1", 100, 0, 10**6), 10**6, "z/1")

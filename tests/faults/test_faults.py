@@ -133,6 +133,7 @@ def test_a_redis_that_lost_its_end_under_a_newer_checkpoint_trains_nothing_twice
         tmp_path,
         run=TINY["run"] | {"num_steps": 400},
         checkpoint={"save_interval": 2, "save_hf": False},
+        staleness={"policy": "recycle", "max_lag": 1, "capacity": 4 * 8},
         topology=RECORDING,
     )
     run_dir = tmp_path / "run"
@@ -146,7 +147,9 @@ def test_a_redis_that_lost_its_end_under_a_newer_checkpoint_trains_nothing_twice
     result = launch(config, run_dir, "--set", f"run.num_steps={steps}", env=recording_environment())
     assert result.returncode == 0, result.stderr
     assert events(run_dir, "resumed")[-1]["data"]["reconciled_groups"] > 0  # else nothing was lost, nothing shown
-    check_that_nothing_is_lost_or_twice(run_dir, steps=steps, batch=8, max_lag=2)
+    check_that_nothing_is_lost_or_twice(run_dir, steps=steps, batch=8, max_lag=1)
+    assert set(trained_prompts(run_dir).values()) == {1}  # also of those that were dealt again
+    assert any(not group.group_id.endswith("-0") for groups in trained_groups(run_dir).values() for group in groups)
 
 
 def test_a_checkpoint_older_than_what_the_ledger_has_forgotten_is_refused_with_one_line(tmp_path: Path) -> None:

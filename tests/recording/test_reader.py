@@ -32,6 +32,15 @@ def test_a_group_is_the_attempt_that_was_published(tmp_path: Path) -> None:
     assert run.payload("a") == b"published"
 
 
+def test_a_group_that_a_ledger_without_its_end_had_made_again_is_the_one_that_its_step_was_trained_on(
+    tmp_path: Path,
+) -> None:
+    kept = [("a", "w/1", b"trained"), ("a", "w/2", b"made again before the learner came back")]
+    lines = [line("published", "a", by="w/1"), line("batched", "a", step=1), line("published", "a", by="w/2")]
+    run = recorded(tmp_path, [*lines, line("reconciled", "a", step=1)], kept)
+    assert run.payload("a") == b"trained"
+
+
 def test_of_a_step_that_was_recorded_twice_the_last_record_counts(tmp_path: Path) -> None:
     lines = [line("published", g, by="w/1") for g in "ab"]
     run = recorded(tmp_path, [*lines, line("batched", "a", step=1), line("batched", "b", step=1)], [("b", "w/1", b"x")])

@@ -337,5 +337,6 @@ def test_what_is_too_old_for_any_step_is_ended_while_it_is_generated_where_it_co
         return result(settings(*given, f"staleness.policy={policy}", *more))["ledger"]["dropped"]
 
     assert dropped("drop")["stale_in_flight"] > 0
+    assert dropped("drop", "staleness.too_old=requeue")["stale_in_flight"] > 0
     assert dropped("drop", "rollout.partial_rollout=false").keys() == {"stale"}
     assert dropped("fifo") == dropped("token_mask") == {}

@@ -287,7 +287,7 @@ def test_a_policy_that_cannot_fill_a_batch_is_refused_with_the_inequality_that_f
 
 
 def test_what_is_generated_is_outdated_once_no_step_to_come_can_train_its_oldest_token() -> None:
-    for policy in (Fifo(2), Drop(2)):
+    for policy in (Fifo(2), Drop(2), Drop(2, requeues=True), Recycle(2, requeues=True, capacity=9)):
         found = [is_outdated(policy, oldest, version=5) for oldest in (6, 5, 3, 2, UNSAMPLED)]
         assert found == [False, False, False, True, False]
     for policy in (TokenMask(2), Elastic(2)):  # of which newer tokens are trained

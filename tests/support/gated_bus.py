@@ -105,6 +105,17 @@ class GatedServer:
         except redis.exceptions.ResponseError as error:
             return error
 
+    def save(self) -> list[tuple[bytes, int, bytes]]:
+        """Everything that the server holds at the moment: keys, how long they still live, values."""
+        client: Any = self.redis
+        return [(key, max(0, client.pttl(key)), client.dump(key)) for key in client.scan_iter()]
+
+    def go_back(self, saved: list[tuple[bytes, int, bytes]]) -> None:
+        """The server holds what it held then, and nothing else."""
+        self.redis.flushall()
+        for key, ttl_ms, value in saved:
+            self.redis.restore(key, ttl_ms, value)
+
     def close(self) -> None:
         self.redis.close()
 

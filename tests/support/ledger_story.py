@@ -30,6 +30,10 @@ MOVES: dict[str, tuple[tuple[str | None, ...], str]] = {
 }
 
 
+def prompt_of(gid: str) -> str:
+    return gid.rpartition("-")[0]
+
+
 class Expected(NamedTuple):
     answer: Any
     moves: list[tuple[str, list[str]]]  # kind and, sorted, its groups
@@ -46,7 +50,8 @@ class Story:
         self.most = 0  # attempts that a group has
         self.batches: dict[int, tuple[str, ...]] = {}  # of all steps, the committed ones too
         self.last_step = self.committed = self.forgotten = self.position = 0
-        self.ahead: set[str] = set()  # trained before they were dealt
+        self.ahead: set[str] = set()  # first attempts at prompts that were trained before they were dealt
+        self.again: list[str] = []  # as which prompts wait to be dealt again
         self.quarantined: dict[str, int] = {}  # and the step that they were recorded for; also of what is forgotten
 
     def in_place(self, places: str) -> list[str]:
@@ -88,6 +93,14 @@ class Story:
                 ids.append(gid)
         self.position += len(ids) + passed
         return Expected([len(ids), self.position], [("admitted", sorted(ids))] if ids else [])
+
+    def _again(self, view: Any, limit: int, step: int, *flat: Any) -> Expected:
+        room, ids = limit - len(self.in_place(OPEN)), list[str]()
+        for gid in flat[::2]:
+            if step != self.last_step or len(ids) >= room or self.again[:1] != [gid]:
+                break
+            ids.append(self.again.pop(0))
+        return Expected(len(ids), [("admitted", sorted(ids))] if ids else [])
 
     def _claim(self, view: Any, lease: str, attempts: int, *pairs: Any) -> Expected:
         each = [self._claim_one(view, lease, attempts, *pair) for pair in zip(pairs[::2], pairs[1::2], strict=True)]
@@ -140,16 +153,20 @@ class Story:
         last = self.claim[gid] >= attempts
         return Expected(2, [("dropped", [gid])]) if last else Expected(1, [("failed", [gid])])
 
-    def _discard(self, view: Any, gid: str, lease: str, _reason: str, _detail: str, _: bytes) -> Expected:
-        return Expected(1, [("dropped", [gid])]) if self._valid(gid, lease) else Expected(0, [])
+    def _discard(self, view: Any, gid: str, lease: str, _reason: str, _detail: str, _: bytes, again: str) -> Expected:
+        return self._leaves(gid, again) if self._valid(gid, lease) else Expected(0, [])
+
+    def _leaves(self, gid: str, again: str) -> Expected:
+        self.again += [again] if again else []
+        return Expected(1, [("dropped", [gid])])
 
     def _release(self, view: Any, lease: str, _why: str) -> Expected:
         ids = sorted(gid for gid, holder in self.lease.items() if lease in ("", holder))
         return Expected(len(ids), [("released", ids)] if ids else [])
 
-    def _drop(self, view: Any, gid: str, _reason: str, _detail: str) -> Expected:
+    def _drop(self, view: Any, gid: str, _reason: str, _detail: str, again: str) -> Expected:
         is_open = self.place.get(gid) in tuple(OPEN)
-        return Expected(1, [("dropped", [gid])]) if is_open else Expected(0, [])
+        return self._leaves(gid, again) if is_open else Expected(0, [])
 
     def _batch(self, view: Any, step: int, _record: bytes, surplus: int, *ids: str) -> Expected:
         if step <= self.last_step:
@@ -184,11 +201,14 @@ class Story:
         return Expected(len(self.quarantined) + 1, [("quarantined", [gid])])
 
     def _reconcile(self, view: Any, step: int, *ids: str) -> Expected:
-        if step <= self.last_step:
+        if step <= self.forgotten:
             return Expected(0, [])  # the retry of a lost answer
-        self.ahead |= {gid for gid in ids if gid not in self.place}
+        prompts = {prompt_of(gid) for gid in ids}
+        others = [gid for gid in self.in_place(OPEN) if gid not in ids and prompt_of(gid) in prompts]
+        self.ahead |= {f"{prompt}-0" for prompt in prompts - {*map(prompt_of, [*self.in_place(OPEN), *self.again])}}
+        self.again = [gid for gid in self.again if prompt_of(gid) not in prompts]
         self.forgotten = step
-        return Expected(len(ids), [("reconciled", sorted(ids))])
+        return Expected(len(ids), [*(("dropped", [gid]) for gid in others), ("reconciled", sorted(ids))])
 
     # what Redis has on record
 

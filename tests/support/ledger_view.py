@@ -10,7 +10,7 @@ from functools import lru_cache
 from typing import Any
 
 import redis
-from ledger_story import OPEN, Story
+from ledger_story import OPEN, Story, prompt_of
 
 from bus.codec import decode, encode
 from bus.ledger import balanced
@@ -27,6 +27,7 @@ for _, name in ipairs(tables) do
 end
 view[#view + 1] = redis.call('ZRANGE', P .. 'l:order', 0, -1)
 view[#view + 1] = redis.call('SMEMBERS', P .. 'l:ahead')
+view[#view + 1] = redis.call('LRANGE', P .. 'l:again', 0, -1)
 view[#view + 1] = redis.call(
   'HMGET', P .. 'l:meta', 'last_step', 'committed_step', 'forgotten_step', 'next_position'
 )
@@ -76,6 +77,7 @@ class View:
             quarantine,
             order,
             ahead,
+            again,
             meta,
             *streams,
         ) = raw
@@ -88,6 +90,7 @@ class View:
         self.quarantined = set(_table(quarantine))
         self.order = [gid.decode() for gid in order]
         self.ahead = {gid.decode() for gid in ahead}
+        self.again = [gid.decode() for gid in again]
         self.last_step, self.committed, self.forgotten, self.position = (int(value or 0) for value in meta)
         tickets, samples, events, pending, group, payloads = streams
         self.tickets = {i: _table(fields) for i, fields in tickets}
@@ -100,13 +103,17 @@ class View:
 
 
 @lru_cache(4096)
-def ticket(position: int) -> Ticket:
-    return Ticket(group_id=f"0-{position}-0", prompt_tokens=b"\1\0\0\0", sampling_seed=position)
+def ticket(position: int, attempt: int = 0) -> Ticket:
+    return Ticket(group_id=f"0-{position}-{attempt}", prompt_tokens=b"\1\0\0\0", sampling_seed=position)
+
+
+def ticket_of(gid: str) -> Ticket:
+    return ticket(*map(int, gid.split("-")[1:]))
 
 
 @lru_cache(4096)
 def _sent(gid: str) -> bytes:
-    return encode(ticket(int(gid.split("-")[1])))
+    return encode(ticket_of(gid))
 
 
 @lru_cache(4096)
@@ -128,7 +135,7 @@ def check(view: View, story: Story) -> None:
     steps = range(story.forgotten + 1, story.last_step + 1)
     assert (view.last_step, view.committed, view.position) == (story.last_step, story.committed, story.position)
     assert view.forgotten == story.forgotten
-    assert (view.ahead, view.quarantined) == (story.ahead, story.left_out())
+    assert (view.ahead, view.again, view.quarantined) == (story.ahead, story.again, story.left_out())
     assert sorted(view.batch) == list(steps)
     for step, record in view.batch.items():
         batch = decode(record, Batch)
@@ -137,6 +144,8 @@ def check(view: View, story: Story) -> None:
 
 
 def _check_places(view: View, story: Story) -> None:
+    live = [prompt_of(gid) for gid in [*view.again, *(gid for gid, place in story.place.items() if place != "dropped")]]
+    assert len(set(live)) == len(live), "of two attempts at a prompt neither was dropped"
     assert view.state == {gid: place for gid, place in story.place.items() if place in (*OPEN, "b")}
     assert view.order == [gid for gid in story.place if story.place[gid] in tuple(OPEN)]
     places = list(story.place.values())

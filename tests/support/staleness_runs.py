@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 import random
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -142,10 +143,13 @@ class _Run:
         stale = dict(self.policy.evict(self.ready, self.version))
         assert set(stale.values()) <= {"stale"}
         self.result.dropped += len(stale)
-        if self.policy.requeues:
-            self.again.extend(self.result.prompts[int(group_id)] for group_id in stale)
+        self.deal_again(stale)
         self.remove(stale)
         return bool(stale)
+
+    def deal_again(self, dropped: Iterable[str]) -> None:
+        if self.policy.requeues:
+            self.again.extend(self.result.prompts[int(group_id)] for group_id in dropped)
 
     def remove(self, gone: Any) -> None:
         """Dropped, with the tokens that were made of them."""
@@ -205,6 +209,7 @@ class _Run:
         ended &= {*self.order}
         self.result.outdated += len(ended)
         self.result.dropped += len(ended)
+        self.deal_again(sorted(ended, key=int))
         self.order = [group_id for group_id in self.order if group_id not in ended]
         if self.version % self.interval == 0:
             self.newest_push = self.version

@@ -15,6 +15,9 @@ from bus import Bus, Ledger
 from bus.codec import LOGPROBS, MASK, TOKENS, VERSIONS, pack, unpack
 from bus.messages import Group, Sample, Ticket
 from miles_async.config.schema import Checkpoint, Data, Model, Rollout, Run, RunConfig
+from miles_async.train import checkpoint
+from miles_async.train.checkpoint import LearnerState
+from miles_async.train.checkpoint_choice import CheckpointChoice, choose
 
 BATCH = 2
 
@@ -52,6 +55,24 @@ class StandInTrainer:
 
     def close(self) -> None:
         """Nothing to leave."""
+
+
+class FilingTrainer(StandInTrainer):
+    """Its checkpoints are on disk: what is its version, and what it was given with it."""
+
+    def save_checkpoint(self, directory: Path, extra: dict[str, Any]) -> None:
+        writing = checkpoint.begin(directory, self.version)
+        (writing / "shard").write_bytes(bytes(100))
+        checkpoint.commit(directory, writing, LearnerState(self.version, extra), keep=2)
+
+    def choose_checkpoint(self, directory: Path, forgotten: int) -> CheckpointChoice:
+        return choose(directory, forgotten)
+
+    def load_checkpoint(self, directory: Path, *, verified: bool) -> dict[str, Any]:
+        assert verified
+        state = checkpoint.read_state(directory)
+        self.version = state.version
+        return state.extra
 
 
 @pytest.fixture(autouse=True)
