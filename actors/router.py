@@ -39,6 +39,7 @@ from miles_async.router.app import RouterApp
 from miles_async.router.engine import RoutedEngine
 from miles_async.router.observe.health import HealthChecker
 from miles_async.router.observe.looks import EngineLooks
+from miles_async.router.observe.pace import Paces
 from miles_async.router.observe.quiet import QuietEngines
 from miles_async.router.observe.suspects import Suspects, Verdict
 from miles_async.router.policies.choice import make_policy
@@ -173,8 +174,8 @@ class Router:
                 await report_gone(self.ledger, name, line, "it leaves, and has answered all it had")
 
     async def _report(self) -> None:
-        """Each second, and at the end: how much of it every engine had work, and what is in flight."""
-        seen: dict[RoutedEngine, tuple[float, int]] = {}
+        """Each second, and at the end: how much of it every engine had work, what it makes of it, and what is in flight."""
+        seen, paces = dict[RoutedEngine, tuple[float, int]](), Paces()
         before = self.app.clock()
         while not self.ctx.stop.is_set():
             with contextlib.suppress(TimeoutError):
@@ -190,6 +191,11 @@ class Router:
                 values[f"engine_busy/{engine.name}"] = (busy - old_busy) / elapsed
                 values[f"engine_requests_per_s/{engine.name}"] = (answered - old_answered) / elapsed
                 seen[engine] = (busy, answered)
+            for engine, pace in paces.look(engines, self.app.loads).items():
+                if pace.running is not None:
+                    values[f"engine_running/{engine.name}"] = pace.running
+                if pace.tokens_per_s is not None:
+                    values[f"engine_tokens_per_s/{engine.name}"] = pace.tokens_per_s
             values["router/inflight"] = sum(engine.inflight for engine in engines)
             values["router/engines_up"] = sum(not engine.trouble for engine in engines)
             await self.ctx.bus.set_address("router", self._url)  # again: something else may have been written there

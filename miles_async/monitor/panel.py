@@ -12,6 +12,7 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal, TextIO
 
+from miles_async.monitor.engines import pace
 from miles_async.monitor.length_bias import NAMES, PREFIX
 from miles_async.monitor.progress import ENGINE_BUSY, Progress
 from miles_async.monitor.summary import REWARD_WINDOW, ledger_line, lengths_line, mean
@@ -151,9 +152,13 @@ def _figures(progress: Progress) -> list[tuple[str, str]]:
     if bias:
         rows.append(("lengths", lengths_line(bias)))
     if progress.engine_versions:
-        versions = sorted(progress.engine_versions.items())
-        rows.append(("versions", "   ".join(f"{engine} v{version}" for engine, version in versions)))
+        rows.append(("engines", "   ".join(_engine(progress, *of) for of in sorted(progress.engine_versions.items()))))
     return rows
+
+
+def _engine(progress: Progress, name: str, version: int) -> str:
+    known = progress.engine_figures.get(name)
+    return f"{name} v{version}" + (f" {told}" if known and (told := pace(known.running, known.tokens_per_s)) else "")
 
 
 def sparkline(values: Sequence[float], width: int = _SPARK_WIDTH) -> str:

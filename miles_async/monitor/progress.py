@@ -17,6 +17,7 @@ import msgspec
 
 from bus.messages import Heartbeat
 from miles_async.config.schema import RunConfig
+from miles_async.monitor.engines import EngineFigures, figures
 from miles_async.monitor.record_lines import EventLine, MetricsLine, is_step
 
 MONITOR = "monitor"
@@ -27,6 +28,7 @@ FREQUENT = frozenset({"dropped", "late_publication_refused", "sample_lost"})  # 
 
 RATE_STEPS = 20  # steps that "now" means in a rate
 ENGINE_BUSY = "engine_busy/"  # then the engine
+ROUTER_SAYS = "router/inflight"  # is in every report of a router
 EVAL = "eval/"  # then the dataset: the mean reward of a point
 PAUSED = "weights/paused_s"  # then, where each engine is reported, a slash and the engine
 
@@ -79,6 +81,7 @@ class Progress:
         self.first_step_at: list[float | None] = []  # for each start
         self.engine_samples: list[tuple[float, float]] = []  # (time, mean busy share of the engines)
         self.engine_versions: dict[str, int] = {}
+        self.engine_figures: dict[str, EngineFigures] = {}
         self.latest: dict[str, float] = {}  # last value of every metric
         self.updates: list[tuple[float, float]] = []  # seconds of an update, mean seconds that its engines paused
         self.evals: dict[str, dict[int, float]] = {name: {} for name in datasets}  # mean reward, by dataset and version
@@ -123,6 +126,8 @@ class Progress:
             if EVAL + name in values:
                 points[line.step] = values[EVAL + name]
         busy = [value for key, value in values.items() if key.startswith(ENGINE_BUSY)]
+        if ROUTER_SAYS in values:
+            self.engine_figures = figures(self.engine_figures, values)
         if busy:
             self.engine_samples.append((line.time, sum(busy) / len(busy)))
         if "weights/update_s" in values:

@@ -7,6 +7,7 @@ deadline.
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,6 +24,7 @@ from bus.password import without_password
 from miles_async.config import toml
 from miles_async.config.schema import ConfigError
 from miles_async.monitor.diagnosis import REDIS_SILENT_S, Redis, Sight, diagnose, redis_waits, waits
+from miles_async.monitor.engines import pace
 from miles_async.monitor.panel import doing, line
 from miles_async.monitor.progress import Progress, progress_of
 from miles_async.monitor.record_lines import METRICS_FILE, read_events, read_metrics
@@ -95,7 +97,9 @@ def show(found: Mapping[str, Any], now: float) -> str:
     for name, e in sorted(found["engines"].items()):
         behind = f", {e['lag']} behind" if e["lag"] else ""
         leaving = ", leaving" if e["leaving"] else ""
-        lines.append(f"engine   {name:<14} v{e['version']} {e['state']}{behind}{leaving}")
+        figures = pace(e["running"], e["tokens_per_s"])
+        does = f", {figures}" if figures else ""
+        lines.append(f"engine   {name:<14} v{e['version']} {e['state']}{behind}{leaving}{does}")
     for actor in found["actors"]:
         refused = f", refused {actor['refused']} malformed messages and requests" if actor["refused"] else ""
         lines.append(f"actor    {actor['actor']:<14} {shown(actor):<12} {actor['doing']}{refused}")
@@ -142,17 +146,7 @@ async def _ask(run_dir: Path, supervisor: RunState, url: str, known: Progress | 
         "num_steps": progress.num_steps,
         "line": line(progress, now),
         "ledger": ledger_counts(seen.counts),
-        # lag: versions behind the learner, of the publish lag
-        "engines": {
-            name: {
-                "version": e.version,
-                "state": e.state,
-                "lag": max(0, progress.step - e.version),
-                "url": e.url,
-                "leaving": name in seen.leaving,
-            }
-            for name, e in seen.engines.items()
-        },
+        "engines": {name: _engine(progress, name, e, name in seen.leaving) for name, e in seen.engines.items()},
         "actors": [
             {
                 "actor": beat.actor,
@@ -169,6 +163,23 @@ async def _ask(run_dir: Path, supervisor: RunState, url: str, known: Progress | 
         "waits": [wait.as_dict() for wait in waits(sight)],
         "diagnosis": diagnose(sight),
     }
+
+
+def _engine(progress: Progress, name: str, line: EngineState, leaving: bool) -> dict[str, Any]:
+    known = progress.engine_figures.get(name)
+    return {
+        "version": line.version,
+        "state": line.state,
+        "lag": max(0, progress.step - line.version),  # versions behind the learner, of the publish lag
+        "url": line.url,
+        "leaving": leaving,
+        "running": _finite(known.running) if known else None,
+        "tokens_per_s": _finite(known.tokens_per_s) if known else None,
+    }
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 class SeenBus(NamedTuple):

@@ -12,6 +12,7 @@ from typing import Any
 
 from bus.errors import NoRedisError
 from miles_async.config.schema import ConfigError
+from miles_async.monitor.engines import EngineFigures
 from miles_async.monitor.progress import ENGINE_BUSY, Progress
 from miles_async.monitor.record_lines import EventLine, RecordError
 from miles_async.monitor.status import SilentBusError, status
@@ -23,7 +24,6 @@ DAMAGED = "damaged"  # what is said of a run whose state cannot be read
 SILENT_S = 5.0  # an actor that was not heard of for longer is silent
 TEXT = 300  # characters of what an event tells
 _HIDDEN = frozenset({"waits", "traceback"})
-_REQUESTS = "engine_requests_per_s/"
 
 
 def document(run: FollowedRun) -> dict[str, Any]:
@@ -105,7 +105,7 @@ def _wait(wait: Mapping[str, Any]) -> dict[str, Any]:
 
 def _engines(run: FollowedRun, known: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Those that the bus knows; of a run that is over, those that its router reported of."""
-    latest = run.progress.latest
+    latest, figures_of = run.progress.latest, run.progress.engine_figures
     names = set(known) or {name.removeprefix(ENGINE_BUSY) for name in latest if name.startswith(ENGINE_BUSY)}
     return [
         {
@@ -113,8 +113,7 @@ def _engines(run: FollowedRun, known: Mapping[str, Mapping[str, Any]]) -> list[d
             "version": known.get(name, {}).get("version"),
             "state": ("leaving, " if known.get(name, {}).get("leaving") else "") + known.get(name, {}).get("state", ""),
             "behind": known.get(name, {}).get("lag"),
-            "busy": latest.get(ENGINE_BUSY + name),
-            "requests_per_s": latest.get(_REQUESTS + name),
+            **{field: getattr(figures_of.get(name), field, None) for field in EngineFigures.__struct_fields__},
             "why": event(run.engine_events[name]) if name in run.engine_events else None,
         }
         for name in sorted(names)

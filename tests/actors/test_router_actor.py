@@ -48,10 +48,19 @@ async def test_requests_through_the_router_all_get_answers_while_engines_are_upd
             await stage.snapshot(3)
             await stage.hear(EngineServes, engine="engine-0", version=3)
             await stage.hear(EngineServes, engine="engine-1", version=3)
+            async with asyncio.timeout(DEADLINE_S):
+                await until_reported(stage, "engine_tokens_per_s/engine-0")
             finished.set()
             answers = [answer for task in askers for answer in await task]
             assert all(len(answer["output_ids"]) == 60 for answer in answers)
             await stage.hear(EngineDown, engine="engine-2")
+
+
+async def until_reported(stage: Stage, name: str) -> None:
+    """Until something above 0 is."""
+    cursor, found = "0", list[Metrics]()
+    while not any(line.values.get(name, 0) > 0 for line in found):
+        found, cursor = await stage.bus.read("metrics", Metrics, cursor, block_ms=500)
 
 
 async def test_the_router_of_a_later_time_learns_from_the_ledger_who_serves(

@@ -51,12 +51,17 @@ def ended_pid() -> int:
     return process.pid
 
 
+ENGINE = {"engine_busy/engine-1": 1.0, "engine_running/engine-1": 3.0, "engine_tokens_per_s/engine-1": 45.6}
+
+
 def record(run_dir: Path, steps: int) -> Monitor:
     monitor = Monitor(stream=open(os.devnull, "w"))  # noqa: SIM115
     monitor.start(CONFIG, run_dir, resumed=False)
     for step in range(1, steps + 1):
         values = {"raw_reward": 0.5, "n_samples": 8.0, "n_tokens": 80.0}
         monitor.on_metrics(Metrics(actor="learner-0", step=step, time=time.time(), values=values))
+    says = ENGINE | {"router/inflight": 3.0}
+    monitor.on_metrics(Metrics(actor="router", step=steps, time=time.time(), values=says))
     return monitor
 
 
@@ -93,7 +98,8 @@ def test_a_living_run_says_who_waits_for_whom_and_where_every_group_is(tmp_path:
 
     text = status(run_dir).stdout
     assert "waits for groups for step 7" in text
-    assert "v4 serving, 2 behind\n" in text and "v6 serving, leaving\n" in text
+    assert "v4 serving, 2 behind\n" in text and "v6 serving, leaving, 3 running, 46 tokens/s\n" in text
+    assert [found["engines"][name]["tokens_per_s"] for name in ("engine-0", "engine-1")] == [None, 45.6]
     assert [found["engines"][name]["leaving"] for name in ("engine-0", "engine-1")] == [False, True]
     assert "dealt 3 = waiting 3" in text
 

@@ -48,6 +48,8 @@ def test_on_a_terminal_the_panel_shows_the_run(progress: Progress) -> None:
     for number in range(1, 6):
         step(progress, number)
     progress.engine_versions = {"engine-0": 5, "engine-1": 4}
+    says: dict[str, float | None] = {"engine_busy/engine-1": 0.5, "engine_tokens_per_s/engine-1": 1234.0}
+    progress.add_metrics(MetricsLine("router", 5, time.time(), says | {"router/inflight": 2.0}))
     progress.ledger = {"dealt": 9, "trained": 9}
     now = time.time()
     progress.heartbeats = {"dealer": Heartbeat(actor="dealer", role="dealer", incarnation=1, time=now)}
@@ -57,7 +59,7 @@ def test_on_a_terminal_the_panel_shows_the_run(progress: Progress) -> None:
     view.stop()
     shown = stream.getvalue()
     curve = sparkline([step.reward for step in progress.steps])
-    for expected in ("5/100", "target 0.9", curve, "engine-1 v4", "dealt 9 = ", "dealer", "busy"):
+    for expected in ("5/100", "target 0.9", curve, "engine-1 v4 1,234 tokens/s", "dealt 9 = ", "dealer", "busy"):
         assert expected in shown
 
 

@@ -47,6 +47,7 @@ def other_lines(step: int) -> list[MetricsLine]:
     """What router and broadcaster report at that step."""
     time = BEGAN + STEP_S * step + 0.5
     busy = {"engine_busy/engine-0": 0.75, "engine_requests_per_s/engine-0": 12.0, "router/inflight": 3.0}
+    busy |= {"engine_running/engine-0": 24.0, "engine_tokens_per_s/engine-0": 1234.0}
     pushed = {"weights/update_s": 0.25, "weights/paused_s/engine-0": 0.125, "weights/publish_lag": 1.0}
     return [MetricsLine("router", step, time, dict(busy)), MetricsLine("broadcaster", step, time, dict(pushed))]
 

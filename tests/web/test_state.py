@@ -70,6 +70,7 @@ def test_a_living_run_says_who_is_busy_who_waits_for_whom_and_what_engines_serve
     engine = found["engines"][0]
     assert (engine["name"], engine["version"], engine["state"], engine["behind"]) == ("engine-0", 2, "serving", 1)
     assert engine["why"]["text"] == "engine=engine-0 reason=it is gone" and engine["requests_per_s"] == 12.0
+    assert (engine["running"], engine["tokens_per_s"], engine["busy"]) == (24.0, 1234.0, 0.75)
     text = msgspec.json.encode(found).decode()
     assert redis_url not in text and "127.0.0.1" not in text
 

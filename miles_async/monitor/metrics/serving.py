@@ -7,6 +7,12 @@ from miles_async.monitor.metrics.metric import Metric
 ROUTER = (
     Metric("engine_busy/{engine}", "share", "of the time since the last report, when the engine had a request"),
     Metric("engine_requests_per_s/{engine}", "1/s", "requests that the engine has answered"),
+    Metric("engine_running/{engine}", "samples", "that the engine generates tokens for, as it says itself"),
+    Metric(
+        "engine_tokens_per_s/{engine}",
+        "1/s",
+        "tokens that the engine generates, by its count since it was asked before; one without a count (SGLang) is believed",
+    ),
     Metric("router/inflight", "requests", "at engines now"),
     Metric("router/engines_up", "engines", "that get requests"),
     Metric("router/moving", "engines", "that gave an answer or a token since the last report"),

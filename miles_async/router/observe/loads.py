@@ -24,6 +24,13 @@ class _Question(NamedTuple):
     answer: asyncio.Task[LoadReport | None]
 
 
+class Said(NamedTuple):
+    """What an engine said of its load, and when it was asked, by the router's clock."""
+
+    asked_at: float
+    report: LoadReport
+
+
 class LoadPoller:
     """The questions to the engines of one router."""
 
@@ -38,6 +45,14 @@ class LoadPoller:
             self._questions = {one: asked for one, asked in self._questions.items() if one.name in self._fleet.engines}
             last = self._questions[engine] = _Question(now, asyncio.create_task(self._ask(engine)))
         return await asyncio.shield(last.answer)
+
+    def latest(self, engine: RoutedEngine) -> Said | None:
+        """What the last question to it came to; nobody is asked. None: nothing yet, or nothing of use."""
+        last = self._questions.get(engine)
+        if last is None or not last.answer.done() or last.answer.cancelled() or last.answer.exception():
+            return None
+        report = last.answer.result()
+        return None if report is None else Said(last.asked_at, report)
 
     async def _ask(self, engine: RoutedEngine) -> LoadReport | None:
         try:

@@ -78,7 +78,7 @@ class EngineLooks:
         out = self._suspects.is_out(engine.name)
         version, load, probe = await asyncio.gather(
             self._version(engine),
-            self._loads.load(engine) if engine.inflight and not out else _nothing(),
+            self._loads.load(engine) if not out else _nothing(),  # also an idle one: what it did since is in its count
             self._probe(engine) if out else _nothing(),
         )
         now = self._app.clock()

@@ -93,11 +93,13 @@ function engines(known) {
     engine.name,
     engine.version === null ? "–" : `v${engine.version}${engine.behind ? `, ${engine.behind} behind` : ""}`,
     engine.state || "–",
+    number(engine.running, 0),
+    number(engine.tokens_per_s, 0),
     number(engine.requests_per_s, 1),
     share(engine.busy),
     engine.why ? `${clock(engine.why.time)} ${engine.why.kind} ${engine.why.text}` : "–",
   ]);
-  return table("Engines", ["engine", "version", "state", "requests/s", "busy", "last event"], rows);
+  return table("Engines", ["engine", "version", "state", "running", "tokens/s", "requests/s", "busy", "last event"], rows);
 }
 
 function ledger(run) {
