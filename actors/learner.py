@@ -20,11 +20,12 @@ from collections import deque
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from actors.learner_batches import LearnerBatches
 from actors.learner_checkpoints import choose, of_the_replayed
 from actors.learner_offers import Offers
+from actors.learner_record import LearnerRecord
 from actors.learner_report import LearnerReport
 from actors.learner_saves import LearnerSaves
 from actors.learner_share import LearnerShare
@@ -44,6 +45,10 @@ from miles_async.train.held_batches import of_all_parts
 from miles_async.train.mismatch import warning
 from miles_async.train.ranks import Ranks
 from miles_async.train.target_reward import REWARD_WINDOW, reached
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
 # A checkpoint names the groups of the steps since the one before it, and of so many seconds: more than an append-only
 # file flushed every second can lose.
@@ -75,7 +80,9 @@ class Learner:
         self.wanted = ctx.config.rollout.generates or ctx.config.eval.eval_interval is not None
         self.wanted &= ctx.config.replay.run is None
         self.warned = False
-        self.report = LearnerReport(ctx)
+        self.report, self.record = LearnerReport(ctx), LearnerRecord(ctx)
+        # the groups that were trained last, and the log-probs of their tokens
+        self.learnt: tuple[list[Group], npt.NDArray[np.float32] | None] = [], None
 
     async def run(self) -> None:
         async with ComputeThread("learner-compute") as self.compute, ComputeThread("learner-writer") as writer:
@@ -94,6 +101,7 @@ class Learner:
             if self.trainer.version > self.saves.last:
                 await self._checkpoint()
                 await self.saves.ended()
+            await self.record.close()
             if self.config.checkpoint.save_hf:
                 await self.compute(self.trainer.save_hf, self.ctx.run_dir / "hf")
                 if self.config.learner.lora_rank:
@@ -183,6 +191,7 @@ class Learner:
                 ticks = batch.ticks and index == len(sizes_of(batch)) - 1
                 train = partial(self.compute, partial(self._train, ticks=ticks))
                 reported.append(await self.share.train(part_of(batch, index), train))
+                self.record.begin(batch.step, *self.learnt)
             if batch.ticks:
                 break
             began = time.monotonic()
@@ -218,6 +227,8 @@ class Learner:
         version, held = self.trainer.version + ticks, {} if ticks else {"ticks": False}
         metrics = self.trainer.step(groups, max_lag=self.max_lag, sizes=self.share.sizes, **held)
         check_step(self.trainer, version, metrics)
+        if self.record.wanted:
+            self.learnt = groups, self.trainer.token_log_probs()
         return metrics
 
     async def _offer_snapshot(self) -> None:

@@ -93,6 +93,7 @@ def effect_rules() -> list[Rule]:
         *backend.effects(),
         effect.REDIS,
         effect.TRACKING,
+        effect.RECORD,
         *effect.PLACEMENT,
     ]
 

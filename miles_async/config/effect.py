@@ -176,6 +176,11 @@ RULES = (
     ),
 )
 TRACKING = Rule(("track.wandb_mode", "track.wandb_project"), lambda config: config.track.wandb, "track.wandb = true")
+RECORD = Rule(
+    ("record.learner_log_probs",),
+    lambda config: config.record.level != "off" and config.replay.run is None and config.learner.batch_function is None,
+    "groups that the run keeps and trains as they are: record.level, no replay, no learner.batch_function",
+)
 EVALUATION = Rule(
     tuple(f"eval.{key}" for key in Eval.__struct_fields__ if key not in ("eval_interval", "engine_args")),
     lambda config: config.eval.eval_interval is not None,

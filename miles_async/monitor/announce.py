@@ -23,6 +23,7 @@ ANNOUNCED = OFTEN | {
     "checkpoint_damaged",
     "checkpoint_unverified",
     "group_not_recorded",
+    "log_probs_not_recorded",
 }
 ANNOUNCED |= {"engine_down", "engine_back", "engine_suspected", "engine_trusted", "engine_suspicious", "weights_differ"}
 ANNOUNCED |= {"engine_hung", "engine_dead", "teacher_down", "teacher_up"}  # servers that are not the run's

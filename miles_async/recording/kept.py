@@ -10,10 +10,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
+from miles_async.recording.learner_log_probs import OUTCOME, OfGroup, newest, read
 from miles_async.recording.recorder import DIRECTORY
 from miles_async.recording.segments import SUFFIX, Payloads, Place, SegmentError, check_body, scan
 
-Key = tuple[str, str]  # a group's id, and the lease that it was made under
+Key = tuple[str, str]  # a group's id, and the lease that it was made under; OUTCOME of what the learner adds
 
 
 class _Seen(NamedTuple):
@@ -81,6 +82,14 @@ class KeptGroups:
         place = self._place(key)
         return None if place is None else self._payloads.read(place)
 
+    def log_probs(self, group_id: str) -> OfGroup | None:
+        """The learner's own of the group's tokens; None: they are not kept."""
+        added = (seen.places.get((group_id, OUTCOME)) for seen in self._files.values())
+        try:
+            return read(newest(place for place in added if place is not None), self._payloads)
+        except OSError:  # the file has left the record just now
+            return None
+
     def _place(self, key: Key) -> Place | None:
         return next((seen.places[key] for seen in self._files.values() if key in seen.places), None)
 
@@ -90,7 +99,7 @@ def _seen(file: Path, size: int) -> _Seen:
     places: dict[Key, Place] = {}
     try:
         for entry, place in scan(file):
-            places[entry.group_id, entry.lease] = place
+            places[entry.group_id, OUTCOME if entry.outcome == OUTCOME else entry.lease] = place
     except (SegmentError, OSError) as error:
         return _Seen(size, places, str(error))
     return _Seen(size, places, "")

@@ -1,4 +1,4 @@
-"""The groups of one rollout worker, written to its segments before they are published.
+"""The groups of one rollout worker, written to its segments before they are published; what a learner adds to them, likewise.
 
 Promises: what :meth:`Recorder.keep` has returned for is in a file, and survives the death of the process; the event loop waits
 for no disk: groups that come while others are written go into the next block together; a disk that takes nothing costs the
@@ -27,7 +27,7 @@ Item = tuple[Entry, bytes]
 
 
 def recorder(config: RunConfig, run_dir: Path, name: str, incarnation: int) -> Recorder | None:
-    """The recorder of one life of a worker; None: the run keeps nothing."""
+    """The recorder of one life of a worker, or of a learner's process; None: the run keeps nothing."""
     if config.record.level == "off":
         return None
     most = int(config.record.max_gb * 1e9)

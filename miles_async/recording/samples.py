@@ -18,6 +18,7 @@ from miles_async.groups.ages import ages, shown
 from miles_async.monitor.group_lives import live
 from miles_async.monitor.inspect_record import InspectError
 from miles_async.monitor.record_lines import RecordError, read_transitions
+from miles_async.recording.learner_log_probs import OUTCOME, OfGroup, newest, of_sample, read
 from miles_async.recording.reader import RecordedRun
 from miles_async.recording.recorder import DIRECTORY
 from miles_async.recording.segments import SUFFIX, Entry, Payloads, Place, SegmentError, scan
@@ -28,7 +29,7 @@ from miles_async.text.tokenizer import Tokenizer
 def inspect_sample(run_dir: Path, name: str) -> dict[str, Any]:
     """The group of that id, or its sample ``ID/INDEX``. Raises InspectError, RecordError, TokenizerError."""
     group_id, _, index = name.partition("/")
-    entry, group = _find(run_dir, group_id)
+    entry, group, learner = _find(run_dir, group_id)
     chosen = [sample for sample in group.samples if not index or str(sample.index) == index]
     if not chosen:
         there = ", ".join(str(sample.index) for sample in group.samples)
@@ -44,7 +45,7 @@ def inspect_sample(run_dir: Path, name: str) -> dict[str, Any]:
         "label": group.label,
         "seconds": group.finished - group.started,
         "ages": _ages(run_dir, group),
-        "samples": [_sample(sample, tokenizer, with_tokens=bool(index)) for sample in chosen],
+        "samples": [_sample(sample, tokenizer, learner, with_tokens=bool(index)) for sample in chosen],
     }
 
 
@@ -64,7 +65,7 @@ def samples_of_step(run_dir: Path, step: int) -> list[dict[str, Any]]:
         prompt = _prompt(group, tokenizer)
         for sample in group.samples:
             about = {"group": group_id, "prompt": prompt, "label": group.label}
-            found.append(about | _sample(sample, tokenizer, with_tokens=False))
+            found.append(about | _sample(sample, tokenizer, None, with_tokens=False))
     return found
 
 
@@ -72,17 +73,20 @@ def _prompt(group: Group, tokenizer: Tokenizer) -> str:
     return tokenizer.decode(unpack(group.prompt_tokens, TOKENS).tolist(), skip_special_tokens=False)
 
 
-def _find(run_dir: Path, group_id: str) -> tuple[Entry, Group]:
+def _find(run_dir: Path, group_id: str) -> tuple[Entry, Group, OfGroup | None]:
+    """Its last attempt, and what the learner's log-probs of it were, where they are kept."""
     found: list[tuple[Entry, Place]] = []
     try:
         files = sorted((run_dir / DIRECTORY).glob(f"*{SUFFIX}"), key=lambda file: file.stat().st_mtime_ns)
         for file in files:
             found += [(entry, place) for entry, place in scan(file) if entry.group_id == group_id]
+        learnt = [place for entry, place in found if entry.outcome == OUTCOME]
+        found = [one for one in found if one[0].outcome != OUTCOME]
         if not found:
             kept = "it was not generated, or it has left the record" if files else 'nothing is: record.level = "off"?'
             raise InspectError(f'group "{group_id}" is not kept in {run_dir / DIRECTORY}: {kept}')
         entry, place = found[-1]
-        return entry, decode(Payloads().read(place), Group)
+        return entry, decode(Payloads().read(place), Group), read(newest(learnt), Payloads())
     except (SegmentError, CodecError, OSError) as error:
         raise RecordError(str(error)) from None
 
@@ -110,7 +114,7 @@ def _model(run_dir: Path) -> Path:
     return Path(table["model"]["hf_checkpoint"])
 
 
-def _sample(sample: Sample, tokenizer: Tokenizer, *, with_tokens: bool) -> dict[str, Any]:
+def _sample(sample: Sample, tokenizer: Tokenizer, learner: OfGroup | None, *, with_tokens: bool) -> dict[str, Any]:
     tokens = unpack(sample.tokens, TOKENS).tolist()
     found: dict[str, Any] = {
         "index": sample.index,
@@ -140,6 +144,8 @@ def _sample(sample: Sample, tokenizer: Tokenizer, *, with_tokens: bool) -> dict[
             }
             for token, version, logprob, mask in columns
         ]
+        for token, own in zip(found["tokens"], of_sample(learner, sample), strict=False):
+            token["learner_logprob"] = own if math.isfinite(own) else None
     return found
 
 
@@ -166,6 +172,9 @@ def show(found: Mapping[str, Any]) -> str:
         for place, token in enumerate(sample.get("tokens", ())):
             version = "-" if token["version"] is None else f"v{token['version']}"
             logprob = "-" if token["logprob"] is None else f"{token['logprob']:.4f}"
+            if "learner_logprob" in token:
+                own = token["learner_logprob"]
+                logprob += f"  learner {'-' if own is None else f'{own:.4f}':>9}"
             mark = "" if token["trained"] else "  masked"
             lines.append(f"  {place:>5}  {version:>6}  {logprob:>9}  {token['id']:>7}  {token['text']!r}{mark}")
     return "\n".join(lines)

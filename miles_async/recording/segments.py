@@ -29,10 +29,11 @@ class SegmentError(ValueError):
 
 
 class Entry(msgspec.Struct, array_like=True, frozen=True):
-    """One group in a block. ``outcome``: "published", or the reason for which a filter refused it."""
+    """One group in a block. ``outcome``: "published", or the reason for which a filter refused it; of a learner's block
+    "learner_log_probs" (``learner_log_probs.py``)."""
 
     group_id: str
-    lease: str  # the worker that made it, with its incarnation
+    lease: str  # the worker that made it, or the learner's process, with its incarnation
     outcome: str
     size: int  # bytes of its payload, before compression
 

@@ -99,7 +99,7 @@ FREE: dict[str, str] = {
     "eval": """eval_interval skip_eval_before_train datasets n_samples_per_eval_prompt eval_temperature eval_top_p eval_top_k
         eval_max_response_len eval_max_prompt_len num_engines urls engine_args max_in_flight keep_snapshots final_timeout_s
         eval_function eval_log_function""",
-    "record": "level max_gb",
+    "record": "level max_gb learner_log_probs",
     "topology": "dealer rollout learner broadcaster engine router evaluator eval_engine",
     "placement": """kind address start_ray launch_restarts namespace ready_timeout_s env_vars learner engine rollout
         broadcaster dealer router evaluator eval_engine elastic interface shared_dir""",

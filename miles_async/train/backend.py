@@ -26,6 +26,7 @@ from miles_async.train.fsdp import rules as fsdp_rules
 from miles_async.train.ranks import Ranks
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
     from miles_async.weights.safetensors_file import Spec
@@ -74,6 +75,12 @@ class LearnerBackend:
         train.checked_batch.UnusableGroups and train.batch.BatchRefused.
         """
         raise NotImplementedError
+
+    def token_log_probs(self) -> np.ndarray | None:
+        """With record.learner_log_probs, right after :meth:`step`: [N] float32, the learner's own log-prob of each response
+        token of the groups that it was given, in their order, as the pass that trained it first had it; nan where none did.
+        None: there is nothing, or another process of this replica has it. Not collective."""
+        return None
 
     def export(self) -> Mapping[str, torch.Tensor]:
         """Hugging Face name to a copy on the CPU that later steps do not change. Empty on every rank but 0."""
@@ -202,10 +209,12 @@ def check(config: RunConfig) -> None:
         raise ConfigError(f'staleness.policy = "elastic" needs HOLDS = True of {name}, learner.train_backend')
     if (entry := ENTRIES.get(name)) is not None:
         entry.check(config)
-    elif BACKENDS.load(name).begin_checkpoint is LearnerBackend.begin_checkpoint and config.checkpoint.async_save:
-        raise ConfigError(
-            f"checkpoint.async_save = true needs a method begin_checkpoint of {name}, learner.train_backend"
-        )
+        return
+    for key, method in (("checkpoint.async_save", "begin_checkpoint"), ("record.learner_log_probs", "token_log_probs")):
+        section, _, field = key.partition(".")
+        lacks = getattr(BACKENDS.load(name), method) is getattr(LearnerBackend, method)
+        if getattr(getattr(config, section), field) and lacks:
+            raise ConfigError(f"{key} = true needs a method {method} of {name}, learner.train_backend")
 
 
 def computes(config: RunConfig) -> ModelJudge:

@@ -43,6 +43,7 @@ from miles_async.train.megatron_parts import MegatronParts
 from miles_async.train.minibatch import MiniBatch, split
 from miles_async.train.model_state import ModelState
 from miles_async.train.objective import MISMATCH, MISMATCH_TOKENS, Objective, Sums, named
+from miles_async.train.own_log_probs import OwnLogProbs
 from miles_async.train.policy import Policy
 from miles_async.train.ranks import Ranks
 from miles_async.train.reward_metrics import reward_metrics
@@ -73,6 +74,7 @@ class Trainer(StoredTrainer):
         self._device = device_of(config.model.device, ranks.rank)
         self._parts = self.PARTS(config, self._device, dtype_of(config.model))
         self._groups = self._parts.meet(ranks)
+        self._own = OwnLogProbs(config.record.learner_log_probs, self._groups)
         try:
             with self._parts.building():
                 self._build(model_path)
@@ -142,6 +144,7 @@ class Trainer(StoredTrainer):
         for function in self._before_step:
             called(hooks.BEFORE_TRAIN_STEP, function, self, self.version + 1)
         self._kept.before_batch(self.version)
+        self._own.begin(len(admitted.batch.sequences.mask))
         names = [*self._objective.names, *(CRITIC_METRICS if self._critic is not None else ())]
         if admitted.metrics["n_tokens"]:
             sizes = even(len(groups), steps_of_pass(self.config)) if sizes is None else sizes
@@ -198,8 +201,10 @@ class Trainer(StoredTrainer):
         sums = torch.zeros(len(names), dtype=torch.float64, device=self._device)
         drift = torch.zeros(2, dtype=torch.float64, device=self._device)
         of_policy = len(self._objective.names)
+        seen: list[torch.Tensor] = []
 
         def observe(logprobs: torch.Tensor, mine: MicroShare, parts: Sums) -> None:
+            seen.append(logprobs)
             if not unmoved:  # these compare the version itself with the engine's
                 parts = parts | {name: torch.zeros_like(parts[name]) for name in (MISMATCH, MISMATCH_TOKENS)}
             sums[:of_policy] += torch.stack([parts[name] for name in names[:of_policy]])
@@ -212,6 +217,7 @@ class Trainer(StoredTrainer):
         batches = self._policy.model.micro_batches(part.sequences)
         micros = [(micro, micro_share(share, micro, self._device)) for micro in batches]
         self._policy.train_pass(micros, self.version, observe, learning=learning)
+        self._own.add(batches, seen)
         if self._critic is not None:
             self._critic.train_pass(micros, observe_critic)
         sums, drift = self._groups.from_last_stage(torch.cat([sums, drift])).tensor_split([len(names)])
@@ -255,6 +261,9 @@ class Trainer(StoredTrainer):
         for function in self._before_log_prob:
             called(hooks.BEFORE_LOG_PROB, function, self, name)
         return self._policy.all_logprobs(sequences)
+
+    def token_log_probs(self) -> np.ndarray | None:
+        return self._own.fetch()
 
     def log_probs(self, sequences: list[np.ndarray], temperature: float) -> list[np.ndarray]:
         """Log-prob of each token given its prefix, without the first: for a sequence of L token ids, [L - 1] float32. Their

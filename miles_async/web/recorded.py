@@ -12,6 +12,7 @@ from bus.codec import CodecError, decode
 from bus.messages import Group
 from miles_async.monitor.record_lines import TRANSITIONS_FILE, TransitionLine
 from miles_async.recording.kept import KeptGroups
+from miles_async.recording.learner_log_probs import OfGroup
 from miles_async.recording.segments import SegmentError
 from miles_async.recording.steps import Steps
 from miles_async.web.following import Follower
@@ -60,3 +61,7 @@ class RecordIndex:
             raise NotKeptError(f"group {group_id}: {error}") from None
         kept = 'the run keeps no groups (record.level = "off"?)' if self._kept.is_empty else "it has left the record"
         raise NotKeptError(f"group {group_id} is not kept: {kept}")
+
+    def log_probs(self, group_id: str) -> OfGroup | None:
+        """The learner's own of its tokens; None: they are not kept."""
+        return self._kept.log_probs(group_id)

@@ -19,6 +19,7 @@ import msgspec
 from bus.codec import LOGPROBS, MASK, TOKENS, VERSIONS, CodecError, unpack
 from bus.messages import UNSAMPLED, Group, Sample
 from miles_async.monitor.inspect_record import InspectError
+from miles_async.recording.learner_log_probs import of_sample
 from miles_async.recording.samples import tokenizer_of
 from miles_async.text.tokenizer import Tokenizer, TokenizerError
 from miles_async.web.pieces import pieces
@@ -102,19 +103,21 @@ class RecordedSteps:
                 raise NotKeptError(f"group {group_id} has no sample {index} (one of: {there})")
             try:
                 about = row(0, group, sample, step or 1, self._prompt(group, sample), self._text(sample))
-                found = {**msgspec.to_builtins(about), "worker": group.worker, "tokens": self._tokens(sample)}
+                found = {**msgspec.to_builtins(about), "worker": group.worker, "tokens": self._tokens(sample, group_id)}
                 return found if step is not None else {**found, "lag": None}
             except CodecError as error:
                 raise NotKeptError(f"group {group_id}: {error}") from None
 
-    def _tokens(self, sample: Sample) -> dict[str, list[Any]]:
-        """Columns, one entry for each token of the response. ``teacher``: empty where nobody teaches."""
+    def _tokens(self, sample: Sample, group_id: str) -> dict[str, list[Any]]:
+        """Columns, one entry for each token of the response. ``teacher``: empty where nobody teaches; ``learner``: where its
+        log-probs are not kept."""
         tokens = unpack(sample.tokens, TOKENS).tolist()
         return {
             "text": self._pieces(tokens),
             "version": [None if v == UNSAMPLED else v for v in unpack(sample.versions, VERSIONS).tolist()],
             "logprob": _finite(unpack(sample.logprobs, LOGPROBS).tolist()),
             "teacher": _finite(unpack(sample.teacher_logprobs, LOGPROBS).tolist()),
+            "learner": _finite(of_sample(self._index.log_probs(group_id), sample)),
             "trained": [bool(bit) for bit in unpack(sample.loss_mask, MASK).tolist()],
         }
 

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from stand_in_learner import BATCH, PowerCut, StandInTrainer, make_learner, publish, run
 from stand_in_learner import no_weights as no_weights
@@ -19,7 +20,7 @@ from stand_in_learner import no_weights as no_weights
 from actors.learner import Learner
 from bus import Bus, Ledger
 from bus.messages import Event, Metrics
-from miles_async.config.schema import Checkpoint, ConfigError, Data, Model, Run, RunConfig, Staleness
+from miles_async.config.schema import Checkpoint, ConfigError, Data, Model, Record, Run, RunConfig, Staleness
 from miles_async.config.schema import Learner as LearnerConfig
 from miles_async.train.backend import check
 
@@ -174,4 +175,7 @@ def test_a_backend_of_the_users_that_cannot_is_refused_before_the_start() -> Non
     learner = LearnerConfig(train_backend="frozen_backend.FrozenBackend")
     config = RunConfig(model=Model(hf_checkpoint="x"), data=Data(prompt_data="x"), learner=learner, checkpoint=BESIDE)
     with pytest.raises(ConfigError, match=r"checkpoint.async_save = true needs a method begin_checkpoint of frozen_"):
+        check(config)
+    config = msgspec.structs.replace(config, checkpoint=Checkpoint(), record=Record(learner_log_probs=True))
+    with pytest.raises(ConfigError, match=r"learner_log_probs = true needs a method token_log_probs of frozen_"):
         check(config)

@@ -67,6 +67,7 @@ def refusal(*overrides: str, text: str = MINIMAL) -> str:
         (["weights.delta_dir=d"], "weights.delta_dir", '"disk_delta"'),
         (["weights.transport=disk", "weights.bucket_mb=3"], "weights.bucket_mb = 3", '"collective"'),
         (["bus.url=redis://a", "bus.maxmemory_mb=3"], "bus.maxmemory_mb = 3", "bus.url"),
+        (["record.level=off", "record.learner_log_probs=true"], "record.learner_log_probs = True", "record.level"),
         (["eval.keep_snapshots=3"], "eval.keep_snapshots = 3", "eval.eval_interval"),
     ],
 )

@@ -34,6 +34,7 @@ from warm_start import WarmPopen
 from miles_async.comparing.compare import compare, read_all
 from miles_async.monitor.inspect import InspectError, inspect
 from miles_async.monitor.record_lines import read_transitions
+from miles_async.recording.reader import RecordedRun
 from miles_async.recording.samples import inspect_sample, show
 from miles_async.simulation.calibrate import calibrate
 from miles_async.simulation.directory import simulate_into
@@ -71,6 +72,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         engine={"num_engines": 2},
         staleness={"max_lag": 4},
         checkpoint={"save_interval": SAVED_AT // 2, "save_hf": True, "keep": 4},
+        record={"learner_log_probs": True},
     )
     process = begin(config, directory / "run")
     for number, victim in enumerate(["engine-1", "rollout-0", "learner-0"], 1):
@@ -184,7 +186,7 @@ def test_what_cannot_be_replayed_is_one_line_before_anything_starts(run: Path, t
     assert 'record is of the model "builtin:digits"' in other and '"builtin:words" is another one' in other
     copy = tmp_path / "copy"
     shutil.copytree(run, copy, ignore=shutil.ignore_patterns("hf", "*.sock", "redis"))
-    segments = sorted((copy / "record").glob("*.seg"), key=lambda file: file.stat().st_size)
+    segments = sorted((copy / "record").glob("rollout-*.seg"), key=lambda file: file.stat().st_size)
     bare = tmp_path / "bare"
     shutil.copytree(copy, bare)
     shutil.rmtree(bare / "record")
@@ -224,6 +226,20 @@ def test_what_the_model_wrote_is_shown_token_by_token_and_agrees_with_the_record
         inspect_sample(run, f"{line.groups[0]}/9")
     with pytest.raises(InspectError, match='group "9-9-9" is not kept'):
         inspect_sample(run, "9-9-9")
+
+
+def test_the_learners_log_probs_are_on_record_as_far_from_the_engines_as_the_step_reported(run: Path) -> None:
+    record = RecordedRun(run)
+    for step in (1, STEPS // 2, STEPS):
+        apart: list[float] = []
+        for group_id in record.steps[step].groups:
+            for number in range(TINY["rollout"]["n_samples_per_prompt"]):
+                tokens = inspect_sample(run, f"{group_id}/{number}")["samples"][0]["tokens"]
+                assert all((token["learner_logprob"] is not None) == token["trained"] for token in tokens)
+                apart += [abs(token["learner_logprob"] - token["logprob"]) for token in tokens if token["trained"]]
+        reported = steps(run)[step]["train_rollout_logprob_abs_diff"]
+        assert sum(apart) / len(apart) == pytest.approx(reported, rel=1e-3, abs=1e-6)
+    assert "learner" in show(inspect_sample(run, f"{record.steps[STEPS].groups[0]}/0"))
 
 
 def test_a_run_that_keeps_nothing_has_no_record_directory(tmp_path: Path) -> None:

@@ -16,7 +16,18 @@ import torch
 
 from bus.codec import LOGPROBS, MASK, TOKENS, VERSIONS, pack
 from bus.messages import Group, Sample
-from miles_async.config.schema import Algorithm, Checkpoint, Critic, Data, Learner, Model, Rollout, RunConfig, Staleness
+from miles_async.config.schema import (
+    Algorithm,
+    Checkpoint,
+    Critic,
+    Data,
+    Learner,
+    Model,
+    Record,
+    Rollout,
+    RunConfig,
+    Staleness,
+)
 from miles_async.train.ranks import alone
 
 torch.set_num_threads(1)
@@ -121,6 +132,7 @@ def make_config(path: Path | str, **sections: dict[str, Any]) -> RunConfig:
         staleness=Staleness(**{"max_lag": 1000, **sections.get("staleness", {})}),
         checkpoint=Checkpoint(**sections.get("checkpoint", {})),
         rollout=Rollout(**sections.get("rollout", {})),
+        record=Record(**sections.get("record", {})),
     )
 
 

@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 
 from bus.codec import LOGPROBS, MASK, TOKENS, VERSIONS, encode, pack
 from bus.messages import Group, Sample
 from miles_async.monitor.progress import Progress
 from miles_async.monitor.record_lines import EventLine, MetricsLine, TransitionLine
 from miles_async.monitor.summary import summarize
+from miles_async.recording.learner_log_probs import items
 from miles_async.recording.segments import Entry, block
 
 BEGAN = 1_700_000_000.0  # seconds since the epoch
@@ -115,3 +117,10 @@ def record_step(run_dir: Path, step: int, *groups: Group, lease: str = "rollout-
     made = block([(Entry(name, lease, "published", len(payload)), payload) for payload, name in items])
     with (run_dir / "record" / "rollout-0-1-00001.seg").open("ab") as file:
         file.write(made)
+
+
+def record_log_probs(run_dir: Path, step: int, *groups: Group, flat: Sequence[float], life: int = 1) -> None:
+    """As a learner adds its own log-probs of the groups' tokens, in their order."""
+    owner = f"learner-0/{life}"
+    with (run_dir / "record" / f"learner-0-{life}-00001.seg").open("ab") as file:
+        file.write(block(items(step, groups, np.array(flat, dtype=np.float32), owner)))

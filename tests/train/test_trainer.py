@@ -49,6 +49,29 @@ def test_metrics_are_those_of_the_batch(build: Build, qwen3_and_model):
     assert "tis" not in metrics
 
 
+def test_the_learners_own_log_prob_of_each_token_is_that_of_the_pass_that_trains_it(build: Build, qwen3_and_model):
+    path, model = qwen3_and_model
+    several = {"max_tokens_per_micro_batch": 30, "num_steps_per_rollout": 2, "ppo_epochs": 2, "lr": 0.5}
+    trainer = build(path, learner=several, record={"learner_log_probs": True})
+    groups = make_groups(4, 3, policy=model)
+    trainer.step(groups)
+    found = trainer.token_log_probs()
+    samples = [(group, sample) for group in groups for sample in group.samples]
+    mask = np.concatenate([unpack(s.loss_mask, MASK) for _, s in samples]).astype(bool)
+    pairs = [(unpack(g.prompt_tokens, TOKENS), unpack(s.tokens, TOKENS)) for g, s in samples]
+    first = np.concatenate([hf_log_probs(model, np.concatenate(pair))[len(pair[0]) - 1 :] for pair in pairs])
+    assert len(found) == len(mask) and (np.isfinite(found) == mask).all()
+    # those of the first two groups are of the weights from before the batch, the others of those that the first step made
+    half = sum(len(s.loss_mask) for group in groups[:2] for s in group.samples)
+    np.testing.assert_allclose(found[:half][mask[:half]], first[:half][mask[:half]], atol=1e-4)
+    assert np.abs(found[half:][mask[half:]] - first[half:][mask[half:]]).max() > 0.01
+    trainer.step(groups[:1])
+    assert len(trainer.token_log_probs()) == sum(len(s.loss_mask) for s in groups[0].samples)
+    without = build(path)
+    without.step(groups)
+    assert without.token_log_probs() is None
+
+
 @pytest.mark.parametrize("aggregation", ["token", "sample"])
 def test_the_split_into_micro_batches_changes_nothing(build: Build, qwen3_and_model, aggregation: str):
     path, model = qwen3_and_model

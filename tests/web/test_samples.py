@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
+import os
 from pathlib import Path
 
 import pytest
-from web_runs import append, group, made_run, record_step, sample
+from web_runs import append, group, made_run, record_log_probs, record_step, sample
 
 from miles_async.monitor.record_lines import TransitionLine
 from miles_async.recording.samples import samples_of_step
@@ -42,6 +44,24 @@ def test_a_sample_is_told_token_by_token(tmp_path: Path, digits_model: Path) -> 
     assert found["tokens"]["logprob"] == [0.0, -0.5, -1.0] and found["tokens"]["teacher"] == []
     with pytest.raises(NotKeptError, match=r"no sample 3 \(one of: 7\)"):
         RecordedSteps(run).sample("0-1-0", 3, 4)
+
+
+def test_the_learners_log_probs_stand_beside_the_engines_where_they_are_kept(tmp_path: Path) -> None:
+    run = made_run(tmp_path / "run", model="/nowhere")
+    made = group("0-1-0", sample(0, [5, 6], [0, 0]), sample(1, [7], [0], masked=1)), group("0-2-0", sample(0, [5], [0]))
+    record_step(run, 1, *made)
+    steps = RecordedSteps(run)
+
+    def learner(group_id: str, index: int) -> list[float | None]:
+        return steps.sample(group_id, index, 1)["tokens"]["learner"]
+
+    assert learner("0-1-0", 0) == []
+    record_log_probs(run, 1, *made, flat=[-0.25, -0.75, math.nan, -3.0])
+    assert (learner("0-1-0", 0), learner("0-1-0", 1), learner("0-2-0", 0)) == ([-0.25, -0.75], [None], [-3.0])
+    record_log_probs(run, 1, made[0], flat=[-0.5, -0.5, math.nan], life=2)  # trained again, by a later life
+    os.utime(run / "record" / "learner-0-2-00001.seg", (2e9, 2e9))
+    assert (learner("0-1-0", 0), learner("0-2-0", 0)) == ([-0.5, -0.5], [-3.0])
+    assert steps.step(1, Wanted())["missing"] == []
 
 
 def test_without_its_tokenizer_the_recorded_text_is_shown_and_ids_for_tokens(tmp_path: Path) -> None:

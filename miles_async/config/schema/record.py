@@ -13,6 +13,9 @@ class Record(Section, frozen=True):
     level: Literal["published", "all", "off"] = "published"
     # of them on disk, compressed; beyond it the oldest leave, and with them what a replay from the beginning needs
     max_gb: PositiveFloat = 20.0
+    # also the learner's own log-prob of each token that a step trained, as that step had it: 4 bytes a token, within max_gb;
+    # `inspect RUN sample` and the page show it beside the engine's
+    learner_log_probs: bool = False
 
 
 class Replay(Section, frozen=True):

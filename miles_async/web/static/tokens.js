@@ -5,11 +5,13 @@ import { number } from "./format.js";
 
 const EDGES = [-0.05, -0.3, -0.7, -1.4, -2.5, -4, -7]; // nats: between the colours of a log-prob
 const APART = [-2, -0.7, -0.15, 0.15, 0.7, 2]; // nats: of a difference
+const NEAR = [-0.5, -0.1, -0.02, 0.02, 0.1, 0.5]; // of one between two that should be the same
 
 const WAYS = {
   version: { title: "weight version", class: (t, n) => `age${Math.min(7, t.newest - (t.version[n] ?? t.newest))}`, key: ["newest version of it", "7 versions older"], shades: "age" },
   logprob: { title: "log-prob of the engine", class: (t, n) => shade("odd", EDGES, t.logprob[n]), key: ["likely", "unlikely"], shades: "odd" },
-  teacher: { title: "log-prob, teacher minus engine", class: (t, n) => apart(t.teacher[n], t.logprob[n]), key: ["less likely to the teacher", "more likely"], shades: "gap" },
+  teacher: { title: "log-prob, teacher minus engine", class: (t, n) => apart(APART, t.teacher[n], t.logprob[n]), key: ["less likely to the teacher", "more likely"], shades: "gap" },
+  learner: { title: "log-prob, learner minus engine", class: (t, n) => apart(NEAR, t.learner[n], t.logprob[n]), key: ["less likely to the learner", "more likely"], shades: "gap" },
   mask: { title: "trained on", class: (t, n) => (t.trained[n] ? "kept" : "masked"), key: null },
 };
 
@@ -18,16 +20,16 @@ function shade(name, edges, value) {
   return `${name}${edges.filter((edge) => value < edge).length}`;
 }
 
-function apart(one, other) {
+function apart(edges, one, other) {
   if (one === null || other === null) return "";
-  return `gap${APART.filter((edge) => one - other > edge).length}`;
+  return `gap${edges.filter((edge) => one - other > edge).length}`;
 }
 
 // found: what /sample answered.
 export function tokens(found) {
   const of = found.tokens;
   of.newest = Math.max(...of.version.filter((version) => version !== null), 0);
-  const ways = Object.keys(WAYS).filter((way) => way !== "teacher" || of.teacher.length);
+  const ways = Object.keys(WAYS).filter((way) => !["teacher", "learner"].includes(way) || of[way].length);
   const before = kept("colour", "version");
   const choice = el("select", { onchange: () => paint() }, ways.map((way) => el("option", { value: way, selected: way === before }, WAYS[way].title)));
   const key = el("span", { class: "small" });
@@ -68,5 +70,6 @@ export function tokens(found) {
 function says(of, n) {
   const version = of.version[n] === null ? "no policy's" : `version ${of.version[n]}`;
   const teacher = of.teacher.length ? `, teacher ${number(of.teacher[n])}` : "";
-  return `${n + 1} of ${of.text.length} ${JSON.stringify(of.text[n])}: ${version}, log-prob ${number(of.logprob[n])}${teacher}, ${of.trained[n] ? "trained on" : "masked out"}`;
+  const learner = of.learner.length ? `, learner ${number(of.learner[n], 4)}` : "";
+  return `${n + 1} of ${of.text.length} ${JSON.stringify(of.text[n])}: ${version}, log-prob ${number(of.logprob[n])}${learner}${teacher}, ${of.trained[n] ? "trained on" : "masked out"}`;
 }
