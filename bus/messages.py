@@ -54,12 +54,16 @@ class Sample(Message, tag="sample", frozen=True):
 
 
 class Begun(msgspec.Struct, array_like=True, frozen=True):
-    """How far learner and engines were when a group began, as its worker had heard; -1: not known, or it asked no engine."""
+    """How far learner and engines were when a group began, as its worker had heard; -1: not known, or it asked no engine.
+
+    first_token_at: when its first token was sampled, as far as its engines say that; 0: they do not, or it asked none.
+    """
 
     learner: Version = -1  # the learner's version when the first request for it was sent
     engines: Version = -1  # the oldest version that an engine served then
     first_token: Version = -1  # the learner's version when the first token of it was sampled
     sampled_by: Version = -1  # the version that sampled that token
+    first_token_at: Seconds = 0.0
 
 
 class Group(Message, tag="group", frozen=True):
@@ -103,6 +107,8 @@ class ReadyGroup(Message, tag="ready", frozen=True):
     rewards: tuple[float, ...] = ()
     versions: tuple[tuple[int, int], ...] = ()  # (weight version, response tokens that it sampled), ascending
     begun: Begun = Begun()
+    generated: Seconds = 0.0  # of Group
+    graded: Seconds = 0.0  # ``finished`` of Group
 
 
 class Batch(Message, tag="batch", frozen=True):

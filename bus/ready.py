@@ -23,6 +23,8 @@ def describe(group: Group, payload_key: str, published: float) -> ReadyGroup:
         rewards=tuple(sample.reward for sample in group.samples),
         versions=tuple(versions),
         begun=group.begun,
+        generated=group.generated,
+        graded=group.finished,
     )
 
 

@@ -31,7 +31,8 @@ STATES = {
 
 
 class Moment(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What happened to one group: a transition, "lease_ended" or "undone" (a batch that the ledger forgot)."""
+    """What happened to one group: a transition, "lease_ended" or "undone" (a batch that the ledger forgot); before "published",
+    by its worker's clock, "first_token", "generated" (the last one) and "graded", as far as they are known."""
 
     time: float  # seconds since the epoch
     kind: str
@@ -111,6 +112,9 @@ def _go_on(life: Life, line: TransitionLine) -> None:
         life.causes.append(f"{life.holder or line.by}: {line.detail}")
     if line.kind == "published":
         life.published = now
+        times = ("first_token", line.begun.first_token_at), ("generated", line.generated)
+        times = *times, ("graded", line.graded if line.generated else 0.0)
+        life.moments += [Moment(when, kind) for kind, when in times if when]
     elif line.kind in ("batched", "extended") or (line.kind == "reconciled" and not life.step):
         life.step = line.step
     if line.kind in STATES:

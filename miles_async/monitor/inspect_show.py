@@ -54,6 +54,12 @@ def _told(m: Mapping[str, Any]) -> str:
             mean = f" (mean {sum(finite) / len(finite):.3f})" if finite and len(finite) == len(rewards) else ""
             listed = " ".join("not finite" if reward is None else f"{reward:.3g}" for reward in rewards)
             return f"published by {by}: lengths {_lengths(m)}; rewards {listed}{mean}; tokens by {_versions(m)}"
+        case "first_token":
+            return "its first token"
+        case "generated":
+            return "its last token"
+        case "graded":
+            return "its rewards"
         case "released":
             return f"waits again: {why}" if why else f"handed back by {by}" if by else "waits again: the launch ended"
         case "failed":

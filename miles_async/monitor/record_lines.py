@@ -68,6 +68,10 @@ class TransitionLine(msgspec.Struct, frozen=True, omit_defaults=True):
     max_lag: int = -1  # that the step's groups were chosen under; -1: not on record
     masked_tokens: int = -1  # beyond it, of the whole step so far; -1: there may be none
     begun: Begun = Begun()  # of a group that is published
+    generated: float = (
+        0.0  # of one: when its last token was there, in seconds since the epoch, by its worker's clock; 0: not said
+    )
+    graded: float = 0.0  # and when its rewards were
 
     @property
     def time(self) -> float:
@@ -93,6 +97,8 @@ def transition_line(entry_id: str, transition: Transition) -> TransitionLine:
         t.max_lag,
         t.masked_tokens,
         group.begun if group else Begun(),
+        group.generated if group else 0.0,
+        group.graded if group else 0.0,
     )
 
 

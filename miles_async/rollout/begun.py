@@ -2,8 +2,10 @@
 something passes the time in, of any clock.
 
 Promises: what was before the first news is not known, and not guessed at. An engine says itself when it sampled the first token
-(``first_token_latency``, which embedded engines have); of one that does not, it is the earliest that it can have been: when the
-request was sent, or when an engine first served the version that sampled it, whichever is later.
+(``first_token_latency``, which embedded engines have) after it had the request: what came before, at the router, is what is
+left of the whole answer's time. Of one that does not, when that was is not known; as for the learner's version then, it is the
+earliest that it can have been: when the request was sent, or when an engine first served the version that sampled it, whichever
+is later.
 """
 
 from __future__ import annotations
@@ -66,7 +68,13 @@ class GroupBegun:
 
     def __init__(self, heard: VersionsHeard) -> None:
         self._heard, self._asked, self._first = heard, False, float("inf")
+        self._all_say = True  # every engine that answered when it sampled its first token
         self.found = Begun()
+
+    @property
+    def first_token(self) -> float | None:
+        """When the first token was sampled, by the clock of the times that were passed in. None: not known."""
+        return self._first if self._all_say and self._first < float("inf") else None
 
     def asks(self) -> None:
         """A request is sent now; the first one counts."""
@@ -74,8 +82,9 @@ class GroupBegun:
             self._asked = True
             self.found = replace(self.found, learner=self._heard.learner, engines=self._heard.engines)
 
-    def answered(self, sent: float, answers: Any) -> None:
-        """The answers to a request that was sent at ``sent``; of all of the group's the earliest token counts."""
+    def answered(self, sent: float, now: float, answers: Any) -> None:
+        """The answers, there ``now``, to a request of the time ``sent``; of all of the group's the earliest token counts."""
+        had_it = max(sent, now - _longest(answers, now - sent))
         for answer in answers if isinstance(answers, list) else ():
             try:
                 if not answer["output_ids"]:
@@ -83,9 +92,21 @@ class GroupBegun:
                 meta: Mapping[str, Any] = answer["meta_info"]
                 version = int(meta["weight_versions"][0]["version"])
                 said = meta.get("first_token_latency")
-                when = max(sent, self._heard.served_since(version)) if said is None else sent + max(0.0, float(said))
+                when = max(sent, self._heard.served_since(version)) if said is None else had_it + max(0.0, float(said))
             except (LookupError, TypeError, ValueError, AttributeError):
                 continue  # whoever reads it will refuse it
+            self._all_say = self._all_say and said is not None
             if when < self._first:
                 self._first = when
                 self.found = replace(self.found, first_token=self._heard.learner_at(when), sampled_by=version)
+
+
+def _longest(answers: Any, otherwise: float) -> float:
+    """How long the engine had the request: until the last of its answers was whole. ``otherwise``: where it does not say."""
+    found: list[float] = []
+    for answer in answers if isinstance(answers, list) else ():
+        try:
+            found.append(float(answer["meta_info"]["e2e_latency"]))
+        except (LookupError, TypeError, ValueError):
+            continue
+    return max(found, default=otherwise)

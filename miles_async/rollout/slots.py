@@ -19,6 +19,8 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
+from msgspec.structs import replace
+
 from bus.messages import UNSAMPLED, Begun
 from miles_async.rollout.begun import GroupBegun, VersionsHeard
 from miles_async.rollout.bounds import never
@@ -65,10 +67,11 @@ class Slots:
         clock: Callable[[], float] = time.monotonic,
         heard: VersionsHeard | None = None,
         outdated: Callable[[int], bool] = never,
+        wall: Callable[[], float] = time.time,
     ) -> None:
         """``heard``: with times of ``clock``. ``outdated``: whether a group with a token of that version can be trained no
-        more."""
-        self._limit, self.send, self.clock, self.outdated = limit, send, clock, outdated
+        more. ``wall``: seconds since the epoch."""
+        self._limit, self.send, self.clock, self.outdated, self.wall = limit, send, clock, outdated, wall
         self.heard = heard or VersionsHeard()
         self.in_flight = self.waiting = 0  # samples
         self.canceled = 0  # samples, so far
@@ -171,7 +174,10 @@ class GroupSlots:
     @property
     def begun(self) -> Begun:
         """How far learner and engines were when the group began."""
-        return self.beginning.found
+        found, when = self.beginning.found, self.beginning.first_token
+        if when is None:
+            return found
+        return replace(found, first_token_at=self._slots.wall() - (self._slots.clock() - when))
 
     def outdated(self, oldest: int) -> bool:
         """Whether the group can be trained no more, having a token of version ``oldest``; that is remembered."""
@@ -229,7 +235,7 @@ class _Slot:
 
     def _oldest(self) -> int:
         """What a token of the group may be of: it has one already, or engines serve it now."""
-        served, has = self.slots.heard.engines, self.group.begun.sampled_by
+        served, has = self.slots.heard.engines, self.group.beginning.found.sampled_by
         return min(served if served >= 0 else UNSAMPLED, has if has >= 0 else UNSAMPLED)
 
     async def ask(self, body: dict[str, Any]) -> list[dict[str, Any]]:
@@ -244,7 +250,7 @@ class _Slot:
             answers = await self.slots.send(request)
         finally:
             self.requests.remove(request)
-        self.group.beginning.answered(sent, answers)
+        self.group.beginning.answered(sent, self.slots.clock(), answers)
         if self.canceled:
             mark_canceled(answers)
             if not self.requests and not self.closed:

@@ -84,7 +84,10 @@ class Timeline:
     def add_transition(self, line: TransitionLine) -> None:
         for group in line.groups if line.kind in ENDS or line.kind == "claimed" else ():
             if (held := self._open.pop(group, None)) is not None:
-                self._end(group, *held, line.time, "its lease ended" if line.kind == "claimed" else line.kind)
+                first = f", first token after {line.begun.first_token_at - held[1]:.3g} s" * bool(
+                    line.begun.first_token_at
+                )
+                self._end(group, *held, line.time, "its lease ended" if line.kind == "claimed" else line.kind + first)
             if line.kind == "claimed":
                 worker = line.by.partition("/")[0]
                 self._begin(group, worker, line.time)

@@ -6,14 +6,15 @@ import asyncio
 import time
 from pathlib import Path
 
+import msgspec
 import pytest
 from inspected import Story, append, found, inspect, play, two_steps
 from typer.testing import Result
 
-from bus.messages import Event
+from bus.messages import Begun, Event
 from bus.quarantine import Quarantine
 from miles_async.monitor.inspect_show import at
-from miles_async.monitor.record_lines import EventLine
+from miles_async.monitor.record_lines import EventLine, TransitionLine
 
 
 def assert_one_line(result: Result, *parts: str) -> None:
@@ -34,6 +35,24 @@ def test_a_trained_groups_life_is_told_from_admission_to_the_checkpoint(redis_ur
     text = inspect(tmp_path, "group", "0-1-0").stdout
     assert "group 0-1-0: trained in step 1, lag 0" in text
     assert "tokens by v0: 3" in text
+
+
+def test_a_groups_first_token_its_last_and_its_rewards_are_told_where_its_worker_knew_them(tmp_path: Path) -> None:
+    line = TransitionLine("9500-0", "published", ("0-0-0",), by="rollout-0/1")
+    known = msgspec.structs.replace(line, begun=Begun(first_token_at=7.25), generated=8.5, graded=9.0)
+    append(tmp_path / "transitions.jsonl", TransitionLine("7000-0", "claimed", ("0-0-0",), by="rollout-0/1"), known)
+    moments = found(tmp_path, "group", "0-0-0")["moments"]
+    assert [(m["kind"], m["time"]) for m in moments] == [
+        ("claimed", 7.0),
+        ("first_token", 7.25),
+        ("generated", 8.5),
+        ("graded", 9.0),
+        ("published", 9.5),
+    ]
+    text = inspect(tmp_path, "group", "0-0-0").stdout
+    assert "+0.250 s" in text and "its first token" in text
+    append(tmp_path / "transitions.jsonl", msgspec.structs.replace(line, groups=("0-1-0",)))  # of an earlier version
+    assert [m["kind"] for m in found(tmp_path, "group", "0-1-0")["moments"]] == ["published"]
 
 
 def test_a_step_lists_its_groups_in_order_with_versions_and_lag(redis_url: str, tmp_path: Path) -> None:

@@ -47,16 +47,36 @@ def test_the_first_request_and_the_earliest_token_count() -> None:
     group.asks()
     versions.hear(announced(5), 10)
     group.asks()
-    group.answered(2, [answer("a", [1], version=3, first_token_latency=9.5)])  # at 11.5
-    group.answered(3, [answer("b", [1, 2], version=3, first_token_latency=4.0), answer("c", [], version=5)])  # at 7
-    assert group.found == Begun(learner=4, engines=3, first_token=4, sampled_by=3)
+    assert group.first_token is None
+    group.answered(2, 20, [answer("a", [1], version=3, first_token_latency=9.5)])  # at 11.5
+    assert group.first_token == 11.5
+    group.answered(3, 20, [answer("b", [1, 2], version=3, first_token_latency=4.0), answer("c", [], version=5)])  # at 7
+    assert group.found == Begun(learner=4, engines=3, first_token=4, sampled_by=3) and group.first_token == 7
+
+
+def test_what_a_request_waited_for_an_engine_is_no_time_of_the_engines() -> None:
+    """The engine had it for as long as the longest of its answers took."""
+    group = GroupBegun(heard((0, announced(1))))
+    several = [("a", 1.0, 4.0), ("b", 0.5, 3.0)]
+    answers = [answer(rid, [1], first_token_latency=first, e2e_latency=whole) for rid, first, whole in several]
+    group.answered(10, 20, answers)  # it had them at 16
+    assert group.first_token == 16.5
+    group = GroupBegun(heard((0, announced(1))))
+    group.answered(10, 20, [answer("a", [1], first_token_latency=1.0, e2e_latency=99.0)])  # it says more than there was
+    assert group.first_token == 11
+
+
+def test_when_the_first_token_was_is_not_known_if_one_engine_does_not_say() -> None:
+    group = GroupBegun(heard((0, announced(1)), (1, serves("engine-0", 4))))
+    group.answered(2, 20, [answer("a", [1], first_token_latency=1.0), answer("b", [1])])
+    assert group.first_token is None and group.found.first_token == 1
 
 
 def test_of_an_engine_that_does_not_say_when_it_is_not_before_the_version_was_served() -> None:
     versions = heard((0, announced(1)), (1, serves("engine-0", 1)), (5, announced(2)), (6, serves("engine-0", 2)))
     first, second = GroupBegun(versions), GroupBegun(versions)
-    first.answered(3, [answer("a", [1], version=1)])
-    second.answered(3, [answer("b", [1], version=2)])  # it was sent at 3, and sampled when that was served
+    first.answered(3, 9, [answer("a", [1], version=1)])
+    second.answered(3, 9, [answer("b", [1], version=2)])  # it was sent at 3, and sampled when that was served
     assert (first.found.first_token, first.found.sampled_by) == (1, 1)
     assert (second.found.first_token, second.found.sampled_by) == (2, 2)
 
@@ -64,9 +84,9 @@ def test_of_an_engine_that_does_not_say_when_it_is_not_before_the_version_was_se
 def test_what_has_another_form_than_an_answer_says_nothing() -> None:
     group = GroupBegun(heard((0, announced(1))))
     no_token: dict[str, Any] = {"output_ids": [], "meta_info": {"weight_versions": []}}
-    group.answered(1, ["junk", {}, no_token, answer("a", [1], first_token_latency="soon")])
-    group.answered(1, None)
-    assert group.found == Begun()
+    group.answered(1, 2, ["junk", {}, no_token, answer("a", [1], first_token_latency="soon")])
+    group.answered(1, 2, None)
+    assert group.found == Begun() and group.first_token is None
 
 
 async def test_a_group_that_waits_for_a_slot_is_submitted_when_it_has_one() -> None:
@@ -75,11 +95,12 @@ async def test_a_group_that_waits_for_a_slot_is_submitted_when_it_has_one() -> N
     async def send(request: RolloutRequest) -> list[dict[str, Any]]:
         return [answer(rid, [1], version=0, first_token_latency=1.0) for rid in request.rids]
 
-    slots = Slots(1, send, lambda: clock, versions)
+    slots = Slots(1, send, lambda: clock, versions, wall=lambda: 1000.0)
     group = slots.begin(1, "g")
     assert group.begun == Begun()
     async with group.sample() as ask:
         versions.hear(announced(2), 5.5)
         await ask({"rid": ["g.0"], "input_ids": [[5]]})
+    clock = 7.0
     group.end()
-    assert group.begun == Begun(learner=2, engines=0, first_token=2, sampled_by=0)
+    assert group.begun == Begun(learner=2, engines=0, first_token=2, sampled_by=0, first_token_at=999.0)

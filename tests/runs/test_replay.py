@@ -213,6 +213,7 @@ def test_what_cannot_be_replayed_is_one_line_before_anything_starts(run: Path, t
 def test_what_the_model_wrote_is_shown_token_by_token_and_agrees_with_the_record(run: Path) -> None:
     published = [line for line in read_transitions(run) if line.kind == "published"]
     line = published[len(published) // 2]
+    assert 0 < line.begun.first_token_at <= line.generated <= line.graded <= line.time + 1  # of another clock
     found = inspect(run, "sample", line.groups[0], {"sample": inspect_sample})
     assert found["outcome"] == "published" and found["lease"] == line.by
     assert tuple(sample["reward"] for sample in found["samples"]) == line.rewards

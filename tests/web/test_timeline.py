@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from web_runs import BEGAN, other_lines, step_line
 
+from bus.messages import Begun
 from miles_async.monitor.record_lines import EventLine, TransitionLine
 from miles_async.web.spans import Span, Track
 from miles_async.web.timeline import Timeline, lanes
@@ -51,6 +53,14 @@ def test_a_worker_generates_from_claim_to_end_and_waits_while_it_holds_nothing()
     ]
     assert timeline.tracks["rollout-0"].spans()[-1].says == "group b: its lease ended"
     assert spans(timeline, "rollout-1") == [("generate", 16.0, 18.0)]
+
+
+def test_when_the_first_token_came_is_said_where_it_is_known() -> None:
+    timeline = Timeline()
+    timeline.add_transition(transition("claimed", 10.0, "a", "rollout-0/1"))
+    published = transition("published", 12.0, "a", "rollout-0/1")
+    timeline.add_transition(msgspec.structs.replace(published, begun=Begun(first_token_at=10.25)))
+    assert timeline.tracks["rollout-0"].spans()[0].says == "group a: published, first token after 0.25 s"
 
 
 def test_a_push_ends_with_its_report_and_its_engine_pauses_in_it() -> None:
