@@ -391,9 +391,7 @@ async def serving_version_0(bus: Bus, model: Path) -> AsyncIterator[Running]:
             await engine.task
 
 
-@pytest.mark.parametrize(
-    ("function", "too_old"), [("single_turn", "drop"), ("per_sample", "drop"), ("single_turn", "requeue")]
-)
+@pytest.mark.parametrize(("function", "too_old"), [("single_turn", "drop"), ("per_sample", "requeue")])
 async def test_a_group_that_is_too_old_for_any_step_is_ended_while_its_engine_is_paused_and_computes_nothing_more(
     bus: Bus, digits_model: Path, monkeypatch: pytest.MonkeyPatch, function: str, too_old: Any
 ) -> None:
