@@ -34,7 +34,9 @@ as `miles_async_` and the name, with `_` for what it does not take; `{word}` is 
 them are what no actor reports: `miles_async_step`, `num_steps`, `starts`, `groups` by `state`, `groups_dropped` by
 `reason`, `engine_version`, `actor_waits_seconds`, `actor_silent_seconds` and `events_total` by `kind`.
 `examples/grafana.json` is a dashboard of these. With `track.wandb` the same goes to a run of Weights & Biases, under
-TensorBoard's names: offline, into `wandb/` of the run directory, unless `track.wandb_mode` says otherwise.
+TensorBoard's names: offline, into `wandb/` of the run directory, unless `track.wandb_mode` says otherwise. With `track.mlflow`
+it goes to a run of MLflow: to the server at `MLFLOW_TRACKING_URI`, or into files in `mlruns/` of the run directory, for
+`MLFLOW_ALLOW_FILE_STORE=true mlflow ui --backend-store-uri runs/NAME/mlruns`. Behind the first slash of a name there are dots.
 
 This page is made from `miles_async/monitor/metrics/` by `make docs`.
 """

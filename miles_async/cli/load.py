@@ -92,7 +92,7 @@ def effect_rules() -> list[Rule]:
         *transports.effects(),
         *backend.effects(),
         effect.REDIS,
-        effect.TRACKING,
+        *effect.TRACKING,
         effect.RECORD,
         *effect.PLACEMENT,
     ]

@@ -175,7 +175,10 @@ RULES = (
         "learner.lr_decay_steps",
     ),
 )
-TRACKING = Rule(("track.wandb_mode", "track.wandb_project"), lambda config: config.track.wandb, "track.wandb = true")
+TRACKING = (
+    Rule(("track.wandb_mode", "track.wandb_project"), lambda config: config.track.wandb, "track.wandb = true"),
+    Rule(("track.mlflow_experiment",), lambda config: config.track.mlflow, "track.mlflow = true"),
+)
 RECORD = Rule(
     ("record.learner_log_probs",),
     lambda config: config.record.level != "off" and config.replay.run is None and config.learner.batch_function is None,

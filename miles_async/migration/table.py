@@ -38,7 +38,7 @@ _SECTIONS: dict[str, str] = {  # section: FLAG, where the key has its name, or F
     "router": """sglang-router-ip=host sglang-router-port=port rollout-health-check-interval=health_interval_s
         miles-router-health-check-failure-threshold=health_failures""",
     "monitor": "prometheus-port=metrics_port use-tensorboard=tensorboard",
-    "track": "use-wandb=wandb wandb-project wandb-mode",
+    "track": "use-wandb=wandb wandb-project wandb-mode use-mlflow=mlflow mlflow-experiment-name=mlflow_experiment",
     "eval": """eval-interval skip-eval-before-train n-samples-per-eval-prompt eval-temperature eval-top-p eval-top-k
         eval-max-response-len eval-max-prompt-len eval-keep-snapshots=keep_snapshots""",
 }
@@ -140,7 +140,8 @@ _REASONS: dict[str, str] = {
     "`miles-async top`, `status` and `inspect` show a run": "use-miles-dashboard dump-details",
     "`miles-async replay` trains again on what a run has recorded": """save-debug-rollout-data load-debug-rollout-data
         debug-rollout-only debug-train-only save-debug-train-data save-debug-trajectory-data""",
-    "there is none here": """debug-* ci-* use-mlflow mlflow-* tb-experiment-name profile* record-memory-history
+    "mlflow takes it from its own environment: MLFLOW_TRACKING_URI": "mlflow-*",
+    "there is none here": """debug-* ci-* tb-experiment-name profile* record-memory-history
         memory-snapshot* use-pytorch-profiler control-server-port mini-ft-controller-enable use-routing-replay
         rollout-health-check-timeout rollout-health-check-first-wait miles-router-timeout miles-router-max-connections
         p2p-transfer* update-weight-mode reset-optimizer-states recompute-loss-function multi-lora* allow-partial-train-step

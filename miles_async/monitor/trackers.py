@@ -1,4 +1,5 @@
-"""Where a run's metrics go besides its own directory: Weights & Biases (``[track]``), Prometheus (``monitor.metrics_port``).
+"""Where a run's metrics go besides its own directory: Weights & Biases and MLflow (``[track]``), Prometheus
+(``monitor.metrics_port``).
 
 Promises: handing a line over costs the caller no network and no disk; whatever goes wrong with a tracker is said, and is
 nothing to the run or to its record; a package that is not there is one line before anything starts.
@@ -37,6 +38,10 @@ def trackers_of(config: RunConfig, run_dir: Path, progress: Progress) -> list[Tr
         from miles_async.monitor.wandb_tracker import WandbTracker
 
         found.append(WandbTracker(config, run_dir))
+    if config.track.mlflow:
+        from miles_async.monitor.mlflow_tracker import MlflowTracker
+
+        found.append(MlflowTracker(config, run_dir))
     if config.monitor.metrics_port is not None:
         from miles_async.monitor.exporter import Exporter
 
@@ -46,6 +51,14 @@ def trackers_of(config: RunConfig, run_dir: Path, progress: Progress) -> list[Tr
 
 def check(config: RunConfig) -> None:
     """Raises ConfigError: a tracker's package is not installed."""
-    # a directory of that name is no package: runs of Weights & Biases leave one where they were started
-    if config.track.wandb and ((spec := importlib.util.find_spec("wandb")) is None or spec.origin is None):
-        raise ConfigError('track.wandb = true: the package wandb is not installed (pip install "miles-async[wandb]")')
+    for name in ("wandb", "mlflow"):
+        if getattr(config.track, name) and not _is_installed(name):
+            raise ConfigError(
+                f'track.{name} = true: the package {name} is not installed (pip install "miles-async[{name}]")'
+            )
+
+
+def _is_installed(package: str) -> bool:
+    """A directory of that name is no package: runs of Weights & Biases leave one where they were started."""
+    spec = importlib.util.find_spec(package)
+    return spec is not None and spec.origin is not None

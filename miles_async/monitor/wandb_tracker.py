@@ -1,16 +1,13 @@
 """The metrics of a run as a run of Weights & Biases, by its own package.
 
-Promises: all that is asked of the package is asked by one thread, which nobody waits for but :meth:`WandbTracker.close`,
-and that for ``CLOSE_S`` at most; a launch that goes on with a run goes on with its run there, too. Names are those of
-TensorBoard (``board.py``), by the learner's step; what is secret in the configuration is masked.
+Promises: a launch that goes on with a run goes on with its run there, too. Names are those of TensorBoard (``board.py``), by
+the learner's step; what is secret in the configuration is masked.
 """
 
 from __future__ import annotations
 
 import math
-import queue
 import re
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -19,53 +16,26 @@ import msgspec
 from miles_async.config.schema import RunConfig
 from miles_async.config.secrets import masked
 from miles_async.monitor.board import tag
+from miles_async.monitor.package_tracker import PackageTracker
 from miles_async.monitor.record_lines import MetricsLine
 from miles_async.runs import state
 
-CLOSE_S = 30.0  # an upload that takes longer goes on with `wandb sync`
 _STEP = "step"
 
 
-class WandbTracker:
+class WandbTracker(PackageTracker):
     """See Tracker (trackers.py)."""
 
     def __init__(self, config: RunConfig, run_dir: Path) -> None:
-        self.error = ""
-        how = {"by": "wandb", "mode": config.track.wandb_mode, "project": config.track.wandb_project}
-        self.began: tuple[str, dict[str, Any]] = ("tracked", how)
         self._config, self._run_dir = config, run_dir
-        self._queue: queue.SimpleQueue[MetricsLine | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._run, name="wandb", daemon=True)
-        self._thread.start()
+        how = {"mode": config.track.wandb_mode, "project": config.track.wandb_project}
+        super().__init__("wandb", how, left="`wandb sync` sends what is left")
 
-    def add(self, line: MetricsLine) -> None:
-        self._queue.put(line)
-
-    def close(self) -> None:
-        self._queue.put(None)
-        self._thread.join(CLOSE_S)
-        if self._thread.is_alive():
-            self.error = self.error or f"wandb did not end within {CLOSE_S:g} s: `wandb sync` sends what is left"
-
-    def _run(self) -> None:
-        ended = False  # nothing more comes
-        try:
-            run = self._begin()
-            while (line := self._queue.get()) is not None:
-                values = {tag(line.actor, name): math.nan if v is None else v for name, v in line.values.items()}
-                run.log({**values, _STEP: line.step})
-            ended = True
-            run.finish()
-        except Exception as error:  # of a service of somebody else's
-            self.error = f"wandb: {type(error).__name__}: {error}".splitlines()[0]
-            while not ended and self._queue.get() is not None:
-                pass
-
-    def _begin(self) -> Any:
+    def begin(self) -> None:
         import wandb  # pyright: ignore[reportMissingImports]
 
         track, there = self._config.track, state.read(self._run_dir)
-        run = wandb.init(
+        self._track: Any = wandb.init(
             project=track.wandb_project,
             mode=track.wandb_mode,
             dir=str(self._run_dir),
@@ -75,5 +45,12 @@ class WandbTracker:
             config=msgspec.to_builtins(masked(self._config)),
             settings=wandb.Settings(console="off", silent=True),
         )
-        run.define_metric("*", step_metric=_STEP)  # several actors report of one step, and a step may be trained again
-        return run
+        # several actors report of one step, and a step may be trained again
+        self._track.define_metric("*", step_metric=_STEP)
+
+    def log(self, line: MetricsLine) -> None:
+        values = {tag(line.actor, name): math.nan if v is None else v for name, v in line.values.items()}
+        self._track.log({**values, _STEP: line.step})
+
+    def finish(self) -> None:
+        self._track.finish()

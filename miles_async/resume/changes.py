@@ -95,7 +95,7 @@ FREE: dict[str, str] = {
         max_body_mb""",
     "bus": "appendfsync maxmemory_mb",
     "monitor": "tensorboard live heartbeat_s metrics_port",
-    "track": "wandb wandb_mode wandb_project",
+    "track": "wandb wandb_mode wandb_project mlflow mlflow_experiment",
     "eval": """eval_interval skip_eval_before_train datasets n_samples_per_eval_prompt eval_temperature eval_top_p eval_top_k
         eval_max_response_len eval_max_prompt_len num_engines urls engine_args max_in_flight keep_snapshots final_timeout_s
         eval_function eval_log_function""",

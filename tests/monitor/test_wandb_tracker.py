@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from miles_async.cli.app import app
 from miles_async.config.schema import ConfigError, Track
-from miles_async.monitor import Monitor, wandb_tracker
+from miles_async.monitor import Monitor, package_tracker
 from miles_async.monitor.trackers import check
 from miles_async.runs.state import RunState, write
 
@@ -84,7 +84,7 @@ def test_what_is_reported_is_logged_by_step_under_tensorboards_names_and_nothing
 def test_what_goes_wrong_there_is_told_and_nothing_to_the_run(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, fails: str
 ) -> None:
-    monkeypatch.setattr(wandb_tracker, "CLOSE_S", 1e9)  # nothing is waited for that has failed
+    monkeypatch.setattr(package_tracker, "CLOSE_S", 1e9)  # nothing is waited for that has failed
     monitor = tracked(monkeypatch, tmp_path, StandIn(fails))
     for step in (1, 2):
         monitor.on_metrics(step_metrics(step, float(step)))
@@ -95,7 +95,7 @@ def test_what_goes_wrong_there_is_told_and_nothing_to_the_run(
 def test_a_service_that_hangs_holds_no_run_up(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     module, answered = StandIn(), threading.Event()
     monkeypatch.setattr(module, "finish", answered.wait)
-    monkeypatch.setattr(wandb_tracker, "CLOSE_S", 0.1)
+    monkeypatch.setattr(package_tracker, "CLOSE_S", 0.1)
     monitor = tracked(monkeypatch, tmp_path, module)
     (trouble,) = monitor.finish("finished", {})["troubles"]
     assert "did not end within" in trouble and "wandb sync" in trouble

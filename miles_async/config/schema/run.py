@@ -98,6 +98,10 @@ class Track(Section, frozen=True):
     # "offline": it lies in wandb/ of the run directory, and nothing is sent until `wandb sync` is called; "online": it is sent
     wandb_mode: Literal["offline", "online"] = "offline"
     wandb_project: str = "miles_async"  # the project that it belongs to
+    # a run of MLflow, at MLFLOW_TRACKING_URI, or where that is not set in mlruns/ of the run directory; needs the package
+    # mlflow, or mlflow-skinny
+    mlflow: bool = False
+    mlflow_experiment: str = "miles_async"  # the experiment that it belongs to
 
 
 class Topology(Section, frozen=True):
