@@ -17,7 +17,7 @@ from typing import Any
 
 import msgspec
 
-from docs import json_schema, pictures, recipes
+from docs import json_schema, pictures, recipes, typed_keys
 from miles_async.config.schema import Elastic, EvalDataset, Resources, RunConfig
 from miles_async.config.words import allowed, toml
 from miles_async.monitor.metrics.table import TABLE
@@ -133,10 +133,16 @@ def configuration_schema() -> str:
     return json.dumps(json_schema.schema(comments), indent=1) + "\n"
 
 
+def overrides() -> str:
+    """And for Python's editors."""
+    return typed_keys.module(comments)
+
+
 PAGES: dict[str, Callable[[], str]] = {
     "configuration.md": configuration,
     "configuration.schema.json": configuration_schema,
     "metrics.md": metrics,
+    "../miles_async/config/overrides.py": overrides,
     **pictures.PAGES,
     **{f"../examples/cluster/{name}": page for name, page in recipes.PAGES.items()},
 }

@@ -8,9 +8,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from miles_async.api import Run, RunFailedError, launch, load
+    from miles_async.api import Run, RunFailedError, configuration, launch, load
 
-__all__ = ["Run", "RunFailedError", "launch", "load"]
+__all__ = ["Run", "RunFailedError", "configuration", "launch", "load"]
 
 
 def __getattr__(name: str) -> Any:

@@ -23,7 +23,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from subprocess import DEVNULL, Popen
-from typing import Any
+from typing import Any, Unpack
 
 from miles_async.cli import forking, running
 from miles_async.cli.errors import BAD_INPUT, NO_REDIS
@@ -31,6 +31,7 @@ from miles_async.cli.launch_check import check_topology
 from miles_async.cli.load import check_all, resolve_paths
 from miles_async.cli.load import load as load_config
 from miles_async.config import toml
+from miles_async.config.overrides import Overrides
 from miles_async.config.schema import ConfigError, RunConfig
 from miles_async.config.secrets import masked
 from miles_async.config.typed import is_section, key_types, table_of
@@ -58,7 +59,7 @@ def launch(
     *,
     run_dir: str | Path | None = None,
     from_run: str | None = None,
-    **overrides: Any,
+    **overrides: Unpack[Overrides],
 ) -> Run:
     """Start a run, and return at once.
 
@@ -88,6 +89,12 @@ def launch(
         # in a session of its own: a Ctrl-C here, or the end of a notebook's kernel, is not the run's
         process = Popen(command, stdin=DEVNULL, stdout=log, stderr=log, env=dict(os.environ), start_new_session=True)
     return Run(directory, process, launched)
+
+
+def configuration(**sections: Unpack[Overrides]) -> RunConfig:
+    """A configuration that :func:`launch` takes, made in Python: the keys of each section, as ``run={"num_steps": 20}``; those
+    that are left out have their defaults. Raises ConfigError, as a TOML file with these keys would."""
+    return toml.parse("", list(_overrides(sections)))
 
 
 def load(run_dir: str | Path) -> Run:

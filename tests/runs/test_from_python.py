@@ -51,6 +51,25 @@ def names(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         return asyncio.run(carry_out(json.loads((EXAMPLES / "notebook.ipynb").read_text())["cells"]))
 
 
+def test_a_configuration_made_in_python_is_that_of_a_file_with_its_keys_and_is_refused_as_one() -> None:
+    keys = '[model]\nhf_checkpoint = "a"\n[data]\nprompt_data = ["b"]\nlabel_key = "none"\n[run]\nnum_steps = 3\n'
+    sections = (
+        '[eval]\neval_interval = 2\n[eval.datasets.seen]\nprompt_data = "c"\n[algorithm]\ncorrection = "behaviour"\n'
+    )
+    made = ma.configuration(
+        model={"hf_checkpoint": "a"},
+        data={"prompt_data": ["b"], "label_key": None},
+        run={"num_steps": 3},
+        eval={"eval_interval": 2, "datasets": {"seen": {"prompt_data": "c"}}},
+        algorithm={"correction": "behaviour"},
+    )
+    assert made == toml.parse(keys + sections)
+    with pytest.raises(ConfigError, match=r'unknown key "run.num_step"; did you mean "run.num_steps"\?'):
+        ma.configuration(model={"hf_checkpoint": "a"}, data={"prompt_data": "b"}, run={"num_step": 3})
+    with pytest.raises(ConfigError, match=r"model.hf_checkpoint is missing"):
+        ma.configuration(data={"prompt_data": "b"})
+
+
 def test_a_notebook_starts_a_run_and_reads_its_steps(names: dict[str, Any]) -> None:
     run, found = names["run"], names["summary"]
     assert (found["status"], found["steps"], found["balanced"]) == ("finished", STEPS, True)
