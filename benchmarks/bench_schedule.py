@@ -3,7 +3,8 @@
 A run (dealer, ledger, workers, router, broadcaster, learner with its bus) whose engines generate each group for as long as
 ``lib/schedule/trace.py`` says and whose learner waits SCHEDULE_STEP_S a batch, for each of SCHEDULE_SIGMAS, SCHEDULE_LAGS and
 SCHEDULE_POLICY (names with spaces between them, each with keys of [staleness] if it needs some: "fifo elastic,elastic_cap=8");
-SCHEDULE_STEPS steps count, those before FIRST do not. ``share``: the groups a second that the run trained over those of a
+SCHEDULE_STEPS steps count, those before FIRST do not, nor do SCHEDULE_TAIL further ones (none, unless it is set): in the last
+steps of a run less and less is begun. ``share``: the groups a second that the run trained over those of a
 simulation of the same policy on the same trace, in which nothing but generation, training and updates takes time
 (``lib/schedule/ideal.py``: ``miles-async simulate``); a step has more than one batch where the policy holds the weights.
 ``of_learner``: over those of a learner that never waits, whatever the policy. ``length_ratio``: of responses as they were made,
@@ -39,6 +40,7 @@ POLICY = "fifo"
 STEP_S = 0.5
 STEPS = 30
 SAMPLES = 8
+TAIL = 0
 FIRST = 2  # the step from whose end on is counted
 IDLE_S = 5.0
 SETTLED_S = (1.5, 0.5)  # of which the first and the last do not count
@@ -57,6 +59,7 @@ def run(
     steps: int | None = None,
     step_s: float | None = None,
     samples: int | None = None,
+    tail: int | None = None,
     policies: list[str] | None = None,
 ) -> dict[str, Any]:
     """Figures for each sigma, lag and policy; None: as the environment or this file says. Raises RuntimeError: a run failed."""
@@ -66,13 +69,14 @@ def run(
     steps = steps or int(ask("SCHEDULE_STEPS", STEPS))
     step_s = step_s or float(ask("SCHEDULE_STEP_S", STEP_S))
     samples = samples or int(ask("SCHEDULE_SAMPLES", SAMPLES))
+    tail = int(ask("SCHEDULE_TAIL", TAIL)) if tail is None else tail
     policies = policies or ask("SCHEDULE_POLICY", POLICY).split()
-    last = FIRST + steps
+    idle_step = FIRST + steps + tail + 1
     runs: dict[str, Any] = {}
     for sigma, lag, policy in itertools.product(sigmas, lags, policies):
-        trace = Trace(sigma, step_s, samples, idle_step=last + 1, idle_s=IDLE_S)
+        trace = Trace(sigma, step_s, samples, idle_step=idle_step, idle_s=IDLE_S)
         settings = [
-            f"run.num_steps={last + 1}",
+            f"run.num_steps={idle_step}",
             f"rollout.n_samples_per_prompt={samples}",
             f"staleness.max_lag={lag}",
             "staleness.hard_bound=false",  # of a policy that has none; of others it changes nothing
@@ -83,6 +87,7 @@ def run(
         print(name, json.dumps(runs[name]), file=sys.stderr)
     return {
         "steps": steps,
+        "tail": tail,
         "step_s": step_s,
         "samples_per_group": samples,
         "batch_size": BATCH_SIZE,
@@ -117,7 +122,7 @@ def one(trace: Trace, settings: list[str], steps: int) -> dict[str, Any]:
     took, best_s = ended - began, best.step_ends[last - 1] - best.step_ends[FIRST - 1]
     ratio = (summary["length_bias"] or {}).get("ratio")
     groups, best_groups = sum(sizes[step] for step in range(FIRST + 1, last + 1)), sum(best.sizes[FIRST:last])
-    idle_from, idle_to = ended + SETTLED_S[0], ended + IDLE_S - SETTLED_S[1]
+    idle_from, idle_to = (ends[trace.idle_step - 1] + seconds for seconds in (SETTLED_S[0], IDLE_S - SETTLED_S[1]))
     idle = by_role(cpu.between(idle_from, idle_to))
     idle_cores = {role: seconds / (idle_to - idle_from) for role, seconds in idle.items()}
     busy = by_role(cpu.between(began, ended))
