@@ -98,10 +98,11 @@ def check_model(run_dir: Path, name: str, seed: int, directory: Path | None = No
         return
     found = _fingerprint(name, seed) if directory is None else fingerprint(directory)
     if found != said.model.fingerprint:
+        seeded = f" with run.seed = {seed}" if name == said.model.name and is_builtin(name) else ""
         raise RecordError(
             f'{run_dir / DIRECTORY} is of the model "{said.model.name}" ({said.model.fingerprint[:SHOWN]}), and '
-            f'model.hf_checkpoint = "{name}" is another one ({found[:SHOWN]}): what was sampled with the one cannot be trained '
-            "on by the other"
+            f'model.hf_checkpoint = "{name}"{seeded} is another one ({found[:SHOWN]}): what was sampled with the one '
+            "cannot be trained on by the other"
         )
 
 

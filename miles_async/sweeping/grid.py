@@ -99,7 +99,7 @@ def _check_keys(fixed: Mapping[str, Any], grid: Mapping[str, Any], source: str, 
                 f'{source}: {key}: write the key in quotes, as one word: "{key}.{next(iter(value), "key")}" = ...'
             )
         if key not in known and any_name(key) not in known:
-            raise unknown(key, whole)
+            raise ConfigError(f"{source}: {unknown(key, whole)}")
     if not grid:
         raise ConfigError(f"{source}: [grid] is empty: a sweep has at least one key with the values that it takes")
     for key, values in grid.items():

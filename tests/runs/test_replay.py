@@ -184,6 +184,7 @@ def test_what_cannot_be_replayed_is_one_line_before_anything_starts(run: Path, t
     assert "nothing is left to train" in refusal(run, tmp_path, "--from", str(STEPS))
     other = refusal(run, tmp_path, "--set", "model.hf_checkpoint=builtin:words")
     assert 'record is of the model "builtin:digits"' in other and '"builtin:words" is another one' in other
+    assert '"builtin:digits" with run.seed = 99 is another one' in refusal(run, tmp_path, "--set", "run.seed=99")
     copy = tmp_path / "copy"
     shutil.copytree(run, copy, ignore=shutil.ignore_patterns("hf", "*.sock", "redis"))
     segments = sorted((copy / "record").glob("rollout-*.seg"), key=lambda file: file.stat().st_size)

@@ -39,7 +39,7 @@ def test_names_are_plain_and_keys_of_one_last_part_are_told_apart() -> None:
     [
         (
             HEAD + '[grid]\n"stalenes.max_lag" = [1]\n',
-            'unknown key "stalenes.max_lag"; did you mean "staleness.max_lag"',
+            's.toml: unknown key "stalenes.max_lag"; did you mean "staleness.max_lag"',
         ),
         (HEAD + '[set]\n"run.seeed" = 1\n' + GRID, 'unknown key "run.seeed"; did you mean "run.seed"'),
         (HEAD + "[gird]\n" + GRID, 'unknown table "gird"; did you mean "grid"'),
