@@ -3,27 +3,35 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
-from miles_async.engines.embedded import groups, joins
+from miles_async.engines.embedded import joins
 from miles_async.engines.embedded.control_bodies import InitGroupBody
 from miles_async.engines.embedded.groups import TransferError
 from miles_async.engines.embedded.joins import MOST, Joins
 
-DEADLINE_S = 60.0
+DEADLINE_S = 45.0
 
 
 @pytest.fixture
 def nobody() -> Iterator[int]:
-    """A port of this machine at which nobody listens."""
+    """A port of this machine at which nobody listens; in the end somebody does, so that no thread looks for it any more."""
     with socket.socket() as reserved:
         reserved.bind(("127.0.0.1", 0))
         yield reserved.getsockname()[1]
+        reserved.listen()
+        reserved.settimeout(0.1)
+        until = time.monotonic() + DEADLINE_S
+        while any(thread.name == "collective" for thread in threading.enumerate()) and time.monotonic() < until:
+            with contextlib.suppress(TimeoutError):
+                reserved.accept()[0].close()
 
 
 def body(name: str, port: int) -> InitGroupBody:
@@ -42,10 +50,7 @@ async def until(holds: Callable[[], bool]) -> None:
             await asyncio.sleep(0.01)
 
 
-async def test_a_join_that_is_given_up_ends_at_once_and_its_thread_looks_for_nobody_any_more(
-    nobody: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(groups, "LOOK_S", 0.1)
+async def test_a_join_that_is_given_up_ends_at_once_and_its_thread_looks_for_nobody_any_more(nobody: int) -> None:
     waiting = Joins()
     join = await begun(waiting, "one", nobody)
     assert not waiting.end("another", "why") and not join.done()
@@ -57,14 +62,12 @@ async def test_a_join_that_is_given_up_ends_at_once_and_its_thread_looks_for_nob
 
 
 @pytest.mark.parametrize("name", ["two", "one"])
-async def test_the_next_attempt_ends_the_one_before_and_has_its_own_end(
-    nobody: int, name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(groups, "LOOK_S", 0.1)
+async def test_the_next_attempt_ends_the_one_before_and_has_its_own_end(nobody: int, name: str) -> None:
     waiting = Joins()
     first, second = await begun(waiting, "one", nobody), await begun(waiting, name, nobody)
     with pytest.raises(TransferError, match=r"^another group is formed while group one was waited for$"):
-        await first
+        async with asyncio.timeout(DEADLINE_S):
+            await first
     assert not second.done()
     second.cancel()  # as where the sender does not wait for the answer any more
     with pytest.raises(asyncio.CancelledError):

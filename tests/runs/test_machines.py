@@ -122,7 +122,7 @@ def test_a_broadcaster_and_an_evaluation_away_from_the_learner_find_weights_wher
         learner=SPLIT,
         weights={"transport": "disk_delta"},
         placement={"shared_dir": str(shared)},
-        eval={"eval_interval": 2, "num_engines": 1},
+        eval={"eval_interval": 2, "num_engines": 1, "keep_snapshots": 3},  # of all points: none is skipped
         **{"eval.datasets.seen": {"prompt_data": "builtin:repeat@[:4]", "n_samples_per_eval_prompt": 1}},
     )
     run_dir = tmp_path / "run"

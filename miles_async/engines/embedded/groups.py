@@ -6,6 +6,7 @@ joining and receiving have a deadline; nothing of the model is touched here.
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
 import warnings
@@ -23,7 +24,8 @@ T = TypeVar("T")
 # How long to wait for the other ranks. The sender has shorter deadlines of its own; this one only keeps an engine
 # whose sender vanished without closing its connection from waiting for ever.
 GROUP_TIMEOUT_S = 120.0
-LOOK_S = 5.0  # at the sender's store, before it is asked whether anybody waits for the group still
+CONNECT_S = 5.0
+LOOK_S = 0.1  # between two looks for the sender's store
 KEPT_BUFFERS = 2  # that nobody uses at the moment
 
 
@@ -85,16 +87,18 @@ def join_group(
 
 
 def _store_at(address: str, port: int, world_size: int, over: threading.Event) -> TCPStore:
-    """A connection to the sender's store: one that is not there yet is looked for. Raises RuntimeError, ValueError."""
+    """A connection to the sender's store, once somebody listens there. Raises OSError, RuntimeError, ValueError."""
     end = time.monotonic() + GROUP_TIMEOUT_S
-    while True:
-        began = time.monotonic()
+    while True:  # by itself a TCPStore looks until its own deadline, with a stack trace each time that it finds nobody
         try:
-            return TCPStore(address, port, world_size, False, timedelta(seconds=LOOK_S))
-        except dist.DistNetworkError:
-            now = time.monotonic()
-            if over.is_set() or now >= end or now - began < LOOK_S:  # at once: not for want of somebody who listens
+            socket.create_connection((address, port), timeout=CONNECT_S).close()
+            break
+        except socket.gaierror:  # an address that is none
+            raise
+        except OSError:
+            if over.wait(LOOK_S) or time.monotonic() >= end:
                 raise
+    return TCPStore(address, port, world_size, False, timedelta(seconds=GROUP_TIMEOUT_S))
 
 
 def leave_group(group: Any) -> None:
