@@ -1,4 +1,4 @@
-"""Asynchronous reinforcement learning of language models. ``import miles_async as ma``: runs from Python (``api.py``).
+"""Asynchronous reinforcement learning of language models. ``import miles_async as ma``: runs from Python (``api/``).
 
 Promises: importing this costs nothing: what is behind the names is imported when one of them is used first.
 """

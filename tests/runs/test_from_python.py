@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 from warm_start import WarmPopen
 
 import miles_async as ma
-from miles_async import api
+from miles_async.api import starting
 from miles_async.cli.app import app
 from miles_async.cli.load import parse
 from miles_async.config import toml
@@ -47,7 +47,7 @@ def names(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     shutil.copy(EXAMPLES / "quickstart.toml", place)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
-        patch.setattr(api, "Popen", WarmPopen)
+        patch.setattr(starting, "Popen", WarmPopen)
         return asyncio.run(carry_out(json.loads((EXAMPLES / "notebook.ipynb").read_text())["cells"]))
 
 
@@ -125,7 +125,7 @@ def test_a_fork_goes_on_as_any_run_and_more_steps_of_a_finished_run_go_on(
 def test_what_a_launch_refuses_is_raised_before_anything_starts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(api, "Popen", lambda *_, **__: pytest.fail("it was started"))
+    monkeypatch.setattr(starting, "Popen", lambda *_, **__: pytest.fail("it was started"))
     monkeypatch.chdir(tmp_path)
     config = write_config(tmp_path)
     with pytest.raises(ConfigError, match=r"run\.num_step.*did you mean .run\.num_steps"):
@@ -146,7 +146,7 @@ def test_a_launch_that_is_refused_later_is_its_last_line_and_the_run_is_left_alo
     lock = RunLock(tmp_path / "run")
     lock.take()  # a launch is alive there
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(api, "Popen", WarmPopen)
+        patch.setattr(starting, "Popen", WarmPopen)
         run = ma.launch(config, run_dir=tmp_path / "run", run={"num_steps": 2})
     with pytest.raises(ma.RunFailedError, match="is in use by a launch that is alive"):
         run.wait(timeout_s=120)

@@ -1,100 +1,35 @@
-"""Runs from Python, in a program or a notebook.
+"""One run, seen from Python: its state, its end, its metrics and samples.
 
-    import miles_async as ma
-
-    run = ma.launch("run.toml", run={"num_steps": 20}, learner={"lr": 1e-5})
-    run.wait()
-    run.metrics()
-    run.samples(step=20)
-    run = ma.load("runs/run-20260101-120000")
-
-Promises: what is wrong with a configuration is raised here, as the line that the command line says, before anything
-starts. A run is processes of its own: only :meth:`Run.wait` and :meth:`Run.stop` wait for it, an event loop that runs
-here does not matter, and it goes on when this program ends.
+Promises: what is read is what the command line says of the run; only :meth:`Run.wait` and :meth:`Run.stop` wait for it, and an
+event loop that runs here does not matter.
 """
 
 from __future__ import annotations
 
 import os
 import signal
-import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from subprocess import DEVNULL, Popen
-from typing import Any, Unpack
+from subprocess import Popen
+from typing import Any
 
-from miles_async.cli import forking, running
 from miles_async.cli.errors import BAD_INPUT, NO_REDIS
-from miles_async.cli.launch_check import check_topology
-from miles_async.cli.load import check_all, resolve_paths
-from miles_async.cli.load import load as load_config
-from miles_async.config import toml
-from miles_async.config.overrides import Overrides
-from miles_async.config.schema import ConfigError, RunConfig
-from miles_async.config.secrets import masked
-from miles_async.config.typed import is_section, key_types, table_of
-from miles_async.config.words import NONE, nearest
-from miles_async.config.words import toml as as_toml
+from miles_async.config.schema import ConfigError
+from miles_async.config.words import nearest
 from miles_async.monitor import status as status_of
 from miles_async.monitor.record_lines import LEARNER, is_step, read_metrics
 from miles_async.recording.samples import samples_of_step
-from miles_async.resume import fork
-from miles_async.runs import kinds, state
+from miles_async.runs import state
 from miles_async.runs.state import living
 
 LOG = "launch.log"  # in the run directory: what the launch said
-CONFIG = "launch.toml"  # there, too: a configuration that was made in Python
 STOP_S = 300.0
 LOOK_S = 0.25
 
 
 class RunFailedError(RuntimeError):
     """The run ended as failed, or its launch did not come to begin it: the cause, in one line."""
-
-
-def launch(
-    config: str | Path | RunConfig,
-    *,
-    run_dir: str | Path | None = None,
-    from_run: str | None = None,
-    **overrides: Unpack[Overrides],
-) -> Run:
-    """Start a run, and return at once.
-
-    config: a TOML file, or a configuration made in Python, whose relative paths are of the working directory. run_dir: as
-    ``--run-dir``: one that has a run goes on with it. from_run: as ``--from``. overrides: a section's keys, as
-    ``run={"num_steps": 20}``; None unsets a key. Raises ConfigError, and what else ``miles-async launch`` refuses in one line.
-    """
-    sets = list(_overrides(overrides))
-    name = Path("run") if isinstance(config, RunConfig) else Path(config)
-    directory = Path(run_dir or running.default_run_dir(name)).absolute()
-    origin = fork.origin(directory, from_run)
-    if isinstance(config, RunConfig):
-        kinds.refuse_another(directory, kinds.kind_of_config(config))
-        text = _as_text(config, [*sets, *forking.overrides(origin)])
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        name = directory / CONFIG
-        name.write_text(text)
-    else:
-        loaded = load_config(name, [*sets, *forking.overrides(origin)])
-        kinds.refuse_another(directory, kinds.kind_of_config(loaded))
-        check_topology(loaded, load=False)
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    words = [part for override in sets for part in ("--set", override)] + (["--from", from_run] if from_run else [])
-    command = [sys.executable, "-m", "miles_async.cli.app", "launch", str(name), *words, "--run-dir", str(directory)]
-    launched = time.time()
-    with (directory / LOG).open("ab") as log:
-        # in a session of its own: a Ctrl-C here, or the end of a notebook's kernel, is not the run's
-        process = Popen(command, stdin=DEVNULL, stdout=log, stderr=log, env=dict(os.environ), start_new_session=True)
-    return Run(directory, process, launched)
-
-
-def configuration(**sections: Unpack[Overrides]) -> RunConfig:
-    """A configuration that :func:`launch` takes, made in Python: the keys of each section, as ``run={"num_steps": 20}``; those
-    that are left out have their defaults. Raises ConfigError, as a TOML file with these keys would."""
-    return toml.parse("", list(_overrides(sections)))
 
 
 def load(run_dir: str | Path) -> Run:
@@ -204,33 +139,6 @@ class Run:
             lines = []
         said = [line for line in lines if line.startswith("miles-async: ")] or lines
         return said[-1].removeprefix("miles-async: ") if said else f"the launch in {self.directory} said nothing"
-
-
-def _overrides(sections: Mapping[str, Any], above: str = "") -> Iterator[str]:
-    """``{"run": {"num_steps": 3}}`` as ``run.num_steps=3``."""
-    kinds = key_types()
-    for name, value in sections.items():
-        key = f"{above}{name}"
-        kind = kinds.get(key)
-        if isinstance(value, Mapping) and (kind is None or is_section(kind) or table_of(kind) is not None):
-            yield from _overrides(value, f"{key}.")
-        else:
-            value = str(value) if isinstance(value, Path) else value
-            yield f"{key}={as_toml(NONE if value is None else value)}"
-
-
-def _as_text(config: RunConfig, sets: Sequence[str]) -> str:
-    """The TOML of a configuration that a launch would take. Raises ConfigError."""
-    config = resolve_paths(config, Path.cwd())
-    if masked(config) != config:
-        raise ConfigError(
-            "a configuration is written down for its launch: give keys, and a bus.url with a password, as env:NAME"
-        )
-    text = toml.dump(config)
-    checked = toml.parse(text, sets)
-    check_all(resolve_paths(checked, Path.cwd()))
-    check_topology(checked, load=False)
-    return text
 
 
 def _as_table(rows: list[dict[str, Any]]) -> Any:
