@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -45,11 +46,19 @@ class Watched(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def watched(tmp_path_factory: pytest.TempPathFactory) -> Watched:
+def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
     directory = tmp_path_factory.mktemp("watched")
     config = write_config(directory, run=TINY["run"] | {"num_steps": 100_000})
+    run = begin(config, directory / "run")
+    try:
+        yield watch(run, directory)
+    finally:
+        run.kill()
+
+
+def watch(run: subprocess.Popen[str], directory: Path) -> Watched:
+    """Watch it, leave off, and stop it."""
     run_dir = directory / "run"
-    run = begin(config, run_dir)
     wait_for_step(run_dir, 1, run)
     top, logs, interrupted = (
         Watcher(directory / name, *words, run_dir, *more)
