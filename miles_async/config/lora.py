@@ -12,13 +12,17 @@ import msgspec
 from miles_async.config.schema import ConfigError, Learner, RunConfig
 
 # Megatron's names of the matrices, and the part of a layer that each belongs to
-TARGETS = {
-    "linear_qkv": "self_attention",
-    "linear_proj": "self_attention",
-    "linear_fc1": "mlp",
-    "linear_fc2": "mlp",
-}
-
+ATTENTION, MLP = "self_attention", "mlp"
+USUAL = {
+    "linear_qkv": ATTENTION,
+    "linear_proj": ATTENTION,
+    "linear_fc1": MLP,
+    "linear_fc2": MLP,
+}  # what None stands for
+# of latent attention (MLA), which has linear_proj besides: queries by way of a latent vector, or without one
+LATENT_QUERIES, DIRECT_QUERIES = ("linear_q_down_proj", "linear_q_up_proj"), ("linear_q_proj",)
+LATENT_KEYS = ("linear_kv_down_proj", "linear_kv_up_proj")
+TARGETS = {**USUAL, **dict.fromkeys((*DIRECT_QUERIES, *LATENT_QUERIES, *LATENT_KEYS), ATTENTION)}
 
 ALL_LINEAR = "all-linear"  # PEFT's word for every matrix but the output layer's
 
@@ -42,7 +46,7 @@ def lora_of(learner: Learner) -> Lora | None:
     if learner.train_backend == "fsdp":
         targets = (ALL_LINEAR,) if wanted is None else tuple(sorted(wanted))
     else:
-        targets = tuple(name for name in TARGETS if wanted is None or name in wanted)
+        targets = tuple(name for name in TARGETS if name in (USUAL if wanted is None else wanted))
     return Lora(learner.lora_rank, learner.lora_alpha, targets)
 
 

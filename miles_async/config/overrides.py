@@ -369,8 +369,9 @@ class LearnerKeys(TypedDict, total=False):
     lora_alpha: float
     """with lora_rank; what such a pair computes counts lora_alpha / lora_rank times."""
     lora_targets: list[str] | None
-    """with lora_rank, the matrices that have them: Megatron's names (linear_qkv, linear_proj, linear_fc1, linear_fc2),
-    with "fsdp" those of transformers' model (q_proj, ...); None: all but the output layer."""
+    """with lora_rank, the matrices that have them: Megatron's names (linear_qkv, linear_proj, linear_fc1, linear_fc2;
+    those of latent attention: docs/models.md), with "fsdp" those of transformers' model (q_proj, ...); None: all but
+    the output layer."""
     max_tokens_per_micro_batch: int
     """of one pass through the model, padding included."""
     qkv_format: Literal["thd", "bshd"] | None

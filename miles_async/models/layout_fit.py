@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from miles_async.config.layout import Layout, layout_of
-from miles_async.config.lora import TARGETS
+from miles_async.config.lora import ATTENTION, DIRECT_QUERIES, LATENT_KEYS, LATENT_QUERIES, USUAL
 from miles_async.config.schema import ConfigError, Learner, RunConfig
 from miles_async.config.words import show
 from miles_async.models import builtin
@@ -18,7 +18,6 @@ from miles_async.models.mixtures import BIASED, expert_size, experts_of
 from miles_async.models.support import read_config_json
 
 OF_MIXTURE = ("moe_aux_loss_coeff", "moe_z_loss_coeff", "moe_router_bias_update_rate", "freeze_moe_router")
-OF_ATTENTION = {name for name, part in TARGETS.items() if part == "self_attention"}
 _SHARED = "shared_experts"  # which the models have whose routers have biases
 
 
@@ -44,7 +43,7 @@ def check_layout(config: RunConfig) -> None:
 
 def _check_policy(learner: Learner, directory: str, raw: dict[str, Any]) -> None:
     """Refuse what has no effect on the model, and adapters where it has no such matrices. Raises ConfigError."""
-    if learner.lora_rank and experts_of(raw):
+    if learner.lora_rank and learner.train_backend != "fsdp":
         _check_adapters(learner, directory, raw)
     for given, biased in _of_mixture(learner).items():
         if not experts_of(raw):
@@ -54,21 +53,29 @@ def _check_policy(learner: Learner, directory: str, raw: dict[str, Any]) -> None
 
 
 def _check_adapters(learner: Learner, directory: str, raw: dict[str, Any]) -> None:
-    """Refuse adapters of experts, and routers that would move beside what is frozen. Raises ConfigError."""
-    if raw.get("model_type") == "deepseek_v3":
-        raise ConfigError(
-            f"learner.lora_rank = {learner.lora_rank}: the latent attention of {directory} has no matrices for adapters"
-        )
-    if learner.lora_targets is None or not set(learner.lora_targets) <= OF_ATTENTION:
-        raise ConfigError(
-            f"learner.lora_targets = {show(learner.lora_targets or list(TARGETS))}: experts, which {directory} has, get no "
-            f"adapters; allowed here: {show(sorted(OF_ATTENTION))}"
-        )
+    """Refuse adapters of experts and of what the model has not, and routers that would move beside what is frozen. Raises
+    ConfigError."""
+    targets, allowed = learner.lora_targets or list(USUAL), _matrices(raw)
+    if set(targets) - allowed:
+        experts = bool(experts_of(raw)) and any(USUAL.get(name, ATTENTION) != ATTENTION for name in targets)
+        why = f"experts, which {directory} has, get no adapters" if experts else f"{directory} has not all of them"
+        raise ConfigError(f"learner.lora_targets = {show(targets)}: {why}; allowed here: {', '.join(sorted(allowed))}")
+    if not experts_of(raw):
+        return
     for key in ("freeze_moe_router", "moe_router_bias_update_rate"):
         if value := getattr(learner, key):
             raise ConfigError(
                 f"learner.{key} = {show(value)} with learner.lora_rank: routers are frozen beside adapters"
             )
+
+
+def _matrices(raw: dict[str, Any]) -> set[str]:
+    """What can have adapters: of a mixture only attention, since transformers' model has the experts of a layer as one tensor,
+    and no linear layers for PEFT to load a pair beside."""
+    if raw.get("model_type") == "deepseek_v3":
+        queries = DIRECT_QUERIES if raw.get("q_lora_rank", 1) is None else LATENT_QUERIES
+        return {"linear_proj", *queries, *LATENT_KEYS}
+    return {name for name, part in USUAL.items() if part == ATTENTION or not experts_of(raw)}
 
 
 def _of_mixture(learner: Learner) -> dict[str, bool]:

@@ -26,32 +26,40 @@ _SUFFIX = "_lora"  # of the name of an adapter, which lies beside the matrix in 
 
 class Adapter(torch.nn.Module):
     """Of one parallel linear layer. Under tensor parallelism B of a column-parallel layer is split as its weight is, and A of a
-    row-parallel one; the other matrix is whole on every rank.
+    row-parallel one; the other matrix is whole on every rank. Beside a layer that is whole on every rank both are, and a rank
+    has the gradient of its part of the sequence.
 
     gated: the rows of the weight are those of two matrices, each split by itself (``linear_fc1``).
     """
 
     def __init__(self, base: Any, lora: Lora, generator: torch.Generator, *, gated: bool) -> None:
-        from megatron.core.tensor_parallel.layers import ColumnParallelLinear, set_tensor_model_parallel_attributes
+        from megatron.core.parallel_state import get_tensor_model_parallel_group
+        from megatron.core.tensor_parallel.layers import (
+            ColumnParallelLinear,
+            RowParallelLinear,
+            set_tensor_model_parallel_attributes,
+        )
 
         super().__init__()
         self.scale = lora.alpha / lora.rank
         self._column, self._gated = isinstance(base, ColumnParallelLinear), gated
-        self._group, self._sequence = base.tp_group, base.sequence_parallel
-        ranks, weight = self._group.size(), base.weight
+        self._row = isinstance(base, RowParallelLinear)
+        self._group: Any = get_tensor_model_parallel_group()
+        weight: Any = base.weight
+        self._sequence = base.sequence_parallel if self._column or self._row else weight.sequence_parallel
+        ranks = self._group.size()
         outputs, inputs = weight.shape
-        bound = 1 / math.sqrt(inputs if self._column else inputs * ranks)  # as torch.nn.Linear's, and PEFT's
-        a = torch.empty(lora.rank, inputs if self._column else inputs * ranks).uniform_(
-            -bound, bound, generator=generator
-        )
-        if not self._column:
+        whole_inputs = inputs * ranks if self._row else inputs
+        bound = 1 / math.sqrt(whole_inputs)  # as torch.nn.Linear's, and PEFT's
+        a = torch.empty(lora.rank, whole_inputs).uniform_(-bound, bound, generator=generator)
+        if self._row:
             a = a.chunk(ranks, dim=1)[self._group.rank()]
         self.a = torch.nn.Parameter(a.to(weight.device, weight.dtype, copy=True).contiguous())
         self.b = torch.nn.Parameter(weight.new_zeros(outputs, lora.rank))
-        split, whole = (self.b, self.a) if self._column else (self.a, self.b)
-        set_tensor_model_parallel_attributes(split, True, 0 if self._column else 1, 1)
-        set_tensor_model_parallel_attributes(whole, False, -1, 1)
-        whole.sequence_parallel = self._sequence  # pyright: ignore[reportAttributeAccessIssue] (a gradient of its part)
+        for matrix, dim in ((self.a, 1 if self._row else None), (self.b, 0 if self._column else None)):
+            set_tensor_model_parallel_attributes(matrix, dim is not None, -1 if dim is None else dim, 1)
+            if dim is None:  # its gradient is of a part of the sequence
+                matrix.sequence_parallel = self._sequence  # pyright: ignore[reportAttributeAccessIssue]
 
     def forward(self, out: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """``out``, what the layer gives of ``x``, with the product; both [s, b, ..] as the layer has them on this rank."""
@@ -67,7 +75,7 @@ class Adapter(torch.nn.Module):
         """[.., rank] as the other ranks need it: so many numbers a token, where the layer itself exchanges all."""
         from megatron.core.tensor_parallel import mappings
 
-        if self._group.size() == 1:
+        if self._group.size() == 1 or not (self._column or self._row):
             return inner
         if self._column:
             if self._sequence:
@@ -98,7 +106,7 @@ class Adapter(torch.nn.Module):
         state: dict[str, Any] = make_sharded_tensors_for_checkpoint(
             self.state_dict(prefix="", keep_vars=True),
             prefix,
-            {"b": 0} if self._column else {"a": 1},
+            {"b": 0} if self._column else {"a": 1} if self._row else {},
             sharded_offsets,
             tp_group=self._group,
             dp_cp_group=metadata["dp_cp_group"],

@@ -123,7 +123,8 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str, str]] = {
         MIXTURE,
         "lora_rank = 4",
         "",
-        r'learner\.lora_targets = \["linear_qkv", .*: experts, which .* has, get no adapters; allowed here: \["linear_proj", ',
+        r'learner\.lora_targets = \["linear_qkv", .*: experts, which .* has, get no adapters; '
+        r"allowed here: linear_proj, linear_qkv$",
     ),
     "a router that would move beside adapters": (
         MIXTURE,

@@ -49,8 +49,38 @@ def test_adapters_of_experts_are_refused_with_what_is_allowed(tmp_path: Path) ->
     sizes = {"num_attention_heads": 4, "num_hidden_layers": 2, "vocab_size": 24, "intermediate_size": 48}
     mixture = sizes | {"num_experts": 4, "moe_intermediate_size": 16}
     (tmp_path / "config.json").write_text(json.dumps(mixture))
-    with pytest.raises(ConfigError, match=r'get no adapters; allowed here: \["linear_proj", "linear_qkv"\]'):
+    with pytest.raises(ConfigError, match=r"get no adapters; allowed here: linear_proj, linear_qkv$"):
         check_layout(config({"hf_checkpoint": str(tmp_path)}, lora_rank=4))
+
+
+@pytest.mark.parametrize(
+    ("of_model", "targets", "said"),
+    [
+        ({}, ["linear_kv_up_proj"], r"has not all of them; allowed here: linear_fc1, .*, linear_qkv$"),
+        (
+            {"model_type": "deepseek_v3", "n_routed_experts": 4},
+            None,
+            r"experts, .*allowed here: linear_kv_down_proj, ",
+        ),
+        (
+            {"model_type": "deepseek_v3", "n_routed_experts": 4},
+            ["linear_q_proj"],
+            r" linear_kv_up_proj, linear_proj, linear_q_down_proj, linear_q_up_proj$",
+        ),
+        (
+            {"model_type": "deepseek_v3", "n_routed_experts": 4, "q_lora_rank": None},
+            ["linear_q_up_proj"],
+            r" linear_kv_up_proj, linear_proj, linear_q_proj$",
+        ),
+    ],
+)
+def test_adapters_of_matrices_that_the_model_has_not_are_refused_with_those_that_it_has(
+    tmp_path: Path, of_model: dict[str, Any], targets: list[str] | None, said: str
+) -> None:
+    sizes = {"num_attention_heads": 4, "num_hidden_layers": 2, "vocab_size": 24, "intermediate_size": 48}
+    (tmp_path / "config.json").write_text(json.dumps(sizes | of_model))
+    with pytest.raises(ConfigError, match=said):
+        check_layout(config({"hf_checkpoint": str(tmp_path)}, lora_rank=4, lora_targets=targets))
 
 
 @pytest.mark.parametrize("given", [{"lora_alpha": 4.0}, {"lora_targets": ["linear_qkv"]}])

@@ -19,6 +19,9 @@ LAYOUTS = ("dp2", "tp2", "tp2 sp", "pp2", "cp2")
 # of a mixture, whose experts have none
 LORA_OF_MIXTURE = LORA | {"lora_targets": ["linear_qkv", "linear_proj"]}
 LAYOUTS_OF_MIXTURE = ("ep2", "tp2 ep2")
+QUERIES, KEYS = ("linear_q_down_proj", "linear_q_up_proj"), ("linear_kv_down_proj", "linear_kv_up_proj")
+LORA_OF_LATENT = LORA | {"lora_targets": [*QUERIES, *KEYS, "linear_proj"]}
+LAYOUTS_OF_LATENT = ("tp2 ep2", "pp2")
 TOKENS = [torch.arange(9).numpy(), torch.arange(3).numpy()]
 
 

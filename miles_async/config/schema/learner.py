@@ -61,8 +61,8 @@ class Learner(Section, frozen=True):
     # LoRA: only matrices of this rank beside those of the model are trained; 0: the model is (docs/models.md)
     lora_rank: CountInt = 0
     lora_alpha: PositiveFloat = 16.0  # with lora_rank; what such a pair computes counts lora_alpha / lora_rank times
-    # with lora_rank, the matrices that have them: Megatron's names (linear_qkv, linear_proj, linear_fc1, linear_fc2), with
-    # "fsdp" those of transformers' model (q_proj, ...); None: all but the output layer
+    # with lora_rank, the matrices that have them: Megatron's names (linear_qkv, linear_proj, linear_fc1, linear_fc2; those of
+    # latent attention: docs/models.md), with "fsdp" those of transformers' model (q_proj, ...); None: all but the output layer
     lora_targets: list[str] | None = None
     max_tokens_per_micro_batch: PositiveInt = 8192  # of one pass through the model, padding included
     # sequences in a pass through Megatron's own layers: "thd": one after the other, nothing is computed of padding; "bshd":
