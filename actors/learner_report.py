@@ -14,6 +14,7 @@ from typing import Any
 from actors.runtime.compute import ComputeThread
 from actors.runtime.context import ActorContext
 from bus.messages import Batch
+from miles_async.config.layout import replicas
 from miles_async.hooks.calls import refused
 from miles_async.hooks.faults import place, trace, words
 from miles_async.hooks.hook import Hook
@@ -35,7 +36,7 @@ class LearnerReport:
 
     async def step(self, batch: Batch, metrics: dict[str, float], compute: ComputeThread) -> dict[str, float]:
         """The metrics of the step, with what the user's functions add; what is noticed in them is told."""
-        metrics = metrics | {"epoch": epoch(batch.group_ids)}
+        metrics = metrics | {"epoch": epoch(batch.group_ids), "dp_size": float(replicas(self._ctx.config.learner))}
         if batch.masked_tokens >= 0:
             metrics["masked_tokens"] = float(batch.masked_tokens)
         for function in self._log:

@@ -18,7 +18,7 @@ from typing import Any
 import msgspec
 
 from docs import json_schema, pictures, recipes, typed_keys
-from miles_async.config.schema import Elastic, EvalDataset, Resources, RunConfig
+from miles_async.config.schema import Elastic, ElasticLearner, EvalDataset, Resources, RunConfig
 from miles_async.config.words import allowed, toml
 from miles_async.monitor.metrics.table import TABLE
 
@@ -75,6 +75,7 @@ def configuration() -> str:
         if section.name == "placement":
             parts.append(_section("placement.ROLE", Resources))
             parts.append(_section("placement.elastic", Elastic))
+            parts.append(_section("placement.elastic_learner", ElasticLearner))
     return "\n".join(parts)
 
 

@@ -1,10 +1,10 @@
 """The processes of a run: started, replaced when they die, stopped in order.
 
 Promises: who dies is replaced after a back-off, with a new incarnation, until its budget is spent; the ranks of the learner
-are replaced together, since they are in collectives with each other; what a dead actor held is free at once (a worker's
-tickets wait again, an engine gets no more requests), once its life is over on the bus (``bus/lives.py``), so that a process of
-it that lives on somewhere changes nothing any more; who was asked to leave is not replaced; no process outlives
-:meth:`Crew.stop`.
+are replaced together, since they are in collectives with each other, by as many as ``world.py`` says; what a dead actor held is
+free at once (a worker's tickets wait again, an engine gets no more requests), once its life is over on the bus
+(``bus/lives.py``), so that a process of it that lives on somewhere changes nothing any more; who was asked to leave is not
+replaced; no process outlives :meth:`Crew.stop`.
 """
 
 from __future__ import annotations
@@ -24,11 +24,13 @@ from actors.runtime.restarts import RestartBudget
 from actors.runtime.spec import ActorSpec
 from actors.runtime.tasks import end
 from actors.runtime.watch import BUS_ERRORS, LOOK_S
+from actors.runtime.world import World
 from bus import Bus, Ledger, VersionLedger
 from bus.deadline import within
 from bus.fence import ReplacedError
 from bus.lives import Lives
 from bus.messages import Control
+from miles_async.config.elastic_ranks import with_ranks
 from miles_async.config.schema import RunConfig
 
 ASK_S = 2.0  # a bus that does not take the word by then is no reason to go on
@@ -46,9 +48,11 @@ class Crew:
         ledger: Ledger,
         lives: Lives,
         next_incarnation: Callable[[], int],
+        world: World,
     ) -> None:
         self.placement, self.config, self.bus, self.ledger = placement, config, bus, ledger
         self.lives, self._next_incarnation = lives, next_incarnation
+        self.world = world
         self._budget = RestartBudget(config.run)
         self._specs: dict[str, ActorSpec] = {}
         self._ends: dict[asyncio.Task[Ending], str] = {}
@@ -144,9 +148,26 @@ class Crew:
 
     async def _start_later(self, specs: list[ActorSpec], incarnation: int, delay: float) -> None:
         await asyncio.sleep(delay)
+        if specs[0].role == "learner":
+            specs = await self._sized(specs, incarnation)
         for spec in specs:
             if self._specs.get(spec.name) is spec and spec.name not in self._leaving:  # else it left meanwhile
                 self.start(replace(spec, incarnation=incarnation))
+
+    async def _sized(self, specs: list[ActorSpec], incarnation: int) -> list[ActorSpec]:
+        """The ranks of the learner's next life. Those that are none any more are forgotten."""
+        size = await self.world.size(len(specs))
+        if size == len(specs):
+            return specs
+        config = with_ranks(specs[0].config, size)
+        ranks = [replace(specs[0], name=f"learner-{index}", index=index, config=config) for index in range(size)]
+        await surely(lambda: self.lives.replace({rank.name: incarnation for rank in ranks}))
+        names = {rank.name for rank in ranks}
+        for gone in [spec.name for spec in specs if spec.name not in names]:
+            await surely(lambda gone=gone: self.bus.forget(gone))
+            del self._specs[gone]
+        self._specs |= {rank.name: rank for rank in ranks}
+        return ranks
 
     async def ask(self, command: str, roles: tuple[str, ...]) -> bool:
         """Over the bus. False: it did not take the word, and there is nothing to wait for."""

@@ -32,6 +32,7 @@ from actors.runtime.scaler import Scaler
 from actors.runtime.spec import ActorSpec
 from actors.runtime.tasks import end
 from actors.runtime.watch import Watch
+from actors.runtime.world import World
 from bus import Bus, Ledger, NoRedisError, connect
 from bus.deadline import within
 from bus.fence import Life
@@ -115,10 +116,11 @@ class Supervisor:
         for kind, data in self.beginning.events:
             self.monitor.on_event(Event(actor="supervisor", kind=kind, time=time.time(), data=data))
         watch = Watch(bus, ledger, lives, self.monitor, self.config, self.placement, self.server)
-        crew = Crew(self.placement, self.config, bus, ledger, lives, self.home.next_incarnation)
+        world = World(self.config, self.home.path, self.placement, watch.tell)
+        crew = Crew(self.placement, self.config, bus, ledger, lives, self.home.next_incarnation, world)
         scaler = Scaler(bus, crew, watch, self.config, self.home.next_incarnation)
         guard = asyncio.create_task(self._guard_redis(watch))
-        keeper = asyncio.create_task(keep_written(self.home, watch))
+        keepers = [asyncio.create_task(one) for one in (keep_written(self.home, watch), world.watch(crew))]
         status, reason = "failed", ""
         try:
             await self.room.begin(keep_pins=self.evaluates, tell=watch.tell)
@@ -132,7 +134,7 @@ class Supervisor:
         finally:
             await scaler.close()
             await crew.stop(orderly=status != "failed")
-            await end([guard, keeper])
+            await end([guard, *keepers])
             answers = await watch.bus_answers()
             if not answers:
                 self.server.kill()  # nothing else would end a server that is stopped, nor the calls that wait for it
@@ -233,8 +235,10 @@ class Supervisor:
         cause, fatal = await watch.cause_of_death(spec.name, ending)
         if fatal:
             return cause
-        full = died_of_it(cause, self.home.path)
-        if not await crew.replace(spec, after_s=RESTART_S if full else None):
+        after_s = RESTART_S if died_of_it(cause, self.home.path) else None
+        if spec.role == "learner" and (why := crew.world.fallen(cause)):
+            cause, after_s = f"learner: {why}", 0.0
+        if not await crew.replace(spec, after_s):
             times = self.config.run.max_restarts
             return f"{cause} (after {times} restarts)" if times else cause
         watch.tell("restarted", actor=spec.name, cause=cause)

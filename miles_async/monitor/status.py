@@ -94,6 +94,8 @@ def show(found: Mapping[str, Any], now: float) -> str:
     if "actors" not in found:  # its bus does not answer
         return "\n".join([f"running, {_place(found)}", *_show_waits(found)])
     lines = [f"running, {_place(found)}", found["line"], f"ledger   {ledger_line(found['ledger'])}"]
+    if ranks := found["learner"]:
+        lines.append(f"learner  {ranks['ranks']} of {ranks['num_ranks']} ranks")
     for name, e in sorted(found["engines"].items()):
         behind = f", {e['lag']} behind" if e["lag"] else ""
         leaving = ", leaving" if e["leaving"] else ""
@@ -146,6 +148,7 @@ async def _ask(run_dir: Path, supervisor: RunState, url: str, known: Progress | 
         "num_steps": progress.num_steps,
         "line": line(progress, now),
         "ledger": ledger_counts(seen.counts),
+        "learner": _elastic_learner(run_dir, seen.beats),
         "engines": {name: _engine(progress, name, e, name in seen.leaving) for name, e in seen.engines.items()},
         "actors": [
             {
@@ -163,6 +166,15 @@ async def _ask(run_dir: Path, supervisor: RunState, url: str, known: Progress | 
         "waits": [wait.as_dict() for wait in waits(sight)],
         "diagnosis": diagnose(sight),
     }
+
+
+def _elastic_learner(run_dir: Path, beats: list[Heartbeat]) -> dict[str, int]:
+    """Of a learner that may have fewer ranks than its configuration, how many there are now; of others nothing."""
+    path = run_dir / CONFIG_FILE
+    config = toml.read(path) if path.exists() else None
+    if config is None or config.placement.elastic_learner.min_ranks is None:
+        return {}
+    return {"ranks": sum(beat.role == "learner" for beat in beats), "num_ranks": config.learner.num_ranks}
 
 
 def _engine(progress: Progress, name: str, line: EngineState, leaving: bool) -> dict[str, Any]:

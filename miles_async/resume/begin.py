@@ -42,7 +42,7 @@ def begin(config: RunConfig, run_dir: Path, run_id: str, incarnation: int, *, re
     Nothing is written where the launch is refused or the run is over.
     """
     changed, events = review(config, run_dir) if resumed else ([], [])
-    state = _checkpoint(run_dir) if resumed else None
+    state = newest_state(run_dir) if resumed else None
     if over := _over(config, run_dir, state, changed):
         return Beginning(over=over)
     number = launches.add(run_dir, config, run_id, incarnation)
@@ -59,7 +59,7 @@ def review(config: RunConfig, run_dir: Path) -> tuple[list[Change], list[tuple[s
 
     Of a directory without a run: nothing.
     """
-    state = _checkpoint(run_dir)
+    state = newest_state(run_dir)
     if state is not None and config.run.num_steps < state.version:
         raise ConfigError(
             f"run.num_steps = {config.run.num_steps}: the run in {run_dir} has done {state.version} steps already; "
@@ -95,7 +95,7 @@ def _has_dealt(run_dir: Path) -> bool:
         return False
 
 
-def _checkpoint(run_dir: Path) -> LearnerState | None:
+def newest_state(run_dir: Path) -> LearnerState | None:
     """What the newest checkpoint says; None: there is none, or none that can be read, which is the learner's to say."""
     try:
         found = latest(run_dir / "checkpoints")

@@ -102,7 +102,7 @@ FREE: dict[str, str] = {
     "record": "level max_gb learner_log_probs",
     "topology": "dealer rollout learner broadcaster engine router evaluator eval_engine",
     "placement": """kind address start_ray launch_restarts namespace ready_timeout_s env_vars learner engine rollout
-        broadcaster dealer router evaluator eval_engine elastic interface shared_dir""",
+        broadcaster dealer router evaluator eval_engine elastic elastic_learner interface shared_dir""",
 }
 
 

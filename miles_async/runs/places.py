@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import importlib.util
 
-from miles_async.config.schema import ConfigError, Resources, RunConfig
+from miles_async.config.elastic_ranks import rank_counts, suits
+from miles_async.config.layout import layout_of
+from miles_async.config.schema import ConfigError, ElasticLearner, Resources, RunConfig
 
+RESHARDING = ("megatron", "fsdp")  # backends whose checkpoints any number of ranks can load
 KEPT = ("learner", "engine", "rollout", "eval_engine")  # the roles whose places are kept for them
 
 
@@ -42,6 +45,7 @@ def check(config: RunConfig) -> None:
     if (address := config.placement.address) is not None:
         check_address("placement.address", address)
     check_elastic(config)
+    check_elastic_learner(config)
     for role in KEPT:
         section = asked(config, role)
         if not (cpus(config, role) or section.num_gpus or section.resources):
@@ -64,6 +68,37 @@ def check_elastic(config: RunConfig) -> None:
         raise ConfigError(
             f"engine.num_engines = {begins}, with which the run begins, must be from placement.elastic.min_engines = {least} "
             f"to placement.elastic.max_engines = {elastic.max_engines}"
+        )
+
+
+def check_elastic_learner(config: RunConfig) -> None:
+    """Refuse a smaller learner that there can never be. Raises ConfigError."""
+    section, wanted, key = config.placement.elastic_learner, config.learner.num_ranks, "placement.elastic_learner"
+    least = section.min_ranks
+    if least is None:
+        if section != ElasticLearner():
+            raise ConfigError(f"{key}.wait_s = {section.wait_s:g} needs {key}.min_ranks")
+        return
+    if least >= wanted:
+        raise ConfigError(f"{key}.min_ranks = {least} must be less than learner.num_ranks = {wanted}")
+    if len(rank_counts(config)) == 1:
+        nearest = next((ranks for ranks in range(least - 1, 0, -1) if suits(config, ranks)), None)
+        said = "there is none" if nearest is None else f"the nearest is {nearest}"
+        raise ConfigError(
+            f"{key}.min_ranks = {least}: no number from it to {wanted - 1} is one of whole replicas "
+            f"({layout_of(config.learner).model} ranks each) that rollout.rollout_batch_size = "
+            f"{config.rollout.rollout_batch_size} prompt groups come out even on; {said}"
+        )
+    if config.learner.train_backend not in RESHARDING:
+        raise ConfigError(
+            f'{key}.min_ranks = {least}: learner.train_backend = "{config.learner.train_backend}" does not say that any number '
+            f"of ranks goes on from its checkpoints; {' and '.join(RESHARDING)} do"
+        )
+    beside = asked(config, "broadcaster")
+    if config.rollout.generates and (beside.num_cpus or beside.num_gpus or beside.resources):
+        raise ConfigError(
+            f"{key}.min_ranks = {least}: placement.broadcaster must ask for nothing: it goes with the learner's first rank, to "
+            "where a place is kept for a rank alone"
         )
 
 

@@ -84,6 +84,7 @@ async def test_a_log_function_may_return_any_scalars(tmp_path: Path) -> None:
         assert {k: v for k, v in values.items() if k != "e"} == {
             "loss": 1.0,
             "epoch": 1.0,
+            "dp_size": 1.0,
             "a": 0.5,
             "b": 2.0,
             "c": 1.0,
@@ -108,7 +109,7 @@ async def test_a_log_or_post_save_function_that_fails_costs_a_line_and_not_the_r
     tmp_path: Path, name: str, says: str
 ) -> None:
     context = await reported(tmp_path, name)
-    assert context.published == [{"loss": 1.0, "epoch": 1.0}] * 3
+    assert context.published == [{"loss": 1.0, "epoch": 1.0, "dp_size": 1.0}] * 3
     (kind, data), (_, save) = context.events  # one for each cause, not for each step
     assert (kind, data["key"]) == ("hook_failed", "learner.log_function")
     assert says in data["cause"]

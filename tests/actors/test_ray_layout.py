@@ -6,6 +6,7 @@ import pytest
 from msgspec.structs import replace
 
 from actors.runtime.placement.on_ray import layout, sums
+from actors.runtime.placement.on_ray.groups import Groups
 from actors.runtime.plan import topology
 from miles_async.cli.load import parse
 from miles_async.config.schema import RunConfig
@@ -79,6 +80,23 @@ def test_with_elastic_engines_places_are_kept_for_those_that_there_have_to_be() 
     assert layout.total(b.resources for b in layout.bundles(config)) == layout.total(
         b.resources for b in layout.bundles(fixed)
     )
+
+
+def test_places_of_the_learner_are_as_many_as_its_bundles_have_ranks() -> None:
+    config = configured(*WIDE)
+    assert [layout.in_bundles(config, role, 3) for role in ("learner", "engine", "rollout")] == [6, 3, 3]
+
+
+def test_bundles_that_are_on_a_machine_come_first_and_what_was_first_of_them_stays_there() -> None:
+    groups = Groups(configured("learner.num_ranks=3"), "", None)  # type: ignore[arg-type]
+    seen = [[1, 2], [0, 1, 2], [0, 2], [0, 1, 2]]  # as bundles are lost, and there again
+    firsts = []
+    for there in seen:
+        groups.there = lambda _, there=there: (there, ())  # type: ignore[method-assign,assignment]
+        groups.rearrange("learner")
+        firsts.append([groups.bundle("learner", place) for place in range(3)])
+    assert firsts == [[1, 2, 0], [1, 2, 0], [2, 0, 1], [2, 0, 1]]
+    assert groups.bundle("engine", 1) == 1
 
 
 def test_how_many_more_have_room_on_a_machine_is_told_by_what_it_has_least_of() -> None:

@@ -19,6 +19,7 @@ data = {prompt_data = "builtin:repeat"}
 algorithm = {correction = "behaviour"}
 """
 ON_RAY = "placement.kind=ray"
+FEWER = "placement.elastic_learner.min_ranks=1"
 
 
 def configured(*overrides: str, text: str = MINIMAL) -> RunConfig:
@@ -76,6 +77,17 @@ def test_what_a_role_asks_for_is_a_table_of_its_own_in_the_file_and_on_the_comma
         (
             [ON_RAY, "placement.elastic.max_engines=4", "engine.kind=external", 'engine.urls=["http://10.0.0.9:1"]'],
             ["placement.elastic.max_engines = 4", "their number is not ours to change"],
+        ),
+        ([FEWER, "learner.num_ranks=2"], ["placement.elastic_learner has no effect", 'placement.kind = "ray"']),
+        ([ON_RAY, "placement.elastic_learner.wait_s=9"], ["wait_s = 9 needs placement.elastic_learner.min_ranks"]),
+        ([ON_RAY, FEWER], ["min_ranks = 1 must be less than learner.num_ranks = 1"]),
+        (
+            [ON_RAY, "placement.elastic_learner.min_ranks=3", "learner.num_ranks=4", "rollout.rollout_batch_size=8"],
+            ["min_ranks = 3: no number from it to 3", "rollout_batch_size = 8", "the nearest is 2"],
+        ),
+        (
+            [ON_RAY, FEWER, "learner.num_ranks=2", "placement.broadcaster.num_cpus=1"],
+            ["min_ranks = 1: placement.broadcaster must ask for nothing"],
         ),
         (["placement.kind=rey"], ['"local", "ray"; did you mean "ray"?']),
     ],

@@ -14,6 +14,7 @@ import pytest
 from launching import (
     RECORDING,
     TINY,
+    ask_status,
     begin,
     events,
     left_behind,
@@ -111,3 +112,53 @@ def test_an_engine_whose_machine_is_lost_and_that_has_room_nowhere_is_named_with
     said = "engine-0 has no place yet: it asks for CPU 1, spot 1"
     assert said in err.strip().splitlines()[-1] and "nothing moved for " in summary(run_dir)["reason"]
     assert left_behind(run_dir) == [] and left_in_ray(machines.address, namespace_of(run_dir)) == []
+
+
+def test_a_learner_goes_on_with_fewer_ranks_where_a_machine_of_it_is_lost_and_has_all_again_when_there_is_room(
+    machines: RayMachines, tmp_path: Path
+) -> None:
+    for_ranks = [machines.add(train=1) for _ in range(2)]
+    config = write_config(
+        tmp_path,
+        run=TINY["run"] | {"num_steps": 4000},
+        engine={"num_engines": 1},
+        learner=TINY["learner"] | {"num_ranks": 2},
+        checkpoint=TINY["checkpoint"] | {"save_interval": 4},
+        placement=ON_RAY
+        | {"learner.resources.train": 1.0, "elastic_learner.min_ranks": 1, "elastic_learner.wait_s": 2.0},
+        topology=RECORDING,
+    )
+    run_dir = tmp_path / "run"
+    process = begin(config, run_dir)
+    try:
+        wait_for_step(run_dir, 6, process)
+        where = {actor["actor"]: actor.get("ray", "").partition("@")[2] for actor in ask_status(run_dir)["actors"]}
+        assert {where["learner-0"], where["learner-1"]} == set(for_ranks)
+        machines.lose(where["learner-0"])  # the broadcaster is there, too
+        wait_until(lambda: len(events(run_dir, "learner_resized")) == 1, "a smaller learner", process)
+        [fewer] = [event["data"] for event in events(run_dir, "learner_resized")]
+        assert (fewer["was"], fewer["ranks"], fewer["dp_size"]) == (2, 1, 1)
+        assert fewer["lost"] == [where["learner-0"]] and fewer["from_step"] >= 4
+        wait_for_step(run_dir, step_of(run_dir) + 6, process)
+        assert ask_status(run_dir)["learner"] == {"ranks": 1, "num_ranks": 2}
+        served = {actor["actor"]: actor.get("ray", "").partition("@")[2] for actor in ask_status(run_dir)["actors"]}
+        assert served["broadcaster"] == served["learner-0"] == where["learner-1"]
+        machines.add(train=1)
+        wait_until(lambda: len(events(run_dir, "learner_resized")) == 2, "all ranks", process)
+        more = events(run_dir, "learner_resized")[1]["data"]
+        assert (more["was"], more["ranks"]) == (1, 2)
+        wait_for_step(run_dir, step_of(run_dir) + 6, process)
+        assert ask_status(run_dir)["learner"] == {"ranks": 2, "num_ranks": 2}
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    assert process.returncode == 130, err
+    sizes = [line["values"]["dp_size"] for line in metrics(run_dir) if "dp_size" in line["values"]]
+    assert sorted(set(sizes)) == [1.0, 2.0] and sizes[0] == sizes[-1] == 2.0
+    check_that_nothing_is_lost_or_twice(run_dir, steps=None, batch=8, max_lag=2)
+    assert left_in_ray(machines.address, namespace_of(run_dir)) == []
+
+
+def step_of(run_dir: Path) -> int:
+    return max(line["step"] for line in metrics(run_dir))

@@ -27,6 +27,7 @@ PURE = (
     "miles_async/config/schema/record.py",
     "miles_async/config/rules.py",
     "miles_async/config/effect.py",
+    "miles_async/config/elastic_ranks.py",
     "miles_async/config/learnable.py",
     "miles_async/groups/rollouts.py",
     "miles_async/groups/routes.py",

@@ -20,7 +20,8 @@ from miles_async.train import checkpoint
 
 class RecordingLearner(Learner):
     """Writes the groups of step ``s``, as its rank trained on them, to ``trained/s-RANK`` in the run directory; of the ranks
-    that hold a replica of the model together, and train on the same, the first one does."""
+    that hold a replica of the model together, and train on the same, the first one does. Where fewer ranks train a step again,
+    what the others wrote of it is taken away."""
 
     def _train(self, groups: list[Group], *, ticks: bool) -> dict[str, float]:
         metrics = super()._train(groups, ticks=ticks)
@@ -30,7 +31,23 @@ class RecordingLearner(Learner):
         directory = self.ctx.run_dir / "trained"
         directory.mkdir(exist_ok=True)
         write_groups(directory / f"{self.trainer.version:04d}-{self.rank}", groups)
+        for of_another in directory.glob(f"{self.trainer.version:04d}-*"):
+            if int(of_another.name.rpartition("-")[2]) >= len(ranks):
+                of_another.unlink(missing_ok=True)
         return metrics
+
+
+class LearnerWhoseSecondRankIsLost(RecordingLearner):
+    """The first time that it trains step ``LOST_AT``, before it does."""
+
+    LOST_AT = 4
+
+    def _train(self, groups: list[Group], *, ticks: bool) -> dict[str, float]:
+        once = self.ctx.run_dir / "lost"
+        if self.rank == 1 and self.trainer.version + 1 == self.LOST_AT and not once.exists():
+            once.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super()._train(groups, ticks=ticks)
 
 
 class LearnerKilledWhileSaving(RecordingLearner):

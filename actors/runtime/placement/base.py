@@ -25,11 +25,14 @@ class NoPlaceError(OSError):
 
 class Room(NamedTuple):
     """What there is for the actors of a role. ``free``: how many more could come now; ``waiting``: who has no place yet, and
-    for how many seconds; ``noticed``: who is on a machine that is about to be taken back."""
+    for how many seconds; ``noticed``: who is on a machine that is about to be taken back; ``kept``: for how many of them
+    the places that are kept are there, taken or not; ``lost``: the machines of those that are not."""
 
     free: int = 0
     waiting: Mapping[str, float] = {}
     noticed: frozenset[str] = frozenset()
+    kept: int = 0
+    lost: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,11 @@ class Placement(Protocol):
 
     async def room(self, role: str) -> Room:
         """What there is for actors of ``role``; where none comes or goes by itself: nothing."""
+        ...
+
+    async def rearrange(self, role: str) -> None:
+        """Actors of ``role`` are about to start, the first of them in the kept places that are there. Who is to be beside the
+        first and waits for a place elsewhere is ended: its next life is there."""
         ...
 
     def go_on(self) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from miles_async.config.schema.algorithm import Algorithm, corrections, old_log_probs
 from miles_async.config.schema.evaluation import Eval, EvalDataset
 from miles_async.config.schema.learner import Critic, Learner
-from miles_async.config.schema.placement import Elastic, Placement, Resources
+from miles_async.config.schema.placement import Elastic, ElasticLearner, Placement, Resources
 from miles_async.config.schema.record import Record, Replay
 from miles_async.config.schema.rollout import Reward, Rollout, Staleness
 from miles_async.config.schema.run import Bus, Checkpoint, Data, Model, Monitor, Run, Topology, Track
@@ -25,6 +25,7 @@ __all__ = [
     "Critic",
     "Data",
     "Elastic",
+    "ElasticLearner",
     "Engine",
     "Eval",
     "EvalDataset",

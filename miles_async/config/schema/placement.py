@@ -25,6 +25,15 @@ class Elastic(Section, frozen=True):
     max_engines: PositiveInt | None = None  # None: none comes or leaves by itself
 
 
+class ElasticLearner(Section, frozen=True):
+    """A learner that goes on with fewer data-parallel replicas where a machine is lost and nobody else has room, and with more
+    when there is room again."""
+
+    # the fewest, of learner.num_ranks, with which the run begins; None: it waits until there is room for all of them
+    min_ranks: PositiveInt | None = None
+    wait_s: PositiveFloat = 60.0  # that room for as many ranks as before is waited for
+
+
 class Placement(Section, frozen=True):
     # "local": processes of this machine; "ray": actors of a Ray cluster, on a machine of which the launch runs
     kind: Literal["local", "ray"] = "local"
@@ -45,6 +54,7 @@ class Placement(Section, frozen=True):
     shared_dir: str | None = None
     # its tensor-parallel ranks are on one machine, and as many others as have room there
     learner: Resources = Resources()
+    elastic_learner: ElasticLearner = ElasticLearner()  # how few ranks it goes on with where a machine was lost
     elastic: Elastic = Elastic()  # engines that come and leave while the run goes on
     engine: Resources = Resources()  # on as few machines as have room for all
     rollout: Resources = Resources()  # on as many machines as there are

@@ -40,6 +40,7 @@ BATCH = (
         "of the samples, those whose tokens are of more than one weight version",
         "rollout/weight_version/mixed_version_ratio",
     ),
+    Metric("dp_size", "replicas", "that the batch was split over: the learner's data-parallel size"),
     Metric("epoch", "epochs", "the last one that a prompt of the batch is of, from 0"),
 )
 

@@ -84,6 +84,10 @@ class Cluster:
         """Those that live."""
         return [sums.Machine(node["NodeManagerAddress"], node["Resources"]) for node in ray.nodes() if node["Alive"]]
 
+    def hosts(self) -> dict[str, str]:
+        """Of each machine that lives, by Ray's name of it, the address."""
+        return {str(node["NodeID"]): str(node["NodeManagerAddress"]) for node in ray.nodes() if node["Alive"]}
+
     def free(self) -> dict[str, float]:
         """What nobody has, in the whole cluster."""
         return {name: float(amount) for name, amount in ray.available_resources().items()}

@@ -32,6 +32,8 @@ class Groups:
         self._wanted = {group.name: group for group in layout.groups(config)}
         self._namespace, self._cluster = namespace, cluster
         self._asked: dict[str, PlacementGroup] = {}
+        self._orders: dict[str, list[int]] = {}  # of bundles, where that is not the one of their numbers
+        self._homes: dict[str, dict[int, str]] = {}  # on which machine a bundle was last
 
     def ask(self) -> None:
         """Have Ray look for their places."""
@@ -42,6 +44,26 @@ class Groups:
     def of(self, name: str) -> PlacementGroup:
         """One that was asked for."""
         return self._asked[name]
+
+    def bundle(self, name: str, place: int) -> int:
+        """Which bundle is the group's first (0), second, ... one."""
+        return self._orders[name][place] if name in self._orders else place
+
+    def rearrange(self, name: str) -> None:
+        """Those that are on a machine come first, and of them those that did before. Raises RayError."""
+        there, _ = self.there(name)
+        order = self._orders.get(name, list(range(len(self._wanted[name].bundles))))
+        self._orders[name] = sorted(order, key=lambda bundle: bundle not in there)
+
+    def there(self, name: str) -> tuple[list[int], tuple[str, ...]]:
+        """Bundles that are on a machine that lives, and the machines that the others were on: of a group one of whose machines
+        was lost Ray keeps the rest, and looks for places for these. Raises RayError."""
+        nodes: dict[int, str] = placement_group_table(self._asked[name])["bundles_to_node_id"]
+        living = self._cluster.hosts()
+        homes = self._homes.setdefault(name, {})
+        homes |= {bundle: living[node] for bundle, node in nodes.items() if node in living}
+        lost = {homes[bundle] for bundle, node in nodes.items() if node not in living and bundle in homes}
+        return sorted(bundle for bundle, node in nodes.items() if node in living), tuple(sorted(lost))
 
     async def wait(self, timeout_s: float, tell: Callable[[str], None]) -> None:
         """Until all of them have their places. Raises NoPlaceError: not within ``timeout_s``."""

@@ -79,6 +79,11 @@ def seat(config: RunConfig, role: str, index: int) -> Seat:
     )
 
 
+def in_bundles(config: RunConfig, role: str, count: int) -> int:
+    """How many actors of ``role`` there are places for in so many bundles."""
+    return count * (layout_of(config.learner).tensor if role == "learner" else 1)
+
+
 def groups(config: RunConfig) -> list[Group]:
     """Of all roles that have one."""
     found: list[Group] = []

@@ -81,7 +81,7 @@ class RayPlacement:
 
     def start(self, spec: ActorSpec) -> None:
         """Have Ray start the actor of ``spec``, which waits for its place. Raises NoPlaceError: there is none for it."""
-        seat = layout.seat(self.config, spec.role, spec.index)
+        seat = self._seat(spec.role, spec.index)
         if seat.added and spec.name not in self._had and elastic_bounds(self.config) is None:
             self._cluster.check_free(spec.name, seat.bill)
         handle = _HOST.options(
@@ -96,6 +96,11 @@ class RayPlacement:
         at = handle.at.remote()  # asked first, and answered first
         self._lives[spec.id] = Life(seat, handle, at, handle.live.remote(placed, self._env))
         self._had.add(spec.name)
+
+    def _seat(self, role: str, index: int) -> layout.Seat:
+        """As things are now."""
+        seat = layout.seat(self.config, role, index)
+        return replace(seat, bundle=self._groups.bundle(seat.group, seat.bundle)) if seat.group else seat
 
     def _strategy(self, seat: layout.Seat) -> Any:
         if seat.group:
@@ -139,17 +144,30 @@ class RayPlacement:
 
     async def room(self, role: str) -> Room:
         """What no placement group keeps, on machines that are not taken back."""
-        bill = layout.seat(self.config, role, 0).bill
+        seat = layout.seat(self.config, role, 0)
         try:
             free, taken_back = await asyncio.to_thread(self._cluster.room)
+            there, lost = await asyncio.to_thread(self._groups.there, seat.group) if seat.group else ((), ())
         except RayError:  # its control store is away: nothing is known
             return Room()
         lives = {actor.name: life for actor, life in self._lives.items() if role_of(actor.name) == role and life.runs}
         return Room(
-            sum(sums.copies(bill, of_one) for of_one in free),
+            sum(sums.copies(seat.bill, of_one) for of_one in free),
             {name: seconds for name, life in lives.items() if (seconds := life.waits_s) is not None},
             frozenset(name for name, life in lives.items() if (at := life.at) and at.node in taken_back),
+            layout.in_bundles(self.config, role, len(there)),
+            lost,
         )
+
+    async def rearrange(self, role: str) -> None:
+        """Bundles that are on a machine come first."""
+        group = layout.seat(self.config, role, 0).group
+        with contextlib.suppress(RayError):  # its control store is away: they wait for what they had
+            await asyncio.to_thread(self._groups.rearrange, group)
+        for actor, life in self._lives.items():
+            misplaced = life.seat.group == group and life.seat.bundle != self._groups.bundle(group, 0)
+            if actor.name == layout.BESIDE_RANK_0 and misplaced and life.waits_s is not None:
+                life.kill()
 
     def go_on(self) -> None:
         """Nothing of ours is needed to see an end: Ray tells."""
