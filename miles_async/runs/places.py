@@ -81,6 +81,11 @@ def check_elastic_learner(config: RunConfig) -> None:
         return
     if least >= wanted:
         raise ConfigError(f"{key}.min_ranks = {least} must be less than learner.num_ranks = {wanted}")
+    if section.wait_s >= config.run.watchdog_s:
+        raise ConfigError(
+            f"{key}.wait_s = {section.wait_s:g} must be less than run.watchdog_s = {config.run.watchdog_s:g}: a run that "
+            "stands still for that long is called stalled"
+        )
     if len(rank_counts(config)) == 1:
         nearest = next((ranks for ranks in range(least - 1, 0, -1) if suits(config, ranks)), None)
         said = "there is none" if nearest is None else f"the nearest is {nearest}"

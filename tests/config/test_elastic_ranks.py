@@ -1,4 +1,4 @@
-"""With how many ranks a learner goes on: whatever room there is, a launch would take that number; with room it has all again."""
+"""With how many ranks a learner goes on: whatever room there is, a launch would take that number; with room it is all again."""
 
 from __future__ import annotations
 

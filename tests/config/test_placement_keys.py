@@ -80,6 +80,10 @@ def test_what_a_role_asks_for_is_a_table_of_its_own_in_the_file_and_on_the_comma
         ),
         ([FEWER, "learner.num_ranks=2"], ["placement.elastic_learner has no effect", 'placement.kind = "ray"']),
         ([ON_RAY, "placement.elastic_learner.wait_s=9"], ["wait_s = 9 needs placement.elastic_learner.min_ranks"]),
+        (
+            [ON_RAY, FEWER, "placement.elastic_learner.wait_s=120", "learner.num_ranks=2"],
+            ["placement.elastic_learner.wait_s = 120 must be less than run.watchdog_s = 120"],
+        ),
         ([ON_RAY, FEWER], ["min_ranks = 1 must be less than learner.num_ranks = 1"]),
         (
             [ON_RAY, "placement.elastic_learner.min_ranks=3", "learner.num_ranks=4", "rollout.rollout_batch_size=8"],
