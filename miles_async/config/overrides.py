@@ -708,6 +708,16 @@ class ResourcesKeys(TypedDict, total=False):
     """of the cluster's own names: whoever asks for them runs where they are."""
 
 
+class ElasticLearnerKeys(TypedDict, total=False):
+    """A learner that goes on with fewer data-parallel replicas where a machine is lost and nobody else has room, and
+    with more when there is room again."""
+
+    min_ranks: int | None
+    """the fewest, of learner.num_ranks, with which the run begins; None: it waits until there is room for all of them."""
+    wait_s: float
+    """that room for as many ranks as before is waited for."""
+
+
 class ElasticKeys(TypedDict, total=False):
     """Engines that come when the cluster has room, and leave when it has none, or takes their machine back."""
 
@@ -742,6 +752,8 @@ class PlacementKeys(TypedDict, total=False):
     has to be seen by all of them in any case."""
     learner: ResourcesKeys
     """its tensor-parallel ranks are on one machine, and as many others as have room there."""
+    elastic_learner: ElasticLearnerKeys
+    """how few ranks it goes on with where a machine was lost."""
     elastic: ElasticKeys
     """engines that come and leave while the run goes on."""
     engine: ResourcesKeys

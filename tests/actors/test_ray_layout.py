@@ -88,7 +88,7 @@ def test_places_of_the_learner_are_as_many_as_its_bundles_have_ranks() -> None:
 
 
 def test_bundles_that_are_on_a_machine_come_first_and_what_was_first_of_them_stays_there() -> None:
-    groups = Groups(configured("learner.num_ranks=3"), "", None)  # type: ignore[arg-type]
+    groups = Groups(configured("learner.num_ranks=3", "rollout.rollout_batch_size=6"), "", None)  # type: ignore[arg-type]
     seen = [[1, 2], [0, 1, 2], [0, 2], [0, 1, 2]]  # as bundles are lost, and there again
     firsts = []
     for there in seen:
