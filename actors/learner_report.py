@@ -36,7 +36,8 @@ class LearnerReport:
 
     async def step(self, batch: Batch, metrics: dict[str, float], compute: ComputeThread) -> dict[str, float]:
         """The metrics of the step, with what the user's functions add; what is noticed in them is told."""
-        metrics = metrics | {"epoch": epoch(batch.group_ids), "dp_size": float(replicas(self._ctx.config.learner))}
+        metrics = metrics | {"epoch": epoch(batch.group_ids)}
+        metrics["dp_size"] = float(replicas(self._ctx.config.learner))
         if batch.masked_tokens >= 0:
             metrics["masked_tokens"] = float(batch.masked_tokens)
         for function in self._log:
