@@ -4,6 +4,8 @@
 -- A claim of a group that is in flight already takes it over: the former lease is fenced off.
 -- The last of several attempts counts only once it begins: a worker that is killed by one group on its last attempt may
 -- hold others that wait for theirs.
+-- A payload that lies there under the lease is of an attempt whose publication Redis has lost, with the end of its file: it goes, so
+-- that the next one under that lease is not published with it.
 local lease, attempts = ARGV[1], tonumber(ARGV[2])
 even_if_full()
 local ids = {}
@@ -40,12 +42,14 @@ local function claim(i, gid, entry)
   return attempt
 end
 
-local answers, named = {}, {}
+local answers, named, unpublished = {}, {}, {}
 for i, gid in ipairs(ids) do
   local entry = ARGV[2 * i + 2]
   named[entry] = named[entry] or claim(i, gid, entry)
   answers[i] = named[entry]
+  if answers[i] > 0 then unpublished[#unpublished + 1] = P .. 'payload:' .. gid .. ':' .. lease end
 end
+with_all(unpublished, 'DEL')
 with_all(taken, 'HSET', STATE)
 with_all(leases, 'HSET', LEASE)
 with_all(numbers, 'HSET', CLAIM)

@@ -11,7 +11,7 @@ from pathlib import Path
 from miles_async.monitor.record_lines import TRANSITIONS_FILE, RecordError, read_transitions
 from miles_async.recording.kept import KeptGroups
 from miles_async.recording.segments import SegmentError
-from miles_async.recording.steps import RecordedStep, Steps
+from miles_async.recording.steps import Attempt, RecordedStep, Steps
 
 
 class RecordedRun:
@@ -38,7 +38,7 @@ class RecordedRun:
     def payload(self, group_id: str) -> bytes:
         """The group as it was published, as the bus carried it. Raises RecordError: it is not kept, or damaged."""
         try:
-            payload = self._kept.payload(self._key(group_id))
+            payload = self._kept.payload(self._key(group_id), self._attempt(group_id).graded)
         except (SegmentError, OSError) as error:
             raise RecordError(f"group {group_id}: {error}") from None
         if payload is None:
@@ -46,7 +46,10 @@ class RecordedRun:
         return payload
 
     def _key(self, group_id: str) -> tuple[str, str]:
-        return group_id, self._published.get(group_id, "")
+        return group_id, self._attempt(group_id).lease
+
+    def _attempt(self, group_id: str) -> Attempt:
+        return self._published.get(group_id, Attempt())
 
     def check(self, first: int, last: int) -> None:
         """Whether the steps ``first`` to ``last`` can be trained again. Raises RecordError for the first that cannot."""

@@ -1,17 +1,26 @@
 """Which groups each step of a run trained on: a fold over the ledger's transitions. Pure.
 
-Promises: a group is the attempt that had been published when its step was recorded; of a step that was recorded twice (its
-learner's ledger had lost its end) the last record counts, and no step behind it is left: the ledger had forgotten those, too.
+Promises: a group is the attempt that had been published when its step was recorded, also where its lease made it more than once
+(a Redis that lost its end has it made again); of a step that was recorded twice (its learner's ledger had lost its end) the
+last record counts, and no step behind it is left: the ledger had forgotten those, too.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from miles_async.monitor.record_lines import TransitionLine
 
 HELD = "held"  # what put_into of the ledger's scripts says of a step that may be extended
 LOST = "invalid_payload"  # the reason of a group that was quarantined because its payload was gone (actors/learner_share.py)
+
+
+class Attempt(NamedTuple):
+    """At a group, that was published. ``graded``: when its rewards were there, in seconds since the epoch; 0: not on record."""
+
+    lease: str = ""
+    graded: float = 0.0
 
 
 @dataclass
@@ -33,20 +42,20 @@ class RecordedStep:
 
 
 class Steps:
-    """Fed line by line. ``recorded``: by their numbers. ``published``: under which lease a group of a step was."""
+    """Fed line by line. ``recorded``: by their numbers. ``published``: as which attempt a group of a step was."""
 
     def __init__(self) -> None:
         self.recorded: dict[int, RecordedStep] = {}
-        self.published: dict[str, str] = {}
-        self._newest: dict[str, str] = {}  # under which lease any group was, the last time
+        self.published: dict[str, Attempt] = {}
+        self._newest: dict[str, Attempt] = {}  # as which any group was, the last time
 
     def add(self, line: TransitionLine) -> None:
         """The next line of ``transitions.jsonl``."""
         step = self.recorded.get(line.step)
         if line.kind in ("batched", "extended"):
-            self.published.update((group_id, self._newest.get(group_id, "")) for group_id in line.groups)
+            self.published.update((group_id, self._newest.get(group_id, Attempt())) for group_id in line.groups)
         if line.kind == "published":
-            self._newest[line.groups[0]] = line.by
+            self._newest[line.groups[0]] = Attempt(line.by, line.graded)
         elif line.kind == "batched":
             for forgotten in [number for number in self.recorded if number > line.step]:
                 del self.recorded[forgotten]

@@ -93,6 +93,7 @@ class GroupBegun:
                 version = int(meta["weight_versions"][0]["version"])
                 said = meta.get("first_token_latency")
                 when = max(sent, self._heard.served_since(version)) if said is None else had_it + max(0.0, float(said))
+                when = min(when, now)  # whatever an engine says: it is there
             except (LookupError, TypeError, ValueError, AttributeError):
                 continue  # whoever reads it will refuse it
             self._all_say = self._all_say and said is not None

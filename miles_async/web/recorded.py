@@ -14,7 +14,7 @@ from miles_async.monitor.record_lines import TRANSITIONS_FILE, TransitionLine
 from miles_async.recording.kept import KeptGroups
 from miles_async.recording.learner_log_probs import OfGroup
 from miles_async.recording.segments import SegmentError
-from miles_async.recording.steps import Steps
+from miles_async.recording.steps import Attempt, Steps
 from miles_async.web.following import Follower
 
 
@@ -53,8 +53,9 @@ class RecordIndex:
 
     def group(self, group_id: str) -> Group:
         """The group as it was published. Raises NotKeptError."""
+        attempt = self._steps.published.get(group_id, Attempt())
         try:
-            payload = self._kept.payload((group_id, self._steps.published.get(group_id, "")))
+            payload = self._kept.payload((group_id, attempt.lease), attempt.graded)
             if payload is not None:
                 return decode(payload, Group)
         except (SegmentError, CodecError, OSError) as error:

@@ -12,6 +12,7 @@ from ledger_steps import deal, group, make_ready, ticket
 
 from bus import Bus, Ledger, balanced, connect
 from bus.append_only import appended_to
+from bus.codec import encode
 from bus.messages import Ticket
 from bus.server import RedisServer
 
@@ -100,3 +101,23 @@ async def test_a_prompt_that_was_dealt_again_is_trained_once_and_none_is_lost_wh
             assert counts["trained"] == 1 and balanced(counts), f"cut {number}: {counts}"
             assert await go_on(ledger) == ["0-1", "0-2"], f"cut {number}"
             assert balanced(await ledger.counts()), f"cut {number}"
+
+
+async def test_a_group_that_is_made_again_under_the_lease_it_had_is_published_with_what_was_made_then(
+    tmp_path: Path,
+) -> None:
+    """The file ends behind its payload, and before its publication."""
+    async with served(tmp_path / "whole") as bus:
+        ledger = Ledger(bus)
+        await deal(ledger, 1)
+        (claimed,) = await ledger.next_tickets("w", "w/1", 1, 60_000)
+        group_id = claimed.ticket.group_id
+        key = bus.key(f"payload:{group_id}:w/1")
+        await bus.redis.set(key, encode(group(group_id, "the first time")), ex=3600)
+    async with served(tmp_path / "whole") as bus:
+        ledger = Ledger(bus)
+        (again,) = await ledger.own_tickets("w", "w/1")
+        assert again.ticket == claimed.ticket and again.attempt == claimed.attempt
+        assert await ledger.publish(group(group_id, "again"), "w/1", 0.0)
+        (found,) = await ledger.payloads([key])
+        assert found.worker == "again"

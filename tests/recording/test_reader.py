@@ -6,7 +6,9 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from ledger_steps import group
 
+from bus.codec import encode
 from miles_async.monitor.record_lines import RecordError, TransitionLine
 from miles_async.recording.reader import RecordedRun
 from miles_async.recording.segments import Entry, block
@@ -39,6 +41,22 @@ def test_a_group_that_a_ledger_without_its_end_had_made_again_is_the_one_that_it
     lines = [line("published", "a", by="w/1"), line("batched", "a", step=1), line("published", "a", by="w/2")]
     run = recorded(tmp_path, [*lines, line("reconciled", "a", step=1)], kept)
     assert run.payload("a") == b"trained"
+
+
+def test_of_two_that_one_lease_made_it_is_the_one_that_its_step_was_trained_on_wherever_they_lie(
+    tmp_path: Path,
+) -> None:
+    """A ledger without its end has a worker that lives make a group again under the lease that it has."""
+    made = [encode(msgspec.structs.replace(group("a"), finished=when)) for when in (1.5, 2.5)]
+    kept = [("a", "w/1", payload) for payload in made]
+    published = [msgspec.structs.replace(line("published", "a", by="w/1"), graded=when) for when in (1.5, 2.5)]
+    batched = line("batched", "a", step=1)
+    lost = [published[0], batched, published[1], line("reconciled", "a", step=1)]
+    for name, lines, trained in (("batch", lost, made[0]), ("publication", [*published, batched], made[1])):
+        (tmp_path / name).mkdir()
+        assert recorded(tmp_path / name, lines, kept).payload("a") == trained, f"the {name} was lost"
+    (tmp_path / "old").mkdir()
+    assert recorded(tmp_path / "old", [line("published", "a", by="w/1"), batched], kept).payload("a") == made[1]
 
 
 def test_of_a_step_that_was_recorded_twice_the_last_record_counts(tmp_path: Path) -> None:

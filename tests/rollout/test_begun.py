@@ -66,6 +66,14 @@ def test_what_a_request_waited_for_an_engine_is_no_time_of_the_engines() -> None
     assert group.first_token == 11
 
 
+def test_a_first_token_was_there_before_its_answer_whatever_an_engine_says() -> None:
+    """One that counts in other units, say. What a group cannot be sent with would cost it its attempts."""
+    for said in (3e6, 1e300):
+        group = GroupBegun(heard((0, announced(1))))
+        group.answered(10, 20, [answer("a", [1], first_token_latency=said, e2e_latency=-said)])
+        assert group.first_token == 20
+
+
 def test_when_the_first_token_was_is_not_known_if_one_engine_does_not_say() -> None:
     group = GroupBegun(heard((0, announced(1)), (1, serves("engine-0", 4))))
     group.answered(2, 20, [answer("a", [1], first_token_latency=1.0), answer("b", [1])])
@@ -93,6 +101,8 @@ async def test_a_group_that_waits_for_a_slot_is_submitted_when_it_has_one() -> N
     versions, clock = heard((0, announced(1)), (0, serves("engine-0", 0))), 5.0
 
     async def send(request: RolloutRequest) -> list[dict[str, Any]]:
+        nonlocal clock
+        clock = 6.0
         return [answer(rid, [1], version=0, first_token_latency=1.0) for rid in request.rids]
 
     slots = Slots(1, send, lambda: clock, versions, wall=lambda: 1000.0)
