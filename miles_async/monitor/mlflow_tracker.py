@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -65,9 +65,10 @@ class MlflowTracker(PackageTracker):
         while some := list(islice(params, PARAMS_AT_ONCE)):
             self._client.log_batch(self._id, params=some)
 
-    def log(self, line: MetricsLine) -> None:
+    def log(self, lines: Sequence[MetricsLine]) -> None:
         metrics = [
             self._metric(named(line.actor, name), value, round(line.time * 1000), line.step)
+            for line in lines
             for name, value in line.values.items()
             if value is not None and math.isfinite(value)
         ]

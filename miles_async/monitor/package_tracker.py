@@ -1,13 +1,15 @@
 """A tracker that is somebody else's package: what wandb_tracker.py and mlflow_tracker.py share.
 
 Promises: all that is asked of the package is asked by one thread, its import too, which nobody waits for but
-:meth:`PackageTracker.close`, and that for ``CLOSE_S`` at most; what it raises is said in one line, and ends the tracking alone.
+:meth:`PackageTracker.close`, and that for ``CLOSE_S`` at most; what comes while it is busy is handed over at once, so that a slow
+server does not fall behind; what it raises is said in one line, and ends the tracking alone.
 """
 
 from __future__ import annotations
 
 import queue
 import threading
+from collections.abc import Sequence
 from typing import Any
 
 from miles_async.monitor.record_lines import MetricsLine
@@ -31,8 +33,8 @@ class PackageTracker:
         """In the thread, first."""
         raise NotImplementedError
 
-    def log(self, line: MetricsLine) -> None:
-        """In the thread, for each line."""
+    def log(self, lines: Sequence[MetricsLine]) -> None:
+        """In the thread: all that waits, in its order."""
         raise NotImplementedError
 
     def finish(self) -> None:
@@ -49,14 +51,23 @@ class PackageTracker:
             self.error = self.error or f"{self._name} did not end within {CLOSE_S:g} s: {self._left}"
 
     def _run(self) -> None:
-        ended = False  # nothing more comes
+        more = True  # may come
         try:
             self.begin()
-            while (line := self._queue.get()) is not None:
-                self.log(line)
-            ended = True
+            while more:
+                lines, more = self._waiting()
+                self.log(lines)
             self.finish()
         except Exception as error:  # of a service of somebody else's
             self.error = f"{self._name}: {type(error).__name__}: {error}".splitlines()[0]
-            while not ended and self._queue.get() is not None:
-                pass
+            while more:
+                _, more = self._waiting()
+
+    def _waiting(self) -> tuple[list[MetricsLine], bool]:
+        """What has come, once something has; whether more may come."""
+        lines = list[MetricsLine]()
+        while (line := self._queue.get()) is not None:
+            lines.append(line)
+            if self._queue.empty():
+                return lines, True
+        return lines, False

@@ -1,7 +1,8 @@
 """The runs of a directory, a line for each: ``miles-async runs``, and the list of ``miles-async web``.
 
 Promises: no bus is asked and nothing is changed; of a run, whatever its length, the end of its record is read; one whose files
-are damaged is a line that says so, and takes no other one with it; a simulation is a line, too.
+are damaged is a line that says so, and takes no other one with it, nor does a directory that cannot be looked into; a
+simulation is a line, too.
 """
 
 from __future__ import annotations
@@ -52,7 +53,15 @@ def found_in(root: Path) -> list[Path]:
     """
     if not root.is_dir():
         raise ConfigError(f"{root}: no such directory")
-    return [root] if is_run(root) else [path for path in root.iterdir() if path.is_dir() and is_run(path)]
+    return [root] if is_run(root) else [path for path in root.iterdir() if _is_run(path)]
+
+
+def _is_run(path: Path) -> bool:
+    """Also of a directory that cannot be looked into, as another user's."""
+    try:
+        return path.is_dir() and is_run(path)
+    except OSError:
+        return False
 
 
 def show(rows: Sequence[Mapping[str, Any]], root: Path) -> str:
@@ -133,9 +142,12 @@ def figures_of_record(run_dir: Path) -> dict[str, Any]:
 
 
 def _began(run_dir: Path) -> float:
-    """Seconds since the epoch: of the first launch, whose configuration is never written again."""
+    """Seconds since the epoch: of the first launch, whose configuration is never written again; inf: it has gone meanwhile."""
     first = run_dir / DIRECTORY / "1.toml"
-    return (first if first.exists() else run_dir).stat().st_mtime
+    try:
+        return (first if first.exists() else run_dir).stat().st_mtime
+    except OSError:
+        return math.inf
 
 
 def _changed(run_dir: Path) -> float:

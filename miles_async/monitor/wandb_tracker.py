@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,9 +49,10 @@ class WandbTracker(PackageTracker):
         # several actors report of one step, and a step may be trained again
         self._track.define_metric("*", step_metric=_STEP)
 
-    def log(self, line: MetricsLine) -> None:
-        values = {tag(line.actor, name): math.nan if v is None else v for name, v in line.values.items()}
-        self._track.log({**values, _STEP: line.step})
+    def log(self, lines: Sequence[MetricsLine]) -> None:
+        for line in lines:
+            values = {tag(line.actor, name): math.nan if v is None else v for name, v in line.values.items()}
+            self._track.log({**values, _STEP: line.step})
 
     def finish(self) -> None:
         self._track.finish()

@@ -18,7 +18,7 @@ from monitored import config, step_metrics
 
 from miles_async.config.schema import ConfigError, Track
 from miles_async.monitor import Monitor
-from miles_async.monitor.mlflow_tracker import FILES_ALLOWED, URI, VALUE_CHARS, named, parameters
+from miles_async.monitor.mlflow_tracker import FILES_ALLOWED, METRICS_AT_ONCE, URI, VALUE_CHARS, named, parameters
 from miles_async.monitor.trackers import check
 from miles_async.runs.state import RunState, write
 
@@ -133,6 +133,28 @@ def test_what_goes_wrong_there_is_told_and_nothing_to_the_run(
     monitor.on_metrics(step_metrics(1, 1.0))
     summary = monitor.finish("finished", {})
     assert summary["steps"] == 1 and summary["troubles"] == ["mlflow: ConnectionError: no"]
+
+
+def test_what_comes_while_a_server_takes_its_time_goes_to_it_in_one_request(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    answers, requests = threading.Event(), list[int]()
+
+    class Slow(StandIn):
+        def log_batch(self, run_id: str, metrics: Sequence[Metric] = (), params: Sequence[Param] = ()) -> None:
+            super().log_batch(run_id, metrics, params)
+            if metrics:
+                requests.append(len(metrics))
+                assert answers.wait(60)
+
+    module = Slow()
+    monitor = tracked(monkeypatch, tmp_path, module)
+    for step in range(1, 41):
+        monitor.on_metrics(step_metrics(step, float(step)))
+    answers.set()
+    assert monitor.finish("finished", {})["troubles"] == []
+    assert [m.step for m in module.metrics if m.key == "train/raw_reward"] == list(range(1, 41))
+    assert len(requests) <= 2 + sum(requests) // METRICS_AT_ONCE
 
 
 def test_a_name_has_nothing_that_mlflow_refuses_and_none_lies_in_the_way_of_another() -> None:

@@ -13,6 +13,7 @@ from simulations import settings
 from typer.testing import CliRunner
 
 from miles_async.cli.app import app
+from miles_async.monitor.runs_table import found_in, row
 from miles_async.runs.lock import RunLock
 from miles_async.runs.state import RunState, write
 from miles_async.simulation.directory import simulate_into
@@ -78,6 +79,18 @@ def test_a_damaged_run_is_a_line_and_takes_no_other_one_with_it(tmp_path: Path) 
         "record",
         "config",
     }
+
+
+def test_a_directory_that_cannot_be_looked_into_takes_no_run_with_it_nor_does_one_that_has_gone(tmp_path: Path) -> None:
+    root = tmp_path
+    while len(os.fsencode(root)) < 3900:
+        root = root / ("d" * min(200, 4000 - len(os.fsencode(root))))
+    (root / "run").mkdir(parents=True)
+    (root / "run" / "metrics.jsonl").touch()
+    (root / ("e" * 90)).mkdir()  # what is in it has a longer path than the system takes
+    assert [path.name for path in found_in(root)] == ["run"]
+    gone = row(tmp_path / "gone", time.time())
+    assert (gone["run"], gone["age_s"], gone["changed"]) == ("gone", 0, 0)
 
 
 def test_a_simulation_is_listed_among_the_runs(tmp_path: Path) -> None:
