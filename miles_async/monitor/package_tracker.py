@@ -1,8 +1,8 @@
 """A tracker that is somebody else's package: what wandb_tracker.py and mlflow_tracker.py share.
 
 Promises: all that is asked of the package is asked by one thread, its import too, which nobody waits for but
-:meth:`PackageTracker.close`, and that for ``CLOSE_S`` at most; what comes while it is busy is handed over at once, so that a slow
-server does not fall behind; what it raises is said in one line, and ends the tracking alone.
+:meth:`PackageTracker.close`, and that for ``CLOSE_S`` at most; what comes while it is busy is handed over at once, so that a
+slow server does not fall behind; what it raises is said in one line, and ends the tracking alone.
 """
 
 from __future__ import annotations
