@@ -18,6 +18,7 @@ import torch.distributed as dist
 from miles_async.train.parameter_names import EXPERTS, tensors
 from miles_async.train.peft_names import AdapterSide
 
+_LARGEST = (".linear_fc1.weight", ".word_embeddings.weight", "output_layer.weight")
 _DTYPES = {str(dtype): dtype for dtype in (torch.float32, torch.bfloat16, torch.float16)}
 
 
@@ -35,6 +36,7 @@ def gathered(bridge: Any, chunks: Sequence[Any], side: AdapterSide | None = None
         for name, tensor in of_stage:
             if leads:
                 _send(name, tensor, stages[0])
+            del tensor  # before the next is put together
         if leads:
             _send_end(stages[0], bridge.device)
         return
@@ -43,11 +45,13 @@ def gathered(bridge: Any, chunks: Sequence[Any], side: AdapterSide | None = None
         if leads:
             seen.add(name)
             yield name, tensor
+        del tensor
     for source in stages[1:] if leads else ():
         while (received := _receive(source, bridge.device)) is not None:
             if received[0] not in seen:
                 seen.add(received[0])
                 yield received
+            del received
 
 
 def _of_stage(bridge: Any, chunks: Sequence[Any], side: AdapterSide | None) -> Iterator[tuple[str, torch.Tensor]]:
@@ -117,12 +121,30 @@ def _whole(bridge: Any, name: str, parameter: torch.Tensor) -> torch.Tensor | No
     first = group.rank() == 0
     if group.size() == 1 or not getattr(parameter, "tensor_model_parallel", False):
         return parameter.detach() if first else None
+    if name.endswith(_LARGEST):  # mbridge would have them two and three times at once
+        return _in_place(parameter, group, halves=2 if name.endswith(".linear_fc1.weight") else 1)
     parts = _gathered(parameter, group)
     if parts is None:
         return None
-    if name.endswith(".linear_fc1.weight"):  # the largest; mbridge would have it three times at once
-        return _gate_and_up(parts)
     return bridge.mbridge._weight_merge_across_tp(name, parts, parameter)
+
+
+def _in_place(parameter: torch.Tensor, group: Any, *, halves: int) -> torch.Tensor | None:
+    """The rows of all ranks of the group, on its first, each received where it belongs; None on the others. halves: 2, where a
+    rank has rows of two matrices, of which all rows of the first come before those of the second."""
+    mine, ranks = parameter.detach().chunk(halves), dist.get_process_group_ranks(group)
+    if group.rank() > 0:
+        for half in mine:
+            dist.send(half.contiguous(), ranks[0])
+        return None
+    whole = parameter.new_empty(parameter.shape[0] * len(ranks), *parameter.shape[1:], requires_grad=False)
+    parts = [rows.chunk(len(ranks)) for rows in whole.chunk(halves)]
+    for of_half, half in zip(parts, mine, strict=True):
+        of_half[0].copy_(half)
+    for index, rank in enumerate(ranks[1:], 1):
+        for of_half in parts:
+            dist.recv(of_half[index], rank)
+    return whole
 
 
 def _gathered(parameter: torch.Tensor, group: Any) -> list[torch.Tensor] | None:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from miles_async.config.lora import TARGETS, Lora
+from miles_async.config.lora import TARGETS, USUAL, Lora
 from miles_async.models.support import ModelError
 from miles_async.train.local_functions import Raised
 
@@ -129,7 +129,7 @@ def adapt(module: Any, lora: Lora, *, seed: int) -> None:
             base = getattr(owner, name, None)
             if base is None:
                 raise ModelError(f"learner.lora_rank: layer {layer.layer_number} of the model has no {part}.{name}")
-            generator = torch.Generator().manual_seed((seed << 20) + layer.layer_number * len(TARGETS) + number)
+            generator = torch.Generator().manual_seed(first_seed(seed, layer.layer_number, number))
             gated = name == "linear_fc1" and bool(module.config.gated_linear_unit)
             adapter = Adapter(base, lora, generator, gated=gated)
             setattr(owner, name + _SUFFIX, adapter)
@@ -137,6 +137,16 @@ def adapt(module: Any, lora: Lora, *, seed: int) -> None:
     if module.config.recompute_granularity and hasattr(module, "embedding"):
         module.embedding.register_forward_hook(_with_gradient)
     module.adapted = True
+
+
+def first_seed(seed: int, layer: int, number: int) -> int:
+    """That of an A as a run begins, another one for each matrix of each layer. number: of the matrix among ``TARGETS``.
+
+    Those of the first four are as they were when there were no others: earlier records are replayed to the same bits.
+    """
+    usual = len(USUAL)
+    place = layer * usual + number if number < usual else (1 << 19) + layer * len(TARGETS) + number
+    return (seed << 20) + place
 
 
 def _adding(adapter: Adapter) -> Any:

@@ -13,9 +13,11 @@ from safetensors.torch import load_file
 from train_support import Build, assert_equal, hf_log_probs, make_checkpoint, make_config, make_groups
 
 from miles_async.config import toml
+from miles_async.config.lora import TARGETS, USUAL
 from miles_async.train import convert
 from miles_async.train.checkpoint import CheckpointError
 from miles_async.train.checkpoint_contents import read_metadata
+from miles_async.train.lora import first_seed
 
 LORA: dict[str, Any] = {"lora_rank": 3, "lora_alpha": 6.0, "lr": 1e-2}
 ALL = ("q", "k", "v", "o", "gate", "up", "down")
@@ -39,6 +41,13 @@ def test_only_the_adapters_move_and_only_they_have_an_optimizer(build: Build, qw
     changed = {name for name, tensor in trainer.export().items() if not torch.equal(tensor, untrained[name])}
     matrices = {f"self_attn.{part}_proj" for part in "qkv"} | {"mlp.down_proj"}
     assert changed == {f"model.layers.{layer}.{matrix}.weight" for layer in (0, 1) for matrix in matrices}
+
+
+def test_each_matrix_begins_with_a_seed_of_its_own_which_for_the_first_four_is_what_it_always_was() -> None:
+    seeds = [first_seed(7, layer, number) for layer in range(1, 100) for number in range(len(TARGETS))]
+    assert len(set(seeds)) == len(seeds)
+    assert seeds[: len(USUAL)] == [(7 << 20) + 4 + number for number in range(4)]
+    assert all(7 << 20 <= seed < 8 << 20 for seed in seeds)
 
 
 @pytest.mark.parametrize("tied", [True, False])
