@@ -48,6 +48,10 @@ async def connect(
     if tuple(int(part) for part in version.split(".")[:2]) < (6, 2):
         await client.aclose()
         raise NoRedisError(f"Redis {version} at {shown} is too old: 6.2 or newer is needed")
+    if info.get("role") == "slave":
+        await client.aclose()
+        primary = f"{info['master_host']}:{info['master_port']}"
+        raise NoRedisError(f"the Redis at {shown} is a replica, which takes no writes; its primary is {primary}")
     client.tell = lambda text: None
     return Bus(client, run_id)
 
@@ -57,7 +61,7 @@ async def _ask(client: PatientRedis, deadline_s: float) -> Mapping[str, Any]:
 
     async def ask() -> Any:
         await client.echo("")  # INFO is answered in the middle of a load; PING is refused while the disk is full
-        return await client.info("server")
+        return await client.info("server") | await client.info("replication")
 
     answer, end = asyncio.create_task(ask()), time.monotonic() + deadline_s
     try:
