@@ -73,7 +73,7 @@ def run(command: str, scratch: Path) -> str:
     program, *words = shlex.split(command)
     if program != "miles-async":
         raise ValueError(f"output of {command!r}: only miles-async is run")
-    ours = [sys.executable, "-c", "from miles_async.cli.app import main; main()", *words]
+    ours = [sys.executable, "-m", "miles_async", *words]
     path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     env = {**os.environ, "COLUMNS": WIDTH, "NO_COLOR": "1", "PYTHONPATH": path}
     streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}

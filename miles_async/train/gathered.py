@@ -18,7 +18,8 @@ import torch.distributed as dist
 from miles_async.train.parameter_names import EXPERTS, tensors
 from miles_async.train.peft_names import AdapterSide
 
-_LARGEST = (".linear_fc1.weight", ".word_embeddings.weight", "output_layer.weight")
+# how many matrices the rows of the largest parameters are of, each split by itself
+_LARGEST = {".linear_fc1.weight": 2, ".word_embeddings.weight": 1, "output_layer.weight": 1}
 _DTYPES = {str(dtype): dtype for dtype in (torch.float32, torch.bfloat16, torch.float16)}
 
 
@@ -121,29 +122,30 @@ def _whole(bridge: Any, name: str, parameter: torch.Tensor) -> torch.Tensor | No
     first = group.rank() == 0
     if group.size() == 1 or not getattr(parameter, "tensor_model_parallel", False):
         return parameter.detach() if first else None
-    if name.endswith(_LARGEST):  # mbridge would have them two and three times at once
-        return _in_place(parameter, group, halves=2 if name.endswith(".linear_fc1.weight") else 1)
+    for end, matrices in _LARGEST.items():
+        if name.endswith(end):  # mbridge would have it two or three times at once
+            return _in_place(parameter, group, matrices)
     parts = _gathered(parameter, group)
     if parts is None:
         return None
     return bridge.mbridge._weight_merge_across_tp(name, parts, parameter)
 
 
-def _in_place(parameter: torch.Tensor, group: Any, *, halves: int) -> torch.Tensor | None:
-    """The rows of all ranks of the group, on its first, each received where it belongs; None on the others. halves: 2, where a
-    rank has rows of two matrices, of which all rows of the first come before those of the second."""
-    mine, ranks = parameter.detach().chunk(halves), dist.get_process_group_ranks(group)
+def _in_place(parameter: torch.Tensor, group: Any, matrices: int) -> torch.Tensor | None:
+    """The rows of all ranks of the group, on its first, each received where it belongs; None on the others. Of several
+    ``matrices`` of which each rank has rows all of the first come before those of the second."""
+    mine, ranks = parameter.detach().chunk(matrices), dist.get_process_group_ranks(group)
     if group.rank() > 0:
-        for half in mine:
-            dist.send(half.contiguous(), ranks[0])
+        for rows in mine:
+            dist.send(rows.contiguous(), ranks[0])
         return None
     whole = parameter.new_empty(parameter.shape[0] * len(ranks), *parameter.shape[1:], requires_grad=False)
-    parts = [rows.chunk(len(ranks)) for rows in whole.chunk(halves)]
-    for of_half, half in zip(parts, mine, strict=True):
-        of_half[0].copy_(half)
+    places = [rows.chunk(len(ranks)) for rows in whole.chunk(matrices)]
+    for of_matrix, rows in zip(places, mine, strict=True):
+        of_matrix[0].copy_(rows)
     for index, rank in enumerate(ranks[1:], 1):
-        for of_half in parts:
-            dist.recv(of_half[index], rank)
+        for of_matrix in places:
+            dist.recv(of_matrix[index], rank)
     return whole
 
 
